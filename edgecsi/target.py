@@ -1,0 +1,303 @@
+"""What to compile for: a board or CPU, read from a TOML file in ``targets/``.
+
+A file names its CPU the way LLVM does, lists the features the CPU must have the way /proc/cpuinfo does,
+and estimates how fast the CPU computes and reads. It may build on another file (``extends``), be another
+name for one (``alias``), or take what it can from the machine it is read on (``detect``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from edgecsi import cpu
+from edgecsi.errors import TargetError
+
+TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
+DOTS = ("", "avx512_vnni", "avx_vnni", "avx2", "sdot", "neon")
+
+_MAX_FILE_BYTES = 64 * 1024
+_MAX_EXTENDS = 8
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_ATTRIBUTE = re.compile(r"[+-][a-z0-9][a-z0-9._-]*")
+_FEATURE = re.compile(r"[a-z0-9][a-z0-9_]*")
+_GLIBC = re.compile(r"2\.[0-9]{1,2}")
+
+
+@dataclass(frozen=True)
+class Target:
+    """One board or CPU. Bandwidths and peaks are of one core and serve estimates, never reports."""
+
+    id: str
+    """Name of the target: the file's name without ``.toml``."""
+    description: str
+    """What it is, in a line."""
+    arch: str
+    """``x86_64`` or ``aarch64``."""
+    triple: str
+    """LLVM triple, for example ``aarch64-linux-gnu``."""
+    mcpu: str
+    """LLVM's name of the CPU."""
+    features: tuple[str, ...]
+    """What the CPU must have to run the code, as named in /proc/cpuinfo."""
+    lanes_f32: int
+    """Floats in one vector register: 16, 8 or 4."""
+    vector_registers: int
+    """How many vector registers there are: 16 or 32."""
+    l1_bytes: int
+    """Size of a core's first-level data cache in bytes."""
+    l2_bytes: int
+    """Size of the second-level cache in bytes."""
+    l1_gbps: float
+    """Bandwidth of reads from the first-level cache in GB/s (10^9 bytes)."""
+    l2_gbps: float
+    """Bandwidth of reads from the second-level cache in GB/s."""
+    l3_gbps: float
+    """Bandwidth of reads from the third-level cache in GB/s (that of memory, where there is none)."""
+    dram_gbps: float
+    """Bandwidth of reads from memory in GB/s."""
+    peak_gmacs_f32: float
+    """Multiply-adds in float32, 10^9 a second."""
+    peak_gmacs_i8: float
+    """Multiply-adds in int8, 10^9 a second, with the instructions of ``dot``."""
+    mattr: tuple[str, ...] = ()
+    """LLVM attributes on top of ``mcpu``, for example ``-prefer-256-bit``."""
+    dot: str = ""
+    """Int8 dot product: ``avx512_vnni``, ``avx_vnni``, ``avx2``, ``sdot``, ``neon`` or ``""`` for none."""
+    glibc: str = "2.28"
+    """Oldest C library the compiled library has to load with."""
+    emulate: str = ""
+    """QEMU's name of this very CPU, or ``""`` where it is not emulated."""
+    cores: int = 1
+    """CPU cores of the board."""
+
+    @property
+    def zig_cpu(self) -> str:
+        """The same CPU as the ``-mcpu`` argument of zig, which links the library."""
+        parts = [self.mcpu, *(attribute[1:] for attribute in self.mattr)]
+        signs = ["", *(attribute[0] for attribute in self.mattr)]
+        return "".join(s + re.sub(r"[-.]", "_", part) for s, part in zip(signs, parts, strict=True))
+
+    def tvm(self) -> dict[str, Any]:
+        """The argument of ``tvm.target.Target``."""
+        target: dict[str, Any] = {
+            "kind": "llvm",
+            "mtriple": self.triple,
+            "mcpu": self.mcpu,
+            "num-cores": self.cores,
+        }
+        if self.mattr:
+            target["mattr"] = list(self.mattr)
+        return target
+
+    def missing_on_this_cpu(self) -> list[str]:
+        """Features this target needs and this machine lacks; only its architecture where that differs."""
+        if cpu.machine() != self.arch:
+            return [self.arch]
+        return [name for name in self.features if name not in cpu.features()]
+
+
+def load(name_or_path: str | Path) -> Target:
+    """Read a target.
+
+    Args:
+        name_or_path: a name of :func:`list_targets`, or the path of a TOML file (anything with a ``/``
+            or the ending ``.toml``).
+
+    Raises:
+        TargetError: no such target, or a file with unknown keys, values of the wrong type or out of
+            range, a missing value, or a cycle of ``extends``.
+    """
+    path = _find(str(name_or_path))
+    name, fields = _read(path, [])
+    return _check(name, fields, path)
+
+
+def list_targets() -> list[str]:
+    """Names of the targets that ship with edgecsi, in alphabetical order."""
+    return sorted(path.stem for path in _folder().glob("*.toml"))
+
+
+def host() -> Target:
+    """This machine's exact CPU, the same as ``load("host")``."""
+    return load("host")
+
+
+@cache
+def _folder() -> Path:
+    """Where the target files are: inside an installed package, or beside it in a checkout."""
+    here = Path(__file__).resolve().parent
+    installed = here / "_targets"
+    return installed if installed.is_dir() else here.parent / "targets"
+
+
+def _find(name: str, beside: Path | None = None) -> Path:
+    """The file of a target's name or path; a file's own ``extends`` may name one beside it."""
+    if name.isprintable() and (name.endswith(".toml") or (beside is None and "/" in name)):
+        return Path(name) if beside is None else beside / name
+    path = _folder() / f"{name}.toml"
+    if not all(_NAME.fullmatch(part) for part in name.split("/")) or not path.is_file():
+        raise TargetError(
+            f"there is no target {name!r}",
+            f"the targets are {', '.join(list_targets())}",
+            "name one of these, or give the path of a .toml file",
+        )
+    return path
+
+
+def _read(path: Path, seen: list[Path]) -> tuple[str, dict[str, Any]]:
+    """Name and merged fields of a file, with what it extends, stands for or detects filled in."""
+    if path.resolve() in seen or len(seen) > _MAX_EXTENDS:
+        chain = " -> ".join(p.name for p in [*seen, path])
+        raise TargetError(
+            f"{path}: the target extends itself",
+            f"the chain of files is {chain}",
+            "remove one extends from the chain",
+        )
+    seen = [*seen, path.resolve()]
+    own = _parse(path)
+    name = path.stem
+    if "alias" in own:
+        if len(own) > 1:
+            raise _wrong(path, "alias", "an alias has no other keys")
+        return _read(_find(_text(path, own, "alias"), path.parent), seen)
+    fields: dict[str, Any] = {}
+    if "extends" in own:
+        _, fields = _read(_find(_text(path, own, "extends"), path.parent), seen)
+    if "detect" in own:
+        fields = _detect(path, own["detect"])
+    fields.update((key, value) for key, value in own.items() if key not in ("extends", "detect"))
+    return name, fields
+
+
+def _parse(path: Path) -> dict[str, Any]:
+    try:
+        if not path.is_file():
+            raise TargetError(
+                f"{path}: no such target file", "", "check the path; `edgecsi targets` lists names"
+            )
+        with path.open("rb") as file:
+            data = file.read(_MAX_FILE_BYTES + 1)
+        if len(data) > _MAX_FILE_BYTES:
+            raise TargetError(
+                f"{path}: not a target file",
+                f"it is larger than {_MAX_FILE_BYTES // 1024} KiB",
+                "give the path of a target's .toml",
+            )
+        return tomllib.loads(data.decode("utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise TargetError(f"{path}: cannot be read as TOML", str(error), "correct the file") from error
+
+
+def _detect(path: Path, bases: Any) -> dict[str, Any]:
+    """Fields of the first base this machine can run, and on top of them what the machine says of itself."""
+    if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases) or not bases:
+        raise _wrong(path, "detect", "expected a list of target names")
+    candidates = [load(base) for base in bases]
+    base = next((target for target in candidates if not target.missing_on_this_cpu()), None)
+    if base is None:
+        lacking = "; ".join(f"{t.id} needs {', '.join(t.missing_on_this_cpu())}" for t in candidates)
+        raise TargetError(
+            "this machine's CPU is not supported as a target",
+            lacking,
+            "build for another --target, or write a target file",
+        )
+    name, known = cpu.llvm_name(), cpu.LLVM_FEATURE[base.arch]
+    present = tuple(feature for feature in known if feature in cpu.features())
+    mattr = cpu.llvm_attributes(generic=not name)
+    wide = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= set(present)
+    if wide:
+        mattr.insert(0, "-prefer-256-bit")
+    detected = dataclasses.asdict(base) | {
+        "mcpu": name or ("x86-64-v3" if base.arch == "x86_64" else "generic"),
+        "mattr": mattr,
+        "features": list(present),
+        "cores": cpu.cores(),
+        "emulate": "",
+    }
+    if base.arch == "x86_64":
+        dots = [dot for dot in ("avx512_vnni", "avx_vnni", "avx2") if dot in present]
+        detected |= {"lanes_f32": 16 if wide else 8, "vector_registers": 32 if wide else 16, "dot": dots[0]}
+    caches = cpu.cache_bytes()
+    detected |= {f"l{level}_bytes": caches[level] for level in (1, 2) if level in caches}
+    del detected["id"]
+    return detected
+
+
+def _check(name: str, fields: dict[str, Any], path: Path) -> Target:
+    """Build the target from its fields, every one checked for type and range."""
+    if not _NAME.fullmatch(name) or len(name) > 64:
+        raise TargetError(
+            f"{path}: {name!r} cannot be a target's name",
+            "the file's name is the target's name",
+            "use letters, digits, dots and dashes",
+        )
+    kinds = {field.name: field.type for field in dataclasses.fields(Target) if field.name != "id"}
+    needed = {field.name for field in dataclasses.fields(Target) if field.default is dataclasses.MISSING}
+    if unknown := sorted(set(fields) - set(kinds)):
+        raise TargetError(
+            f"{path}: unknown key {', '.join(unknown)}",
+            f"a target has the keys alias, extends, detect, {', '.join(kinds)}",
+            "correct the spelling or remove the key",
+        )
+    if missing := sorted(needed - {"id"} - set(fields)):
+        raise TargetError(
+            f"{path}: the target has no {', '.join(missing)}",
+            "these have no default",
+            'add them, or extend a target that has them (extends = "rpi4")',
+        )
+    values: dict[str, Any] = {"id": name}
+    for key, value in fields.items():
+        match kinds[key]:
+            case "str":
+                values[key] = _text(path, fields, key)
+            case "int":
+                if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 40:
+                    raise _wrong(path, key, "expected a whole number from 1 to 2^40")
+                values[key] = value
+            case "float":
+                if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1e6:
+                    raise _wrong(path, key, "expected a number above 0 and up to 1e6")
+                values[key] = float(value)
+            case _:
+                values[key] = _texts(path, key, value)
+    target = Target(**values)
+    rules = {
+        "arch": (target.arch in TRIPLES, f"expected {' or '.join(TRIPLES)}"),
+        "triple": (target.triple == TRIPLES.get(target.arch), f"expected {TRIPLES.get(target.arch)}"),
+        "mcpu": (bool(_NAME.fullmatch(target.mcpu)), "expected a CPU name of LLVM, like cortex-a72"),
+        "mattr": (all(map(_ATTRIBUTE.fullmatch, target.mattr)), "expected attributes like +dotprod or -aes"),
+        "features": (all(map(_FEATURE.fullmatch, target.features)), "expected names as in /proc/cpuinfo"),
+        "lanes_f32": (target.lanes_f32 in (4, 8, 16), "expected 4, 8 or 16"),
+        "vector_registers": (target.vector_registers in (16, 32), "expected 16 or 32"),
+        "dot": (target.dot in DOTS, f"expected one of {', '.join(map(repr, DOTS))}"),
+        "glibc": (bool(_GLIBC.fullmatch(target.glibc)), "expected a version like 2.28"),
+        "emulate": (not target.emulate or bool(_NAME.fullmatch(target.emulate)), "expected a CPU of QEMU"),
+        "cores": (target.cores <= 4096, "expected at most 4096"),
+    }
+    for key, (fine, expected) in rules.items():
+        if not fine:
+            raise _wrong(path, key, expected)
+    return target
+
+
+def _text(path: Path, fields: dict[str, Any], key: str) -> str:
+    value = fields[key]
+    if not isinstance(value, str) or len(value) > 200 or not value.isprintable():
+        raise _wrong(path, key, "expected one line of text")
+    return value
+
+
+def _texts(path: Path, key: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or len(value) > 200:
+        raise _wrong(path, key, "expected a list of names")
+    return tuple(_text(path, {key: item}, key) for item in value)
+
+
+def _wrong(path: Path, key: str, expected: str) -> TargetError:
+    return TargetError(f"{path}: bad value of {key}", expected, f"correct {key} in the file")
