@@ -1,0 +1,182 @@
+"""A hand-made library with the C face of a bundle, to test bundle/ and device/ without the compiler.
+
+`tiny-net` has the entries `encoder` (8 → 4), `decoder` (4 → 8), `full` and `pair` (two inputs, two outputs).
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from edgecsi.bundle import (
+    Bundle,
+    Check,
+    Entry,
+    Layer,
+    Manifest,
+    ModelInfo,
+    TargetInfo,
+    Tensor,
+    Versions,
+    embedded_json,
+    golden_npz,
+    write_bundle,
+)
+
+SOURCE = r"""
+#include <math.h>
+#include <string.h>
+#include <time.h>
+#define API __attribute__((visibility("default")))
+static const char *const messages[] = {"ok", "null pointer", "the CPU lacks a required feature"};
+API const char *tiny_net_strerror(int code) { return code > 0 || code < -2 ? "unknown" : messages[-code]; }
+API const char *tiny_net_manifest(void) { return MANIFEST; }
+
+static float gain = 0;                                   /* set by a constructor: proves init_array runs */
+__attribute__((constructor)) static void start(void) { gain = 2; }
+
+static int encode(const float *x, float *y) {
+    for (int i = 0; i < 4; i++) y[i] = gain * x[2 * i] + x[2 * i + 1];
+    return 0;
+}
+static int decode(const float *x, float *y) {
+    for (int i = 0; i < 8; i++) y[i] = 1 / (1 + expf(-x[i / 2]));
+    return 0;
+}
+static double now(void) {
+    struct timespec t; clock_gettime(CLOCK_MONOTONIC, &t); return t.tv_sec * 1e9 + t.tv_nsec;
+}
+
+API int tiny_net_encoder_ws(const float *x, float *y, void *ws) { return x && y && ws ? encode(x, y) : -1; }
+API int tiny_net_encoder(const float *x, float *y) { return x && y ? encode(x, y) : -1; }
+API int tiny_net_encoder_profile(const float *x, float *y, void *ws, double *ns) {
+    double start = now(); int code = tiny_net_encoder_ws(x, y, ws); ns[0] = now() - start; return code;
+}
+API int tiny_net_decoder_ws(const float *x, float *y, void *ws) { return x && y && ws ? decode(x, y) : -1; }
+API int tiny_net_decoder(const float *x, float *y) { return x && y ? decode(x, y) : -1; }
+API int tiny_net_decoder_profile(const float *x, float *y, void *ws, double *ns) {
+    double start = now(); int code = tiny_net_decoder_ws(x, y, ws); ns[0] = now() - start; return code;
+}
+API int tiny_net_full_ws(const float *x, float *y, void *ws) {
+    if (!x || !y || !ws) return -1;
+#ifdef HANG
+    for (volatile int forever = 1; forever;) {}
+#endif
+#ifdef CRASH
+    *(volatile int *)8 = 1;
+#endif
+#ifdef FAIL
+    return -2;
+#endif
+    if ((unsigned long)ws % 64) return -1;
+    return encode(x, ws) || decode(ws, y);
+}
+API int tiny_net_full(const float *x, float *y) {
+    _Alignas(64) char ws[64]; return x && y ? tiny_net_full_ws(x, y, ws) : -1;
+}
+API int tiny_net_full_profile(const float *x, float *y, void *ws, double *ns) {
+    double t0 = now(); encode(x, ws); double t1 = now(); decode(ws, y); ns[0] = t1 - t0; ns[1] = now() - t1;
+    return 0;
+}
+API int tiny_net_pair(const float *a, const float *b, float *sum, float *product) {
+    if (!a || !b || !sum || !product) return -1;
+    for (int i = 0; i < 3; i++) { sum[i] = a[i] + b[i]; product[i] = a[i] * b[i]; }
+    return 0;
+}
+API int tiny_net_pair_ws(const float *a, const float *b, float *s, float *p, void *ws) {
+    return ws ? tiny_net_pair(a, b, s, p) : -1;
+}
+API int tiny_net_pair_profile(const float *a, const float *b, float *s, float *p, void *ws, double *ns) {
+    ns[0] = 1; return tiny_net_pair_ws(a, b, s, p, ws);
+}
+"""
+
+
+def _layer(name: str, macs: int) -> Layer:
+    return Layer(name, "dense", "f32_dense", "the only one", {"tile": 4}, 1.0, 32, 0, macs, None)
+
+
+def _entry(inputs: dict[str, int], outputs: dict[str, int], workspace: int, layers: int) -> Entry:
+    return Entry(
+        tuple(Tensor(name, (1, size)) for name, size in inputs.items()),
+        tuple(Tensor(name, (1, size)) for name, size in outputs.items()),
+        workspace,
+        8 * layers,
+        0,
+        tuple(_layer(f"layer{i}", 8) for i in range(layers)),
+    )
+
+
+def manifest(arch: str = "x86_64", features: tuple[str, ...] = ()) -> Manifest:
+    emulate = {"x86_64": "max", "aarch64": "cortex-a72"}[arch]
+    return Manifest(
+        name="tiny-net",
+        library="libtiny-net.so",
+        header="tiny-net.h",
+        created_with=Versions("0.1.0", "2.13.0", "0.27.0", "0.1.14", "22", "0.15"),
+        model=ModelInfo("tiny", "tiny", None, None),
+        target=TargetInfo(
+            f"tiny-{arch}", arch, f"{arch}-linux-gnu", "generic", (), features, "2.28", emulate
+        ),
+        entries={
+            "encoder": _entry({"csi": 8}, {"codeword": 4}, 0, 1),
+            "decoder": _entry({"codeword": 4}, {"csi": 8}, 0, 1),
+            "full": _entry({"csi": 8}, {"reconstruction": 8}, 64, 2),
+            "pair": _entry({"a": 3, "b": 3}, {"sum": 3, "product": 3}, 0, 1),
+        },
+        check=Check("not run", "there is no PyTorch model"),
+    )
+
+
+def encoder(x: np.ndarray) -> np.ndarray:
+    return 2 * x[..., 0::2] + x[..., 1::2]
+
+
+def decoder(codeword: np.ndarray) -> np.ndarray:
+    return np.repeat(1 / (1 + np.exp(-codeword)), 2, axis=-1)
+
+
+def full(x: np.ndarray) -> np.ndarray:
+    return decoder(encoder(x))
+
+
+def compile_library(path: Path, about: Manifest, *flags: str, source: str = SOURCE) -> Path:
+    """Compile the library for the manifest's architecture into ``path``."""
+    text = embedded_json(about).decode().replace("\\", "\\\\").replace('"', '\\"')
+    unit = path.with_suffix(".c")
+    unit.write_text(f'#define MANIFEST "{text}"\n{source}')
+    command = [
+        sys.executable,
+        "-m",
+        "ziglang",
+        "cc",
+        "-target",
+        f"{about.target.triple}.{about.target.glibc}",
+    ]
+    command += ["-shared", "-fPIC", "-O2", "-fvisibility=hidden", *flags, str(unit), "-lm", "-o", str(path)]
+    subprocess.run(command, check=True)
+    return path
+
+
+def files(library: Path, about: Manifest) -> dict[str, bytes | Path]:
+    """What the writer takes: the library, a header, golden values."""
+    x = np.random.default_rng(0).normal(size=(3, 1, 8)).astype(np.float32)
+    a = x[..., :3]
+    values = {
+        "encoder": {"csi": x, "codeword": encoder(x)},
+        "decoder": {"codeword": encoder(x), "csi": full(x)},
+        "full": {"csi": x, "reconstruction": full(x)},
+        "pair": {"a": a, "b": a + 1, "sum": 2 * a + 1, "product": a * (a + 1)},
+    }
+    return {
+        about.library: library,
+        about.header: b"/* tiny */\n",
+        "golden.npz": golden_npz(about.entries, values),
+    }
+
+
+def make_bundle(out: Path, library: Path, about: Manifest) -> Bundle:
+    return write_bundle(out, about, files(library, about))
