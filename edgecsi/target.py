@@ -11,7 +11,6 @@ import dataclasses
 import re
 import tomllib
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ from edgecsi.errors import TargetError
 
 TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 DOTS = ("", "avx512_vnni", "avx_vnni", "avx2", "sdot", "neon")
+
+_FOLDER = Path(__file__).parent / "_targets"  # in a checkout a link to targets/
 
 _MAX_FILE_BYTES = 64 * 1024
 _MAX_EXTENDS = 8
@@ -120,7 +121,7 @@ def load(name_or_path: str | Path) -> Target:
 
 def list_targets() -> list[str]:
     """Names of the targets that ship with edgecsi, in alphabetical order."""
-    return sorted(path.stem for path in _folder().glob("*.toml"))
+    return sorted(path.stem for path in _FOLDER.glob("*.toml"))
 
 
 def host() -> Target:
@@ -128,19 +129,11 @@ def host() -> Target:
     return load("host")
 
 
-@cache
-def _folder() -> Path:
-    """Where the target files are: inside an installed package, or beside it in a checkout."""
-    here = Path(__file__).resolve().parent
-    installed = here / "_targets"
-    return installed if installed.is_dir() else here.parent / "targets"
-
-
 def _find(name: str, beside: Path | None = None) -> Path:
     """The file of a target's name or path; a file's own ``extends`` may name one beside it."""
     if name.isprintable() and (name.endswith(".toml") or (beside is None and "/" in name)):
         return Path(name) if beside is None else beside / name
-    path = _folder() / f"{name}.toml"
+    path = _FOLDER / f"{name}.toml"
     if not all(_NAME.fullmatch(part) for part in name.split("/")) or not path.is_file():
         raise TargetError(
             f"there is no target {name!r}",

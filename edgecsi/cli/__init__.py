@@ -1,0 +1,167 @@
+"""The command line: one thin file per verb, loaded when the verb is used. A verb parses, calls and prints."""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import click
+
+from edgecsi.errors import EdgecsiError, InputError, ToolchainError
+
+# Every verb, its line in `edgecsi --help`, in the order of the work. The file is edgecsi/cli/<verb>.py.
+VERBS = {
+    "demo": "See the whole way once, in under two minutes.",
+    "build": "Compile a model for a target: model -> bundle.",
+    "run": "Run a bundle on an input.",
+    "eval": "Measure how well a bundle reconstructs channels.",
+    "bench": "Measure how fast a bundle is, alone or against others.",
+    "compress": "Prune, quantise or factor a model by a recipe.",
+    "train": "Train a zoo model.",
+    "data": "Generate, convert and describe channels.",
+    "inspect": "Show what is in a bundle, without loading it.",
+    "models": "List the zoo, or show one model.",
+    "targets": "List, show and check what can be compiled for.",
+    "recipes": "List the compression recipes, or show one.",
+    "doctor": "Find missing and broken parts, and what fixes them.",
+}
+
+
+@dataclass
+class Settings:
+    """What holds for the whole run of the program."""
+
+    debug: bool = False
+
+
+def _set_debug(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
+    context.obj.debug |= value
+
+
+def _with_debug(command: click.Command) -> click.Command:
+    """Let ``--debug`` stand after any verb, not only before it."""
+    option = click.Option(
+        ["--debug"], is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks of errors."
+    )
+    command.params.append(option)
+    if isinstance(command, click.Group):
+        for child in command.commands.values():
+            _with_debug(child)
+    return command
+
+
+class Verbs(click.Group):
+    """A group that knows its commands by name and loads one only when it is called."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in VERBS:
+            return None
+        if cmd_name not in self.commands:
+            module = import_module(f"edgecsi.cli.{cmd_name}")
+            self.add_command(_with_debug(module.command), cmd_name)
+        return self.commands[cmd_name]
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Verbs"):
+            formatter.write_dl(list(VERBS.items()))
+
+
+@click.group(
+    cls=Verbs,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Example: edgecsi build csinet-cr4 --target rpi4 -o csinet-pi && edgecsi inspect csinet-pi",
+)
+@click.version_option(package_name="edgecsi", message="edgecsi %(version)s")
+@click.option(
+    "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks of errors."
+)
+def cli() -> None:
+    """Compress, compile and ship CSI-feedback networks: PyTorch to a stand-alone library."""
+
+
+def run(arguments: Sequence[str] | None = None) -> int:
+    """Run the program on these arguments (those of the process by default) and return its exit code."""
+    settings = Settings()
+    try:
+        result: Any = cli.main(
+            args=arguments, prog_name="edgecsi", standalone_mode=False, obj=settings, auto_envvar_prefix=None
+        )
+        sys.stdout.flush()
+        return result if isinstance(result, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Whoever read our output has had enough. Python would complain once more when it closes stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except EdgecsiError as error:
+        return _explain(error, settings)
+    except (OSError, MemoryError) as error:
+        if (known := _environment(error)) is not None:
+            known.__cause__ = error
+            return _explain(known, settings)
+        return _report_bug(error)
+    except Exception as error:
+        return _report_bug(error)
+
+
+def main() -> None:
+    """The program ``edgecsi``."""
+    sys.exit(run())
+
+
+def _explain(error: EdgecsiError, settings: Settings) -> int:
+    if settings.debug:
+        traceback.print_exception(error)
+    print(f"error: {error}", file=sys.stderr)
+    return error.exit_code
+
+
+def _report_bug(error: Exception) -> int:
+    traceback.print_exception(error)
+    print(
+        f"error: this is a bug in edgecsi: {type(error).__name__}: {error}\n"
+        "it met something nobody thought of; the traceback above says where\n"
+        "please report it with the command line and the output of `edgecsi doctor`",
+        file=sys.stderr,
+    )
+    return 1
+
+
+def _environment(error: OSError | MemoryError) -> EdgecsiError | None:
+    """What the operating system refused, as an error of the user's environment; None for anything else."""
+    if isinstance(error, MemoryError):
+        return ToolchainError("out of memory", str(error) or "the system gives no more", "free some memory")
+    path, permission = "check the path", "check the permissions, or write somewhere else (-o)"
+    fixes = {
+        errno.ENOSPC: "free some space on the disk",
+        errno.EDQUOT: "free some of your quota",
+        errno.EROFS: "write somewhere else (-o)",
+        errno.EACCES: permission,
+        errno.EPERM: permission,
+        errno.ENOENT: path,
+        errno.ENOTDIR: path,
+        errno.EISDIR: path,
+        errno.EEXIST: path,
+        errno.ENAMETOOLONG: path,
+        errno.EMFILE: "raise the limit of open files (ulimit -n)",
+        errno.ENOMEM: "free some memory",
+    }
+    if error.errno not in fixes:
+        return None
+    where = error.filename2 or error.filename or "the system"
+    kind = InputError if fixes[error.errno] == path else ToolchainError
+    return kind(f"{where}: {error.strerror}", "the operating system refused", fixes[error.errno])

@@ -1,0 +1,140 @@
+"""What verbs print with: columns of text, JSON, and progress that is silent unless someone watches."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from edgecsi.errors import UsageError
+
+Update = Callable[[float, float, str], None]
+"""Called with (done, total, what is being done); total 0 means that nobody knows how long it will take."""
+
+json_option = click.option(
+    "--json",
+    "json_to",
+    metavar="FILE",
+    help="Also write the result as JSON to FILE; `-` prints only the JSON.",
+)
+
+
+def report(result: Any, text: Callable[[], str], json_to: str | None) -> None:
+    """Print a result for people, or write it as JSON, as ``--json`` says.
+
+    Args:
+        result: dataclasses, mappings, sequences, paths, numbers and strings.
+        text: makes the text for people; not called when JSON goes to the terminal.
+        json_to: value of ``--json``.
+    """
+    if json_to == "-":
+        click.echo(as_json(result), nl=False)
+        return
+    click.echo(text())
+    if json_to is not None:
+        write_text(Path(json_to), as_json(result))
+
+
+def as_json(value: Any) -> str:
+    """Readable JSON, the same text for the same value. NaN and infinities become null."""
+    return json.dumps(_plain(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, str | bool | int) or value is None:
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if hasattr(value, "tolist"):  # numpy, without importing it
+        return _plain(value.tolist())
+    return [_plain(item) for item in value]
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write beside, then rename: the file is whole or as it was before.
+
+    Raises:
+        UsageError: the folder does not exist, or the path is that of a folder.
+    """
+    if not path.parent.is_dir() or path.is_dir():
+        raise UsageError(
+            f"{path} cannot be written",
+            "its folder does not exist, or it is a folder itself",
+            "give the path of a file",
+        )
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def columns(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Rows of text in aligned columns under a head; columns of numbers are aligned at the right."""
+    cells = [[_cell(value) for value in row] for row in rows]
+    widths = [max(len(text) for text in column) for column in zip(head, *cells, strict=True)]
+    numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(head))]
+
+    def line(texts: Sequence[str]) -> str:
+        parts = (t.rjust(w) if n else t.ljust(w) for t, w, n in zip(texts, widths, numeric, strict=True))
+        return "  ".join(parts).rstrip()
+
+    return "\n".join([line(head), line(["-" * width for width in widths]), *map(line, cells)])
+
+
+def pairs(items: Mapping[str, object]) -> str:
+    """One ``name  value`` a line."""
+    width = max(map(len, items), default=0)
+    return "\n".join(f"{name.ljust(width)}  {_cell(value)}".rstrip() for name, value in items.items())
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int) and not isinstance(value, bool) and abs(value) >= 10_000:
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return str(value)
+
+
+@contextmanager
+def progress(title: str) -> Iterator[Update]:
+    """A progress bar on stderr if that is a terminal, and silence otherwise.
+
+    Args:
+        title: shown until the first update names something else.
+
+    Yields:
+        the function to call with (done, total, what is being done).
+    """
+    if not sys.stderr.isatty():
+        yield lambda done, total, what: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    parts = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*parts, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+
+        def update(done: float, total: float, what: str) -> None:
+            bar.update(task, completed=done, total=total or None, description=what or title)
+
+        yield update
