@@ -1,0 +1,117 @@
+"""TIR functions to machine code: plain C functions on raw pointers, for any target TVM's LLVM knows.
+
+TVM's own build wraps every function in its packed calling convention, which unpacks and checks DLTensors at each
+call. Kernels of one library call each other's neighbours thousands of times a second, so here they stay bare:
+``void name(float *x, const float *w, float *y)``, and one generated C driver serves both faces of the library.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgecsi.errors import ToolchainError
+from edgecsi.target import Target
+
+if TYPE_CHECKING:
+    import tvm
+
+
+@cache
+def tvm_target(target: Target) -> tvm.target.Target:
+    """The TVM target of a board; cached, since TVM parses it anew each time."""
+    import tvm
+
+    bare = tvm.target.Target(target.tvm())
+    return bare.with_host(bare)
+
+
+def lower(functions: Mapping[str, tvm.tirx.PrimFunc], target: Target) -> tvm.IRModule:
+    """TIR functions to flat TIR on raw pointers, named by the mapping's keys."""
+    import tvm
+    from tvm import s_tir, tirx
+
+    from edgecsi.codegen.vector_math import use_vector_math
+
+    use_vector_math()
+    scheduled, flat = s_tir.transform, tirx.transform
+    named = {
+        name: func.with_attrs({"global_symbol": name, "calling_conv": 1, "tirx.noalias": True})
+        for name, func in functions.items()
+    }
+    passes = [
+        flat.BindTarget(tvm_target(target)),
+        scheduled.CanonicalizeLoop(),
+        scheduled.LowerInitBlock(),
+        scheduled.PlanAndUpdateBufferAllocationLocation(),
+        scheduled.ConvertBlocksToOpaque(),
+        scheduled.CompactBufferAllocation(),
+        scheduled.LowerMatchBuffer(),
+        scheduled.StmtSimplify(),
+        scheduled.LowerOpaqueBlock(),
+        flat.FlattenBuffer(),
+        flat.NarrowDataType(32),
+        scheduled.LoopPartition(),
+        flat.VectorizeLoop(),
+        flat.StorageRewrite(),
+        scheduled.HoistIfThenElse(),
+        flat.UnrollLoop(),
+        scheduled.RenormalizeSplitPattern(),
+        flat.StmtSimplify(),
+        flat.RemoveNoOp(),
+        scheduled.RewriteUnsafeSelect(),
+        flat.CommonSubexprElim(),
+        _raw_pointers(),
+        flat.LowerTVMBuiltin(),
+        flat.LowerIntrin(),
+    ]
+    return tvm.transform.Sequential(passes)(tvm.IRModule(named))
+
+
+def _raw_pointers() -> tvm.ir.transform.Pass:
+    """Parameters become pointers: the place of TVM's MakePackedAPI."""
+    import tvm
+    from tvm import tirx
+
+    def unpack(func: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
+        params, declared = [], []
+        for buffer in func.params:
+            pointer = tirx.Var(buffer.name, tvm.ir.PointerType(tvm.ir.PrimType(buffer.dtype)))
+            params.append(pointer)
+            declared.append(tirx.DeclBuffer(buffer, data=pointer))
+        return tirx.PrimFunc(params, tirx.SeqStmt([*declared, func.body]), func.ret_type, func.attrs)
+
+    @tvm.transform.module_pass(opt_level=0, name="edgecsi.RawPointers")
+    def run(mod: tvm.IRModule, _context: object) -> tvm.IRModule:
+        return tvm.IRModule({g: unpack(f) for g, f in mod.functions.items()})
+
+    return run
+
+
+def compile_module(functions: Mapping[str, tvm.tirx.PrimFunc], target: Target) -> tvm.runtime.Module:
+    """Machine code of the functions; ``inspect_source("asm")`` shows it.
+
+    Raises:
+        ToolchainError: LLVM refused the code.
+    """
+    import tvm
+
+    flat = lower(functions, target)
+    try:
+        return tvm.get_global_func("target.build.llvm")(flat, tvm_target(target))
+    except tvm.error.TVMError as error:
+        raise ToolchainError(
+            f"LLVM could not compile kernels for {target.id}", str(error).strip().splitlines()[-1], "report this as a bug"
+        ) from error
+
+
+def compile_object(functions: Mapping[str, tvm.tirx.PrimFunc], target: Target) -> bytes:
+    """An ELF object with one C function per entry of the mapping, ``void name(pointers…)``."""
+    module = compile_module(functions, target)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernels.o"
+        module.write_to_file(str(path), "o")
+        return path.read_bytes()

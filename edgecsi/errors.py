@@ -1,0 +1,97 @@
+"""Everything edgecsi raises on purpose, one branch per exit code.
+
+    EdgecsiError
+    ├── UsageError          2   the command line does not make sense
+    ├── InputError          3   something the user gave is bad
+    │   ├── ModelError          a model, factory or checkpoint
+    │   │   └── UnsupportedOperators   all of them, with module paths
+    │   ├── DataError           channels, .npy, .npz, .mat
+    │   ├── TargetError         a target file or name
+    │   ├── RecipeError         a compression recipe
+    │   └── BundleError         a bundle, its manifest or its library
+    ├── ToolchainError      4   a compiler, linker, emulator or package is missing or broken
+    ├── DeviceError         5   a device or the way to it
+    └── CheckFailed         6   it ran, and the answer is wrong or too slow
+
+An error is three lines: what happened, why, and what to do about it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class EdgecsiError(Exception):
+    """Base of all errors that are the user's to act on.
+
+    Args:
+        what: what happened, naming the file, layer or host.
+        why: the cause, in one line.
+        fix: what to do next, in one line.
+    """
+
+    exit_code = 1
+
+    def __init__(self, what: str, why: str = "", fix: str = "") -> None:
+        super().__init__(what)
+        self.what, self.why, self.fix = what, why, fix
+
+    def __str__(self) -> str:
+        return "\n".join(line for line in (self.what, self.why, self.fix) if line)
+
+
+class UsageError(EdgecsiError):
+    exit_code = 2
+
+
+class InputError(EdgecsiError):
+    exit_code = 3
+
+
+class ModelError(InputError):
+    pass
+
+
+class UnsupportedOperators(ModelError):
+    """Operators that cannot be lowered.
+
+    Args:
+        operators: pairs (operator, module path), every one that was met.
+    """
+
+    def __init__(self, operators: Sequence[tuple[str, str]]) -> None:
+        self.operators = list(operators)
+        listed = ", ".join(f"{name} (in {path or 'the top module'})" for name, path in self.operators)
+        super().__init__(
+            f"{len(self.operators)} operator(s) cannot be lowered: {listed}",
+            "edgecsi has no kernel and TVM no importer for them",
+            "rewrite them with supported operators, or compile the part that is supported (--entry)",
+        )
+
+
+class DataError(InputError):
+    pass
+
+
+class TargetError(InputError):
+    pass
+
+
+class RecipeError(InputError):
+    pass
+
+
+class BundleError(InputError):
+    pass
+
+
+class ToolchainError(EdgecsiError):
+    exit_code = 4
+
+
+class DeviceError(EdgecsiError):
+    exit_code = 5
+
+
+class CheckFailed(EdgecsiError):
+    exit_code = 6

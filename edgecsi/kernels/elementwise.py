@@ -1,0 +1,91 @@
+"""Copies, activations and sums that could not be fused into anything: one pass over the data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecsi.kernels.base import Kernel, Knobs, register
+from edgecsi.kernels.layout import Layout, vector_widths
+from edgecsi.kernels.ops import Cost, Elementwise
+from edgecsi.target import Target
+
+if TYPE_CHECKING:
+    from tvm.tirx import PrimFunc
+
+
+@register
+class ElementwiseKernel(Kernel):
+    """Any layout to any other of the same shape, row by row."""
+
+    name = "elementwise"
+    op = Elementwise
+
+    def refuses(self, op: Elementwise, target: Target) -> str:
+        return ""
+
+    def knobs(self, op: Elementwise, target: Target) -> Knobs:
+        return {"lanes": target.lanes_f32}
+
+    def cost(self, op: Elementwise, target: Target, knobs: Knobs) -> Cost:
+        moved = sum(i.nbytes for i in op.inputs) + op.y.nbytes
+        return Cost(seconds=moved / (target.l1_gbps * 1e9) * 2, bytes=0, macs=0)
+
+    def constants(self, op: Elementwise, target: Target, knobs: Knobs) -> list[NDArray[Any]]:
+        from edgecsi.kernels.emit import epilogue_constants
+
+        return list(epilogue_constants(op))
+
+    def emit(self, op: Elementwise, target: Target, knobs: Knobs) -> PrimFunc:
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        x, y = as_image(op.x, op.y), as_image(op.y, op.y)
+        n, channels, height, width = y.shape
+        constants = self.constants(op, target, knobs)
+        with e.function(op, constants) as (done, buffers):
+            e.zero_halo(buffers[-1], op.y)
+            finish = e.Finish(op, buffers, 1, len(op.inputs))
+            planes = channels if y.group == 1 and x.group == 1 else None
+
+            def rows(sample: Any, c: Any) -> None:
+                with e.serial(height) as h:
+                    for w, lanes in vector_widths(width, knobs["lanes"] if planes is not None else 1):
+                        values = e.load(buffers[0], x.at(sample, c, h, w), lanes)
+                        if op.x.dtype != "float32":
+                            values = T.cast(values, e.vector_type("float32", lanes))
+
+                        def place(lay: Layout, w: int = w, h: Any = h) -> Any:
+                            image = as_image(lay, op.y)
+                            return image.at(
+                                sample, c if image.shape[1] > 1 else 0,
+                                h if image.shape[2] > 1 else 0, w if image.shape[3] > 1 else 0,
+                            )
+
+                        finish.store(y.at(sample, c, h, w), finish.value(values, place, c, 1))
+
+            with e.serial(n) as sample:
+                if planes is not None:
+                    with e.serial(channels) as c:
+                        rows(sample, c)
+                else:
+                    for c in range(channels):
+                        rows(sample, c)
+        return done.done()
+
+
+def as_image(layout: Layout, like: Layout) -> Layout:
+    """See a tensor of any rank as an image: (N, K) as one row, (N, C, L) as C rows of one channel each."""
+    shape = layout.shape
+    if len(shape) == 4:
+        return layout
+    if len(shape) == 1:
+        image = (1, 1, 1, shape[0])
+    elif len(shape) == 2:
+        image = (shape[0], 1, 1, shape[1])
+    else:
+        image = (shape[0], shape[1], int(np.prod(shape[2:-1])), shape[-1])
+    return Layout(image, layout.dtype, batch_stride=layout.batch_stride)

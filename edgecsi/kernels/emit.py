@@ -1,0 +1,301 @@
+"""Small words for writing kernels with TVM's IR builder: vectors, functions, halos, epilogues.
+
+A kernel's `emit` is a Python program that writes TIR. Python loops unroll, ``with serial(...)`` loops stay loops::
+
+    with function(op.inputs, constants, op.y) as (x, w, y):
+        with serial(rows) as r:
+            store(y, r * 16, load(x, r * 16, 16) * splat(2.0, 16))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+from tvm import tirx
+from tvm.script.ir_builder import IRBuilder
+from tvm.tirx.script import builder as T
+
+from edgecsi.codegen import vector_math
+from edgecsi.kernels.layout import Layout
+from edgecsi.kernels.ops import Op, Quant, Step
+
+if TYPE_CHECKING:
+    from tvm.tirx import PrimFunc
+
+Expr = Any  # a TIR expression; tvm has no type stubs
+FENCE = "llvm.arithmetic.fence"
+
+
+class Function:
+    """A function being written; `result` holds it after the ``with`` block."""
+
+    def __init__(self) -> None:
+        self.result: PrimFunc | None = None
+
+    def done(self) -> PrimFunc:
+        assert self.result is not None
+        return self.result
+
+
+@contextmanager
+def function(
+    op: Op, constants: Sequence[NDArray[Any]] = (), scratch: int = 0
+) -> Iterator[tuple[Function, list[Any]]]:
+    """Open a function with the parameters every kernel has: inputs, constants, output, scratch.
+
+    Yields:
+        the function (call `.done()` after the block) and its parameter buffers, 1-D, in order.
+    """
+    shapes = [(f"x{i}", lay.size, lay.dtype) for i, lay in enumerate(op.inputs)]
+    shapes += [(f"c{i}", int(np.asarray(c).size), str(np.asarray(c).dtype)) for i, c in enumerate(constants)]
+    shapes.append(("y", op.y.size, op.y.dtype))
+    if scratch:
+        shapes.append(("scratch", scratch, "uint8"))
+    holder = Function()
+    with IRBuilder() as builder:
+        with T.prim_func():
+            T.func_name("kernel")
+            buffers = [T.arg(name, T.buffer((max(size, 1),), dtype)) for name, size, dtype in shapes]
+            yield holder, buffers
+    holder.result = builder.get()
+
+
+def serial(extent: Expr) -> Any:
+    """A loop that stays a loop: ``with serial(n) as i``. One iteration is no loop."""
+    return T.serial(0, extent)
+
+
+def registers(count: int, dtype: str = "float32") -> Any:
+    """A small local array; with constant indices LLVM keeps it in registers."""
+    return T.alloc_buffer((count,), dtype, scope="local")
+
+
+def load(buffer: Any, offset: Expr, lanes: int) -> Expr:
+    """`lanes` consecutive elements as a vector (a scalar if 1)."""
+    return buffer[offset] if lanes == 1 else buffer[T.ramp(offset, 1, lanes)]
+
+
+def store(buffer: Any, offset: Expr, value: Expr) -> None:
+    """Store a vector at consecutive elements."""
+    lanes = lanes_of(value)
+    T.buffer_store(buffer, value, [offset if lanes == 1 else T.ramp(offset, 1, lanes)])
+
+
+def let(value: Expr) -> Expr:
+    """Name a value, so that it is computed once."""
+    return T.bind(value)
+
+
+def splat(value: Expr | float, lanes: int, dtype: str = "float32") -> Expr:
+    """The same scalar in every lane."""
+    scalar = tirx.const(value, dtype) if isinstance(value, int | float | np.number) else value
+    return scalar if lanes == 1 else T.broadcast(scalar, lanes)
+
+
+def vector_type(dtype: str, lanes: int) -> str:
+    return dtype if lanes == 1 else f"{dtype}x{lanes}"
+
+
+def type_of(value: Expr) -> str:
+    """TIR type, e.g. ``float32x16``."""
+    return str(value.ty)
+
+
+def lanes_of(value: Expr) -> int:
+    dtype = type_of(value)
+    return int(dtype.rsplit("x", 1)[1]) if "x" in dtype else 1
+
+
+def intrinsic(name: str, dtype: str, *operands: Expr) -> Expr:
+    """Call an LLVM intrinsic that has no side effects."""
+    return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *operands, dtype=dtype)
+
+
+def fence(value: Expr) -> Expr:
+    """Keep a product from being contracted with the sum behind it: quantised arithmetic rounds twice, as PyTorch does."""
+    return intrinsic(FENCE, type_of(value), value)
+
+
+def round_to_int(value: Expr) -> Expr:
+    """fp32 to int32, half to even, of values that fit."""
+    lanes = lanes_of(value)
+    rounded = intrinsic("llvm.rint", type_of(value), value)
+    return T.cast(rounded, vector_type("int32", lanes))
+
+
+def zero_halo(buffer: Any, layout: Layout) -> None:
+    """Write the halo of an image: every kernel does this for its output."""
+    if not any(layout.halo):
+        return
+    n, _, height, width = layout.shape
+    group, pitch = layout.group, layout.pitch * layout.group
+    top, bottom = layout.halo[0] * pitch, layout.halo[1] * pitch
+    side = layout.lead * group
+    plane = layout.rows * pitch
+
+    def clear(start: Expr, count: int) -> None:
+        done = 0
+        lanes = 64 // np.dtype(layout.dtype).itemsize
+        while done < count:
+            while lanes > count - done:
+                lanes //= 2
+            store(buffer, start + done, splat(layout.fill, lanes, layout.dtype))
+            done += lanes
+
+    with serial(n) as sample, serial(layout.channels // group) as channel:
+        base = sample * layout.stride + channel * plane
+        if top:
+            clear(base, top)
+        if side:
+            with serial(height) as row:
+                clear(base + top + row * pitch, side)
+        if bottom:
+            clear(base + top + height * pitch, bottom)
+    if side:
+        with serial(n) as sample:
+            clear(sample * layout.stride + layout.sample, side)
+
+
+def step(s: Step, x: Expr, operand: Expr | None, channel: Callable[[NDArray[np.float32]], Expr]) -> Expr:
+    """One epilogue step on a vector.
+
+    Args:
+        operand: the same lanes of the step's other tensor, if it has one.
+        channel: gives a per-channel constant for these lanes.
+    """
+    lanes = lanes_of(x)
+
+    def c(value: float) -> Expr:
+        return splat(float(np.float32(value)), lanes)
+
+    p = s.params
+    match s.op:
+        case "leaky_relu":
+            return T.Select(x > c(0), x, x * c(p[0]))
+        case "relu":
+            return T.max(x, c(0))
+        case "relu6":
+            return T.min(T.max(x, c(0)), c(6))
+        case "clip":
+            return T.min(T.max(x, c(p[0])), c(p[1]))
+        case "hard_sigmoid":
+            return T.min(T.max(x + c(3), c(0)), c(6)) * c(1 / 6)
+        case "prelu":
+            return T.Select(x > c(0), x, x * channel(s.constants[0]))
+        case "scale_channels":
+            return x * channel(s.constants[0]) + channel(s.constants[1])
+        case "affine":
+            return x * c(p[0]) + c(p[1])
+        case "neg":
+            return c(0) - x
+        case "abs":
+            return T.max(x, c(0) - x)
+        case "sqrt":
+            return intrinsic("llvm.sqrt", type_of(x), x)
+        case "rsqrt":
+            return c(1) / intrinsic("llvm.sqrt", type_of(x), x)
+        case "exp":
+            return vector_math.exp(x)
+        case "sigmoid":
+            return vector_math.sigmoid(x)
+        case "tanh":
+            return vector_math.tanh(x)
+        case "gelu":
+            return c(0.5) * x * (c(1) + vector_math.erf(x * c(0.5**0.5)))
+        case "silu":
+            return x * vector_math.sigmoid(x)
+        case "elu":
+            return T.Select(x > c(0), x, c(p[0]) * (vector_math.exp(T.min(x, c(0))) - c(1)))
+        case "softplus":
+            return vector_math.softplus(x)
+    assert operand is not None, s.op
+    match s.op:
+        case "add":
+            return fence(x) + operand
+        case "sub":
+            return fence(x) - operand
+        case "rsub":
+            return operand - fence(x)
+        case "mul":
+            return x * operand
+        case "max":
+            return T.max(x, operand)
+        case "min":
+            return T.min(x, operand)
+    raise ValueError(f"no epilogue step {s.op!r}")
+
+
+def quantize(x: Expr, quant: Quant) -> Expr:
+    """fp32 lanes to int32 codes in 0…255."""
+    lanes = lanes_of(x)
+    if quant.offset:
+        x = x - splat(float(np.float32(quant.offset)), lanes)
+    scaled = x * splat(float(quant.inverse), lanes)
+    # Clamp before the conversion: what does not fit int32 would turn into its most negative value.
+    low, high = float(-quant.zero_point), float(255 - quant.zero_point)
+    clamped = T.min(T.max(scaled, splat(low, lanes)), splat(high, lanes))
+    return round_to_int(clamped) + splat(quant.zero_point, lanes, "int32")
+
+
+class Finish:
+    """The end of every kernel: epilogue, quantisation, store.
+
+    Args:
+        op: the operator. buffers: the function's parameters, as `function` yields them.
+        first: index of the parameter of the epilogue's first operand (after x and other main inputs).
+        constants: per-channel constants of the epilogue, as appended by `epilogue_constants`, and the index
+            of the first among the parameters.
+    """
+
+    def __init__(self, op: Op, buffers: Sequence[Any], first_operand: int, first_constant: int) -> None:
+        self.op, self.y = op, buffers[-1] if buffers[-1].name == "y" else buffers[-2]
+        self.buffers, self.first_operand, self.first_constant = buffers, first_operand, first_constant
+
+    def value(self, x: Expr, place: Callable[[Layout], Expr], channel: Expr, channel_lanes: int) -> Expr:
+        """Apply the epilogue to lanes `x`.
+
+        Args:
+            place: offset of these lanes in a tensor of a given layout (used for operands of the output's shape;
+                gates of shape (N, C, 1, 1) or (N, 1, H, W) are asked for with their own layout).
+            channel: the first channel of the lanes; `channel_lanes`: 1 if all lanes are of one channel, else the
+                lanes are that many consecutive channels.
+        """
+        lanes = lanes_of(x)
+        operand_at, constant_at = self.first_operand, self.first_constant
+
+        for s in self.op.epilogue:
+            operand = None
+            if s.operand is not None:
+                scalar = len(s.operand.shape) == 4 and s.operand.shape[2:] == (1, 1) and self.op.y.shape[2:] != (1, 1)
+                buffer = self.buffers[operand_at]
+                operand = splat(load(buffer, place(s.operand), 1), lanes) if scalar else load(buffer, place(s.operand), lanes)
+                operand_at += 1
+            offset = constant_at
+
+            def per_channel(array: NDArray[np.float32], offset: int = offset, s: Step = s) -> Expr:
+                index = next(i for i, a in enumerate(s.constants) if a is array)
+                buffer = self.buffers[offset + index]
+                if channel_lanes == 1:
+                    return splat(load(buffer, channel, 1), lanes)
+                return load(buffer, channel, lanes)
+
+            x = step(s, x, operand, per_channel)
+            constant_at += len(s.constants)
+        return x
+
+    def store(self, offset: Expr, x: Expr) -> None:
+        """Quantise if the output is quantised, and store."""
+        if self.op.y_quant is None:
+            store(self.y, offset, x)
+        else:
+            codes = quantize(x, self.op.y_quant)
+            store(self.y, offset, T.cast(codes, vector_type("uint8", lanes_of(x))))
+
+
+def epilogue_constants(op: Op) -> list[NDArray[np.float32]]:
+    """Per-channel constants of the epilogue: kernels append them to their own."""
+    return [np.ascontiguousarray(a, np.float32) for s in op.epilogue for a in s.constants]

@@ -1,0 +1,385 @@
+"""What a kernel computes: the operators, their shapes, weights and epilogues, with a plain numpy reference.
+
+Quantised arithmetic is defined here once; the PyTorch simulation and every kernel follow it bit for bit:
+
+* a code is ``clip(rne((x - offset) * (1 / scale)) + zero_point, 0, 255)``, `rne` rounds half to even;
+* sums are exact in int32, bias included (in units of ``x.scale * weight.scale``);
+* back to fp32: ``float32(sum) * float32(x.scale * weight.scale[o])``, one rounding each;
+* fp32 steps behind it (activation, residual) are separate fp32 operations, never contracted to an FMA.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecsi.kernels.layout import Layout
+
+F32 = np.float32
+
+
+@dataclass(frozen=True)
+class Quant:
+    """Static uint8 quantisation of a tensor (per tensor).
+
+    Attributes:
+        scale: size of one step. zero_point: the code of `offset`. offset: subtracted first (CSI lies around 0.5).
+    """
+
+    scale: float
+    zero_point: int = 0
+    offset: float = 0.0
+
+    @property
+    def inverse(self) -> np.float32:
+        return F32(1.0) / F32(self.scale)
+
+    def codes(self, x: NDArray[np.float32]) -> NDArray[np.uint8]:
+        shifted = (x.astype(F32) - F32(self.offset)) * self.inverse
+        return np.clip(np.rint(shifted) + F32(self.zero_point), 0, 255).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Step:
+    """One elementwise step of an epilogue.
+
+    op and its parameters:
+        ``leaky_relu`` (slope), ``relu``, ``relu6``, ``sigmoid``, ``tanh``, ``gelu`` (exact, erf), ``silu``, ``elu``
+        (alpha), ``softplus``, ``exp``, ``sqrt``, ``rsqrt``, ``abs``, ``neg``, ``clip`` (low, high), ``affine`` (scale, shift: x*scale+shift),
+        ``hard_sigmoid`` (relu6(x+3)/6), ``prelu`` (a constant, one slope per channel),
+        ``scale_channels`` (constants scale[C], shift[C]), ``add``/``mul``/``sub``/``rsub``/``max``/``min`` with another
+        tensor (`operand`) of the output's shape, or of shape (N, C, 1, 1) or (N, 1, H, W) (a gate).
+    """
+
+    op: str
+    params: tuple[float, ...] = ()
+    operand: Layout | None = None
+    constants: tuple[NDArray[np.float32], ...] = ()
+
+
+Epilogue = tuple[Step, ...]
+
+
+def apply_step(step: Step, x: NDArray[np.float32], operand: NDArray[np.float32] | None = None) -> NDArray[Any]:
+    """The numpy meaning of one epilogue step, in fp32."""
+    p = [F32(v) for v in step.params]
+    channel = (1, -1, *[1] * (x.ndim - 2))
+    match step.op:
+        case "leaky_relu":
+            return np.where(x > 0, x, x * p[0])
+        case "relu":
+            return np.maximum(x, F32(0))
+        case "relu6":
+            return np.clip(x, F32(0), F32(6))
+        case "sigmoid":
+            return (1 / (1 + np.exp(-x.astype(np.float64)))).astype(F32)
+        case "tanh":
+            return np.tanh(x)
+        case "gelu":
+            erf = np.vectorize(math.erf)(x.astype(np.float64) / math.sqrt(2)) if x.size else x
+            return (0.5 * x * (1 + erf)).astype(F32)
+        case "silu":
+            return (x / (1 + np.exp(-x.astype(np.float64)))).astype(F32)
+        case "elu":
+            return np.where(x > 0, x, p[0] * np.expm1(np.minimum(x, 0)))
+        case "softplus":
+            return np.logaddexp(x.astype(np.float64), 0).astype(F32)
+        case "exp":
+            return np.exp(x)
+        case "sqrt":
+            return np.sqrt(x)
+        case "rsqrt":
+            return F32(1) / np.sqrt(x)
+        case "abs":
+            return np.abs(x)
+        case "neg":
+            return -x
+        case "clip":
+            return np.clip(x, p[0], p[1])
+        case "affine":
+            return x * p[0] + p[1]
+        case "hard_sigmoid":
+            return np.clip(x + F32(3), F32(0), F32(6)) * F32(1 / 6)
+        case "prelu":
+            return np.where(x > 0, x, x * step.constants[0].reshape(channel))
+        case "scale_channels":
+            return x * step.constants[0].reshape(channel) + step.constants[1].reshape(channel)
+    assert operand is not None, step.op
+    match step.op:
+        case "add":
+            return x + operand
+        case "sub":
+            return x - operand
+        case "rsub":
+            return operand - x
+        case "mul":
+            return x * operand
+        case "max":
+            return np.maximum(x, operand)
+        case "min":
+            return np.minimum(x, operand)
+    raise ValueError(f"no epilogue step {step.op!r}")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Op:
+    """An operator with everything that is known when it is compiled.
+
+    Attributes:
+        name: where it comes from, e.g. ``encoder.fc``.
+        x: layout of the (first) input. y: layout of the output.
+        epilogue: elementwise steps on the result; the layouts of their operands are further inputs, in order.
+        y_quant: when set, the result is stored as uint8 codes of this quantisation.
+    """
+
+    name: str = ""
+    x: Layout
+    y: Layout
+    epilogue: Epilogue = ()
+    y_quant: Quant | None = None
+
+    @property
+    def inputs(self) -> list[Layout]:
+        """Layouts of all inputs, in the order of the kernel's parameters."""
+        return [self.x, *(s.operand for s in self.epilogue if s.operand is not None)]
+
+    @property
+    def macs(self) -> int:
+        return 0
+
+    def compute(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
+        """The operator without its epilogue, fp32."""
+        raise ValueError(f"{type(self).__name__} has no reference")
+
+    def reference(self, *inputs: NDArray[Any]) -> NDArray[Any]:
+        """What the kernel must store, logical arrays in and out (fp32, or codes)."""
+        extra = list(inputs[len(self.inputs) - sum(s.operand is not None for s in self.epilogue) :])
+        y = self.compute(*inputs)
+        for step in self.epilogue:
+            operand = extra.pop(0) if step.operand is not None else None
+            y = apply_step(step, y, operand).astype(F32)
+        y = y.reshape(self.y.shape)
+        return self.y_quant.codes(y) if self.y_quant else y
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Conv2d(Op):
+    """2-D cross-correlation, PyTorch's conv2d.
+
+    Attributes:
+        weight: ``[O, C/groups, KH, KW]`` float32, or int8 with `scale`.
+        bias: float32 ``[O]``; for int8 weights int32 ``[O]`` or ``[O, H, W]`` (a map that differs at the border
+            only), or None.
+        padding: top, bottom, left, right. If the input's halo is at least that wide, kernels read the halo.
+        scale: float32 ``[O]`` of int8 weights. x_quant: quantisation of a uint8 input, with int8 weights.
+    """
+
+    weight: NDArray[Any]
+    bias: NDArray[Any] | None = None
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    scale: NDArray[np.float32] | None = None
+    x_quant: Quant | None = None
+
+    @property
+    def macs(self) -> int:
+        out = int(np.prod(self.y.shape[:1] + self.y.shape[2:]))
+        return out * int(np.prod(self.weight.shape))
+
+    def compute(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
+        x = inputs[0]
+        top, bottom, left, right = self.padding
+        integer = self.x_quant is not None
+        wide = x.astype(np.int64) - self.x_quant.zero_point if self.x_quant else x.astype(np.float64)
+        pad_value = self.x.fill - self.x_quant.zero_point if self.x_quant else 0
+        wide = np.pad(wide, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=pad_value)
+        outs, per, kh, kw = self.weight.shape
+        n, _, height, width = self.y.shape
+        acc = np.zeros((n, outs, height, width), wide.dtype)
+        share = outs // self.groups
+        for g in range(self.groups):
+            w = self.weight[g * share : (g + 1) * share].astype(wide.dtype)
+            for i in range(kh):
+                for j in range(kw):
+                    h0, w0 = i * self.dilation[0], j * self.dilation[1]
+                    patch = wide[
+                        :,
+                        g * per : (g + 1) * per,
+                        h0 : h0 + (height - 1) * self.stride[0] + 1 : self.stride[0],
+                        w0 : w0 + (width - 1) * self.stride[1] + 1 : self.stride[1],
+                    ]
+                    acc[:, g * share : (g + 1) * share] += np.einsum("nchw,oc->nohw", patch, w[:, :, i, j])
+        return _finish(acc, self.bias, self.scale, self.x_quant, integer)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dense(Op):
+    """Fully connected layer: ``y[n, o] = sum_i x[n, i] * weight[o, i] + bias[o]``, x and y flattened per sample.
+
+    Attributes:
+        weight: ``[O, I]`` float32, or int8 with `scale`, or uint8 indices into `table`.
+        bias: ``[O]`` float32; int32 in accumulator units when the input is static uint8.
+        scale: float32 ``[O]``, per-channel scale of int8 weights.
+        x_quant: input is uint8 codes of this quantisation.
+        dynamic: quantise a float32 input per sample, symmetric: ``scale = max|x| / 127``,
+            ``code = rne(x * (127 / max|x|))`` in int8 (all codes 0 when x is 0).
+        table: float32 ``[entries]``, centroids of clustered weights.
+    """
+
+    weight: NDArray[Any]
+    bias: NDArray[Any] | None = None
+    scale: NDArray[np.float32] | None = None
+    x_quant: Quant | None = None
+    dynamic: bool = False
+    table: NDArray[np.float32] | None = None
+
+    @property
+    def macs(self) -> int:
+        return self.x.shape[0] * int(self.weight.size)
+
+    def dense_weight(self) -> NDArray[Any]:
+        """The weights as numbers to multiply with: float32, or int8 codes."""
+        return self.table[self.weight] if self.table is not None else self.weight
+
+    def compute(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
+        x = inputs[0].reshape(self.x.shape[0], -1)
+        w = self.dense_weight()
+        if self.dynamic:
+            peak = np.abs(x).max(1, keepdims=True).astype(F32)
+            with np.errstate(divide="ignore"):
+                inverse = np.where(peak > 0, F32(127) / peak, F32(0)).astype(F32)
+            codes = np.clip(np.rint(x * inverse), -127, 127).astype(np.int64)
+            acc = codes @ w.astype(np.int64).T
+            assert self.scale is not None
+            y = acc.astype(F32) * ((peak / F32(127)) * self.scale[None].astype(F32))
+            return y + self.bias.astype(F32) if self.bias is not None else y
+        if self.x_quant is not None:
+            acc = (x.astype(np.int64) - self.x_quant.zero_point) @ w.astype(np.int64).T
+            return _finish(acc, self.bias, self.scale, self.x_quant, True)
+        acc = x.astype(np.float64) @ w.astype(np.float64).T
+        return _finish(acc, self.bias, self.scale, None, False)
+
+
+def _finish(
+    acc: NDArray[Any],
+    bias: NDArray[Any] | None,
+    scale: NDArray[np.float32] | None,
+    x_quant: Quant | None,
+    integer: bool,
+) -> NDArray[np.float32]:
+    channel = (1, -1, *[1] * (acc.ndim - 2))
+    if integer:
+        assert scale is not None
+        assert x_quant is not None
+        if bias is not None:
+            acc = acc + (bias[None] if bias.ndim > 1 else bias.reshape(channel)).astype(np.int64)
+        factor = (F32(x_quant.scale) * scale.astype(F32)).reshape(channel)
+        return acc.astype(F32) * factor
+    if scale is not None:
+        acc = acc * scale.reshape(channel).astype(np.float64)
+    if bias is not None:
+        acc = acc + bias.reshape(channel).astype(np.float64)
+    return acc.astype(F32)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Elementwise(Op):
+    """Nothing but an epilogue: a copy from one layout to another, an activation, a sum, a quantisation."""
+
+    def compute(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
+        return inputs[0].astype(F32).reshape(self.y.shape)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MatMul(Op):
+    """Batched product of two activations: ``[..., M, K] x [..., K, N]``; `transpose_b`: b is ``[..., N, K]``."""
+
+    b: Layout
+    transpose_b: bool = False
+
+    @property
+    def inputs(self) -> list[Layout]:
+        return [self.x, self.b, *(s.operand for s in self.epilogue if s.operand is not None)]
+
+    @property
+    def macs(self) -> int:
+        return int(np.prod(self.x.shape)) * self.y.shape[-1]
+
+    def compute(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
+        a, b = inputs[0].astype(np.float64), inputs[1].astype(np.float64)
+        return (a @ (np.swapaxes(b, -1, -2) if self.transpose_b else b)).astype(F32)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Softmax(Op):
+    """Softmax over the last axis."""
+
+    def compute(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
+        x = inputs[0].astype(np.float64)
+        e = np.exp(x - x.max(-1, keepdims=True))
+        return (e / e.sum(-1, keepdims=True)).astype(F32)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LayerNorm(Op):
+    """Layer normalisation over the last axis; gamma, beta float32 ``[K]`` or None."""
+
+    gamma: NDArray[np.float32] | None = None
+    beta: NDArray[np.float32] | None = None
+    eps: float = 1e-5
+
+    def compute(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
+        x = inputs[0].astype(np.float64)
+        y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + self.eps)
+        y = y * self.gamma if self.gamma is not None else y
+        return (y + self.beta if self.beta is not None else y).astype(F32)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Pool2d(Op):
+    """Max or average pooling; `count_include_pad` as in PyTorch."""
+
+    kind: str
+    window: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int, int, int] = (0, 0, 0, 0)
+    count_include_pad: bool = True
+
+    def compute(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
+        x = inputs[0].astype(np.float64)
+        top, bottom, left, right = self.padding
+        is_max = self.kind == "max"
+        spec = ((0, 0), (0, 0), (top, bottom), (left, right))
+        data = np.pad(x, spec, constant_values=-np.inf if is_max else 0)
+        ones = np.pad(np.ones_like(x), spec, constant_values=1.0 if self.count_include_pad else 0.0)
+        _, _, height, width = self.y.shape
+        picks = [
+            (slice(i, i + (height - 1) * self.stride[0] + 1, self.stride[0]),
+             slice(j, j + (width - 1) * self.stride[1] + 1, self.stride[1]))
+            for i in range(self.window[0]) for j in range(self.window[1])
+        ]
+        stack = np.stack([data[:, :, r, c] for r, c in picks])
+        if is_max:
+            return stack.max(0).astype(F32)
+        count = np.stack([ones[:, :, r, c] for r, c in picks]).sum(0)
+        return (stack.sum(0) / count).astype(F32)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Predicted cost of one call.
+
+    Attributes:
+        seconds: predicted time on the target. bytes: weights (and indices) read. macs: multiply-adds carried out.
+    """
+
+    seconds: float
+    bytes: int
+    macs: int
+    notes: str = field(default="", compare=False)
