@@ -1,0 +1,11 @@
+"""Measuring: how fast a bundle is, against whom, and whether the figure can be believed (docs/how-we-measure.md).
+
+statistics    medians with confidence intervals, percentiles, ratios of interleaved series
+environment   what the machine did before, during and after: the validity of a result
+measure       the protocol: warm-up, interleaved turns, cold L2, cold start, memory
+peers/        one file per engine we compare with
+limits        what this machine's core can do at best
+report        the result: JSON, text table, picture
+api           run_bench: all of it for one bundle
+results       the script behind docs/results.md; scenarios: what it runs
+"""

@@ -1,0 +1,273 @@
+"""The measuring protocol (docs/how-we-measure.md): warm-up, interleaved turns, cold L2, cold start.
+
+Everything timed here is a plain callable without arguments: one call, one sample. All times are nanoseconds.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecsi.bench import statistics
+from edgecsi.errors import BundleError, CheckFailed
+
+Call = Callable[[], object]
+Progress = Callable[[str, float], None]
+"""Called with what is being done and the share of it that is done (0 to 1)."""
+Nanoseconds = NDArray[np.int64]
+
+EVICTION_BYTES = 8 << 20
+TOLERANCE = 1e-4
+"""Largest difference to PyTorch, relative to the largest output, with which an engine is still worth timing."""
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How much is measured. A series ends when it has both ``samples`` calls and ``seconds``, or at ``limit``.
+
+    Attributes:
+        quick: whether this is the cut-down protocol; every report says so.
+        samples: calls per engine, at least.
+        seconds: time per engine, at least.
+        limit: seconds per engine, at most, for networks too slow for ``samples``.
+        turn: seconds one engine runs before the next has its turn.
+        turn_calls: calls in a turn, at least.
+        settle: untimed calls at the start of a turn, so that an engine finds its own data in the cache again.
+        cold_samples: calls with a cold L2.
+        cold_starts: fresh processes.
+    """
+
+    quick: bool
+    samples: int
+    seconds: float
+    limit: float = 60.0
+    turn: float = 0.005
+    turn_calls: int = 5
+    settle: int = 2
+    cold_samples: int = 200
+    cold_starts: int = 5
+
+
+FULL = Protocol(quick=False, samples=1000, seconds=10.0)
+QUICK = Protocol(quick=True, samples=200, seconds=0.5, limit=10.0, cold_samples=50, cold_starts=3)
+
+
+@dataclass(frozen=True)
+class Series:
+    """The samples of one engine, in ns: ``rounds`` with a warm cache, ``cold`` after 8 MB of other data.
+
+    ``settled`` tells whether the warm-up reached a steady median, ``complete`` whether the protocol's number of
+    samples was reached within its limit. ``threads`` is CPU time over elapsed time: above 1, the engine did not
+    keep to its one thread.
+    """
+
+    rounds: list[Nanoseconds]
+    cold: Nanoseconds
+    settled: bool
+    complete: bool
+    threads: float
+
+    @property
+    def samples(self) -> Nanoseconds:
+        """Every sample, in the order it was measured."""
+        return np.concatenate(self.rounds)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How far an output is from PyTorch's: absolute, and relative to the largest output."""
+
+    max_abs_diff: float
+    max_rel_diff: float
+
+
+def answer(name: str, output: NDArray[np.float32], expected: NDArray[np.float32], tolerance: float) -> Answer:
+    """Compares what is about to be timed with what is right.
+
+    Args:
+        name: of the engine, for the error.
+        output: what it returned, any shape.
+        expected: PyTorch's output for the same input.
+        tolerance: largest relative difference that is accepted.
+
+    Raises:
+        CheckFailed: another shape, not finite, or further away than ``tolerance``.
+    """
+    if output.shape != expected.shape:
+        raise CheckFailed(
+            f"{name} returns shape {list(output.shape)}",
+            f"PyTorch returns {list(expected.shape)} for the same input",
+            "check that both come from the same model and entry",
+        )
+    absolute = float(np.max(np.abs(output.astype(np.float64) - expected), initial=0.0))
+    largest = float(np.max(np.abs(expected), initial=0.0)) or 1.0
+    # "not <=" also catches NaN.
+    if not absolute <= tolerance * largest:
+        raise CheckFailed(
+            f"{name} answers wrongly: it differs from PyTorch by {absolute:.3g}",
+            f"that is {absolute / largest:.3g} of the largest output; {tolerance:.3g} is accepted",
+            "a wrong answer is not timed: rebuild, or check the weights",
+        )
+    return Answer(absolute, absolute / largest)
+
+
+def interleave(
+    calls: Mapping[str, Call], protocol: Protocol, progress: Progress | None = None
+) -> dict[str, Series]:
+    """Measures several engines in turns, A B A B, so that every engine meets the same machine.
+
+    Args:
+        calls: name → one inference.
+        protocol: how much.
+        progress: told after every round.
+
+    Returns:
+        name → series; all have the same number of rounds.
+    """
+    with _undisturbed():
+        settled: dict[str, bool] = {}
+        length: dict[str, int] = {}
+        for name, call in calls.items():
+            if progress is not None:
+                progress(f"warming up {name}", 0.0)
+            settled[name], median = warm_up(call)
+            length[name] = max(protocol.turn_calls, math.ceil(protocol.turn * 1e9 / median))
+
+        rounds: dict[str, list[Nanoseconds]] = {name: [] for name in calls}
+        counted = dict.fromkeys(calls, 0)
+        spent = dict.fromkeys(calls, 0.0)
+        computed = dict.fromkeys(calls, 0.0)
+        share, complete = 0.0, False
+        while not complete and min(spent.values(), default=protocol.limit) < protocol.limit:
+            for name, call in calls.items():
+                for _ in range(protocol.settle):
+                    call()
+                begin = time.process_time()
+                turn = timed(call, length[name])
+                computed[name] += time.process_time() - begin
+                rounds[name].append(turn)
+                counted[name] += turn.size
+                spent[name] += float(turn.sum()) / 1e9
+            share = min(
+                min(counted.values()) / protocol.samples, min(spent.values()) / protocol.seconds, 1.0
+            )
+            complete = share >= 1.0
+            if progress is not None:
+                progress("measuring", share)
+        cold = cold_l2(calls, protocol.cold_samples, progress)
+    return {
+        name: Series(rounds[name], cold[name], settled[name], complete, computed[name] / max(spent[name], 1e-9))
+        for name in calls
+    }
+
+
+def warm_up(call: Call, block: float = 0.02, limit: float = 5.0) -> tuple[bool, float]:
+    """Calls until the medians of two successive blocks agree within 2 %.
+
+    Args:
+        call: one inference.
+        block: seconds per block (at least five calls).
+        limit: seconds after which it gives up.
+
+    Returns:
+        Whether it settled, and the last median in ns (at least 1).
+    """
+    begin = time.perf_counter()
+    call()
+    previous = max(1.0, float(np.median(timed(call, 3))))
+    while True:
+        current = max(1.0, float(np.median(timed(call, max(5, math.ceil(block * 1e9 / previous))))))
+        if statistics.agree(previous, current):
+            return True, current
+        if time.perf_counter() - begin > limit:
+            return False, current
+        previous = current
+
+
+def cold_l2(calls: Mapping[str, Call], samples: int, progress: Progress | None = None) -> dict[str, Nanoseconds]:
+    """Times single calls, each after reading 8 MB: on a device other code runs between two inferences."""
+    other = np.ones(EVICTION_BYTES // 8, dtype=np.int64)
+    measured: dict[str, list[Nanoseconds]] = {name: [] for name in calls}
+    for done in range(samples):
+        for name, call in calls.items():
+            other.sum()
+            measured[name].append(timed(call, 1))
+        if progress is not None:
+            progress("measuring with a cold L2", (done + 1) / samples)
+    return {name: np.concatenate(parts) for name, parts in measured.items()}
+
+
+def timed(call: Call, count: int) -> Nanoseconds:
+    """``count`` calls, one sample each, in ns."""
+    clock = time.perf_counter_ns
+    samples = np.empty(count, dtype=np.int64)
+    for index in range(count):
+        begin = clock()
+        call()
+        samples[index] = clock() - begin
+    return samples
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """One fresh process that loads a bundle and calls it once: milliseconds, and its peak memory in bytes.
+
+    ``process_peak_bytes`` is the whole Python process, ``bundle_bytes`` what loading and the call added to it.
+    """
+
+    load_ms: float
+    first_call_ms: float
+    process_peak_bytes: int
+    bundle_bytes: int
+
+
+def cold_start(bundle: Path, entry: str, repeats: int, timeout: float = 120.0) -> list[ColdStart]:
+    """Loads the bundle and calls it once, in fresh processes.
+
+    Args:
+        bundle: its folder.
+        entry: which one is called, with its golden input.
+        repeats: how many processes.
+        timeout: seconds per process.
+
+    Raises:
+        BundleError: the process failed or did not end.
+    """
+    starts = []
+    for _ in range(repeats):
+        command = [sys.executable, "-m", "edgecsi.bench.first_call", str(bundle), entry]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
+            starts.append(ColdStart(**json.loads(done.stdout)))
+        except (subprocess.TimeoutExpired, ValueError, TypeError) as error:
+            said = "it did not end in time" if isinstance(error, subprocess.TimeoutExpired) else done.stderr.strip()
+            raise BundleError(
+                f"{bundle} cannot be loaded and called in a fresh process",
+                said.splitlines()[-1] if said else "it ended without an answer",
+                "run it once with `edgecsi run` to see more",
+            ) from error
+    return starts
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """No garbage collection between two clock readings (as ``timeit`` does)."""
+    enabled = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()

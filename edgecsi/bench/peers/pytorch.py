@@ -1,0 +1,37 @@
+"""PyTorch itself, eager: where every network comes from, and what "right" means."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from edgecsi.bench.peers import Array, Run, entry_module
+from edgecsi.bench.peers.conversion import missing, version_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class PyTorch:
+    """Eager mode under ``inference_mode``, one thread."""
+
+    name = "torch"
+    install = "pip install torch"
+
+    def available(self) -> str | None:
+        return missing("torch")
+
+    def version(self) -> str:
+        return version_of("torch")
+
+    def prepare(self, module: nn.Module, example: Array, entry: str) -> Run:
+        import torch
+
+        torch.set_num_threads(1)
+        part = entry_module(module, entry).eval()
+
+        def run(x: Array) -> Array:
+            with torch.inference_mode():
+                output: Array = part(torch.from_numpy(x)).numpy()
+            return output
+
+        return run
