@@ -1,0 +1,164 @@
+"""The frame of the program: help, exit codes, three-line errors, interruption."""
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+
+from edgecsi import cli
+from edgecsi.errors import DataError
+
+HEAVY = ("torch", "tvm", "numpy", "rich", "scipy")
+
+
+def verb_that(monkeypatch: pytest.MonkeyPatch, action: object) -> list[str]:
+    """Put a verb into the program that does one thing; returns the command line to call it."""
+
+    @click.command()
+    def command() -> None:
+        if isinstance(action, BaseException):
+            raise action
+
+    monkeypatch.setitem(cli.VERBS, "try", "")
+    monkeypatch.setitem(cli.cli.commands, "try", cli._with_debug(command))
+    return ["try"]
+
+
+def every_command() -> list[list[str]]:
+    found = []
+    context = click.Context(cli.cli)
+    for verb in cli.VERBS:
+        command = cli.cli.get_command(context, verb)
+        assert command is not None
+        found.append([verb])
+        if isinstance(command, click.Group):
+            found += [[verb, name] for name in command.commands]
+    return found
+
+
+@pytest.mark.parametrize("arguments", every_command(), ids=" ".join)
+def test_every_verb_has_help_with_an_example(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run([*arguments, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert f"edgecsi {arguments[0]}" in text.partition("Example:")[2]
+    assert "--debug" in text
+
+
+def test_help_lists_every_verb_and_loads_none(capsys: pytest.CaptureFixture[str]) -> None:
+    source = (
+        "import sys; from edgecsi.cli import run; run(['--help']);"
+        f"sys.exit(any(name in sys.modules for name in {HEAVY}))"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert all(f"  {verb} " in done.stdout for verb in cli.VERBS)
+
+
+@pytest.mark.parametrize("verb", cli.VERBS)
+def test_no_verb_imports_anything_heavy_to_show_its_help(verb: str) -> None:
+    source = (
+        f"import sys; from edgecsi.cli import run; run(['{verb}', '--help']);"
+        f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert done.stderr.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["no-such-verb"], ["targets", "--no-such-option"], ["targets", "show"], ["--no-such-option"]],
+)
+def test_a_wrong_command_line_is_exit_code_2(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(arguments) == 2
+    assert "Usage:" in capsys.readouterr().err
+
+
+def test_an_error_is_three_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = verb_that(monkeypatch, DataError("what", "why", "do this"))
+    assert cli.run(arguments) == 3
+    assert capsys.readouterr().err == "error: what\nwhy\ndo this\n"
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "try"], ["try", "--debug"]])
+def test_debug_adds_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
+) -> None:
+    verb_that(monkeypatch, DataError("what", "why", "do this"))
+    assert cli.run(arguments) == 3
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback")
+    assert error.endswith("error: what\nwhy\ndo this\n")
+
+
+def test_our_own_bug_is_called_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(verb_that(monkeypatch, ZeroDivisionError("oops"))) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("Traceback")
+    assert "this is a bug in edgecsi: ZeroDivisionError: oops" in error
+
+
+def test_interruption_is_exit_code_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(verb_that(monkeypatch, KeyboardInterrupt())) == 130
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "out/lib.so"), 4),
+        (PermissionError(errno.EACCES, os.strerror(errno.EACCES), "out"), 4),
+        (FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), "x.npy"), 3),
+        (MemoryError(), 4),
+    ],
+)
+def test_what_the_system_refuses_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int
+) -> None:
+    assert cli.run(verb_that(monkeypatch, error)) == code
+    text = capsys.readouterr().err
+    assert text.count("\n") == 3
+    assert str(getattr(error, "filename", None) or "memory") in text
+
+
+def test_a_reader_that_leaves_early_is_no_error() -> None:
+    done = subprocess.run(
+        f"{sys.executable} -m edgecsi targets show host | head -c 1",
+        shell=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stderr == ""
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("edgecsi 0.")
+
+
+def test_json_to_a_file_is_written_beside_the_text(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "targets.json"
+    assert cli.run(["targets", "--json", str(out)]) == 0
+    assert "cortex-a72" in capsys.readouterr().out
+    assert {"id": "rpi4", "arch": "aarch64"}.items() <= json.loads(out.read_text())[3].items()
+    assert list(tmp_path.iterdir()) == [out]
+
+
+def test_json_where_nothing_can_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["targets", "--json", str(tmp_path / "no" / "x.json")]) == 2
+    assert cli.run(["targets", "--json", str(tmp_path)]) == 2
+    assert "Traceback" not in capsys.readouterr().err

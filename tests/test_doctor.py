@@ -1,0 +1,122 @@
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from edgecsi import doctor
+from edgecsi.cli import run
+
+
+def quick(monkeypatch: pytest.MonkeyPatch, **results: str) -> None:
+    """Replace everything that starts programs; ``results`` says which of them fails and how."""
+    monkeypatch.setattr(doctor, "_link", lambda folder, triple, options: results.get("link", ""))
+    monkeypatch.setattr(doctor, "_run", lambda command, timeout: ("", results.get("run", "")))
+    monkeypatch.setattr(
+        doctor,
+        "_try_python",
+        lambda source: ("", results.get("tvm" if "import tvm" in source else "torch", "")),
+    )
+
+
+def test_the_pair_of_tvm_and_ffi_really_works_here() -> None:
+    assert [finding.status for finding in doctor._tvm()] == ["ok"]
+
+
+def test_the_linker_really_works_here() -> None:
+    assert [(finding.part, finding.status) for finding in doctor._linker()] == [
+        ("linker for x86_64", "ok"),
+        ("linker for aarch64", "ok"),
+    ]
+
+
+@pytest.mark.needs("qemu-aarch64")
+def test_the_emulator_really_works_here() -> None:
+    (finding,) = doctor._emulator()
+    assert finding.status == "ok"
+    assert "cortex-a72" in finding.detail
+
+
+def test_a_process_that_crashes_is_a_finding_and_not_our_end() -> None:
+    source = "import os, signal; os.kill(os.getpid(), signal.SIGSEGV)"
+    assert doctor._run([sys.executable, "-c", source], timeout=30)[1] == "crashed with signal 11"
+
+
+def test_a_process_that_hangs_is_ended() -> None:
+    assert "did not end" in doctor._run([sys.executable, "-c", "import time; time.sleep(60)"], timeout=0.3)[1]
+
+
+def test_a_wrong_tvm_pair_is_fatal_and_the_fix_pins_both(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick(monkeypatch, tvm="crashed with signal 11")
+    assert run(["doctor"]) == 4
+    output = capsys.readouterr()
+    assert "apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post1" in output.out
+    assert "tvm + tvm-ffi" in output.err
+    assert "Traceback" not in output.err
+
+
+def test_only_optional_parts_missing_is_fine(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    quick(monkeypatch)
+    monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
+    assert run(["doctor"]) == 0
+    output = capsys.readouterr().out
+    assert "missing (optional)" in output
+    assert "sudo apt-get install qemu-user" in output
+
+
+def test_a_missing_package_is_named_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def nothing(name: str) -> str:
+        raise doctor.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "version", nothing)
+    findings = {finding.part: finding for finding in doctor._packages()}
+    assert findings["ziglang"].fatal
+    assert "pip install 'ziglang" in findings["ziglang"].fix
+
+
+def test_a_package_of_the_wrong_version_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: "0.1.15.post2")
+    findings = {finding.part: finding for finding in doctor._packages()}
+    assert findings["apache-tvm-ffi"].status == "broken"
+    assert "==0.1.14.post1" in findings["apache-tvm-ffi"].detail
+
+
+def test_a_cache_that_cannot_be_written_is_broken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    monkeypatch.setenv("EDGECSI_CACHE", str(file / "cache"))
+    (finding,) = doctor._cache()
+    assert finding.fatal
+    assert "EDGECSI_CACHE" in finding.fix
+
+
+def test_a_full_disk_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = doctor.shutil._ntuple_diskusage(10**9, 10**9, 1000)
+    monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
+    assert [finding.status for finding in doctor._cache()] == ["ok", "broken"]
+
+
+@pytest.mark.parametrize(
+    ("version", "wanted", "fine"),
+    [
+        ("2.13.0+cpu", ">=2.13,<2.14", True),
+        ("2.14.0", ">=2.13,<2.14", False),
+        ("0.1.14.post1", "==0.1.14.post1", True),
+        ("0.1.15.post2", "==0.1.14.post1", False),
+        ("8.10", ">=8.2", True),
+        ("1.0", "", True),
+    ],
+)
+def test_versions_are_compared_as_numbers(version: str, wanted: str, fine: bool) -> None:
+    assert doctor.satisfies(version, wanted) is fine
+
+
+def test_doctor_does_not_import_what_it_examines() -> None:
+    source = "import sys, edgecsi.doctor; sys.exit(any(m in sys.modules for m in ('torch', 'tvm', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", source]).returncode == 0
