@@ -1,0 +1,98 @@
+"""What all kernel tests share: where they run, and what counts as equal."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgecsi.kernels.harness import Case, run_cases
+from edgecsi.kernels.layout import Layout
+from edgecsi.target import Target, load
+
+X86 = ("x86-64-v3", "x86-64-v4", "host")
+PI = ("rpi4", "rpi5")
+
+
+def on_targets(*names: str) -> pytest.MarkDecorator:
+    """Run the test with argument `target` for each of the named targets, x86 and Pi if none is named."""
+    return pytest.mark.parametrize("target", names or (*X86, *PI))
+
+
+def available(name: str) -> Target:
+    """The target, if its code runs here natively or under QEMU; else the test is skipped (fails in CI)."""
+    target = load(name)
+    missing = target.missing_on_this_cpu()
+    if not missing:
+        return target
+    if not target.emulate:
+        pytest.skip(f"this CPU cannot run {name}: no {', '.join(missing)}")
+    if shutil.which(f"qemu-{target.arch}") is None:
+        message = f"qemu-{target.arch} is missing; install the Debian package qemu-user"
+        if os.environ.get("CI") == "true":
+            pytest.fail(message, pytrace=False)
+        pytest.skip(message)
+    return target
+
+
+def check(
+    cases: Sequence[Case] | Callable[[Target], Sequence[Case]], target: str, tolerance: float = 1e-5
+) -> None:
+    """Build all cases, run them, compare with the operators' references.
+
+    Codes must be equal, floats agree to `tolerance` of the largest output; the halo must be written and nothing
+    outside the tensor. A kernel must not refuse what a test asks of it.
+    """
+    board = available(target)
+    listed = cases(board) if callable(cases) else cases
+    for case in listed:
+        assert case.kernel.refuses(case.op, board) == "", case.op
+    for number, (case, (memory, got, _)) in enumerate(zip(listed, run_cases(listed, board), strict=True)):
+        want = case.op.reference(*case.inputs)
+        where = f"case {number} on {target}: {describe(case)}"
+        if case.op.y.dtype == "float32":
+            limit = tolerance * max(float(np.abs(want).max()), 1e-30)
+            assert np.isfinite(got).all(), where
+            assert np.abs(got - want).max() <= limit, (
+                f"{where}: {np.abs(got - want).max() / limit * tolerance:.2g}"
+            )
+        else:
+            assert (got == want).all(), f"{where}: {(got != want).sum()} codes differ"
+        assert (outside(memory, case.op.y) == outside(case.op.y.store(want), case.op.y)).all(), (
+            f"{where}: halo"
+        )
+
+
+def outside(memory: np.ndarray[Any, Any], layout: Layout) -> np.ndarray[Any, Any]:
+    """The memory with the tensor's own elements blanked: its halo, when samples follow each other."""
+    blank = memory.copy()
+    blank[layout._index()] = 0
+    if layout.batch_stride is not None:
+        # Between samples lies another tensor.
+        return blank[:0]
+    return blank
+
+
+def describe(case: Case) -> str:
+    op = case.op
+    shown = {
+        k: v for k, v in vars(op).items() if not isinstance(v, np.ndarray) and k not in ("name", "epilogue")
+    }
+    shapes = {k: v.shape for k, v in vars(op).items() if isinstance(v, np.ndarray)}
+    return f"{case.kernel.name} {shown} {shapes} {[s.op for s in op.epilogue]} {case.knobs}"
+
+
+def image(
+    rng: np.random.Generator, *shape: int, halo: tuple[int, int, int, int] = (0, 0, 0, 0)
+) -> tuple[Layout, np.ndarray[Any, np.dtype[np.float32]]]:
+    """A float32 tensor of random values and its layout."""
+    return Layout(shape, halo=halo), normal(rng, *shape)
+
+
+def normal(rng: np.random.Generator, *shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
+    """Random float32 values."""
+    return rng.standard_normal(shape).astype(np.float32)
