@@ -112,8 +112,8 @@ class Loaded:
             self.bundle.entry(entry)  # raises, listing the entries there are
             raise AssertionError(entry)
         if call.staged and out is None and len(inputs) == 1:
-            # The hot path, about 1 µs above the C call: numpy takes 1 µs to tell an array's address but copies
-            # a few kB in a tenth of that, so the data goes through buffers whose addresses are known.
+            # The hot path, about 1 µs above the C call: numpy takes 1 µs to tell an array's address but
+            # copies a few kB in a tenth of that, so the data goes through buffers whose addresses are known.
             x = inputs[0]
             if type(x) is np.ndarray and x.dtype == _F32 and x.shape == call.in_shape:
                 source, target, source_at, target_at = call.staging.buffers
@@ -123,7 +123,12 @@ class Loaded:
                 return target.copy()
         return call.general(inputs, out)
 
-    def function(self, entry: str) -> Callable[..., int]:
+    def strerror(self, code: int) -> str:
+        """The library's own words for a code it returned."""
+        text: bytes | None = self._strerror(code)
+        return text.decode("utf-8", "replace") if text else "unknown code"
+
+    def function(self, entry: str) -> Any:
         """The C function of an entry itself (a ctypes function taking addresses), for measuring it alone."""
         self.bundle.entry(entry)
         return self._calls[entry].function
@@ -145,10 +150,9 @@ class Loaded:
         return self._calls[entry].profile(inputs)
 
     def _fail(self, entry: str, code: int) -> None:
-        text = self._strerror(code)
         raise DeviceError(
             f"{self.bundle.library.name} failed in {entry} with code {code}",
-            text.decode("utf-8", "replace") if text else "unknown code",
+            self.strerror(code),
             "run `edgecsi doctor`; if it finds nothing, this is a bug of edgecsi: please report it",
         )
 

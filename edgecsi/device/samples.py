@@ -1,0 +1,62 @@
+"""Many samples, as a user has them, and as an entry with a fixed batch takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgecsi.bundle import Entry
+from edgecsi.device.protocol import Array, Samples
+from edgecsi.errors import DataError
+
+
+def to_calls(entry: Entry, x: Samples) -> list[Array]:
+    """Split samples into calls: per input, C-contiguous float32 ``[calls, *shape]``.
+
+    Raises:
+        DataError: the arrays do not fit the entry.
+    """
+    arrays = [x] if isinstance(x, np.ndarray) else list(x)
+    shapes = [tensor.shape for tensor in entry.inputs]
+    if len(arrays) != len(shapes):
+        raise DataError(
+            f"{len(arrays)} input(s) given",
+            f"the entry takes {len(shapes)}: {shapes}",
+            "give one array for each",
+        )
+    calls = []
+    for array, tensor in zip(arrays, entry.inputs, strict=True):
+        batch, *rest = tensor.shape
+        wanted = f"float32 [N, {', '.join(map(str, rest))}]" + (
+            f", N a multiple of {batch}" if batch > 1 else ""
+        )
+        if array.dtype.kind not in "fiub":
+            raise DataError(
+                f"{tensor.name} has dtype {array.dtype}", "real numbers are needed", f"give {wanted}"
+            )
+        if (
+            array.ndim != len(tensor.shape)
+            or list(array.shape[1:]) != rest
+            or not len(array)
+            or len(array) % batch
+        ):
+            raise DataError(
+                f"{tensor.name} has shape {array.shape}", "it does not fit the entry", f"give {wanted}"
+            )
+        calls.append(np.require(array, np.float32, ["C", "A"]).reshape(-1, *tensor.shape))
+    if len({len(array) for array in calls}) > 1:
+        raise DataError(
+            "the inputs hold different numbers of samples",
+            str([len(array) for array in calls]),
+            "give equally many",
+        )
+    return calls
+
+
+def from_calls(entry: Entry, outputs: Sequence[Array]) -> Array | tuple[Array, ...]:
+    """The inverse for outputs ``[calls, *shape]``: ``[calls * shape[0], *shape[1:]]``, a tuple if several."""
+    joined = tuple(
+        array.reshape(-1, *tensor.shape[1:]) for array, tensor in zip(outputs, entry.outputs, strict=True)
+    )
+    return joined[0] if len(joined) == 1 else joined

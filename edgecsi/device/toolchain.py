@@ -1,0 +1,135 @@
+"""The small C programs devices need, compiled once into the user's cache, and the emulator's whereabouts."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+import re
+import secrets
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+
+from edgecsi.errors import ToolchainError
+
+_HERE = Path(__file__).parent
+_COMPILE_SECONDS = 900  # zig builds its static C library first, which takes minutes on a busy small machine
+
+
+def cache_dir() -> Path:
+    """``$EDGECSI_CACHE``, else ``$XDG_CACHE_HOME/edgecsi``, else ``~/.cache/edgecsi``."""
+    if own := os.environ.get("EDGECSI_CACHE"):
+        return Path(own)
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgecsi"
+
+
+def runner(arch: str) -> Path:
+    """The static program that runs a library under an emulator (``runner.c``).
+
+    Args:
+        arch: ``x86_64`` or ``aarch64``.
+
+    Raises:
+        ToolchainError: ziglang is missing or cannot compile it.
+    """
+    return _compile(
+        "runner.c", f"runner-{arch}", ["-target", f"{arch}-linux-musl", "-static", "-O2"], ["-lm"]
+    )
+
+
+def timer() -> Path:
+    """The shared library that times calls in this process (``timer.c``)."""
+    return _compile("timer.c", "timer.so", ["-shared", "-fPIC", "-O2", "-mcpu=baseline"])
+
+
+def icount_plugin(emulator: Path) -> Path:
+    """The QEMU plugin that counts instructions (``icount.c``), for the API of this QEMU."""
+    version = qemu_version(emulator)
+    api = 1 if version < (9, 0) else 2 if version < (9, 1) else 3
+    return _compile(
+        "icount.c", f"icount-{api}.so", ["-shared", "-fPIC", "-O2", "-mcpu=baseline", f"-DPLUGIN_API={api}"]
+    )
+
+
+def qemu(arch: str) -> Path:
+    """QEMU's user-mode emulator for this architecture.
+
+    Raises:
+        ToolchainError: it is not installed.
+    """
+    for name in (f"qemu-{arch}", f"qemu-{arch}-static"):
+        if found := shutil.which(name):
+            return Path(found)
+    raise ToolchainError(
+        f"qemu-{arch} is missing", "bundles for another CPU run under QEMU", "apt-get install qemu-user"
+    )
+
+
+@cache
+def qemu_version(emulator: Path) -> tuple[int, ...]:
+    """For example ``(7, 2, 22)``.
+
+    Raises:
+        ToolchainError: the program does not answer as QEMU does.
+    """
+    try:
+        answer = subprocess.run(
+            [emulator, "--version"], capture_output=True, text=True, errors="replace", timeout=30, check=True
+        ).stdout
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ToolchainError(f"{emulator} does not start", str(error), "apt-get install qemu-user") from None
+    match = re.search(r"version (\d+(?:\.\d+)+)", answer)
+    if match is None:
+        raise ToolchainError(f"{emulator} is not QEMU", answer[:200], "apt-get install qemu-user")
+    return tuple(int(part) for part in match[1].split("."))
+
+
+def _compile(source: str, name: str, flags: Sequence[str], libraries: Sequence[str] = ()) -> Path:
+    """Compile a source of this folder, unless the same zig did it before with the same flags."""
+    if importlib.util.find_spec("ziglang") is None:
+        raise ToolchainError("ziglang is missing", f"it compiles {source}", "pip install ziglang")
+    recipe = [metadata.version("ziglang"), *flags, *libraries]
+    texts = [(_HERE / source).read_bytes(), (_HERE / "calls.h").read_bytes()]
+    key = hashlib.sha256(b"\0".join([*texts, *(part.encode() for part in recipe)])).hexdigest()
+    built = cache_dir() / "device" / f"{key[:16]}-{name}"
+    if built.is_file():
+        return built
+    unfinished = built.with_name(f"{built.name}.{secrets.token_hex(4)}")
+    command = [
+        sys.executable,
+        "-m",
+        "ziglang",
+        "cc",
+        *flags,
+        str(_HERE / source),
+        *libraries,
+        "-o",
+        str(unfinished),
+    ]
+    try:
+        built.parent.mkdir(parents=True, exist_ok=True)
+        subprocess.run(
+            command, check=True, capture_output=True, text=True, errors="replace", timeout=_COMPILE_SECONDS
+        )
+        os.replace(unfinished, built)
+    except subprocess.CalledProcessError as error:
+        why = next(
+            (line for line in error.stderr.splitlines() if "error" in line), error.stderr.strip()[-300:]
+        )
+        raise ToolchainError(f"{source} does not compile", why, "edgecsi doctor") from None
+    except subprocess.TimeoutExpired:
+        raise ToolchainError(
+            f"{source} does not compile", f"zig took more than {_COMPILE_SECONDS} s", "edgecsi doctor"
+        ) from None
+    except OSError as error:
+        raise ToolchainError(
+            f"{built.parent} cannot be written", str(error), "set EDGECSI_CACHE to a folder that can"
+        ) from None
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return built
