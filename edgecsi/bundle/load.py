@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from edgecsi.bundle.cpu import machine, missing_features
+from edgecsi import cpu
 from edgecsi.bundle.manifest import Entry, Manifest, Tensor
 from edgecsi.bundle.read import Bundle, read_bundle
 from edgecsi.errors import BundleError, DataError, DeviceError
@@ -39,13 +39,13 @@ def load(path: str | Path) -> Loaded:
 def check_runs_here(bundle: Bundle) -> None:
     """Raise DeviceError, naming what is missing, unless this CPU can run the bundle's library."""
     target = bundle.manifest.target
-    if target.arch != machine():
+    if target.arch != cpu.machine():
         raise DeviceError(
             f"{bundle.path} cannot run on this machine",
-            f"it is built for {target.arch} ({target.id}), this machine is {machine()}",
+            f"it is built for {target.arch} ({target.id}), this machine is {cpu.machine()}",
             "run it with --device emulate, or build with --target host",
         )
-    if missing := missing_features(target.features):
+    if missing := [feature for feature in target.features if feature not in cpu.features()]:
         raise DeviceError(
             f"{bundle.path} cannot run on this CPU",
             f"it is built for {target.id}, which needs {', '.join(missing)}; this CPU lacks them",

@@ -18,8 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.bundle import Bundle, Entry
-from edgecsi.bundle.cpu import cpu_name
 from edgecsi.device import toolchain
+from edgecsi.device.local import cpu_name
 from edgecsi.device.protocol import Array, DeviceInfo, Samples
 from edgecsi.device.samples import from_calls, to_calls
 from edgecsi.errors import DeviceError, ToolchainError

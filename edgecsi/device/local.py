@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,24 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecsi import cpu
 from edgecsi.bundle import Bundle, Loaded
-from edgecsi.bundle.cpu import cpu_features, cpu_name, machine
 from edgecsi.device.protocol import Array, DeviceInfo, Samples
 from edgecsi.device.samples import from_calls, to_calls
 from edgecsi.device.toolchain import timer
 from edgecsi.errors import DeviceError
 
 _MAX_TENSORS = 16  # as in calls.h
+
+
+def cpu_name() -> str:
+    """This machine's CPU in words, for example ``AMD EPYC``; on a Raspberry Pi, the board's name."""
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return cpu.machine()
+    fields = dict(re.findall(r"^(model name|Model)\s*:\s*(.*)$", text, re.MULTILINE))
+    return str(fields.get("model name") or fields.get("Model") or cpu.machine())
 
 
 class Local:
@@ -30,7 +41,7 @@ class Local:
 
     def info(self) -> DeviceInfo:
         """This machine's CPU."""
-        return DeviceInfo(self.spec, cpu_name(), machine(), cpu_features(), emulated=False)
+        return DeviceInfo(self.spec, cpu_name(), cpu.machine(), cpu.features(), emulated=False)
 
     def run(self, bundle: Bundle, entry: str, x: Samples) -> Array | tuple[Array, ...]:
         """See :meth:`edgecsi.device.protocol.Device.run`."""

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import re
 import secrets
 import shutil
 import subprocess
-import sys
 from collections.abc import Sequence
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from edgecsi.codegen.zig import zig_cc
 from edgecsi.errors import ToolchainError
 
 _HERE = Path(__file__).parent
@@ -37,9 +36,7 @@ def runner(arch: str) -> Path:
     Raises:
         ToolchainError: ziglang is missing or cannot compile it.
     """
-    return _compile(
-        "runner.c", f"runner-{arch}", ["-target", f"{arch}-linux-musl", "-static", "-O2"], ["-lm"]
-    )
+    return _compile("runner.c", f"runner-{arch}", ["-static", "-O2"], f"{arch}-linux-musl")
 
 
 def timer() -> Path:
@@ -89,43 +86,23 @@ def qemu_version(emulator: Path) -> tuple[int, ...]:
     return tuple(int(part) for part in match[1].split("."))
 
 
-def _compile(source: str, name: str, flags: Sequence[str], libraries: Sequence[str] = ()) -> Path:
+def _compile(source: str, name: str, flags: Sequence[str | Path], triple: str = "") -> Path:
     """Compile a source of this folder, unless the same zig did it before with the same flags."""
-    if importlib.util.find_spec("ziglang") is None:
-        raise ToolchainError("ziglang is missing", f"it compiles {source}", "pip install ziglang")
-    recipe = [metadata.version("ziglang"), *flags, *libraries]
+    try:
+        zig = metadata.version("ziglang")
+    except metadata.PackageNotFoundError:
+        raise ToolchainError("ziglang is missing", f"it compiles {source}", "pip install ziglang") from None
     texts = [(_HERE / source).read_bytes(), (_HERE / "calls.h").read_bytes()]
-    key = hashlib.sha256(b"\0".join([*texts, *(part.encode() for part in recipe)])).hexdigest()
+    recipe = "\0".join([zig, triple, *map(str, flags)]).encode()
+    key = hashlib.sha256(b"\0".join([*texts, recipe])).hexdigest()
     built = cache_dir() / "device" / f"{key[:16]}-{name}"
     if built.is_file():
         return built
     unfinished = built.with_name(f"{built.name}.{secrets.token_hex(4)}")
-    command = [
-        sys.executable,
-        "-m",
-        "ziglang",
-        "cc",
-        *flags,
-        str(_HERE / source),
-        *libraries,
-        "-o",
-        str(unfinished),
-    ]
     try:
         built.parent.mkdir(parents=True, exist_ok=True)
-        subprocess.run(
-            command, check=True, capture_output=True, text=True, errors="replace", timeout=_COMPILE_SECONDS
-        )
+        zig_cc([*flags, _HERE / source, "-lm", "-o", unfinished], triple=triple, timeout=_COMPILE_SECONDS)
         os.replace(unfinished, built)
-    except subprocess.CalledProcessError as error:
-        why = next(
-            (line for line in error.stderr.splitlines() if "error" in line), error.stderr.strip()[-300:]
-        )
-        raise ToolchainError(f"{source} does not compile", why, "edgecsi doctor") from None
-    except subprocess.TimeoutExpired:
-        raise ToolchainError(
-            f"{source} does not compile", f"zig took more than {_COMPILE_SECONDS} s", "edgecsi doctor"
-        ) from None
     except OSError as error:
         raise ToolchainError(
             f"{built.parent} cannot be written", str(error), "set EDGECSI_CACHE to a folder that can"
