@@ -76,7 +76,7 @@ class Emulated:
     def count_instructions(self, bundle: Bundle, entry: str, x: Samples | None = None) -> int:
         """Instructions of one call, counted exactly by a QEMU plugin.
 
-        Two runs of different length are compared, so that loading and start-up cancel. About 70 instructions
+        Two runs of different length are compared, so that loading and start-up cancel. About 40 instructions
         are the loop around the call.
 
         Args:
@@ -93,7 +93,7 @@ class Emulated:
             numbers = np.random.default_rng(0)
             x = [numbers.standard_normal(tensor.shape, np.float32) for tensor in described.inputs]
         calls = to_calls(described, x)
-        few, many = 2, 12
+        few, many = 10, 60  # as many digits: reading the argument costs the same
         with _Job(bundle, entry, calls, self.deadline) as job:
             difference = job.count(many) - job.count(few)
         return round(difference / ((many - few) * len(calls[0])))
