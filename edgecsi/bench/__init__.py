@@ -1,4 +1,5 @@
-"""Measuring: how fast a bundle is, against whom, and whether the figure can be believed (docs/how-we-measure.md).
+"""Measuring: how fast a bundle is, against whom, and whether the figure can be believed
+(docs/how-we-measure.md).
 
 statistics    medians with confidence intervals, percentiles, ratios of interleaved series
 environment   what the machine did before, during and after: the validity of a result

@@ -24,7 +24,8 @@ STOLEN = 0.02
 FREQUENCY_CHANGE = 0.05
 """Relative change of the highest core frequency that is still called steady."""
 THROTTLE_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
-"""Raspberry Pi, ``vcgencmd get_throttled``: bits 0-3 say what is so now, bits 16-19 what happened since boot."""
+"""Raspberry Pi, ``vcgencmd get_throttled``: bits 0-3 say what is so now, bits 16-19 what happened since
+boot."""
 PACKAGES = ("edgecsi", "numpy", "torch", "apache-tvm", "apache-tvm-ffi", "ziglang")
 
 State = Literal["valid", "suspect", "invalid"]
@@ -45,10 +46,11 @@ class Machine:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What does change. Frequencies in MHz, temperature in °C, times in seconds; None where it cannot be read.
+    """What does change. Frequencies in MHz, temperature in °C, times in seconds; None where it cannot be
+    read.
 
-    ``busy``, ``stolen`` and ``own`` are CPU seconds since boot (since the start, for ``own``): of all processes,
-    taken by the hypervisor, and of this process with its finished children.
+    ``busy``, ``stolen`` and ``own`` are CPU seconds since boot (since the start, for ``own``): of all
+    processes, taken by the hypervisor, and of this process with its finished children.
     """
 
     date: str
@@ -65,14 +67,16 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Validity:
-    """``valid``: believe it. ``suspect``: something disturbed it. ``invalid``: it is not a latency of this machine."""
+    """``valid``: believe it. ``suspect``: something disturbed it. ``invalid``: it is not a latency of
+    this machine."""
 
     state: State
     reasons: tuple[str, ...] = ()
 
 
 def machine(root: Path = Path("/"), packages: Sequence[str] = PACKAGES) -> Machine:
-    """Describes this machine from ``/proc`` and ``/sys`` below ``root``, with the versions of what is installed."""
+    """Describes this machine from ``/proc`` and ``/sys`` below ``root``, with the versions of what is
+    installed."""
     cpuinfo = _read(root / "proc/cpuinfo") or ""
     # ARM kernels name the board, not the CPU.
     board = (_read(root / "proc/device-tree/model") or "").strip("\x00 \n")
@@ -130,7 +134,9 @@ def other_load(before: Snapshot, after: Snapshot) -> float | None:
     return max(0.0, (after.busy - before.busy - (after.own - before.own)) / elapsed)
 
 
-def judge(before: Snapshot, after: Snapshot, *, emulated: bool = False, notes: Sequence[str] = ()) -> Validity:
+def judge(
+    before: Snapshot, after: Snapshot, *, emulated: bool = False, notes: Sequence[str] = ()
+) -> Validity:
     """Decides whether what was measured between two snapshots can be believed.
 
     Args:
@@ -189,16 +195,15 @@ def _caches(folder: Path) -> dict[str, str]:
     """``{"L1d": "48K", "L2": "1024K", ...}`` of the first core."""
     found: dict[str, str] = {}
     for index in sorted(folder.glob("index*")):
-        level, kind, size = (
-            (_read(index / name) or "").strip() for name in ("level", "type", "size")
-        )
+        level, kind, size = ((_read(index / name) or "").strip() for name in ("level", "type", "size"))
         if level and size:
             found[f"L{level}" + {"Data": "d", "Instruction": "i"}.get(kind, "")] = size
     return found
 
 
 def _cpu_seconds(stat: str) -> tuple[float | None, float | None]:
-    """(busy, stolen) of the first line of ``/proc/stat``: user nice system idle iowait irq softirq steal ..."""
+    """(busy, stolen) of the first line of ``/proc/stat``: user nice system idle iowait irq softirq steal
+    ..."""
     fields = stat.split("\n", 1)[0].split()
     if len(fields) < 9 or fields[0] != "cpu":
         return None, None

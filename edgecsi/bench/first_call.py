@@ -1,4 +1,5 @@
-"""A fresh process's first inference: ``python -m edgecsi.bench.first_call BUNDLE ENTRY`` (see ``cold_start``)."""
+"""A fresh process's first inference: ``python -m edgecsi.bench.first_call BUNDLE ENTRY`` (see
+``cold_start``)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What one core of this machine can do at best, measured: the yardstick for kernels (`edgecsi bench --limits`)."""
+"""What one core of this machine can do at best, measured: the yardstick for kernels (`edgecsi bench
+--limits`)."""
 
 from __future__ import annotations
 
@@ -32,7 +33,8 @@ class Limits:
     validity: Validity
 
     def read_us(self, size: int) -> float:
-        """Microseconds one pass over ``size`` bytes takes at least, with the rate of the next larger working set."""
+        """Microseconds one pass over ``size`` bytes takes at least, with the rate of the next larger
+        working set."""
         rate = next((rate for held, rate in sorted(self.read_gbps.items()) if held >= size), None)
         return size / (1e3 * (rate if rate is not None else self.read_gbps[max(self.read_gbps)]))
 

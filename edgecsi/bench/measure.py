@@ -23,18 +23,20 @@ from edgecsi.bench import statistics
 from edgecsi.errors import BundleError, CheckFailed
 
 Call = Callable[[], object]
-Progress = Callable[[str, float], None]
-"""Called with what is being done and the share of it that is done (0 to 1)."""
+Progress = Callable[[float, float, str], None]
+"""Called with (done, total, what is being done)."""
 Nanoseconds = NDArray[np.int64]
 
 EVICTION_BYTES = 8 << 20
 TOLERANCE = 1e-4
-"""Largest difference to PyTorch, relative to the largest output, with which an engine is still worth timing."""
+"""Largest difference to PyTorch, relative to the largest output, with which an engine is still worth
+timing."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How much is measured. A series ends when it has both ``samples`` calls and ``seconds``, or at ``limit``.
+    """How much is measured. A series ends when it has both ``samples`` calls and ``seconds``, or at
+    ``limit``.
 
     Attributes:
         quick: whether this is the cut-down protocol; every report says so.
@@ -67,9 +69,9 @@ QUICK = Protocol(quick=True, samples=200, seconds=0.5, limit=10.0, cold_samples=
 class Series:
     """The samples of one engine, in ns: ``rounds`` with a warm cache, ``cold`` after 8 MB of other data.
 
-    ``settled`` tells whether the warm-up reached a steady median, ``complete`` whether the protocol's number of
-    samples was reached within its limit. ``threads`` is CPU time over elapsed time: above 1, the engine did not
-    keep to its one thread.
+    ``settled`` tells whether the warm-up reached a steady median, ``complete`` whether the protocol's
+    number of samples was reached within its limit. ``threads`` is CPU time over elapsed time: above 1,
+    the engine did not keep to its one thread.
     """
 
     rounds: list[Nanoseconds]
@@ -140,7 +142,7 @@ def interleave(
         length: dict[str, int] = {}
         for name, call in calls.items():
             if progress is not None:
-                progress(f"warming up {name}", 0.0)
+                progress(0.0, 1.0, f"warming up {name}")
             settled[name], median = warm_up(call)
             length[name] = max(protocol.turn_calls, math.ceil(protocol.turn * 1e9 / median))
 
@@ -159,15 +161,15 @@ def interleave(
                 rounds[name].append(turn)
                 counted[name] += turn.size
                 spent[name] += float(turn.sum()) / 1e9
-            share = min(
-                min(counted.values()) / protocol.samples, min(spent.values()) / protocol.seconds, 1.0
-            )
+            share = min(min(counted.values()) / protocol.samples, min(spent.values()) / protocol.seconds, 1.0)
             complete = share >= 1.0
             if progress is not None:
-                progress("measuring", share)
+                progress(share, 1.0, "measuring")
         cold = cold_l2(calls, protocol.cold_samples, progress)
     return {
-        name: Series(rounds[name], cold[name], settled[name], complete, computed[name] / max(spent[name], 1e-9))
+        name: Series(
+            rounds[name], cold[name], settled[name], complete, computed[name] / max(spent[name], 1e-9)
+        )
         for name in calls
     }
 
@@ -195,7 +197,9 @@ def warm_up(call: Call, block: float = 0.02, limit: float = 5.0) -> tuple[bool, 
         previous = current
 
 
-def cold_l2(calls: Mapping[str, Call], samples: int, progress: Progress | None = None) -> dict[str, Nanoseconds]:
+def cold_l2(
+    calls: Mapping[str, Call], samples: int, progress: Progress | None = None
+) -> dict[str, Nanoseconds]:
     """Times single calls, each after reading 8 MB: on a device other code runs between two inferences."""
     other = np.ones(EVICTION_BYTES // 8, dtype=np.int64)
     measured: dict[str, list[Nanoseconds]] = {name: [] for name in calls}
@@ -204,7 +208,7 @@ def cold_l2(calls: Mapping[str, Call], samples: int, progress: Progress | None =
             other.sum()
             measured[name].append(timed(call, 1))
         if progress is not None:
-            progress("measuring with a cold L2", (done + 1) / samples)
+            progress(done + 1, samples, "measuring with a cold L2")
     return {name: np.concatenate(parts) for name, parts in measured.items()}
 
 
@@ -223,7 +227,8 @@ def timed(call: Call, count: int) -> Nanoseconds:
 class ColdStart:
     """One fresh process that loads a bundle and calls it once: milliseconds, and its peak memory in bytes.
 
-    ``process_peak_bytes`` is the whole Python process, ``bundle_bytes`` what loading and the call added to it.
+    ``process_peak_bytes`` is the whole Python process, ``bundle_bytes`` what loading and the call added
+    to it.
     """
 
     load_ms: float
@@ -251,7 +256,11 @@ def cold_start(bundle: Path, entry: str, repeats: int, timeout: float = 120.0) -
             done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
             starts.append(ColdStart(**json.loads(done.stdout)))
         except (subprocess.TimeoutExpired, ValueError, TypeError) as error:
-            said = "it did not end in time" if isinstance(error, subprocess.TimeoutExpired) else done.stderr.strip()
+            said = (
+                "it did not end in time"
+                if isinstance(error, subprocess.TimeoutExpired)
+                else done.stderr.strip()
+            )
             raise BundleError(
                 f"{bundle} cannot be loaded and called in a fresh process",
                 said.splitlines()[-1] if said else "it ended without an answer",

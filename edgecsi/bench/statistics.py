@@ -1,8 +1,8 @@
 """Statistics of latencies: what may be said about a series of samples, and with which confidence.
 
 Latencies are not independent: neighbouring calls share the machine's mood. Every interval here is therefore a
-block bootstrap (H. R. Künsch, "The jackknife and the bootstrap for general stationary observations", Annals of
-Statistics 17, 1989): contiguous blocks of samples are resampled, not single samples.
+block bootstrap (H. R. Künsch, "The jackknife and the bootstrap for general stationary observations",
+Annals of Statistics 17, 1989): contiguous blocks of samples are resampled, not single samples.
 """
 
 from __future__ import annotations
@@ -33,9 +33,11 @@ class Interval:
 
 @dataclass(frozen=True)
 class Outliers:
-    """Samples above the upper quartile plus three interquartile ranges (Tukey's "far out"); counted, never dropped.
+    """Samples above the upper quartile plus three interquartile ranges (Tukey's "far out"); counted,
+    never dropped.
 
-    ``limit`` and ``largest`` are in the unit of the samples; ``largest`` equals the maximum when ``count`` > 0.
+    ``limit`` and ``largest`` are in the unit of the samples; ``largest`` equals the maximum when
+    ``count`` > 0.
     """
 
     count: int
@@ -97,8 +99,8 @@ def median_interval(samples: ArrayLike, seed: int = 0) -> Interval:
         seed: of the resampling.
     """
     values = _checked(samples)
-    # Resampled medians are looked up on a grid of order statistics, dense around the median: the cost does not
-    # grow with the number of samples beyond one histogram per block.
+    # Resampled medians are looked up on a grid of order statistics, dense around the median: the cost
+    # does not grow with the number of samples beyond one histogram per block.
     levels = np.unique(np.concatenate([np.linspace(0, 1, 401), np.linspace(0.4, 0.6, 2001)]))
     grid = np.unique(np.quantile(values, levels, method="inverted_cdf"))
     blocks = np.array_split(values, min(BLOCKS, values.size))
@@ -152,8 +154,8 @@ def summarise(samples: ArrayLike, seed: int = 0) -> Summary:
 def ratio(series: list[Floats], reference: list[Floats], seed: int = 0) -> Ratio:
     """Time of ``series`` over time of ``reference``, both measured in turns A B A B.
 
-    Each round gives one ratio of medians, so what disturbs a whole round cancels; the result is the median over
-    the rounds and its interval.
+    Each round gives one ratio of medians, so what disturbs a whole round cancels; the result is the
+    median over the rounds and its interval.
 
     Args:
         series: one array of samples per round.

@@ -1,7 +1,8 @@
 """LiteRT (formerly TensorFlow Lite) with XNNPACK.
 
-Its converter, litert-torch, asks for an older typing_extensions than other tools do. It may therefore live in an
-environment of its own, whose Python is named by ``EDGECSI_LITERT_PYTHON``; only the runtime is needed here.
+Its converter, litert-torch, asks for an older typing_extensions than other tools do. It may therefore
+live in an environment of its own, whose Python is named by ``EDGECSI_LITERT_PYTHON``; only the runtime
+is needed here.
 """
 
 from __future__ import annotations
@@ -32,7 +33,9 @@ class LiteRT:
     """fp32, one thread, the interpreter's Python API."""
 
     name = "litert"
-    install = f"pip install ai-edge-litert litert-torch (or {CONVERTER}=/path/to/python that has litert-torch)"
+    install = (
+        f"pip install ai-edge-litert litert-torch (or {CONVERTER}=/path/to/python that has litert-torch)"
+    )
 
     def available(self) -> str | None:
         return missing("ai_edge_litert") or (None if os.environ.get(CONVERTER) else missing("litert_torch"))

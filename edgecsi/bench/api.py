@@ -1,0 +1,375 @@
+"""One bundle measured by the whole protocol, alone or against other engines: what ``edgecsi bench`` calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecsi.bench import measure, statistics
+from edgecsi.bench.environment import judge, machine, snapshot
+from edgecsi.bench.measure import FULL, QUICK, Answer, Call, Progress, Protocol, Series
+from edgecsi.bench.peers import Array, Run, find_peers
+from edgecsi.bench.report import Comparison, Engine, LayerTime, Measured, Result, Skipped
+from edgecsi.bundle import Bundle, Loaded, Manifest, read_bundle, read_golden
+from edgecsi.device import Device, Emulated, open_device
+from edgecsi.errors import CheckFailed, DeviceError, ToolchainError, UsageError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+OWN = "edgecsi"
+SAME_WEIGHTS = 1e-3
+"""Largest difference between the bundle's golden outputs and the model the peers get, if no recipe
+changed it."""
+THREADS = 1.1
+"""CPU time over elapsed time above which an engine did not keep to one thread."""
+
+Loader = Callable[[Manifest], "nn.Module"]
+
+
+def run_bench(
+    path: str | Path,
+    *,
+    entry: str = "full",
+    device: str | Device = "local",
+    quick: bool = False,
+    against: Sequence[str] = (),
+    load_module: Loader | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Measures one entry of a bundle, batch as built, one thread.
+
+    Args:
+        path: the bundle's folder.
+        entry: ``encoder``, ``decoder``, ``full``, ...
+        device: where; a name or a device.
+        quick: the cut-down protocol.
+        against: peers to compare with, on ``local`` only.
+        load_module: gives the PyTorch model that the peers take, from the bundle's manifest; by default the
+            manifest's model is loaded by its name.
+        progress: told how far it is.
+
+    Returns:
+        The result. Under emulation it has the answer and the instruction count, and no latencies.
+
+    Raises:
+        BundleError: no bundle, no such entry, or a changed file.
+        CheckFailed: the library answers wrongly, so it is not timed; or the peers' model has other weights.
+        DeviceError: the device cannot run the bundle.
+        UsageError: an unknown engine or device, or peers asked for on a device that has none.
+    """
+    peers = find_peers(against)  # before anything takes long
+    bundle = read_bundle(Path(path))
+    described = bundle.entry(entry)
+    opened = open_device(device) if isinstance(device, str) else device
+    protocol = QUICK if quick else FULL
+    if peers and opened.spec != "local":
+        raise UsageError(
+            f"other engines cannot be measured on {opened.spec}",
+            "they are installed on this machine only",
+            "leave --against away, or use --device local",
+        )
+    if peers and (len(described.inputs) > 1 or len(described.outputs) > 1):
+        raise UsageError(
+            f"other engines cannot be measured on entry {entry}",
+            f"it has {len(described.inputs)} inputs and {len(described.outputs)} outputs, engines take one",
+            "leave --against away, or choose another --entry",
+        )
+    if opened.info().emulated:
+        return _emulated(bundle, entry, opened, protocol)
+    if opened.spec != "local":
+        raise DeviceError(
+            f"latencies cannot be measured on {opened.spec} yet",
+            "edgecsi bench knows local and emulate",
+            "use --device local",
+        )
+
+    loaded = Loaded(bundle)
+    inputs, expected = read_golden(bundle, entry)
+    sample = [array[0] for array in inputs]
+    answers = {OWN: _check_bundle(loaded, entry, inputs, expected)}
+    versions = {OWN: bundle.manifest.created_with.edgecsi}
+    calls: dict[str, Call] = {OWN: lambda: loaded.run(*sample, entry=entry)}
+    skipped: list[Skipped] = []
+    if peers:
+        module = (load_module or _load_module)(bundle.manifest)
+        if bundle.manifest.model.recipe is None:
+            _check_same_weights(module, entry, sample[0], expected[0][0], bundle.manifest.model.spec)
+        prepared = prepare_peers(module, sample[0], entry, against, progress)
+        skipped = prepared.skipped
+        answers |= prepared.answers
+        versions |= prepared.versions
+        calls |= prepared.calls(sample[0])
+
+    before = snapshot()
+    series = measure.interleave(calls, protocol, progress)
+    c_call = opened.time(
+        bundle,
+        entry,
+        [array[:1].reshape(t.shape) for array, t in zip(inputs, described.inputs, strict=True)],
+        protocol.samples,
+    )
+    after = snapshot()
+
+    engines = tuple(_engine(name, versions[name], answers[name], one) for name, one in series.items())
+    return Result(
+        bundle=_measured(bundle),
+        entry=entry,
+        device=opened.spec,
+        protocol=protocol,
+        machine=machine(),
+        before=before,
+        after=after,
+        validity=judge(before, after, notes=_suspicions(series)),
+        answer=answers[OWN],
+        engines=engines,
+        comparisons=_comparisons(series),
+        skipped=tuple(skipped),
+        c_call=statistics.summarise(c_call / 1e3),
+        cold_starts=tuple(measure.cold_start(bundle.path, entry, protocol.cold_starts)),
+        layers=_layer_times(loaded, entry, sample, 20 if quick else 200),
+    )
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Engines ready to be timed, and those that are not."""
+
+    runs: Mapping[str, Run]
+    answers: Mapping[str, Answer]
+    versions: Mapping[str, str]
+    skipped: list[Skipped]
+
+    def calls(self, x: Array) -> dict[str, Call]:
+        """Each engine as a call without arguments, on ``x``."""
+
+        def bound(run: Run) -> Call:
+            return lambda: run(x)
+
+        return {name: bound(run) for name, run in self.runs.items()}
+
+
+def prepare_peers(
+    module: nn.Module, x: Array, entry: str, names: Sequence[str], progress: Progress | None = None
+) -> Prepared:
+    """Converts a model for each engine and checks its answer against PyTorch's.
+
+    An engine that is not installed, cannot convert the network or answers wrongly is skipped with its reason.
+
+    Args:
+        module: the model, in eval mode, float32.
+        x: an input of the entry, float32.
+        entry: which part of the model.
+        names: of the engines.
+        progress: told which engine is being prepared.
+
+    Raises:
+        UsageError: an unknown engine, or the model has no such entry.
+    """
+    peers = find_peers(names)
+    expected = pytorch_output(module, x, entry) if peers else x
+    runs: dict[str, Run] = {}
+    answers: dict[str, Answer] = {}
+    skipped: list[Skipped] = []
+    for index, peer in enumerate(peers):
+        if progress is not None:
+            progress(index, len(peers), f"preparing {peer.name}")
+        if (reason := peer.available()) is not None:
+            skipped.append(Skipped(peer.name, reason, peer.install))
+            continue
+        try:
+            run = peer.prepare(module, x, entry)
+            answers[peer.name] = measure.answer(peer.name, run(x), expected, measure.TOLERANCE)
+        except (ToolchainError, CheckFailed) as error:
+            skipped.append(Skipped(peer.name, f"{error.what}: {error.why}", error.fix))
+            continue
+        runs[peer.name] = run
+    versions = {peer.name: peer.version() for peer in peers if peer.name in runs}
+    return Prepared(runs, answers, versions, skipped)
+
+
+def bench_peers(
+    module: nn.Module,
+    x: Array,
+    entry: str,
+    names: Sequence[str],
+    *,
+    quick: bool = False,
+    progress: Progress | None = None,
+) -> tuple[list[Engine], list[Skipped]]:
+    """Measures other engines alone, without a bundle, in turns.
+
+    Args:
+        module, x, entry, names, progress: see :func:`prepare_peers`.
+        quick: the cut-down protocol.
+
+    Returns:
+        The engines that could be measured, and those that could not.
+
+    Raises:
+        UsageError: an unknown engine, or the model has no such entry.
+    """
+    prepared = prepare_peers(module, x, entry, names, progress)
+    series = (
+        measure.interleave(prepared.calls(x), QUICK if quick else FULL, progress) if prepared.runs else {}
+    )
+    engines = [
+        _engine(name, prepared.versions[name], prepared.answers[name], one) for name, one in series.items()
+    ]
+    return engines, prepared.skipped
+
+
+def pytorch_output(module: nn.Module, x: Array, entry: str) -> Array:
+    """What PyTorch answers, float32."""
+    from edgecsi.bench.peers.pytorch import PyTorch
+
+    return PyTorch().prepare(module, x, entry)(x)
+
+
+def _emulated(bundle: Bundle, entry: str, device: Device, protocol: Protocol) -> Result:
+    inputs, expected = read_golden(bundle, entry)
+    before = snapshot()
+    outputs = device.run(bundle, entry, [_as_samples(array) for array in inputs])
+    several = outputs if isinstance(outputs, tuple) else (outputs,)
+    found = _worst(
+        OWN, several, [_as_samples(array) for array in expected], _tolerance(bundle.manifest, entry)
+    )
+    count = cast(Emulated, device).count_instructions(
+        bundle, entry, [_as_samples(array[:1]) for array in inputs]
+    )
+    after = snapshot()
+    return Result(
+        bundle=_measured(bundle),
+        entry=entry,
+        device=device.spec,
+        protocol=protocol,
+        machine=machine(),
+        before=before,
+        after=after,
+        validity=judge(before, after, emulated=True),
+        answer=found,
+        instructions=count,
+    )
+
+
+def _as_samples(array: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Golden arrays ``[samples, *shape]`` as devices take them: ``[samples * shape[0], *shape[1:]]``."""
+    return array.reshape(-1, *array.shape[2:])
+
+
+def _check_bundle(loaded: Loaded, entry: str, inputs: Sequence[Array], expected: Sequence[Array]) -> Answer:
+    """The largest difference over all golden samples."""
+    outputs: list[tuple[Array, ...]] = []
+    for index in range(len(inputs[0])):
+        y = loaded.run(*(array[index] for array in inputs), entry=entry)
+        outputs.append(y if isinstance(y, tuple) else (y,))
+    stacked = [np.stack(parts) for parts in zip(*outputs, strict=True)]
+    return _worst(OWN, stacked, expected, _tolerance(loaded.manifest, entry))
+
+
+def _worst(name: str, outputs: Sequence[Array], expected: Sequence[Array], tolerance: float) -> Answer:
+    answers = [measure.answer(name, y, e, tolerance) for y, e in zip(outputs, expected, strict=True)]
+    return max(answers, key=lambda answer: answer.max_rel_diff)
+
+
+def _tolerance(manifest: Manifest, entry: str) -> float:
+    """What the build's own check found acceptable (int8 may round otherwise), at least the usual."""
+    checked = manifest.check.entries.get(entry)
+    return max(measure.TOLERANCE, 2 * checked.max_rel_diff if checked is not None else 0.0)
+
+
+def _check_same_weights(module: nn.Module, entry: str, x: Array, expected: Array, spec: str) -> None:
+    try:
+        measure.answer(spec, pytorch_output(module, x, entry), expected, SAME_WEIGHTS)
+    except CheckFailed as error:
+        raise CheckFailed(
+            f"{spec} is not the model that the bundle was built from",
+            f"{error.why}, so other engines would run other weights",
+            "name the checkpoint with --weights, or build the bundle again",
+        ) from None
+
+
+def _load_module(manifest: Manifest) -> nn.Module:
+    from edgecsi.models.load import load_model
+
+    module: nn.Module = load_model(manifest.model.spec).module
+    return module
+
+
+def _engine(name: str, version: str, answer: Answer, series: Series) -> Engine:
+    return Engine(
+        name=name,
+        version=version,
+        answer=answer,
+        warm=statistics.summarise(series.samples / 1e3),
+        cold=statistics.summarise(series.cold / 1e3),
+        settled=series.settled,
+        complete=series.complete,
+        threads=series.threads,
+        rounds=tuple(turn.size for turn in series.rounds),
+        samples=tuple(series.samples.tolist()),
+        cold_samples=tuple(series.cold.tolist()),
+    )
+
+
+def _comparisons(series: Mapping[str, Series]) -> tuple[Comparison, ...]:
+    own = series[OWN]
+
+    def floats(rounds: Sequence[measure.Nanoseconds]) -> list[statistics.Floats]:
+        return [turn.astype(np.float64) for turn in rounds]
+
+    def singles(series: Series) -> list[statistics.Floats]:
+        return [np.array([value], np.float64) for value in series.cold]
+
+    return tuple(
+        Comparison(
+            name,
+            statistics.ratio(floats(own.rounds), floats(other.rounds)),
+            statistics.ratio(singles(own), singles(other)),
+        )
+        for name, other in series.items()
+        if name != OWN
+    )
+
+
+def _suspicions(series: Mapping[str, Series]) -> list[str]:
+    notes = [f"{name} did not settle while warming up" for name, one in series.items() if not one.settled]
+    if not all(one.complete for one in series.values()):
+        notes.append("the time limit ended it before the protocol's number of samples")
+    return notes + [
+        f"{name} used {one.threads:.1f} threads" for name, one in series.items() if one.threads > THREADS
+    ]
+
+
+def _measured(bundle: Bundle) -> Measured:
+    manifest = bundle.manifest
+    return Measured(
+        name=manifest.name,
+        digest=manifest.digest,
+        model=manifest.model.spec,
+        recipe=manifest.model.recipe,
+        target=manifest.target.id,
+        library_bytes=manifest.files[manifest.library].bytes,
+    )
+
+
+def _layer_times(loaded: Loaded, entry: str, sample: Sequence[Array], passes: int) -> tuple[LayerTime, ...]:
+    layers = loaded.entries[entry].layers
+    measured = np.array([loaded.profile(*sample, entry=entry) for _ in range(passes)])
+    medians = np.median(measured, axis=0) / 1e3
+    return tuple(
+        LayerTime(
+            name=layer.name,
+            kernel=layer.kernel,
+            us=float(us),
+            predicted_us=layer.predicted_us,
+            gbps=layer.bytes / max(1e3 * float(us), 1e-3),
+            gmacs=layer.macs / max(1e3 * float(us), 1e-3),
+        )
+        for layer, us in zip(layers, medians, strict=True)
+    )
