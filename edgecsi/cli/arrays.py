@@ -1,0 +1,54 @@
+"""Arrays from and to ``.npy`` files."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgecsi.errors import DataError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+def read_npy(path: Path) -> NDArray[Any]:
+    """The array of a ``.npy`` file of real numbers.
+
+    Raises:
+        DataError: no such file, no or a damaged ``.npy``, other objects than numbers, NaN or infinity.
+    """
+    import numpy as np
+
+    try:
+        # A memory map of a file shorter than its header claims fails before memory is taken.
+        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        if not isinstance(array, np.ndarray):
+            raise ValueError("it is an archive of several arrays")
+    except (OSError, ValueError, EOFError, MemoryError) as error:
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise DataError(f"{path} cannot be read as .npy", why, "save one array with numpy.save") from error
+    if array.dtype.kind not in "fiub":
+        raise DataError(f"{path} holds {array.dtype}", "real numbers are needed", "convert it to float32")
+    if array.dtype.kind == "f" and not np.isfinite(array).all():
+        raise DataError(f"{path} holds NaN or infinity", "no network makes sense of these", "clean the data")
+    return array
+
+
+def write_npy(path: Path, array: NDArray[Any]) -> None:
+    """Write beside, then rename: the file is whole or as it was before.
+
+    Raises:
+        DataError: the file cannot be written.
+    """
+    import numpy as np
+
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with beside.open("wb") as stream:
+            np.save(stream, array)
+        beside.replace(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written", str(error.strerror), "choose another place") from error
+    finally:
+        beside.unlink(missing_ok=True)

@@ -1,0 +1,98 @@
+"""``edgecsi data``: channels to train and test on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgecsi.cli.output import json_option, pairs, progress, report
+from edgecsi.errors import UsageError
+
+
+def _check_out(path: Path) -> None:
+    """Refuse before the work what could not be written after it."""
+    if path.suffix not in (".npz", ".npy") or not path.absolute().parent.is_dir():
+        raise UsageError(
+            f"{path} cannot be written", "expected a .npz or .npy in an existing folder", "correct -o"
+        )
+
+
+@click.group()
+def command() -> None:
+    """Generate, convert and describe channels.
+
+    DATA is everywhere a .npy, .npz or COST2100 .mat file, a generator's spec such as cdl-ac:20000:seed=7
+    (profile, samples, seed), or `test` for the set that ships with edgecsi.
+
+    \b
+    Example:
+      edgecsi data generate cdl-ac:20000:seed=7 -o train.npz
+      edgecsi data info train.npz
+    """
+
+
+@command.command()
+@click.argument("spec")
+@click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, metavar="FILE")
+@json_option
+def generate(spec: str, out: Path, json_to: str | None) -> None:
+    """Generate the channels of SPEC, PROFILE:COUNT[:seed=N], and write them as .npz or .npy.
+
+    Profiles: cdl-a ... cdl-e (3GPP TR 38.901 clustered delay lines), mixes such as cdl-ac, and umi (drops in
+    an urban micro cell). The same spec always gives the same channels.
+
+    \b
+    Example:
+      edgecsi data generate cdl-c:1000:seed=1 -o cdl-c.npz
+    """
+    from edgecsi.channels import files
+    from edgecsi.channels.generate import generate as make
+    from edgecsi.channels.generate import parse_spec
+
+    _check_out(out)
+    wanted = parse_spec(spec)
+    with progress(f"generating {wanted}") as update:
+        samples = make(wanted, progress=lambda done, total: update(done, total, ""))
+    files.write(out, samples)
+    found = {"file": out, "spec": str(wanted), **vars(files.describe(samples))}
+    report(found, lambda: pairs(found), json_to)
+
+
+@command.command()
+@click.argument("data")
+@click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, metavar="FILE")
+@json_option
+def convert(data: str, out: Path, json_to: str | None) -> None:
+    """Convert DATA to .npz or .npy, checked on the way.
+
+    \b
+    Example:
+      edgecsi data convert DATA_Htestin.mat -o test.npz
+    """
+    from edgecsi.channels import files
+
+    _check_out(out)
+    with progress(f"reading {data}") as update:
+        samples = files.load(data, progress=lambda done, total: update(done, total, ""))
+    files.write(out, samples)
+    found = {"file": out, "from": data, **vars(files.describe(samples))}
+    report(found, lambda: pairs(found), json_to)
+
+
+@command.command()
+@click.argument("data")
+@json_option
+def info(data: str, json_to: str | None) -> None:
+    """Check DATA and tell its size, range, and how concentrated it is.
+
+    \b
+    Example:
+      edgecsi data info test
+    """
+    from edgecsi.channels import files
+
+    with progress(f"reading {data}") as update:
+        samples = files.load(data, progress=lambda done, total: update(done, total, ""))
+    found = {"data": data, "shape": list(samples.shape), **vars(files.describe(samples))}
+    report(found, lambda: pairs(found), json_to)

@@ -1,0 +1,99 @@
+"""``edgecsi inspect``: what is in a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgecsi.cli.output import columns, json_option, pairs, report
+
+if TYPE_CHECKING:
+    from edgecsi.bundle import Bundle, Entry, Tensor
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--layers", is_flag=True, help="List the layers of every entry, with kernel and reason.")
+@json_option
+def command(bundle: Path, layers: bool, json_to: str | None) -> None:
+    """Verify every file of BUNDLE and show what it is. The library is not loaded, so any machine will do.
+
+    \b
+    Example:
+      edgecsi inspect csinet-pi --layers
+    """
+    from edgecsi.bundle import read_bundle
+    from edgecsi.bundle.manifest import to_json
+
+    found = read_bundle(bundle)
+    report(to_json(found.manifest), lambda: _text(found, layers), json_to)
+
+
+def _text(bundle: Bundle, layers: bool) -> str:
+    manifest = bundle.manifest
+    target, model, check = manifest.target, manifest.model, manifest.check
+    head: dict[str, object] = {
+        "bundle": f"{manifest.name} in {bundle.path}",
+        "model": model.spec + (f", recipe {model.recipe}" if model.recipe else ""),
+        "checkpoint": f"sha256 {model.sha256}" if model.sha256 else "none",
+        "target": f"{target.id}: {target.mcpu} {' '.join(target.mattr)}",
+        "needs": f"{target.arch}, glibc {target.glibc}, {' '.join(target.features)}",
+        "library": f"{manifest.library}, {manifest.files[manifest.library].bytes:,} bytes",
+        "made with": ", ".join(f"{name} {value}" for name, value in vars(manifest.created_with).items()),
+        "check": f"{check.status} on {check.samples} samples of {check.data}"
+        if check.status == "passed"
+        else f"{check.status}: {check.reason}",
+        "digest": manifest.digest,
+    }
+    entries = columns(
+        (
+            "entry",
+            "inputs",
+            "outputs",
+            "MACs",
+            "weights B",
+            "workspace B",
+            "max diff",
+            "NMSE dB",
+            "PyTorch dB",
+        ),
+        [_entry_row(bundle, name, entry) for name, entry in sorted(manifest.entries.items())],
+    )
+    parts = [pairs(head), entries]
+    if layers:
+        parts += [f"{name}\n{layer_table(entry)}" for name, entry in sorted(manifest.entries.items())]
+    return "\n\n".join(parts)
+
+
+def _entry_row(bundle: Bundle, name: str, entry: Entry) -> tuple[object, ...]:
+    checked = bundle.manifest.check.entries.get(name)
+    measured = (checked.max_abs_diff, checked.nmse_db, checked.nmse_db_pytorch) if checked else (None,) * 3
+    shapes = (" ".join(map(_shape, tensors)) for tensors in (entry.inputs, entry.outputs))
+    return (name, *shapes, entry.macs, entry.weight_bytes, entry.workspace, *measured)
+
+
+def _shape(tensor: Tensor) -> str:
+    return f"{tensor.name}[{','.join(map(str, tensor.shape))}]"
+
+
+def layer_table(entry: Entry) -> str:
+    """The layers of an entry, one a line: which kernel, with which knobs, why, and what it costs."""
+    head = ("layer", "op", "kernel", "knobs", "density", "bits", "bytes", "MACs", "µs", "why")
+    rows = [
+        (
+            layer.name,
+            layer.op,
+            layer.kernel,
+            " ".join(f"{knob}={value}" for knob, value in sorted(layer.knobs.items())),
+            layer.density,
+            layer.bits,
+            layer.bytes,
+            layer.macs,
+            layer.predicted_us,
+            layer.why,
+        )
+        for layer in entry.layers
+    ]
+    return columns(head, rows)
