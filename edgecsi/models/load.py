@@ -1,0 +1,321 @@
+"""A network from whatever MODEL says, split into the entries that can be compiled."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgecsi.errors import ModelError
+from edgecsi.models import registry
+from edgecsi.models.checkpoints import check_module, load_weights, read_metadata, sha256
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_MAX_INPUT = 1 << 24
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One compilable part of a network: ``encoder``, ``decoder`` or ``full``.
+
+    ``module`` is in eval mode and maps one float32 tensor to one; ``example_input`` has a batch of 1.
+    """
+
+    name: str
+    module: nn.Module
+    example_input: Tensor
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A network ready to be compiled or compressed.
+
+    ``sha256`` is that of the checkpoint, None if the weights came from no file; ``metadata`` is what a
+    ``.safetensors`` says about itself (model, config, command, seed, data, NMSE, versions).
+    """
+
+    name: str
+    module: nn.Module
+    example_input: Tensor
+    entries: dict[str, Entry]
+    metadata: dict[str, str] = field(default_factory=dict)
+    sha256: str | None = None
+
+
+def load_model(
+    spec: str,
+    weights: str | None = None,
+    input_shape: Sequence[int] | None = None,
+    *,
+    allow_random: bool = False,
+) -> LoadedModel:
+    """Find, make and check a network.
+
+    Args:
+        spec: a zoo name, ``package.module:factory``, ``path/file.py:factory``, or a ``.safetensors`` file
+            that names its model. A factory takes no arguments and returns a module, or
+            ``(module, example_input)``; it is the user's own code and is executed.
+        weights: file to take the weights from, or ``encoder.pth,decoder.pth``.
+        input_shape: shape of the input with its batch; needed if neither zoo nor factory tells.
+        allow_random: give a zoo network without weights seeded random ones (tests and latency only).
+
+    Returns:
+        the network in eval mode, with entries ``encoder``, ``decoder`` and ``full`` if it has ``encoder`` and
+        ``decoder`` children or ``encode`` and ``decode`` methods, else ``full`` alone.
+
+    Raises:
+        ModelError: nothing of that name, a factory that fails, weights that do not fit, or a network that
+            does not run.
+    """
+    import torch
+
+    files = [Path(part) for part in weights.split(",")] if weights else []
+    name, module, example, family, own_weights = _make(spec, has_weights=bool(weights))
+    files = files or own_weights
+    metadata: dict[str, str] = {}
+    if files:
+        metadata = load_weights(module, files, family=family)
+    elif family is not None:
+        if not allow_random:
+            raise ModelError(
+                f"{name} ships without weights",
+                "an untrained network answers nonsense",
+                f"train it (`edgecsi train {name} --data …`) and give the file, or pass --weights FILE",
+            )
+        _randomise(module)
+    module.eval()
+    check_module(module, name)
+    module.to(torch.float32)
+    if input_shape is not None:
+        example = _example(input_shape)
+    if example is None:
+        raise ModelError(
+            f"the input of {name} is not known",
+            "the factory returned a module without an example input",
+            "pass --input-shape, for instance 1,2,32,32, or return (module, example_input)",
+        )
+    return LoadedModel(
+        name=name,
+        module=module,
+        example_input=example,
+        entries=_entries(name, module, example),
+        metadata=metadata,
+        sha256=sha256(files) if files else None,
+    )
+
+
+def _make(spec: str, has_weights: bool) -> tuple[str, nn.Module, Tensor | None, str | None, list[Path]]:
+    """(name, module, example input, zoo family, files of its own weights)."""
+    if spec.endswith(".safetensors"):
+        path = Path(spec)
+        name, config = _recorded_model(path)
+        return (*_from_zoo(name, config), [path])
+    if ":" in spec:
+        name, module, example = _from_factory(spec)
+        return name, module, example, None, []
+    shipped = registry.find(spec).weights
+    return (*_from_zoo(spec, {}), [shipped] if shipped and not has_weights else [])
+
+
+def _recorded_model(path: Path) -> tuple[str, dict[str, Any]]:
+    metadata = read_metadata(path)
+    if "model" not in metadata:
+        raise ModelError(
+            f"{path} does not say which model it belongs to",
+            "its metadata has no 'model'; it was not written by edgecsi train or compress",
+            f"name the model and pass the file as weights: MODEL --weights {path}",
+        )
+    try:
+        config = json.loads(metadata.get("config", "{}"))
+    except (ValueError, RecursionError):
+        config = None
+    if not isinstance(config, dict):
+        raise ModelError(f"{path} is damaged", "its 'config' is no JSON table", "train or compress again")
+    return metadata["model"], config
+
+
+def _from_zoo(name: str, config: dict[str, Any]) -> tuple[str, nn.Module, Tensor, str]:
+    family = registry.FAMILIES.get(name) or registry.FAMILIES[registry.find(name).family]
+    return name, registry.create(name, **config), _example(family.input_shape), family.name
+
+
+def _from_factory(spec: str) -> tuple[str, nn.Module, Tensor | None]:
+    import torch
+
+    place, _, attribute = spec.rpartition(":")
+    factory = _import_factory(spec, place, attribute)
+    try:
+        made = factory()
+    # the factory is the user's code: whatever it raises is reported as the model's fault, with its own words
+    except Exception as error:
+        raise ModelError(
+            f"{spec} failed",
+            f"{type(error).__name__}: {error}",
+            "a factory takes no arguments; run it by itself",
+        ) from error
+    module, example = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if not isinstance(module, torch.nn.Module) or not isinstance(example, torch.Tensor | None):
+        raise ModelError(
+            f"{spec} returned a {type(made).__name__}",
+            "a factory returns a torch.nn.Module, or (module, example_input tensor)",
+            "change what it returns",
+        )
+    if example is not None and example.dtype != torch.float32:
+        raise ModelError(f"{spec}: the example input is {example.dtype}", "inputs are float32", "convert it")
+    return attribute, module, example
+
+
+def _import_factory(spec: str, place: str, attribute: str) -> Callable[[], object]:
+    try:
+        with _importing_from(Path(place).parent if place.endswith(".py") else Path.cwd()):
+            module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
+    except FileNotFoundError as error:
+        raise ModelError(
+            f"{place}: no such file", "MODEL is path/file.py:factory", "check the name"
+        ) from error
+    # importing runs the user's file: report what it raises as the model's fault
+    except Exception as error:
+        raise ModelError(
+            f"{spec} cannot be imported",
+            f"{type(error).__name__}: {error}",
+            "import it in Python to see where",
+        ) from error
+    factory = getattr(module, attribute, None)
+    if not callable(factory):
+        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise ModelError(
+            f"{place} has no function {attribute!r}",
+            f"it has {', '.join(public) or 'none'}",
+            "name one of these",
+        )
+    made: Callable[[], object] = factory
+    return made
+
+
+def _import_file(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(path)
+    # its own name in sys.modules: dataclasses and pickling look there
+    name = f"edgecsi_user_{path.stem}"
+    found = importlib.util.spec_from_file_location(name, path)
+    if found is None or found.loader is None:
+        raise ImportError(f"{path} is no Python file")
+    module = importlib.util.module_from_spec(found)
+    sys.modules[name] = module
+    found.loader.exec_module(module)
+    return module
+
+
+@contextmanager
+def _importing_from(folder: Path) -> Iterator[None]:
+    """The folder on ``sys.path``, so that a user's file can import its neighbours."""
+    entry = str(folder.resolve())
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        sys.path.remove(entry)
+
+
+def _example(shape: Sequence[int]) -> Tensor:
+    """An input that looks like CSI: 0.5 with the spread of real channels. Always the same."""
+    import torch
+
+    if not shape or any(n < 1 for n in shape) or math.prod(shape) > _MAX_INPUT:
+        raise ModelError(
+            f"input shape {list(shape)} is not possible",
+            f"every dimension is at least 1, and all together at most {_MAX_INPUT:,} numbers",
+            "pass for instance --input-shape 1,2,32,32",
+        )
+    generator = torch.Generator().manual_seed(0)
+    return 0.5 + 0.025 * torch.randn(tuple(shape), generator=generator)
+
+
+def _randomise(module: nn.Module) -> None:
+    """Seeded weights, and normalisations that are not the identity, so that mistakes in folding them show."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for part in module.modules():
+            if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+                for tensor, low, high in (
+                    (part.weight, 0.5, 1.5),
+                    (part.bias, -0.1, 0.1),
+                    (part.running_mean, -0.1, 0.1),
+                    (part.running_var, 0.5, 1.5),
+                ):
+                    assert tensor is not None
+                    tensor.uniform_(low, high, generator=generator)
+            elif isinstance(part, torch.nn.Linear | torch.nn.Conv2d):
+                bound = math.sqrt(3 / part.weight[0].numel())
+                part.weight.uniform_(-bound, bound, generator=generator)
+                if part.bias is not None:
+                    part.bias.uniform_(-0.1, 0.1, generator=generator)
+
+
+def _entries(name: str, module: nn.Module, example: Tensor) -> dict[str, Entry]:
+    import torch
+
+    parts: tuple[nn.Module, nn.Module] | None = None
+    children = dict(module.named_children())
+    if "encoder" in children and "decoder" in children:
+        parts = children["encoder"], children["decoder"]
+    elif callable(getattr(module, "encode", None)) and callable(getattr(module, "decode", None)):
+        parts = _method(module, "encode"), _method(module, "decode")
+
+    def run(entry: str, part: nn.Module, x: Tensor) -> Tensor:
+        try:
+            with torch.no_grad():
+                y = part(x)
+        except (
+            Exception
+        ) as error:  # the network may be the user's: its failure is the model's, in its own words
+            raise ModelError(
+                f"{name}: {entry} does not run on an input of shape {list(x.shape)}",
+                " ".join(f"{type(error).__name__}: {error}".split())[:300],
+                "check --input-shape, or the factory's example input",
+            ) from error
+        if not isinstance(y, torch.Tensor) or y.dtype != torch.float32:
+            raise ModelError(
+                f"{name}: {entry} returns {y.dtype if isinstance(y, torch.Tensor) else type(y).__name__}",
+                "an entry maps one float32 tensor to one float32 tensor",
+                "return one tensor",
+            )
+        return y
+
+    run("full", module, example)
+    full = {"full": Entry("full", module, example)}
+    if parts is None:
+        return full
+    codeword = run("encoder", parts[0], example)
+    run("decoder", parts[1], codeword)
+    return {
+        "encoder": Entry("encoder", parts[0], example),
+        "decoder": Entry("decoder", parts[1], codeword),
+        **full,
+    }
+
+
+def _method(module: nn.Module, name: str) -> nn.Module:
+    """A method as a module of its own, as the exporter wants it."""
+    from torch import nn
+
+    class Method(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module
+
+        def forward(self, x: Tensor) -> Any:
+            return getattr(self.model, name)(x)
+
+    return Method().eval()
