@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from tvm.tirx.script import builder as T
 from edgecsi.codegen import vector_math
 from edgecsi.kernels.layout import Layout
 from edgecsi.kernels.ops import Op, Quant, Step
+from edgecsi.target import Target
 
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
@@ -115,6 +117,16 @@ def intrinsic(name: str, dtype: str, *operands: Expr) -> Expr:
     return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *operands, dtype=dtype)
 
 
+def shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
+    """A vector of chosen lanes of some vectors laid end to end."""
+    return tirx.Shuffle(list(vectors), [tirx.const(lane, "int32") for lane in lanes])
+
+
+def part(vector: Expr, first: int, lanes: int) -> Expr:
+    """Neighbouring lanes of a vector."""
+    return shuffle([vector], range(first, first + lanes))
+
+
 def fence(value: Expr) -> Expr:
     """Keep a product from being contracted with the sum behind it: quantised arithmetic rounds twice, as PyTorch does."""
     return intrinsic(FENCE, type_of(value), value)
@@ -160,12 +172,19 @@ def zero_halo(buffer: Any, layout: Layout) -> None:
             clear(sample * layout.stride + layout.sample, side)
 
 
-def step(s: Step, x: Expr, operand: Expr | None, channel: Callable[[NDArray[np.float32]], Expr]) -> Expr:
+def step(
+    s: Step,
+    x: Expr,
+    operand: Expr | None,
+    channel: Callable[[NDArray[np.float32]], Expr],
+    target: Target | None = None,
+) -> Expr:
     """One epilogue step on a vector.
 
     Args:
         operand: the same lanes of the step's other tensor, if it has one.
         channel: gives a per-channel constant for these lanes.
+        target: if given, its own instructions are used where LLVM would need several.
     """
     lanes = lanes_of(x)
 
@@ -174,10 +193,12 @@ def step(s: Step, x: Expr, operand: Expr | None, channel: Callable[[NDArray[np.f
 
     p = s.params
     match s.op:
+        case "leaky_relu" if 0 <= p[0] <= 1:
+            return maximum(x, x * c(p[0]), target)
         case "leaky_relu":
             return T.Select(x > c(0), x, x * c(p[0]))
         case "relu":
-            return T.max(x, c(0))
+            return maximum(x, c(0), target)
         case "relu6":
             return T.min(T.max(x, c(0)), c(6))
         case "clip":
@@ -187,9 +208,9 @@ def step(s: Step, x: Expr, operand: Expr | None, channel: Callable[[NDArray[np.f
         case "prelu":
             return T.Select(x > c(0), x, x * channel(s.constants[0]))
         case "scale_channels":
-            return x * channel(s.constants[0]) + channel(s.constants[1])
+            return fence(x * channel(s.constants[0])) + channel(s.constants[1])
         case "affine":
-            return x * c(p[0]) + c(p[1])
+            return fence(x * c(p[0])) + c(p[1])
         case "neg":
             return c(0) - x
         case "abs":
@@ -233,12 +254,108 @@ def quantize(x: Expr, quant: Quant) -> Expr:
     """fp32 lanes to int32 codes in 0…255."""
     lanes = lanes_of(x)
     if quant.offset:
-        x = x - splat(float(np.float32(quant.offset)), lanes)
+        x = fence(x) - splat(float(np.float32(quant.offset)), lanes)
     scaled = x * splat(float(quant.inverse), lanes)
     # Clamp before the conversion: what does not fit int32 would turn into its most negative value.
     low, high = float(-quant.zero_point), float(255 - quant.zero_point)
     clamped = T.min(T.max(scaled, splat(low, lanes)), splat(high, lanes))
     return round_to_int(clamped) + splat(quant.zero_point, lanes, "int32")
+
+
+def shuffle(vectors: Sequence[Expr], indices: Sequence[int]) -> Expr:
+    """Lanes picked from vectors laid end to end."""
+    return tirx.Shuffle(list(vectors), [tirx.const(i, "int32") for i in indices])
+
+
+def maximum(a: Expr, b: Expr, target: Target | None = None) -> Expr:
+    """The larger of two fp32 vectors; one instruction also on ARM if the target is given."""
+    lanes = lanes_of(a)
+    if target is not None and target.arch == "aarch64" and lanes in (2, 4):
+        return intrinsic(f"llvm.aarch64.neon.fmax.v{lanes}f32", type_of(a), a, b)
+    return T.max(a, b)
+
+
+def _convert(x: Expr, target: Target) -> Expr:
+    """fp32 to int32, half to even, in one instruction. What is too large saturates on ARM and turns negative on x86."""
+    lanes = lanes_of(x)
+    dtype = vector_type("int32", lanes)
+    if target.arch == "aarch64":
+        return intrinsic(f"llvm.aarch64.neon.fcvtns.v{lanes}i32.v{lanes}f32", dtype, x)
+    if lanes == 16:
+        nothing, every, current = splat(0, 16, "int32"), tirx.const(-1, "int16"), tirx.const(4, "int32")
+        return intrinsic("llvm.x86.avx512.mask.cvtps2dq.512", dtype, x, nothing, every, current)
+    return intrinsic("llvm.x86.avx.cvt.ps2dq.256" if lanes == 8 else "llvm.x86.sse2.cvtps2dq", dtype, x)
+
+
+def pack_codes(values: Sequence[Expr], quant: Quant, target: Target, bounded: bool = False) -> Expr:
+    """Quantise four fp32 vectors of L = 4, 8 or 16 lanes (ARM: 4) and narrow them into one of uint8.
+
+    The narrowing instructions saturate, which is the clipping, and work within 128 bits. So the codes come in
+    blocks of 16: four of each vector. Code `p` of vector `i` is lane ``p // 4 * 16 + i * 4 + p % 4``.
+
+    Args:
+        bounded: the caller knows that ``|x / scale|`` stays below 2^30.
+    """
+    lanes = lanes_of(values[0])
+    scaled = []
+    for x in values:
+        if quant.offset:
+            x = fence(x) - splat(float(np.float32(quant.offset)), lanes)
+        x = x * splat(float(quant.inverse), lanes)
+        if not bounded and target.arch != "aarch64":
+            x = T.min(x, splat(2.0**30, lanes))
+        scaled.append(_convert(x, target))
+
+    def narrow(a: Expr, b: Expr, to: str) -> Expr:
+        """Saturate two vectors to half their width, four or eight lanes of each in turn."""
+        dtype = vector_type(to, 2 * lanes_of(a))
+        if target.arch == "aarch64":
+            half = vector_type(to, lanes_of(a))
+            name = {"int16": f"llvm.aarch64.neon.sqxtn.v{lanes_of(a)}i16", "uint8": f"llvm.aarch64.neon.sqxtun.v{lanes_of(a)}i8"}[to]
+            return shuffle([intrinsic(name, half, a), intrinsic(name, half, b)], range(2 * lanes_of(a)))
+        name = {"int16": "packssdw", "uint8": "packuswb"}[to]
+        form = {4: f"sse2.{name}.128", 8: f"avx2.{name}", 16: f"avx512.{name}.512"}[lanes]
+        return intrinsic(f"llvm.x86.{form}", dtype, a, b)
+
+    words = [narrow(scaled[0], scaled[1], "int16"), narrow(scaled[2], scaled[3], "int16")]
+    if quant.zero_point:
+        zero = splat(quant.zero_point, 2 * lanes, "int16")
+        words = [intrinsic("llvm.sadd.sat", type_of(w), w, zero) for w in words]
+    return narrow(words[0], words[1], "uint8")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Pixels to store: `values` are as many fp32 vectors as there are channels in a group, all of the same pixels.
+
+    `follows`: the place is directly behind the previous piece's.
+    """
+
+    offset: Expr
+    values: Sequence[Expr]
+    follows: bool = False
+
+
+def store_codes(buffer: Any, pieces: Sequence[Piece], quant: Quant, target: Target, bounded: bool = False) -> None:
+    """Quantise pieces, interleave their channels (1, 2 or 4 a group) and store them; see `pack_codes`."""
+    group = len(pieces[0].values)
+    at_once = 4 // group
+    for first in range(0, len(pieces), at_once):
+        some = pieces[first : first + at_once]
+        vectors = [v for piece in some for v in piece.values]
+        lanes = lanes_of(vectors[0])
+        packed = pack_codes([*vectors, *[vectors[-1]] * (4 - len(vectors))], quant, target, bounded)
+        order = [
+            p // 4 * 16 + (i * group + c) * 4 + p % 4 for i in range(len(some)) for p in range(lanes) for c in range(group)
+        ]
+        if len(some) == 1 or all(piece.follows for piece in some[1:]):
+            store(buffer, some[0].offset, shuffle([packed], order))
+            continue
+        # One shuffle of the whole register, then its parts: cheaper than a shuffle for each part.
+        whole = let(shuffle([packed], order))
+        size = lanes * group
+        for i, piece in enumerate(some):
+            store(buffer, piece.offset, shuffle([whole], range(i * size, (i + 1) * size)))
 
 
 class Finish:
@@ -249,9 +366,18 @@ class Finish:
         first: index of the parameter of the epilogue's first operand (after x and other main inputs).
         constants: per-channel constants of the epilogue, as appended by `epilogue_constants`, and the index
             of the first among the parameters.
+        target: see `step`.
     """
 
-    def __init__(self, op: Op, buffers: Sequence[Any], first_operand: int, first_constant: int) -> None:
+    def __init__(
+        self,
+        op: Op,
+        buffers: Sequence[Any],
+        first_operand: int,
+        first_constant: int,
+        target: Target | None = None,
+    ) -> None:
+        self.target = target
         self.op, self.y = op, buffers[-1] if buffers[-1].name == "y" else buffers[-2]
         self.buffers, self.first_operand, self.first_constant = buffers, first_operand, first_constant
 
@@ -283,7 +409,7 @@ class Finish:
                     return splat(load(buffer, channel, 1), lanes)
                 return load(buffer, channel, lanes)
 
-            x = step(s, x, operand, per_channel)
+            x = step(s, x, operand, per_channel, self.target)
             constant_at += len(s.constants)
         return x
 
