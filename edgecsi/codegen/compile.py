@@ -65,7 +65,7 @@ def lower(functions: Mapping[str, tvm.tirx.PrimFunc], target: Target) -> tvm.IRM
         scheduled.RewriteUnsafeSelect(),
         flat.CommonSubexprElim(),
         _raw_pointers(),
-        flat.LowerTVMBuiltin(),
+        # Without LowerTVMBuiltin, which would take local arrays from the heap, they lie on the stack.
         flat.LowerIntrin(),
     ]
     return tvm.transform.Sequential(passes)(tvm.IRModule(named))
