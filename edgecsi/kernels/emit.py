@@ -117,11 +117,6 @@ def intrinsic(name: str, dtype: str, *operands: Expr) -> Expr:
     return T.call_llvm_pure_intrin(T.llvm_lookup_intrinsic_id(name), *operands, dtype=dtype)
 
 
-def shuffle(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:
-    """A vector of chosen lanes of some vectors laid end to end."""
-    return tirx.Shuffle(list(vectors), [tirx.const(lane, "int32") for lane in lanes])
-
-
 def part(vector: Expr, first: int, lanes: int) -> Expr:
     """Neighbouring lanes of a vector."""
     return shuffle([vector], range(first, first + lanes))
