@@ -1,0 +1,275 @@
+"""A whole measurement, on a hand-made bundle and its PyTorch twin."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgecsi.bench import api, peers, report
+from edgecsi.bench.measure import Protocol
+from edgecsi.bench.peers.conversion import converting, missing, silent_streams
+from edgecsi.bundle import Bundle, Manifest
+from edgecsi.errors import BundleError, CheckFailed, DataError, ToolchainError, UsageError
+from tests import _tiny
+
+SHORT = Protocol(quick=True, samples=50, seconds=0.01, limit=2.0, turn=0.001, cold_samples=5, cold_starts=1)
+
+
+class Encoder(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * x[:, 0::2] + x[:, 1::2]
+
+
+class Decoder(nn.Module):
+    def forward(self, codeword: Tensor) -> Tensor:
+        return torch.sigmoid(codeword).repeat_interleave(2, dim=1)
+
+
+class Twin(nn.Module):
+    """What the hand-made library computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.decoder = Encoder(), Decoder()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.decoder(self.encoder(x))
+
+
+class Fake:
+    """A peer that is PyTorch under another name, or fails in a chosen way."""
+
+    install = "pip install fake"
+
+    def __init__(self, name: str, absent: str | None = None, refuses: bool = False, wrong: float = 0) -> None:
+        self.name, self.absent, self.refuses, self.wrong = name, absent, refuses, wrong
+
+    def available(self) -> str | None:
+        return self.absent
+
+    def version(self) -> str:
+        return "1.0"
+
+    def prepare(self, module: nn.Module, example: peers.Array, entry: str) -> peers.Run:
+        if self.refuses:
+            raise ToolchainError("fake cannot take this network", "it has corners", "leave it out")
+        part = peers.entry_module(module, entry)
+
+        def run(x: peers.Array) -> peers.Array:
+            with torch.inference_mode():
+                return part(torch.from_numpy(x)).numpy() + np.float32(self.wrong)
+
+        return run
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    folder = tmp_path_factory.mktemp("bench")
+    about = _tiny.manifest()
+    library = _tiny.compile_library(folder / "library.so", about)
+    return _tiny.make_bundle(folder / "tiny", library, about)
+
+
+@pytest.fixture(autouse=True)
+def _short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(api, "QUICK", SHORT)
+    monkeypatch.setattr(api, "FULL", dataclasses.replace(SHORT, quick=False))
+
+
+@pytest.fixture
+def with_peers(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    def use(*fakes: Fake) -> None:
+        monkeypatch.setattr(peers, "all_peers", lambda: list(fakes))
+
+    return use
+
+
+def twin(_: Manifest) -> nn.Module:
+    return Twin().eval()
+
+
+def test_a_bundle_alone(bundle: Bundle) -> None:
+    result = api.run_bench(bundle.path, quick=True)
+    (engine,) = result.engines
+    assert engine.name == "edgecsi"
+    assert engine.warm.samples == len(engine.samples) == sum(engine.rounds) >= 50
+    assert engine.warm.p999 is None
+    assert result.answer.max_rel_diff < 1e-5
+    assert result.c_call is not None
+    assert result.c_call.median < engine.warm.median
+    assert [layer.name for layer in result.layers] == ["layer0", "layer1"]
+    assert result.cold_starts[0].load_ms > 0
+    assert result.bundle.library_bytes == bundle.library.stat().st_size
+    text = report.table(result)
+    assert "quick protocol" in text
+    assert "validity:" in text
+
+
+def test_against_peers_that_work_and_peers_that_do_not(
+    bundle: Bundle, with_peers: Callable[..., None]
+) -> None:
+    with_peers(
+        Fake("good"),
+        Fake("gone", absent="not installed: gone"),
+        Fake("picky", refuses=True),
+        Fake("wrong", wrong=1),
+    )
+    result = api.run_bench(
+        bundle.path, against=["good", "gone", "picky", "wrong"], load_module=twin, quick=True
+    )
+    assert [engine.name for engine in result.engines] == ["edgecsi", "good"]
+    assert len(result.engines[0].rounds) == len(result.engines[1].rounds)
+    (compared,) = result.comparisons
+    assert compared.to == "good"
+    assert 0 < compared.warm.interval.low <= compared.warm.ratio <= compared.warm.interval.high < 1
+    reasons = {skipped.name: skipped for skipped in result.skipped}
+    assert reasons["gone"].reason == "not installed: gone"
+    assert reasons["gone"].fix == "pip install fake"
+    assert "corners" in reasons["picky"].reason
+    assert "wrongly" in reasons["wrong"].reason
+    text = report.table(result)
+    assert "not measured: gone: not installed: gone -> pip install fake" in text
+
+
+def test_unknown_engines_and_entries_are_refused_before_anything_runs(bundle: Bundle) -> None:
+    with pytest.raises(UsageError, match="no engine 'caffe'"):
+        api.run_bench(bundle.path, against=["caffe"])
+    with pytest.raises(BundleError, match="no entry 'middle'"):
+        api.run_bench(bundle.path, entry="middle")
+    with pytest.raises(UsageError, match="entry pair"):
+        api.run_bench(bundle.path, entry="pair", against=["torch"])
+    with pytest.raises(UsageError, match="emulate"):
+        api.run_bench(bundle.path, device="emulate", against=["torch"])
+
+
+def test_an_entry_with_several_inputs_and_outputs(bundle: Bundle) -> None:
+    result = api.run_bench(bundle.path, entry="pair", quick=True)
+    assert result.answer.max_abs_diff < 1e-6
+
+
+def test_peers_must_get_the_weights_of_the_bundle(bundle: Bundle) -> None:
+    class Other(Twin):
+        def forward(self, x: Tensor) -> Tensor:
+            return 1.1 * super().forward(x)
+
+    with pytest.raises(CheckFailed, match="not the model"):
+        api.run_bench(bundle.path, against=["torch"], load_module=lambda _: Other())
+
+
+def test_a_wrong_library_is_not_timed(bundle: Bundle, tmp_path: Path) -> None:
+    about = _tiny.manifest()
+    wrong = _tiny.SOURCE.replace("gain = 2;", "gain = 3;")
+    library = _tiny.compile_library(tmp_path / "library.so", about, source=wrong)
+    made = _tiny.make_bundle(tmp_path / "wrong", library, about)
+    with pytest.raises(CheckFailed, match="edgecsi answers wrongly"):
+        api.run_bench(made.path, quick=True)
+
+
+@pytest.mark.needs("qemu-x86_64")
+def test_emulation_counts_instructions_and_gives_no_latency(bundle: Bundle) -> None:
+    result = api.run_bench(bundle.path, device="emulate")
+    assert result.validity.state == "invalid"
+    assert result.engines == ()
+    assert result.instructions is not None
+    assert 50 < result.instructions < 5000
+    assert "a proxy" in report.table(result)
+    with pytest.raises(DataError):
+        report.plot(result, bundle.path / "no.png")
+
+
+def test_a_result_survives_its_file(bundle: Bundle, tmp_path: Path) -> None:
+    result = api.run_bench(bundle.path, against=["torch"], load_module=twin, quick=True)
+    path = tmp_path / "result.json"
+    report.write_result(result, path)
+    assert report.read_result(path) == result
+    assert report.to_json(report.read_result(path)) == path.read_text()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+    tree = json.loads(path.read_text())
+    assert (tree["kind"], tree["schema"]) == ("edgecsi bench", 1)
+    assert tree["engines"][0]["samples"] == list(result.engines[0].samples)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        "[" * 100_000,
+        '{"kind": "edgecsi bench", "schema": 2}',
+        '{"kind": "edgecsi bench", "schema": 1, "entry": 3}',
+    ],
+)
+def test_what_is_no_result_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    path.write_text(text)
+    with pytest.raises(DataError, match="not a result"):
+        report.read_result(path)
+    with pytest.raises(DataError):
+        report.read_result(tmp_path / "missing.json")
+
+
+def test_a_picture_of_the_distribution(bundle: Bundle, tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    report.plot(api.run_bench(bundle.path, quick=True), tmp_path / "latency.png")
+    assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_peers_alone() -> None:
+    x = np.linspace(0, 1, 8, dtype=np.float32)[None]
+    engines, skipped = api.bench_peers(Twin(), x, "encoder", ["torch"], quick=True)
+    assert [engine.name for engine in engines] == ["torch"]
+    assert skipped == []
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "litert", "executorch"])
+def test_an_installed_engine_answers_as_pytorch_does(name: str) -> None:
+    (peer,) = peers.find_peers([name])
+    if (reason := peer.available()) is not None:
+        pytest.skip(f"{reason}: {peer.install}")
+    module = nn.Sequential(
+        nn.Conv2d(2, 3, 3, padding=1), nn.LeakyReLU(0.3), nn.Flatten(), nn.Linear(48, 5)
+    ).eval()
+    x = np.random.default_rng(0).random((1, 2, 4, 4), dtype=np.float32)
+    run = peer.prepare(module, x, "full")
+    expected = api.pytorch_output(module, x, "full")
+    np.testing.assert_allclose(run(x), expected, rtol=1e-5, atol=1e-6)
+    first = run(x)
+    run(x + 1)
+    np.testing.assert_allclose(first, expected, rtol=1e-5, atol=1e-6, err_msg="a later call changed it")
+
+
+def test_a_model_with_methods_has_entries_too() -> None:
+    class Methods(nn.Module):
+        def encode(self, x: Tensor) -> Tensor:
+            return x + 1
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.encode(x)
+
+    assert peers.entry_module(Methods(), "encoder")(torch.ones(1)).item() == 2
+    with pytest.raises(UsageError, match="no entry 'decoder'"):
+        peers.entry_module(Methods(), "decoder")
+
+
+def test_a_converter_is_silent_and_its_failure_named(capfd: pytest.CaptureFixture[str]) -> None:
+    def convert() -> None:
+        with converting("engine"):
+            print("chatter")
+            raise RuntimeError("no such operator\nand a long story")
+
+    with pytest.raises(ToolchainError) as caught:
+        convert()
+    assert "engine cannot take this network" in str(caught.value)
+    assert "no such operator" in str(caught.value)
+    with silent_streams():
+        print("more chatter")
+    assert capfd.readouterr() == ("", "")
+    assert missing("json", "no_such_package") == "not installed: no_such_package"
