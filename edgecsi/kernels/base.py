@@ -58,6 +58,13 @@ class Kernel(ABC):
         """Weights as the kernel reads them, 1-D, in the order of its parameters; one forward stream each."""
         return []
 
+    def x_group(self, op: Any, target: Target) -> int:
+        """How many channels of the input this kernel wants side by side (`Layout.group`); 1 is plain NCHW.
+
+        Asked before the input's layout is settled; `refuses` says no to any other group.
+        """
+        return 1
+
     def scratch(self, op: Any, target: Target, knobs: Knobs) -> int:
         """Bytes of workspace needed during the call (its last parameter, uint8); 0 for none."""
         return 0
