@@ -1,0 +1,73 @@
+"""``edgecsi bench``: how fast a bundle is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgecsi.cli.output import json_option, progress, write_text
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgecsi.bundle import Manifest
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--entry", default="full", show_default=True, help="encoder, decoder or full.")
+@click.option("--device", default="local", show_default=True, help="local, or emulate (counts instructions).")
+@click.option("--against", default="", metavar="ENGINES", help="onnxruntime,openvino,litert,executorch,torch")
+@click.option("--quick", is_flag=True, help="Measure less; the report says so.")
+@click.option("--model", help="PyTorch model for the other engines, where the bundle's is none of the zoo.")
+@click.option("--weights", metavar="FILE", help="Weights of the model, if the bundle was built with others.")
+@click.option("--plot", type=click.Path(path_type=Path), metavar="PNG", help="Draw the distributions.")
+@json_option
+def command(
+    bundle: Path,
+    entry: str,
+    device: str,
+    against: str,
+    quick: bool,
+    model: str | None,
+    weights: str | None,
+    plot: Path | None,
+    json_to: str | None,
+) -> None:
+    """Measure the latency of BUNDLE: one thread, one call a sample, percentiles with confidence intervals.
+
+    With --against, other engines run the same weights on the same input in turns with it. On `emulate` there
+    are no latencies, but the exact number of instructions.
+
+    \b
+    Example:
+      edgecsi bench csinet-host --against onnxruntime --json bench.json
+    """
+    from edgecsi.bench import report
+    from edgecsi.bench.api import run_bench
+    from edgecsi.evaluate import reference_model
+
+    def load_module(manifest: Manifest) -> nn.Module:
+        return reference_model(manifest, model, weights).module
+
+    engines = [name.strip() for name in against.split(",") if name.strip()]
+    with progress("measuring") as update:
+        result = run_bench(
+            bundle,
+            entry=entry,
+            device=device,
+            quick=quick,
+            against=engines,
+            load_module=load_module,
+            progress=update,
+        )
+    if json_to == "-":
+        click.echo(report.to_json(result), nl=False)
+    else:
+        click.echo(report.table(result))
+        if json_to is not None:
+            write_text(Path(json_to), report.to_json(result))
+    if plot is not None:
+        report.plot(result, plot)

@@ -1,0 +1,101 @@
+"""``edgecsi eval``: how well a bundle reconstructs channels."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgecsi.cli.output import columns, json_option, pairs, progress, report
+from edgecsi.errors import CheckFailed, UsageError
+
+if TYPE_CHECKING:
+    from edgecsi.bundle import Bundle
+    from edgecsi.evaluate import Evaluation
+
+# Single precision differs in the last bits with the order of a sum; beyond this share of the largest output a
+# library that was not quantised is wrong.
+TOLERANCE = 1e-4
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option(
+    "--data", required=True, help="Channels (see `edgecsi data`), or a .npy of what the network takes."
+)
+@click.option("--samples", type=click.IntRange(min=1), help="Take only the first so many.")
+@click.option("--device", default="local", show_default=True, help="local, or emulate (QEMU).")
+@click.option("--model", help="PyTorch model to compare with, where the bundle's is none of the zoo.")
+@click.option("--weights", metavar="FILE", help="Weights of the model, if the bundle was built with others.")
+@json_option
+def command(
+    bundle: Path,
+    data: str,
+    samples: int | None,
+    device: str,
+    model: str | None,
+    weights: str | None,
+    json_to: str | None,
+) -> None:
+    """Run BUNDLE on channels: NMSE, rho and SGCS of what it reconstructs, and its difference to PyTorch.
+
+    The exit code is 6 if a library that is not quantised differs from PyTorch by more than rounding.
+
+    \b
+    Example:
+      edgecsi eval csinet-pi --data test --device emulate
+    """
+    from edgecsi.bundle import read_bundle
+    from edgecsi.channels import files
+    from edgecsi.cli.arrays import read_npy
+    from edgecsi.device import open_device
+    from edgecsi.evaluate import evaluate, reference_model
+
+    found = read_bundle(bundle)
+    runner = open_device(device)
+    note = ""
+    with progress(f"reading {data}") as update:
+        if _input_shape(found)[1:] == files.SAMPLE:
+            x = files.load(data, progress=lambda done, total: update(done, total, ""))[:samples]
+        else:
+            x = read_npy(Path(data))[:samples]
+        try:
+            reference = reference_model(found.manifest, model, weights)
+        except UsageError as error:  # the figures on the data do not need it
+            reference, note = None, f"not compared with PyTorch: {error.what} ({error.fix})"
+        result = evaluate(found, x, data, device=runner, reference=reference, progress=update)
+    report(result, lambda: _text(result, note), json_to)
+
+    worst = max((d.max_rel_diff for d in result.differences.values()), default=0.0)
+    if found.manifest.model.recipe is None and not worst <= TOLERANCE:
+        raise CheckFailed(
+            f"{found.manifest.name} answers wrongly on {device}",
+            f"it differs from PyTorch by {worst:.3g} of the largest output; {TOLERANCE:g} is rounding",
+            "build it again; if that does not help, please report it with the output of `edgecsi doctor`",
+        )
+
+
+def _input_shape(bundle: Bundle) -> tuple[int, ...]:
+    """What samples go in: the input of ``full``, else of ``encoder``, else of whatever entry there is."""
+    entries = bundle.manifest.entries
+    first = next(
+        (entries[name] for name in ("full", "encoder") if name in entries), next(iter(entries.values()))
+    )
+    return first.inputs[0].shape
+
+
+def _text(result: Evaluation, note: str) -> str:
+    head = {
+        "bundle": f"{result.bundle}, for {result.target}, on {result.device}",
+        "data": f"{result.data}, {result.samples} samples",
+        "NMSE": f"{result.nmse_db:.2f} dB" if result.nmse_db is not None else None,
+        "NMSE of PyTorch": f"{result.nmse_db_pytorch:.2f} dB" if result.nmse_db_pytorch is not None else None,
+        "rho": f"{result.rho:.4f}" if result.rho is not None else None,
+        "SGCS": f"{result.sgcs:.4f}" if result.sgcs is not None else None,
+    }
+    parts = [pairs({name: value for name, value in head.items() if value is not None})]
+    if result.differences:
+        rows = [(name, d.max_abs_diff, d.max_rel_diff) for name, d in result.differences.items()]
+        parts.append(columns(("entry", "max difference to PyTorch", "of the largest output"), rows))
+    return "\n\n".join([*parts, note] if note else parts)

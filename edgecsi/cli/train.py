@@ -1,0 +1,85 @@
+"""``edgecsi train``: train a zoo model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgecsi.cli.output import json_option, pairs, progress, report
+
+if TYPE_CHECKING:
+    from edgecsi.train import Epoch
+
+
+@click.command()
+@click.argument("model")
+@click.option("--data", required=True, help="Channels: a .npy, .npz or .mat file, or a spec.")
+@click.option(
+    "-o", "--output", "out", type=click.Path(path_type=Path), required=True, metavar="OUT.safetensors"
+)
+@click.option("--epochs", type=click.IntRange(min=1), default=100, show_default=True)
+@click.option(
+    "--lr",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=2e-3,
+    show_default=True,
+    help="Highest learning rate.",
+)
+@click.option(
+    "--batch", type=click.IntRange(min=1), default=100, show_default=True, help="Samples in a batch."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--resume/--restart", default=True, show_default=True, help="Go on where a training was interrupted."
+)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads  [default: all].")
+@json_option
+def command(
+    model: str,
+    data: str,
+    out: Path,
+    epochs: int,
+    lr: float,
+    batch: int,
+    seed: int,
+    resume: bool,
+    threads: int | None,
+    json_to: str | None,
+) -> None:
+    """Train the zoo network MODEL on channels; keeps the best epoch, and draws the curve beside OUT.
+
+    A training may be interrupted at any time and goes on with the same command line.
+
+    \b
+    Example:
+      edgecsi train csinet-cr16 --data cdl-ac:20000:seed=7 -o csinet-cr16.safetensors --epochs 200
+    """
+    from edgecsi.train import train
+
+    with progress(f"training {model}") as update:
+
+        def tell(epoch: Epoch, total: int) -> None:
+            update(
+                epoch.epoch, total, f"epoch {epoch.epoch}/{total}: {epoch.score:.4g}, best {epoch.best:.4g}"
+            )
+
+        result = train(
+            model,
+            data,
+            out,
+            epochs=epochs,
+            lr=lr,
+            batch=batch,
+            seed=seed,
+            resume=resume,
+            threads=threads,
+            progress=tell,
+        )
+    shown = {
+        "weights": result.weights,
+        "curve": result.curve_png or result.curve_json,
+        "best": f"{result.metric} {result.best:.4g} in epoch {result.best_epoch}",
+    }
+    report(result, lambda: pairs(shown), json_to)

@@ -1,0 +1,179 @@
+"""How well a bundle does on data: NMSE, rho and SGCS of what it returns, and its difference to PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgecsi.bundle import Bundle, Manifest
+from edgecsi.channels import metrics
+from edgecsi.device import Device
+from edgecsi.errors import BundleError, DataError, ModelError, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgecsi.models.load import Entry, LoadedModel
+
+Progress = Callable[[int, int, str], None]
+
+_BATCH = 100
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Bundle against PyTorch on the same inputs: largest difference of an output, and that relative to the
+    largest output."""
+
+    max_abs_diff: float
+    max_rel_diff: float
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What :func:`evaluate` found. NMSE in dB; rho and SGCS from 0 to 1; None where they have no meaning."""
+
+    bundle: str
+    target: str
+    device: str
+    data: str
+    samples: int
+    nmse_db: float | None
+    nmse_db_pytorch: float | None
+    rho: float | None
+    sgcs: float | None
+    differences: dict[str, Difference]
+    """By entry; empty without a PyTorch model to compare with."""
+
+
+def reference_model(manifest: Manifest, model: str | None = None, weights: str | None = None) -> LoadedModel:
+    """The PyTorch model that a bundle was built from.
+
+    A bundle names its model, but only names of the zoo are looked up: a bundle may be a stranger's, and
+    ``package.module:factory`` would run code.
+
+    Args:
+        manifest: of the bundle.
+        model: MODEL as given to build, needed where the bundle's own is none of the zoo.
+        weights: its weights, if they were not the shipped ones.
+
+    Raises:
+        UsageError: the bundle's model is none of the zoo, and no other was given.
+        ModelError: the model cannot be loaded.
+        BundleError: the bundle was built from other weights.
+    """
+    from edgecsi.models import registry
+    from edgecsi.models.load import load_model
+
+    spec = model or manifest.model.spec
+    if model is None:
+        try:
+            registry.find(spec)
+        except ModelError as error:
+            raise UsageError(
+                f"{manifest.name} was built from {spec}, which is no model of the zoo",
+                "for safety, a bundle's word alone makes edgecsi run no other code and open no other file",
+                f"pass --model {spec}",
+            ) from error
+    shape = next(iter(manifest.entries.values())).inputs[0].shape if ":" in spec else None
+    if "full" in manifest.entries and shape is not None:
+        shape = manifest.entries["full"].inputs[0].shape
+    loaded = load_model(spec, weights, shape, allow_random=manifest.model.sha256 is None)
+    if loaded.sha256 != manifest.model.sha256:
+        raise BundleError(
+            f"{manifest.name} was built from other weights than {weights or spec} has",
+            f"sha256 {manifest.model.sha256 or '(no file)'} and {loaded.sha256 or '(no file)'}",
+            "name the checkpoint with --weights, or build the bundle again",
+        )
+    return loaded
+
+
+def evaluate(
+    bundle: Bundle,
+    samples: NDArray[Any],
+    data: str,
+    *,
+    device: Device,
+    reference: LoadedModel | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Run a bundle on channels and compare with these, and with PyTorch.
+
+    Args:
+        bundle: what to run.
+        samples: float32 ``[N, *shape]``, inputs of its ``full`` or ``encoder`` entry.
+        data: what to call the samples in the result.
+        device: where to run it.
+        reference: the PyTorch model, if it is to be compared with.
+        progress: called with (done, total, what is being done).
+
+    Raises:
+        DataError: the samples do not fit the bundle.
+        DeviceError: the device cannot run it.
+    """
+    entries = bundle.manifest.entries
+    tell = progress or (lambda done, total, what: None)
+    steps = ["bundle", *(reference.entries if reference else ())]
+    tell(0, len(steps), f"running {bundle.manifest.name} on {device.spec}")
+    outputs: dict[str, Any] = {}
+    if "full" in entries:
+        outputs["full"] = device.run(bundle, "full", samples)
+    if "encoder" in entries:
+        outputs["encoder"] = device.run(bundle, "encoder", samples)
+        if "decoder" in entries and "full" not in entries:
+            outputs["full"] = device.run(bundle, "decoder", outputs["encoder"])
+    if not outputs and reference is None:
+        raise DataError(
+            f"{bundle.path} has only the entries {', '.join(entries)}",
+            "channels go into full or encoder; a decoder needs codewords, which only PyTorch could make here",
+            "pass --model, or build the bundle with the entry full",
+        )
+
+    differences: dict[str, Difference] = {}
+    expected_full: Any = None
+    if reference is not None:
+        given: Any = samples
+        for done, (name, entry) in enumerate(reference.entries.items(), 1):
+            tell(done, len(steps), f"comparing {name} with PyTorch")
+            x = given if name == "decoder" else samples
+            expected = _pytorch(entry, x)
+            given = expected if name == "encoder" else given
+            expected_full = expected if name == "full" else expected_full
+            if name == "decoder" and name in entries:
+                outputs[name] = device.run(bundle, name, x)
+            if name in outputs:
+                differences[name] = _difference(outputs[name], expected)
+
+    full = outputs.get("full")
+    if full is not None and full.shape != samples.shape:  # a detector: nothing is reconstructed
+        full = expected_full = None
+    csi = full if full is not None and full.shape[1:] == (2, 32, 32) else None
+    return Evaluation(
+        bundle=bundle.manifest.name,
+        target=bundle.manifest.target.id,
+        device=device.spec,
+        data=data,
+        samples=len(samples),
+        nmse_db=None if full is None else metrics.nmse_db(samples, full),
+        nmse_db_pytorch=None if expected_full is None else metrics.nmse_db(samples, expected_full),
+        rho=None if csi is None else metrics.rho(samples, csi),
+        sgcs=None if csi is None else metrics.sgcs(samples, csi),
+        differences=differences,
+    )
+
+
+def _pytorch(entry: Entry, x: Any) -> Any:
+    import torch
+
+    with torch.no_grad():
+        parts = [entry.module(torch.from_numpy(x[i : i + _BATCH])).numpy() for i in range(0, len(x), _BATCH)]
+    return np.concatenate(parts)
+
+
+def _difference(y: Any, expected: Any) -> Difference:
+    largest = float(np.abs(expected).max())
+    difference = float(np.abs(y.astype(np.float64) - expected).max())
+    return Difference(difference, difference / largest if largest else difference)
