@@ -1,0 +1,40 @@
+"""``edgecsi demo``: the whole way once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from edgecsi.cli.output import progress
+
+
+@click.command()
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(path_type=Path),
+    default=Path("demo"),
+    show_default=True,
+    metavar="DIR",
+    help="Where to put the bundles and reports.",
+)
+def command(out: Path) -> None:
+    """Build CsiNet for this machine and the Raspberry Pi, evaluate both, and time it against ONNX Runtime.
+
+    The Raspberry Pi's library is run under QEMU, if that is installed.
+
+    \b
+    Example:
+      edgecsi demo
+    """
+    from edgecsi.demo import run_demo
+
+    with progress("demo") as update:
+        found = run_demo(out, click.echo, update)
+    click.echo("\nLook at:")
+    for path in found.files:
+        click.echo(f"  {path}")
+    host = found.bundles["host"]
+    click.echo(f"\nNext: edgecsi inspect {host} --layers, or {host}/example")

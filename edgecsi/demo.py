@@ -1,0 +1,83 @@
+"""The whole way once: CsiNet for this machine and for the Raspberry Pi, built, evaluated and timed."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from edgecsi.bench.api import run_bench
+from edgecsi.bench.report import Result, table, write_result
+from edgecsi.bundle import read_bundle
+from edgecsi.channels import files
+from edgecsi.device import open_device
+from edgecsi.evaluate import Evaluation, evaluate, reference_model
+from edgecsi.pipeline import BuildOptions, build
+
+MODEL = "csinet-cr4"
+DATA = "test"
+PEER = "onnxruntime"
+_EMULATED_SAMPLES = 64  # QEMU is some fifty times slower than the CPU it runs on
+
+Say = Callable[[str], None]
+Progress = Callable[[float, float, str], None]
+
+
+@dataclass(frozen=True)
+class Demo:
+    """What the demo made and found."""
+
+    bundles: dict[str, Path]
+    """Target to the folder of its bundle."""
+    evaluations: list[Evaluation]
+    """On this machine, and of the Raspberry Pi's bundle under QEMU, if that is there."""
+    bench: Result
+    files: list[Path]
+    """Everything that was written, to be looked at."""
+
+
+def run_demo(out: Path, say: Say, progress: Progress) -> Demo:
+    """Build, evaluate and time CsiNet CR 1/4, and write everything below a folder.
+
+    Args:
+        out: the folder; what an earlier demo wrote there is replaced.
+        say: called with each piece of the account as it becomes known.
+        progress: called with (done, total, what is being done).
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    bundles: dict[str, Path] = {}
+    for target in ("host", "arm"):
+        progress(0, 0, f"building {MODEL} for {target}")
+        bundles[target] = out / f"{MODEL}-{target}"
+        built = build(BuildOptions(model=MODEL, target=target, out=bundles[target]), progress)
+        say(f"built {bundles[target]} for {built.manifest.target.id}")
+
+    channels = files.load(DATA)
+    reference = reference_model(read_bundle(bundles["host"]).manifest)
+    evaluations = []
+    devices = {"host": "local"} | ({"arm": "emulate"} if shutil.which("qemu-aarch64") else {})
+    for target, device in devices.items():
+        x = channels if device == "local" else channels[:_EMULATED_SAMPLES]
+        bundle = read_bundle(bundles[target])
+        found = evaluate(bundle, x, DATA, device=open_device(device), reference=reference, progress=progress)
+        evaluations.append(found)
+        worst = max(difference.max_rel_diff for difference in found.differences.values())
+        say(
+            f"{found.target} on {device}: NMSE {found.nmse_db:.2f} dB over {len(x)} channels, PyTorch "
+            f"{found.nmse_db_pytorch:.2f} dB, largest difference {worst:.1e} of the largest output"
+        )
+    if "arm" not in devices:
+        say("the Raspberry Pi's bundle was not tried: QEMU is missing (sudo apt-get install qemu-user)")
+
+    bench = run_bench(bundles["host"], quick=True, against=[PEER], progress=progress)
+    written = [out / "bench-host.json"]
+    write_result(bench, written[0])
+    say("\n" + table(bench) + "\n")
+    if "arm" in devices:
+        counted = run_bench(bundles["arm"], device="emulate", quick=True, progress=progress)
+        written.append(out / "bench-arm.json")
+        write_result(counted, written[1])
+        if counted.instructions is not None:
+            say(f"Raspberry Pi 4, counted under QEMU: {counted.instructions:,} instructions per inference")
+    return Demo(bundles, evaluations, bench, [*bundles.values(), *written])

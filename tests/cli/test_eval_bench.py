@@ -1,0 +1,145 @@
+"""``eval`` and ``bench`` on a hand-made library that moves every entry a tenth of the way to 0.5."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgecsi.bundle import Entry, ModelInfo, Tensor, golden_npz, write_bundle
+from edgecsi.cli import run
+from tests import _tiny
+
+SHAPE = (1, 2, 32, 32)
+SOURCE = r"""
+#define API __attribute__((visibility("default")))
+API const char *tiny_net_strerror(int code) { return code ? "null pointer" : "ok"; }
+API const char *tiny_net_manifest(void) { return MANIFEST; }
+API int tiny_net_full(const float *x, float *y) {
+    if (!x || !y) return -1;
+    for (int i = 0; i < 2048; i++) y[i] = SCALE * x[i] + 0.05f;
+    return 0;
+}
+API int tiny_net_full_ws(const float *x, float *y, void *ws) { return ws ? tiny_net_full(x, y) : -1; }
+API int tiny_net_full_profile(const float *x, float *y, void *ws, double *ns) {
+    ns[0] = 1000; return tiny_net_full_ws(x, y, ws);
+}
+"""
+NETWORK = """
+import torch
+
+class Shrink(torch.nn.Module):
+    def forward(self, x):
+        return 0.9 * x + 0.05
+
+def make():
+    return Shrink(), torch.full((1, 2, 32, 32), 0.5)
+"""
+
+
+def make_bundle(folder: Path, spec: str, scale: float = 0.9) -> Path:
+    entry = Entry(
+        (Tensor("csi", SHAPE),),
+        (Tensor("reconstruction", SHAPE),),
+        0,
+        2048,
+        0,
+        (_tiny._layer("shrink", 2048),),
+    )
+    about = dataclasses.replace(
+        _tiny.manifest(), entries={"full": entry}, model=ModelInfo(spec, "own", None, None)
+    )
+    library = _tiny.compile_library(folder / "l.so", about, f"-DSCALE={scale}f", source=SOURCE)
+    x = np.random.default_rng(0).random((2, *SHAPE), np.float32)
+    golden = {"full": {"csi": x, "reconstruction": np.float32(0.9) * x + np.float32(0.05)}}
+    contents = {about.library: library, about.header: b"", "golden.npz": golden_npz(about.entries, golden)}
+    return write_bundle(folder / "bundle", about, contents).path
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("network") / "net.py"
+    path.write_text(NETWORK)
+    return f"{path}:make"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, network: str) -> Path:
+    return make_bundle(tmp_path_factory.mktemp("shrink"), network)
+
+
+def test_eval_gives_nmse_rho_and_the_difference_to_pytorch(
+    bundle: Path, network: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["eval", str(bundle), "--data", "test", "--samples", "20", "--model", network]
+    assert run([*arguments, "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["samples"] == 20
+    assert found["nmse_db"] == pytest.approx(-20, abs=1e-3)  # a tenth of the amplitude is missing
+    assert found["nmse_db_pytorch"] == pytest.approx(-20, abs=1e-3)
+    assert found["rho"] == pytest.approx(1, abs=1e-6)
+    assert found["differences"]["full"]["max_rel_diff"] < 1e-6
+
+
+def test_eval_does_not_run_code_that_a_bundle_names(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["eval", str(bundle), "--data", "test", "--samples", "5"]) == 0
+    output = capsys.readouterr().out
+    assert "-20.00 dB" in output
+    assert "not compared with PyTorch" in output
+    assert "--model" in output
+
+
+def test_eval_of_a_wrong_library_is_exit_code_6(
+    tmp_path: Path, network: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wrong = make_bundle(tmp_path, network, scale=0.8)
+    assert run(["eval", str(wrong), "--data", "test", "--samples", "5", "--model", network]) == 6
+    assert "answers wrongly" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "code"),
+    [
+        (["--data", "missing.npz"], 3),
+        (["--data", "cdl-c:0"], 3),
+        (["--data", "test", "--device", "toaster"], 2),
+        (["--data", "test", "--model", "csinet-cr5"], 3),
+        (["--data", "test", "--samples", "0"], 2),
+        ([], 2),
+    ],
+)
+def test_eval_refuses_what_makes_no_sense(
+    bundle: Path, capsys: pytest.CaptureFixture[str], options: list[str], code: int
+) -> None:
+    assert run(["eval", str(bundle), *options]) == code
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_bench_reports_and_writes_its_samples(
+    bundle: Path, network: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, picture = tmp_path / "bench.json", tmp_path / "bench.png"
+    options = [
+        "--quick",
+        "--against",
+        "torch",
+        "--model",
+        network,
+        "--json",
+        str(out),
+        "--plot",
+        str(picture),
+    ]
+    assert run(["bench", str(bundle), *options]) == 0
+    table = capsys.readouterr().out
+    assert "quick protocol" in table
+    assert "torch" in table
+    found = json.loads(out.read_text())
+    assert len(found["engines"][0]["samples"]) >= 200
+    assert picture.stat().st_size > 1000
+
+
+def test_bench_refuses_an_unknown_engine_at_once(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["bench", str(bundle), "--against", "onnxruntime,abacus"]) == 2
+    assert "abacus" in capsys.readouterr().err
