@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from edgecsi.kernels.layout import Layout
 
 F32 = np.float32
+TINY = F32(1e-36)  # a dynamic scale's divisor is at least this: 127 / 1e-36 still fits fp32
 
 
 @dataclass(frozen=True)
@@ -158,11 +159,10 @@ class Op:
     def reference(self, *inputs: NDArray[Any]) -> NDArray[Any]:
         """What the kernel must store, logical arrays in and out (fp32, or codes)."""
         extra = list(inputs[len(self.inputs) - sum(s.operand is not None for s in self.epilogue) :])
-        y = self.compute(*inputs)
+        y = self.compute(*inputs).reshape(self.y.shape)
         for step in self.epilogue:
             operand = extra.pop(0) if step.operand is not None else None
             y = apply_step(step, y, operand).astype(F32)
-        y = y.reshape(self.y.shape)
         return self.y_quant.codes(y) if self.y_quant else y
 
 
@@ -228,7 +228,7 @@ class Dense(Op):
         scale: float32 ``[O]``, per-channel scale of int8 weights.
         x_quant: input is uint8 codes of this quantisation.
         dynamic: quantise a float32 input per sample, symmetric: ``scale = max|x| / 127``,
-            ``code = rne(x * (127 / max|x|))`` in int8 (all codes 0 when x is 0).
+            ``code = rne(x * (127 / max|x|))`` in int8 (all codes 0 when max|x| < 1e-36).
         table: float32 ``[entries]``, centroids of clustered weights.
     """
 
@@ -252,8 +252,7 @@ class Dense(Op):
         w = self.dense_weight()
         if self.dynamic:
             peak = np.abs(x).max(1, keepdims=True).astype(F32)
-            with np.errstate(divide="ignore"):
-                inverse = np.where(peak > 0, F32(127) / peak, F32(0)).astype(F32)
+            inverse = np.where(peak >= TINY, F32(127) / np.maximum(peak, TINY), F32(0)).astype(F32)
             codes = np.clip(np.rint(x * inverse), -127, 127).astype(np.int64)
             acc = codes @ w.astype(np.int64).T
             assert self.scale is not None
