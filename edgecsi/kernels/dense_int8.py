@@ -1,0 +1,284 @@
+"""What the int8 dense kernels share: codes of the input, exact sums, back to fp32.
+
+A kernel name adds what differs: whether the input is quantised here or already codes, whether all blocks are stored
+or only those with weights, and the instructions.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecsi.kernels import dense_loop
+from edgecsi.kernels.base import Kernel, Knobs
+from edgecsi.kernels.dense_loop import Loop
+from edgecsi.kernels.dot import Dot, dot_of
+from edgecsi.kernels.ops import TINY, Cost, Dense
+from edgecsi.kernels.sparse import block_mask, pack_all, pack_blocks, sections
+from edgecsi.target import Target
+
+if TYPE_CHECKING:
+    from tvm.tirx import PrimFunc
+
+MAGIC = 12582912.0
+"""1.5 * 2^23: adding it to a small fp32 number rounds that to an integer, half to even, in the low bits."""
+
+
+class Int8Dense(Kernel):
+    """Int8 weights times int8 codes of the input.
+
+    Attributes:
+        dynamic: the input is fp32 and is quantised in the kernel; else it is uint8 codes.
+        rows: outputs of a stored block of 4 inputs; 0 stores all.
+        dots: values of `Target.dot` it is written for.
+    """
+
+    op = Dense
+    dynamic: ClassVar[bool]
+    rows: ClassVar[int] = 0
+    dots: ClassVar[tuple[str, ...]]
+
+    def refuses(self, op: Dense, target: Target) -> str:
+        if target.dot not in self.dots:
+            return f"{target.id} has no {' or '.join(self.dots)}"
+        if op.table is not None or op.weight.dtype != np.int8:
+            return "the weights are not int8"
+        if self.dynamic and not op.dynamic:
+            return "the input is not to be quantised dynamically"
+        if not self.dynamic and op.x_quant is None:
+            return "the input is not static uint8"
+        if self.rows and self.rows * 4 < dot_of(target, op.weight, self.rows).vector:
+            return f"blocks of {self.rows} outputs do not fill a vector"
+        return ""
+
+    def knobs(self, op: Dense, target: Target) -> Knobs:
+        dot = dot_of(target, op.weight, self.rows or 16)
+        batch = op.x.shape[0]
+        samples = 1 << min(batch.bit_length() - 1, 3 if target.vector_registers == 32 else 2)
+        outputs, inputs = op.weight.shape
+        groups = -(-inputs // 4)
+        if self.rows:
+            vectors = self.rows // dot.outputs
+            mean = float(block_mask(op.weight, self.rows, 4).sum(1).mean())
+            unroll = 8 if mean >= 32 else 4 if mean >= 8 else 2
+            rows = self.rows
+        else:
+            room = 8 if target.vector_registers == 32 else 4
+            vectors = max(1, room // (dot.accumulators * (1 if samples == 1 else 2)))
+            vectors = min(vectors, -(-outputs // dot.outputs))
+            rows = vectors * dot.outputs
+            unroll = next(u for u in (4, 2, 1) if groups % u == 0 or u == dot.together)
+        busy = vectors * dot.accumulators * samples
+        sets = max(1, min(unroll // dot.together, 8 // busy))
+        return {"rows": rows, "unroll": unroll, "sets": sets, "samples": samples}
+
+    def space(self, op: Dense, target: Target) -> dict[str, Any]:
+        dot = dot_of(target, op.weight, self.rows or 16)
+        default = self.knobs(op, target)
+        batch = op.x.shape[0]
+        return {
+            "rows": (self.rows,) if self.rows else tuple(dot.outputs * v for v in (1, 2, 4, 8)),
+            "unroll": tuple(sorted({default["unroll"], *(u for u in (1, 2, 4, 8) if u % dot.together == 0)})),
+            "sets": (1, 2, 4),
+            "samples": tuple(s for s in (1, 2, 4, 8, 16) if s <= batch),
+        }
+
+    def cost(self, op: Dense, target: Target, knobs: Knobs) -> Cost:
+        outputs, inputs = op.weight.shape
+        rows = knobs["rows"]
+        dot = dot_of(target, op.weight, rows)
+        panels = -(-outputs // rows)
+        if self.rows:
+            unroll = knobs["unroll"]
+            counts = block_mask(op.weight, rows, 4).sum(1)
+            blocks = int((-(-counts // unroll) * unroll).sum())
+        else:
+            blocks = panels * -(-inputs // 4)
+        return dense_loop.cost(
+            target,
+            batch=op.x.shape[0],
+            blocks=blocks,
+            panels=panels,
+            vectors=rows // dot.outputs,
+            vector_bytes=dot.vector,
+            instructions=dot.steps,
+            index_bytes=2 if self.rows else 0,
+            samples=knobs["samples"],
+            prepared=inputs * (12 if self.dynamic else 2) if not self._direct(op, dot, knobs) else 0,
+            macs=blocks * rows * 4,
+        )
+
+    def _direct(self, op: Dense, dot: Dot, knobs: Knobs) -> bool:
+        """Whether the blocks can be read from the input as it is."""
+        if self.dynamic or not dot.unsigned:
+            return False
+        places = dense_loop.positions(op.x, 4)
+        if places is None:
+            return False
+        return bool(self.rows) or (places.size % knobs["unroll"] == 0 and (np.diff(places) == 4).all())
+
+    def _pack(self, op: Dense, target: Target, knobs: Knobs) -> dict[str, NDArray[Any]]:
+        outputs, inputs = op.weight.shape
+        dot = dot_of(target, op.weight, knobs["rows"])
+        parts = sections(outputs, knobs["rows"], self.rows or dot.outputs)
+        packed: dict[str, NDArray[Any]] = {}
+        if self.rows:
+            places = dense_loop.positions(op.x, 4) if self._direct(op, dot, knobs) else None
+            if places is None:
+                places = np.arange(-(-inputs // 4)) * 4
+            blocks = pack_blocks(op.weight, parts, 4, knobs["unroll"], places)
+            assert blocks.index is not None
+            assert blocks.start is not None
+            packed |= {"weights": blocks.values, "index": blocks.index, "start": blocks.start}
+        else:
+            packed["weights"] = pack_all(op.weight, parts, 4, knobs["unroll"]).values
+        assert op.scale is not None
+        add = -self._zero(op, dot) * op.weight.astype(np.int64).sum(1)
+        if op.x_quant is not None:
+            add = add + (0 if op.bias is None else op.bias.astype(np.int64))
+            packed["scale"] = np.float32(op.x_quant.scale) * op.scale.astype(np.float32)
+        else:
+            packed["scale"] = op.scale.astype(np.float32)
+            if op.bias is not None:
+                packed["bias"] = op.bias.astype(np.float32)
+        if add.any():
+            packed["add"] = add.astype(np.int32)
+        return packed
+
+    def _zero(self, op: Dense, dot: Dot) -> int:
+        """The code that stands for 0."""
+        if op.x_quant is None:
+            return dot.zero
+        return op.x_quant.zero_point - 128 + dot.zero
+
+    def constants(self, op: Dense, target: Target, knobs: Knobs) -> list[NDArray[Any]]:
+        from edgecsi.kernels.emit import epilogue_constants
+
+        return [*self._pack(op, target, knobs).values(), *epilogue_constants(op)]
+
+    def _codes_stride(self, op: Dense, knobs: Knobs) -> int:
+        """Bytes of one sample's codes in the workspace."""
+        step = 4 * knobs["unroll"]
+        return -(-op.weight.shape[1] // step) * step
+
+    def scratch(self, op: Dense, target: Target, knobs: Knobs) -> int:
+        if self._direct(op, dot_of(target, op.weight, knobs["rows"]), knobs):
+            return 0
+        batch = op.x.shape[0]
+        return batch * self._codes_stride(op, knobs) + (4 * batch if self.dynamic else 0)
+
+    def emit(self, op: Dense, target: Target, knobs: Knobs) -> PrimFunc:
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        dot = dot_of(target, op.weight, knobs["rows"])
+        outputs, inputs = op.weight.shape
+        batch = op.x.shape[0]
+        packed = self._pack(op, target, knobs)
+        constants = self.constants(op, target, knobs)
+        scratch = self.scratch(op, target, knobs)
+        loop = Loop(
+            parts=sections(outputs, knobs["rows"], self.rows or dot.outputs),
+            unroll=knobs["unroll"],
+            sets=knobs["sets"],
+            samples=knobs["samples"],
+            blocks=self._codes_stride(op, knobs) // 4,
+        )
+        if loop.unroll % dot.together:
+            raise ValueError(f"this dot product takes {dot.together} blocks at once")
+        with e.function(op, constants, scratch) as (done, buffers):
+            e.zero_halo(buffers[len(op.inputs) + len(constants)], op.y)
+            named = dict(zip(packed, buffers[len(op.inputs) :], strict=False))
+            finish = e.Finish(op, buffers, 1, len(op.inputs) + len(packed), target)
+            x, stride, peaks = buffers[0], op.x.stride, 0
+            if scratch:
+                x, stride = buffers[-1], self._codes_stride(op, knobs)
+                peaks = batch * stride
+                _write_codes(op, dot, target, buffers[0], x, stride, peaks)
+
+            def value(total: Any, output: Any, sample: Any) -> Any:
+                lanes = e.lanes_of(total)
+                if "add" in named:
+                    total = total + e.load(named["add"], output, lanes)
+                factor = e.load(named["scale"], output, lanes)
+                if self.dynamic:
+                    step = T.reinterpret(e.load(x, peaks + sample * 4, 4), dtype="float32")
+                    factor = e.splat(step, lanes) * factor
+                result = e.fence(T.cast(total, e.vector_type("float32", lanes)) * factor)
+                if "bias" in named:
+                    result = result + e.load(named["bias"], output, lanes)
+                return result
+
+            dense_loop.multiply(
+                dot, loop, batch, named["weights"], x, stride, named.get("index"), named.get("start"),
+                dense_loop.Results(op, finish, dot.outputs, value),
+            )  # fmt: skip
+        return done.done()
+
+
+def _write_codes(op: Dense, dot: Dot, target: Target, x: Any, codes: Any, stride: int, peaks: int) -> None:
+    """Emit the pass over the input that leaves codes in the workspace, and for dynamic ones the size of a step."""
+    from tvm.tirx.script import builder as T
+
+    from edgecsi.kernels import emit as e
+
+    lanes = 4 * target.lanes_f32
+    with e.serial(op.x.shape[0]) as sample:
+        if op.x_quant is not None:
+
+            def shift(element: Any, offset: Any, count: int) -> None:
+                value = e.load(x, sample * op.x.stride + offset, count)
+                if not dot.unsigned:
+                    value = value ^ e.splat(128, count, "uint8")
+                e.store(codes, sample * stride + element, value)
+
+            dense_loop.each_run(op.x, lanes, shift)
+            return
+        peak = e.let(_peak(op, lanes, x, sample))
+        step = T.reinterpret(peak / T.float32(127), dtype="uint8x4")
+        e.store(codes, peaks + sample * 4, step)
+        usable = peak >= T.float32(float(TINY))
+        inverse = e.let(T.Select(usable, T.float32(127) / peak, T.float32(0)))
+
+        def quantize(element: Any, offset: Any, count: int) -> None:
+            value = e.load(x, sample * op.x.stride + offset, count)
+            rounded = e.fence(value * e.splat(inverse, count)) + e.splat(MAGIC + dot.zero, count)
+            bits = T.reinterpret(rounded, dtype=e.vector_type("int32", count))
+            e.store(codes, sample * stride + element, T.cast(bits, e.vector_type("uint8", count)))
+
+        dense_loop.each_run(op.x, lanes, quantize)
+
+
+def _peak(op: Dense, lanes: int, x: Any, sample: Any) -> Any:
+    """Emit max|x| over a sample, as fp32; not-a-number wins."""
+    from tvm.tirx.script import builder as T
+
+    from edgecsi.kernels import emit as e
+
+    # Magnitudes of fp32 are ordered like their bits.
+    widths = [w for w in (lanes >> k for k in range(lanes.bit_length())) if w]
+    best = {w: e.registers(w, "int32") for w in widths}
+    for w in widths:
+        e.store(best[w], 0, e.splat(0, w, "int32"))
+
+    def widen(element: Any, offset: Any, count: int) -> None:
+        value = e.load(x, sample * op.x.stride + offset, count)
+        bits = T.reinterpret(value, dtype=e.vector_type("int32", count)) & e.splat(0x7FFFFFFF, count, "int32")
+        e.store(best[count], 0, T.max(e.load(best[count], 0, count), bits))
+
+    dense_loop.each_run(op.x, lanes, widen)
+    top = None
+    for w in widths:
+        value = e.load(best[w], 0, w)
+        while e.lanes_of(value) > 1:
+            half = e.lanes_of(value) // 2
+            if half > 1:
+                value = T.max(e.part(value, 0, half), e.part(value, half, half))
+            else:
+                value = T.max(e.shuffle([value], [0]), e.shuffle([value], [1]))
+            value = e.let(value)
+        top = value if top is None else T.max(top, value)
+    return T.reinterpret(top, dtype="float32")

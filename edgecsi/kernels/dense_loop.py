@@ -1,0 +1,350 @@
+"""The loop that all matrix-vector kernels share: panels of outputs, blocks of weights, samples in registers.
+
+A kernel says how a vector of weights meets its inputs (a `Unit`), in which order the blocks lie (`Section`,
+with or without an index) and what is done with the sums of a panel. Weights are read once, front to back: a panel's
+blocks stay in the first-level cache while all samples of a batch pass over them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecsi.kernels.layout import Layout, vector_widths
+from edgecsi.kernels.ops import Cost, Dense
+from edgecsi.kernels.sparse import Section
+from edgecsi.target import Target
+
+Expr = Any
+
+
+class Unit(Protocol):
+    """How a vector of weights is multiplied.
+
+    Attributes:
+        outputs: outputs of a vector of weights. inputs: inputs of a block. elements: buffer elements of a vector.
+        accumulators, lanes, acc_dtype: registers that a vector of weights is summed into.
+        together: blocks that one step takes.
+    """
+
+    @property
+    def outputs(self) -> int: ...
+    @property
+    def inputs(self) -> int: ...
+    @property
+    def elements(self) -> int: ...
+    @property
+    def accumulators(self) -> int: ...
+    @property
+    def lanes(self) -> int: ...
+    @property
+    def acc_dtype(self) -> str: ...
+    @property
+    def together(self) -> int: ...
+
+    def load_weights(self, buffer: Any, offset: Expr) -> Expr: ...
+
+    def load_input(self, buffer: Any, offset: Expr) -> Any: ...
+
+    def step(self, sums: Sequence[Expr], weights: Sequence[Expr], inputs: Sequence[Any]) -> list[Expr]: ...
+
+    def total(self, sums: Sequence[Expr]) -> Expr: ...
+
+
+@dataclass(frozen=True)
+class Loop:
+    """The shape of the loop.
+
+    Attributes:
+        parts: the panels. blocks: blocks of each panel where all are stored, in a multiple of `unroll`.
+        unroll: blocks per iteration. sets: independent sums for neighbouring blocks of a panel (hides latency).
+        samples: samples of the batch that share a loaded block.
+    """
+
+    parts: Sequence[Section]
+    unroll: int
+    sets: int
+    samples: int
+    blocks: int = 0
+
+
+def multiply(
+    unit: Unit,
+    loop: Loop,
+    batch: int,
+    weights: Any,
+    x: Any,
+    stride: int,
+    index: Any | None,
+    start: Any | None,
+    finish: Callable[[Section, Expr, Expr, list[Expr]], None],
+) -> None:
+    """Emit the product.
+
+    Args:
+        x: buffer of the inputs, `stride` elements between samples.
+        index, start: buffers of `sparse.Blocks`, or None.
+        finish: called with section, panel, sample and the sums of a panel, one vector for each of weights.
+    """
+    from edgecsi.kernels import emit as e
+
+    widest = loop.parts[0].rows // unit.outputs * unit.elements
+    before, panels_before = 0, 0
+    for part in loop.parts:
+        size = part.rows // unit.outputs * unit.elements
+
+        def panel(p: Expr, first: Expr, count: Expr, element: Expr, part: Section = part, size: int = size) -> None:
+            def tile(sample: Expr, samples: int) -> None:
+                sums = _block_sums(
+                    unit, loop, samples, part.rows // unit.outputs, size, weights, element, x,
+                    [(sample + s) * stride for s in range(samples)], index, first, count,
+                )  # fmt: skip
+                for s in range(samples):
+                    finish(part, p, sample + s, sums[s])
+
+            whole = batch // loop.samples
+            if whole:
+                with e.serial(whole) as t:
+                    tile(t * loop.samples, loop.samples)
+            for sample, samples in vector_widths(batch - whole * loop.samples, loop.samples):
+                tile(whole * loop.samples + sample, samples)
+
+        if index is None:
+            with e.serial(part.panels) as p:
+                panel(p, 0, loop.blocks // loop.unroll, before + p * (loop.blocks * size))
+            before += part.panels * loop.blocks * size
+        else:
+            # Sections share the arrays; where panels are narrower, all weights move up by a constant.
+            moved = start[panels_before] * (loop.unroll * (widest - size)) if panels_before else 0
+            with e.serial(part.panels) as p:
+                here = e.let(start[panels_before + p])
+                count = e.let(start[panels_before + p + 1] - here)
+                panel(p, here, count, here * (loop.unroll * size) + moved)
+        panels_before += part.panels
+
+
+def _block_sums(
+    unit: Unit,
+    loop: Loop,
+    samples: int,
+    vectors: int,
+    size: int,
+    weights: Any,
+    element: Expr,
+    x: Any,
+    at: Sequence[Expr],
+    index: Any | None,
+    first: Expr,
+    count: Expr,
+) -> list[list[Expr]]:
+    """Sums of one panel for some samples: ``[sample][vector]``."""
+    from tvm.tirx.script import builder as T
+
+    from edgecsi.kernels import emit as e
+
+    lanes, per = unit.lanes, unit.accumulators
+    sets = max(1, min(loop.sets, loop.unroll // unit.together))
+    registers = e.registers(samples * sets * vectors * per * lanes, unit.acc_dtype)
+
+    def place(s: int, k: int, v: int, a: int) -> int:
+        return (((s * sets + k) * vectors + v) * per + a) * lanes
+
+    for r in range(samples * sets * vectors * per):
+        e.store(registers, r * lanes, e.splat(0, lanes, unit.acc_dtype))
+    base = e.let(element)
+    with e.serial(count) as q:
+        for step in range(0, loop.unroll, unit.together):
+            blocks = range(step, step + unit.together)
+            if index is None:
+                places = [(q * loop.unroll + u) * unit.inputs for u in blocks]
+            else:
+                places = [
+                    e.let(T.cast(index[(first + q) * loop.unroll + u], "int32")) for u in blocks
+                ]
+            inputs = [[unit.load_input(x, at[s] + p) for p in places] for s in range(samples)]
+            k = step // unit.together % sets
+            for v in range(vectors):
+                loaded = [
+                    e.let(unit.load_weights(weights, base + (q * loop.unroll + u) * size + v * unit.elements))
+                    for u in blocks
+                ]
+                for s in range(samples):
+                    old = [e.load(registers, place(s, k, v, a), lanes) for a in range(per)]
+                    for a, value in enumerate(unit.step(old, loaded, inputs[s])):
+                        e.store(registers, place(s, k, v, a), value)
+
+    result = []
+    for s in range(samples):
+        totals = []
+        for v in range(vectors):
+            sums = []
+            for a in range(per):
+                values = [e.load(registers, place(s, k, v, a), lanes) for k in range(sets)]
+                while len(values) > 1:
+                    values = [sum(values[i : i + 2][1:], values[i]) for i in range(0, len(values), 2)]
+                sums.append(values[0])
+            totals.append(e.let(unit.total(sums)))
+        result.append(totals)
+    return result
+
+
+def run_lanes(layouts: Sequence[Layout], lanes: int) -> int:
+    """The widest vector of at most `lanes` outputs that never crosses the end of a row of any of these tensors."""
+    for layout in layouts:
+        if len(layout.shape) > 2:
+            row = layout.shape[3] if len(layout.shape) == 4 else int(np.prod(layout.shape[2:]))
+            if layout.group > 1:
+                return 1
+            while row % lanes:
+                lanes //= 2
+    return lanes
+
+
+def place_of(like: Layout, sample: Expr, output: Expr) -> Callable[[Layout], Expr]:
+    """Where output `output` (row-major over the shape of `like`) of a sample lies in a tensor.
+
+    Gates of shape (N, C, 1, 1) or (N, 1, H, W) are indexed with what they have.
+    """
+
+    def place(layout: Layout) -> Expr:
+        if len(like.shape) != 4:
+            return sample * layout.stride + output
+        _, _, height, width = like.shape
+        c, h, w = output // (height * width), output // width % height, output % width
+        _, channels, rows, columns = layout.shape
+        return layout.at(sample, c if channels > 1 else 0, h if rows > 1 else 0, w if columns > 1 else 0)
+
+    return place
+
+
+class Results:
+    """Stores the finished outputs of a panel, whatever the layout.
+
+    Args:
+        value: from a vector of sums, the first of its outputs and the sample to fp32 results (scales, bias).
+    """
+
+    def __init__(
+        self,
+        op: Dense,
+        finish: Any,
+        lanes: int,
+        value: Callable[[Expr, Expr, Expr], Expr],
+    ) -> None:
+        self.op, self.finish, self.value = op, finish, value
+        operands = [s.operand for s in op.epilogue if s.operand is not None]
+        self.lanes = run_lanes([op.y, *operands], lanes)
+        self.inner = int(np.prod(op.y.shape[2:]))
+
+    def __call__(self, part: Section, panel: Expr, sample: Expr, sums: list[Expr]) -> None:
+        from edgecsi.kernels import emit as e
+
+        lanes = e.lanes_of(sums[0])
+        first = part.first + panel * part.rows
+        for v, total in enumerate(sums):
+            room = part.valid - v * lanes if part.panels == 1 else lanes
+            pieces = vector_widths(min(room, lanes), self.lanes) if room > 0 else []
+            if len(pieces) == 1 and pieces[0][1] == lanes:
+                self._put(sample, first + v * lanes, total)
+                continue
+            for at, width in pieces:
+                piece = e.part(total, at, width) if width > 1 else e.shuffle([total], [at])
+                self._put(sample, first + v * lanes + at, piece)
+
+    def _put(self, sample: Expr, output: Expr, total: Expr) -> None:
+        from edgecsi.kernels import emit as e
+
+        lanes = e.lanes_of(total)
+        place = place_of(self.op.y, sample, output)
+        channel, of_channel = (output, lanes) if self.inner == 1 else (output // self.inner, 1)
+        x = self.finish.value(self.value(total, output, sample), place, channel, of_channel)
+        self.finish.store(place(self.op.y), x)
+
+
+def positions(layout: Layout, columns: int) -> NDArray[np.int64] | None:
+    """Where every `columns` consecutive inputs start in the memory of a sample; None if they are apart somewhere."""
+    total = int(np.prod(layout.shape[1:], dtype=np.int64))
+    if total % columns:
+        return None
+    if len(layout.shape) != 4:
+        return np.arange(0, total, columns)
+    one = Layout((1, *layout.shape[1:]), layout.dtype, layout.halo, layout.group)
+    place = one._index().reshape(-1, columns)
+    if (np.diff(place, axis=1) != 1).any():
+        return None
+    result: NDArray[np.int64] = place[:, 0]
+    return result
+
+
+def each_run(layout: Layout, lanes: int, body: Callable[[Expr, Expr, int], None]) -> None:
+    """Emit loops over all elements of one sample: `body` gets the first element, its offset in memory, and the count."""
+    from edgecsi.kernels import emit as e
+
+    total = int(np.prod(layout.shape[1:], dtype=np.int64))
+    if len(layout.shape) != 4 or (not any(layout.halo) and layout.group == 1):
+        whole = total // lanes
+        if whole:
+            with e.serial(whole) as k:
+                body(k * lanes, k * lanes, lanes)
+        for at, width in vector_widths(total - whole * lanes, lanes):
+            body(whole * lanes + at, whole * lanes + at, width)
+        return
+    _, channels, height, width = layout.shape
+    if layout.group > 1:
+        for c in range(channels):
+            with e.serial(height) as h, e.serial(width) as w:
+                body((c * height + h) * width + w, layout.at(0, c, h, w), 1)
+        return
+    with e.serial(channels) as c, e.serial(height) as h:
+        for at, count in vector_widths(width, lanes):
+            body((c * height + h) * width + at, layout.at(0, c, h, at), count)
+
+
+def cost(
+    target: Target,
+    *,
+    batch: int,
+    blocks: int,
+    panels: int,
+    vectors: int,
+    vector_bytes: int,
+    instructions: float,
+    index_bytes: int,
+    samples: int,
+    prepared: int,
+    macs: int,
+) -> Cost:
+    """Predicted cost of a product.
+
+    Args:
+        blocks: stored blocks, each of `vectors` vectors of weights of `vector_bytes`.
+        instructions: arithmetic per vector and sample. index_bytes: of a block.
+        samples: that share a loaded block. prepared: bytes moved to prepare one sample's input.
+        macs: multiply-adds of one sample, zeros within blocks included.
+    """
+    stored = blocks * (vectors * vector_bytes + index_bytes) + 8 * panels
+    # The first-level cache delivers this many vectors a second, and about as many are computed.
+    rate = target.l1_gbps * 1e9 / (4 * target.lanes_f32)
+    tiles = -(-batch // samples)
+    loads = blocks * (tiles * (vectors + (1 if index_bytes else 0)) + batch)
+    work = blocks * vectors * batch * instructions
+    overhead = 12 * panels * batch
+    compute = max(loads, work) / rate + overhead / rate
+    seconds = max(compute, stored / bandwidth(target, stored)) + batch * prepared / (target.l1_gbps * 1e9)
+    return Cost(seconds=seconds, bytes=stored, macs=macs * batch)
+
+
+def bandwidth(target: Target, size: int) -> float:
+    """Bytes a second at which `size` bytes that were read in the last call are read again."""
+    if size <= target.l1_bytes // 2:
+        return target.l1_gbps * 1e9
+    if size <= target.l2_bytes // 2:
+        return target.l2_gbps * 1e9
+    if size <= target.l2_bytes:
+        # A cache that is nearly full keeps only a part of what is streamed through it.
+        return 2e9 / (1 / target.l2_gbps + 1 / target.l3_gbps)
+    return target.l3_gbps * 1e9

@@ -1,0 +1,12 @@
+"""Int8 dense layer with VNNI: the input is quantised in the kernel, only blocks of 16 outputs x 4 inputs that hold weights are stored."""
+
+from edgecsi.kernels.base import register
+from edgecsi.kernels.dense_int8 import Int8Dense
+
+
+@register
+class Qd8Qs8wBsr16x4DenseVnni(Int8Dense):
+    name = "qd8_qs8w_bsr16x4_dense_vnni"
+    dynamic = True
+    rows = 16
+    dots = ("avx512_vnni", "avx_vnni")

@@ -1,0 +1,11 @@
+"""Int8 dense layer with AVX2: the input is quantised in the kernel, all weights are stored."""
+
+from edgecsi.kernels.base import register
+from edgecsi.kernels.dense_int8 import Int8Dense
+
+
+@register
+class Qd8Qs8wDenseAvx2(Int8Dense):
+    name = "qd8_qs8w_dense_avx2"
+    dynamic = True
+    dots = ("avx2",)

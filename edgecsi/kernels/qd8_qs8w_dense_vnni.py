@@ -1,0 +1,11 @@
+"""Int8 dense layer with VNNI: the input is quantised in the kernel, all weights are stored."""
+
+from edgecsi.kernels.base import register
+from edgecsi.kernels.dense_int8 import Int8Dense
+
+
+@register
+class Qd8Qs8wDenseVnni(Int8Dense):
+    name = "qd8_qs8w_dense_vnni"
+    dynamic = True
+    dots = ("avx512_vnni", "avx_vnni")

@@ -1,0 +1,12 @@
+"""Int8 dense layer with NEON: the input is static uint8 codes, only blocks of 16 outputs x 4 inputs that hold weights are stored."""
+
+from edgecsi.kernels.base import register
+from edgecsi.kernels.dense_int8 import Int8Dense
+
+
+@register
+class Qs8Qs8wBsr16x4DenseNeon(Int8Dense):
+    name = "qs8_qs8w_bsr16x4_dense_neon"
+    dynamic = False
+    rows = 16
+    dots = ("neon",)

@@ -1,0 +1,12 @@
+"""Int8 dense layer with SDOT: the input is static uint8 codes, only blocks of 4 outputs x 4 inputs that hold weights are stored."""
+
+from edgecsi.kernels.base import register
+from edgecsi.kernels.dense_int8 import Int8Dense
+
+
+@register
+class Qs8Qs8wBsr4x4DenseSdot(Int8Dense):
+    name = "qs8_qs8w_bsr4x4_dense_sdot"
+    dynamic = False
+    rows = 4
+    dots = ("sdot",)

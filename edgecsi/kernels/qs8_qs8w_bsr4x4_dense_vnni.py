@@ -1,0 +1,12 @@
+"""Int8 dense layer with VNNI: the input is static uint8 codes, only blocks of 4 outputs x 4 inputs that hold weights are stored."""
+
+from edgecsi.kernels.base import register
+from edgecsi.kernels.dense_int8 import Int8Dense
+
+
+@register
+class Qs8Qs8wBsr4x4DenseVnni(Int8Dense):
+    name = "qs8_qs8w_bsr4x4_dense_vnni"
+    dynamic = False
+    rows = 4
+    dots = ("avx512_vnni", "avx_vnni")

@@ -1,0 +1,11 @@
+"""Int8 dense layer with AVX2: the input is static uint8 codes, all weights are stored."""
+
+from edgecsi.kernels.base import register
+from edgecsi.kernels.dense_int8 import Int8Dense
+
+
+@register
+class Qs8Qs8wDenseAvx2(Int8Dense):
+    name = "qs8_qs8w_dense_avx2"
+    dynamic = False
+    dots = ("avx2",)

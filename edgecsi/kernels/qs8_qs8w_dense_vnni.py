@@ -1,0 +1,11 @@
+"""Int8 dense layer with VNNI: the input is static uint8 codes, all weights are stored."""
+
+from edgecsi.kernels.base import register
+from edgecsi.kernels.dense_int8 import Int8Dense
+
+
+@register
+class Qs8Qs8wDenseVnni(Int8Dense):
+    name = "qs8_qs8w_dense_vnni"
+    dynamic = False
+    dots = ("avx512_vnni", "avx_vnni")
