@@ -1,0 +1,432 @@
+"""What the int8 convolutions share: blocking, borders, zero points and the way back to fp32 or codes.
+
+Lanes are pixels. Each 32-bit lane of an input vector holds one *quad* of codes that one multiply-add instruction
+reduces: the channels of a group for one pixel, or two channels of two neighbouring columns (`paired`). A tile of
+`outs` output channels x `rows` rows x `cols` input vectors keeps its int32 sums in registers.
+
+The zero point costs nothing: ``sum((x - zp) * w) = sum(x * w) - zp * sum(w)``, and the second term is part of the
+bias. That holds at the border as well, since the halo holds a code (`Layout.fill`) and is read like any pixel.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecsi.kernels.base import Kernel, Knobs
+from edgecsi.kernels.layout import Layout
+from edgecsi.kernels.ops import Conv2d, Cost, Epilogue
+from edgecsi.target import Target
+
+if TYPE_CHECKING:
+    from tvm.tirx import PrimFunc
+
+UNROLL = 40
+"""Taps x channel groups up to which a tile's sums are straight code; beyond, groups are a loop."""
+
+_KEEPS_BOUND = ("leaky_relu", "relu", "relu6", "sigmoid", "tanh")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one operator is computed: what the code generator and the weight packer agree on.
+
+    Attributes:
+        group: channels side by side in the input. paired: lanes hold two columns of two channels.
+        lanes: pixels of one int32 vector. per: int32 vectors that one input vector feeds.
+    """
+
+    op: Conv2d
+    group: int
+    paired: bool
+    lanes: int
+    per: int
+    outs: int
+    rows: int
+    cols: int
+
+    @property
+    def unit(self) -> int:
+        """Pixels of one input vector."""
+        return self.lanes * self.per
+
+    @property
+    def starts(self) -> list[int]:
+        """First columns of the input vectors of a row; the last one overlaps if the width is no multiple."""
+        width = self.op.y.shape[3]
+        starts = list(range(0, width - self.unit + 1, self.unit))
+        return starts if width % self.unit == 0 else [*starts, width - self.unit]
+
+    @property
+    def tiles(self) -> list[tuple[int, int]]:
+        """Output channels tile by tile: (first, count)."""
+        total = int(self.op.weight.shape[0])
+        return [(o, min(self.outs, total - o)) for o in range(0, total, self.outs)]
+
+    @cached_property
+    def quads(self) -> NDArray[np.int8]:
+        """Weights by what an instruction reads: ``[O, groups, KH, columns, per or 1, group or 4]``.
+
+        Paired, even pixels 2j read columns (0,1) (2,3) … of the kernel from the same vectors from which odd ones
+        read (-,0) (1,2) …; the fifth axis tells them apart.
+        """
+        w = np.asarray(self.op.weight, np.int8)
+        outs, channels, kh, kw = w.shape
+        if not self.paired:
+            groups = -(-channels // self.group)
+            full = np.zeros((outs, groups * self.group, kh, kw), np.int8)
+            full[:, :channels] = w
+            return full.reshape(outs, groups, self.group, kh, kw, 1).transpose(0, 1, 3, 4, 5, 2)
+        wide = np.zeros((outs, 2, kh, kw + 3), np.int8)
+        wide[:, :channels, :, 1 : kw + 1] = w
+        columns = kw // 2 + 1
+        result = np.zeros((outs, 1, kh, columns, 2, 4), np.int8)
+        for t in range(columns):
+            for q in range(2):
+                result[:, 0, :, t, 0, 2 * q : 2 * q + 2] = wide[:, :, :, 2 * t + q + 1].transpose(0, 2, 1)
+                result[:, 0, :, t, 1, 2 * q : 2 * q + 2] = wide[:, :, :, 2 * t + q].transpose(0, 2, 1)
+        return result
+
+    @property
+    def groups(self) -> int:
+        return int(self.quads.shape[1])
+
+    @cached_property
+    def taps(self) -> list[tuple[int, int]]:
+        """(row, column) of the kernel's taps with any weight at all; columns as in `quads`."""
+        used = self.quads.any(axis=(0, 1, 4, 5))
+        return [(int(i), int(j)) for i, j in np.argwhere(used)] or [(0, 0)]
+
+    @property
+    def looped(self) -> bool:
+        """Channel groups are a loop."""
+        return self.groups > 1 and self.groups * len(self.taps) > UNROLL
+
+    @property
+    def plane(self) -> int:
+        """Bytes of one group of input channels."""
+        x = self.op.x
+        return x.rows * x.pitch * x.group
+
+    @property
+    def steps(self) -> list[int]:
+        """Bytes from an output pixel's place in the input to what each step reads: the taps of one channel group
+        if `looped`, else of all groups."""
+        top, _, left, _ = self.op.padding
+        apart = 2 if self.paired else self.op.dilation[1]
+        taps = [
+            ((i * self.op.dilation[0] - top) * self.op.x.pitch + j * apart - left) * self.group for i, j in self.taps
+        ]
+        return taps if self.looped else [g * self.plane + tap for g in range(self.groups) for tap in taps]
+
+    def step_quads(self, first: int, outs: int) -> NDArray[np.int8]:
+        """Weights of some output channels, ``[groups * taps, outs, per or 1, quad]``, in the order of the steps."""
+        rows, columns = (list(axis) for axis in zip(*self.taps, strict=True))
+        picked = self.quads[first : first + outs, :, rows, columns]
+        result: NDArray[np.int8] = np.moveaxis(picked, 0, 2).reshape(-1, outs, *picked.shape[3:])
+        return result
+
+    def bias(self, shift: int) -> NDArray[np.int32]:
+        """Bias with the zero point folded in, ``[O]`` or ``[O, H, W]``; `shift` was subtracted from all codes."""
+        assert self.op.x_quant is not None
+        sums = self.op.weight.astype(np.int64).sum((1, 2, 3)) * (shift - self.op.x_quant.zero_point)
+        bias = self.op.bias
+        if bias is None:
+            return sums.astype(np.int32)
+        if bias.ndim == 3 and (bias == bias[:, :1, :1]).all():
+            bias = bias[:, 0, 0]
+        shape = (-1, *[1] * (bias.ndim - 1))
+        return (bias.astype(np.int64) + sums.reshape(shape)).astype(np.int32)
+
+
+class Int8Conv2d(Kernel):
+    """A convolution of uint8 codes with int8 weights; subclasses name the instruction.
+
+    Attributes:
+        shift: subtracted from the codes when they are loaded (128 where the instruction wants signed operands).
+        share_of_peak: of the target's int8 peak, what the multiply-adds reach.
+    """
+
+    op = Conv2d
+    shift: ClassVar[int] = 0
+    share_of_peak: ClassVar[float] = 0.8
+
+    @abstractmethod
+    def lacks(self, target: Target) -> str:
+        """What the target lacks for this kernel; empty if nothing."""
+
+    @abstractmethod
+    def vectors(self, op: Conv2d, target: Target) -> tuple[int, bool, int, int]:
+        """Channel group, whether columns are paired, pixels per int32 vector, int32 vectors per input vector."""
+
+    @abstractmethod
+    def pack(self, quads: NDArray[np.int8]) -> NDArray[Any]:
+        """The weights of one step as the instruction reads them, 1-D; `quads` is ``[outs, per or 1, quad]``."""
+
+    @abstractmethod
+    def add(self, plan: Plan, x: Any, at: Sequence[Any], w: Any, weight: Any, acc: Any, outs: int) -> None:
+        """Add one step to the sums.
+
+        Args:
+            x: the input, `at`: byte offset of every input vector of the tile. w: the packed weights, `weight`: where
+                the step's begin. acc: int32 registers; vector `p` of channel `o` and input vector `v` is number
+                ``(o * len(at) + v) * plan.per + p``.
+        """
+
+    def sums(self, plan: Plan, x: Any, at: Sequence[Any], w: Any, weight: Any, acc: Any, outs: int) -> None:
+        """Add all of `plan.steps`; arguments as for `add`, for the step that reads a pixel's own place."""
+        size = self.step_size(plan, outs)
+        for i, step in enumerate(plan.steps):
+            self.add(plan, x, [place + step for place in at], w, weight + i * size, acc, outs)
+
+    def step_size(self, plan: Plan, outs: int) -> int:
+        """Elements that a step's weights take."""
+        return int(self.pack(np.zeros((outs, *plan.quads.shape[4:]), np.int8)).size)
+
+    def x_group(self, op: Conv2d, target: Target) -> int:
+        return self.vectors(op, target)[0]
+
+    def refuses(self, op: Conv2d, target: Target) -> str:
+        if op.x_quant is None or op.x.dtype != "uint8" or op.weight.dtype != np.int8 or op.scale is None:
+            return "it needs a uint8 input and int8 weights"
+        if reason := self.lacks(target):
+            return reason
+        if op.groups != 1 or op.stride != (1, 1):
+            return "it has no strides and no grouped convolutions"
+        if op.y.shape[3] < 4:
+            return "rows of fewer than 4 pixels"
+        top, bottom, left, right = op.padding
+        if op.x.halo[0] < top or op.x.halo[1] < bottom or op.x.lead < max(left, right):
+            return "the input's halo is narrower than the padding"
+        if op.x.group != self.x_group(op, target):
+            return f"the input has groups of {op.x.group} channels, not {self.x_group(op, target)}"
+        if (op.y_quant is None) != (op.y.dtype == "float32") or op.y.dtype not in ("float32", "uint8"):
+            return "the output is neither fp32 nor uint8 codes"
+        if op.y.group not in ((1,) if op.y_quant is None else (1, 2, 4)):
+            return f"an output in groups of {op.y.group} channels"
+        for step in op.epilogue:
+            if step.operand is not None and (step.operand.dtype != "float32" or step.operand.group != 1):
+                return "an epilogue operand that is not a plain fp32 image"
+        return ""
+
+    def plan(self, op: Conv2d, target: Target, knobs: Knobs) -> Plan:
+        group, paired, lanes, per = self.vectors(op, target)
+        return Plan(op, group, paired, lanes, per, knobs["outs"], knobs["rows"], knobs["cols"])
+
+    def tile(self, op: Conv2d, target: Target, sums: int, widest: int) -> dict[str, int]:
+        """A tile of at most `sums` int32 vectors and `widest` output channels."""
+        _, _, lanes, per = self.vectors(op, target)
+        outs = int(op.weight.shape[0])
+        count = -(-outs // widest)
+        share = -(-outs // count)
+        # Whole groups of the output, so that channels that are stored side by side are computed together.
+        share = -(-share // op.y.group) * op.y.group
+        units = len(Plan(op, 1, False, lanes, per, 1, 1, 1).starts)
+        cols = max(min(units, sums // (share * per)), 1)
+        while units % cols:
+            cols -= 1
+        height = op.y.shape[2]
+        rows = max(min(sums // (share * per * cols), height, 4), 1)
+        while height % rows and rows > 1:
+            rows -= 1
+        return {"outs": share, "rows": rows, "cols": cols}
+
+    def space(self, op: Conv2d, target: Target) -> dict[str, Sequence[int]]:
+        multiple = op.y.group
+        outs = sorted({-(-o // multiple) * multiple for o in (1, 2, 4, 8, 16) if o < 2 * op.weight.shape[0]})
+        return {"outs": outs, "rows": (1, 2, 4), "cols": (1, 2, 4)}
+
+    def cost(self, op: Conv2d, target: Target, knobs: Knobs) -> Cost:
+        plan = self.plan(op, target, knobs)
+        n, outs, height, _ = op.y.shape
+        pixels = n * height * len(plan.starts) * plan.unit
+        quad = plan.quads.shape[-1]
+        lanes_per_pixel = plan.groups * len(plan.taps)
+        per_tile = plan.rows * plan.cols * plan.per
+        # Reads of input and weights come on top of the multiply-adds, less for larger tiles.
+        reads = 1 + 0.5 / plan.outs + 0.5 / per_tile
+        summing = pixels * outs * lanes_per_pixel * quad * reads / (target.peak_gmacs_i8 * 1e9 * self.share_of_peak)
+        finishing = pixels * outs * (7 + 2 * len(op.epilogue)) / (target.peak_gmacs_f32 * 1e9)
+        stored = op.y.nbytes / (target.l1_gbps * 1e9)
+        return Cost(seconds=summing + finishing + stored + 2e-8, bytes=int(op.weight.size), macs=op.macs)
+
+    def constants(self, op: Conv2d, target: Target, knobs: Knobs) -> list[NDArray[Any]]:
+        from edgecsi.kernels.emit import epilogue_constants
+
+        assert op.scale is not None
+        assert op.x_quant is not None
+        plan = self.plan(op, target, knobs)
+        bias = plan.bias(self.shift)
+        factor = np.float32(op.x_quant.scale) * op.scale.astype(np.float32)
+        steps = [q for first, outs in plan.tiles for q in plan.step_quads(first, outs)]
+        result = [np.concatenate([self.pack(q) for q in steps]), factor]
+        if bias.ndim == 1:
+            result.append(bias)
+        else:
+            kinds, which = np.unique(bias.transpose(1, 0, 2), axis=0, return_inverse=True)
+            result += [np.ascontiguousarray(kinds).reshape(-1), (which.reshape(-1) * kinds[0].size).astype(np.int32)]
+        return [*result, *epilogue_constants(op)]
+
+    def emit(self, op: Conv2d, target: Target, knobs: Knobs) -> PrimFunc:
+        from edgecsi.kernels import emit as e
+
+        plan = self.plan(op, target, knobs)
+        if plan.outs % op.y.group:
+            raise ValueError("a tile splits a group of output channels")
+        constants = self.constants(op, target, knobs)
+        mapped = plan.bias(self.shift).ndim == 3
+        with e.function(op, constants) as (done, buffers):
+            e.zero_halo(buffers[-1], op.y)
+            first = len(op.inputs)
+            writer = _Tile(self, plan, target, buffers, first, mapped)
+            height, starts = op.y.shape[2], plan.starts
+            chunks = [starts[i : i + plan.cols] for i in range(0, len(starts), plan.cols)]
+            step = plan.cols * plan.unit
+            even = len(chunks) > 1 and all(
+                chunk == [start + i * step for start in chunks[0]] for i, chunk in enumerate(chunks)
+            )
+            with e.serial(op.y.shape[0]) as sample:
+
+                def row_block(h: Any, rows: int) -> None:
+                    if even:
+                        with e.serial(len(chunks)) as i:
+                            writer.columns(sample, h, rows, i * step, chunks[0])
+                    else:
+                        for chunk in chunks:
+                            writer.columns(sample, h, rows, 0, chunk)
+
+                blocks, rest = divmod(height, plan.rows)
+                with e.serial(blocks) as block:
+                    row_block(block * plan.rows, plan.rows)
+                if rest:
+                    row_block(height - rest, rest)
+        return done.done()
+
+
+class _Tile:
+    """Writes the code of tiles into a function."""
+
+    def __init__(
+        self, kernel: Int8Conv2d, plan: Plan, target: Target, buffers: Sequence[Any], first: int, mapped: bool
+    ) -> None:
+        from edgecsi.kernels import emit as e
+
+        self.kernel, self.plan, self.target, self.buffers = kernel, plan, target, buffers
+        self.weights, self.factor, self.bias = buffers[first : first + 3]
+        self.row_bias = buffers[first + 3] if mapped else None
+        self.finish = e.Finish(plan.op, buffers, 1, first + (4 if mapped else 3), target)
+        self.bounded = bound(plan.op, plan.bias(kernel.shift)) < 2**30
+
+    def columns(self, sample: Any, h: Any, rows: int, left: Any, columns: Sequence[int]) -> None:
+        """All output channels of some rows and input vectors, which start at ``left + column``."""
+        from edgecsi.kernels import emit as e
+
+        tiles = self.plan.tiles
+        whole = sum(outs == self.plan.outs for _, outs in tiles)
+        with e.serial(whole) as i:
+            self.tile(sample, h, rows, left, columns, i, self.plan.outs)
+        if whole < len(tiles):
+            self.tile(sample, h, rows, left, columns, whole, tiles[-1][1])
+
+    def tile(
+        self, sample: Any, h: Any, rows: int, left: Any, columns: Sequence[int], index: Any, outs: int
+    ) -> None:
+        """One tile: the sums from the bias to the last tap, then what follows."""
+        from edgecsi.kernels import emit as e
+
+        plan, kernel, x = self.plan, self.kernel, self.plan.op.x
+        at = [x.at(sample, 0, h + r, left + column) for r in range(rows) for column in columns]
+        places = [(r, column + p * plan.lanes) for r in range(rows) for column in columns for p in range(plan.per)]
+        acc = e.registers(outs * len(places) * plan.lanes, "int32")
+        for o in range(outs):
+            for v, (r, column) in enumerate(places):
+                channel = index * plan.outs + o
+                if self.row_bias is None:
+                    start = e.splat(self.bias[channel], plan.lanes)
+                elif plan.paired:
+                    start = e.splat(0, plan.lanes, "int32")  # the columns are not in order yet
+                else:
+                    start = self.border(channel, h + r, left + column)
+                e.store(acc, (o * len(places) + v) * plan.lanes, start)
+        per_group = len(plan.taps) * kernel.step_size(plan, outs)
+        weight = index * (plan.groups * len(plan.taps) * kernel.step_size(plan, plan.outs))
+        with e.serial(plan.groups if plan.looped else 1) as g:
+            moved = [place + g * plan.plane for place in at]
+            kernel.sums(plan, self.buffers[0], moved, self.weights, weight + g * per_group, acc, outs)
+        self.store(sample, h, left, places, index, outs, acc)
+
+    def border(self, channel: Any, row: Any, column: Any) -> Any:
+        """Bias of some pixels of a row, from the rows that differ."""
+        from edgecsi.kernels import emit as e
+
+        assert self.row_bias is not None
+        return e.load(self.bias, self.row_bias[row] + channel * self.plan.op.y.shape[3] + column, self.plan.lanes)
+
+    def store(
+        self, sample: Any, h: Any, left: Any, places: Sequence[tuple[int, int]], index: Any, outs: int, acc: Any
+    ) -> None:
+        """Sums to fp32, epilogue, and to memory: as they are, or as codes in the groups of the next layer."""
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        plan, y = self.plan, self.plan.op.y
+        lanes = plan.lanes
+
+        def values(o: int) -> list[Any]:
+            channel = index * plan.outs + o
+            sums = [e.load(acc, (o * len(places) + v) * lanes, lanes) for v in range(len(places))]
+            if plan.paired:
+                zipped = [lane + half * lanes for lane in range(lanes) for half in range(2)]
+                for v in range(0, len(sums), 2):
+                    both = sums[v : v + 2]
+                    sums[v : v + 2] = [e.shuffle(both, zipped[i : i + lanes]) for i in (0, lanes)]
+            result = []
+            for total, (r, column) in zip(sums, places, strict=True):
+                row, first = h + r, left + column
+                if plan.paired and self.row_bias is not None:
+                    total = total + self.border(channel, row, first)
+                product = T.cast(total, e.vector_type("float32", lanes)) * e.splat(self.factor[channel], lanes)
+
+                def place(lay: Layout, row: Any = row, first: Any = first) -> Any:
+                    _, channels, height, width = lay.shape
+                    return lay.at(
+                        sample, channel if channels > 1 else 0, row if height > 1 else 0, first if width > 1 else 0
+                    )
+
+                result.append(e.let(self.finish.value(product, place, channel, 1)))
+            return result
+
+        if plan.op.y_quant is None:
+            for o in range(outs):
+                for value, (r, column) in zip(values(o), places, strict=True):
+                    self.finish.store(y.at(sample, index * plan.outs + o, h + r, left + column), value)
+            return
+        pieces = []
+        for o in range(0, outs, y.group):
+            channels = [values(o + i) for i in range(min(y.group, outs - o))]
+            channels += [channels[-1]] * (y.group - len(channels))
+            plane = (index * (plan.outs // y.group) + o // y.group) * (y.rows * y.pitch * y.group)
+            for v, (r, column) in enumerate(places):
+                offset = y.at(sample, 0, h + r, left + column) + plane
+                follows = v > 0 and places[v - 1] == (r, column - lanes)
+                pieces.append(e.Piece(offset, [channel[v] for channel in channels], follows))
+        e.store_codes(self.finish.y, pieces, plan.op.y_quant, self.target, self.bounded)
+
+
+def bound(op: Conv2d, bias: NDArray[np.int32]) -> float:
+    """The largest magnitude of (output / step of its codes) that any input can give; infinite if unknown."""
+    assert op.scale is not None
+    assert op.x_quant is not None
+    if op.y_quant is None or any(step.op not in _KEEPS_BOUND or max(step.params, default=0) > 1 for step in op.epilogue):
+        return float("inf")
+    largest = np.abs(op.weight.astype(np.int64)).sum((1, 2, 3)) * 255.0 + np.abs(bias.reshape(len(op.scale), -1)).max(1)
+    value = float((largest * np.abs(op.scale.astype(np.float64))).max()) * abs(op.x_quant.scale)
+    value = max(value, 1.0)
+    return (value + abs(op.y_quant.offset)) * float(op.y_quant.inverse) * 1.01
