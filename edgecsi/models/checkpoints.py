@@ -84,6 +84,25 @@ def load_weights(module: nn.Module, files: Sequence[Path], *, family: str | None
     return metadata
 
 
+def write_weights(path: Path, state: State, metadata: Mapping[str, str]) -> None:
+    """Write a ``.safetensors`` file; the same tensors and metadata always give the same bytes.
+
+    Args:
+        path: where to; its folder exists. An unfinished file may be left if this is interrupted, so give a
+            temporary name and rename.
+        state: tensors by name.
+        metadata: at least ``model``, and ``config`` as JSON, so that the file can be given as MODEL.
+    """
+    from safetensors.torch import save
+
+    content = save({key: value.contiguous() for key, value in state.items()}, metadata=dict(metadata))
+    # safetensors writes the metadata in random order: sort the header, and pad it to 8 bytes as it was
+    (length,) = struct.unpack("<Q", content[:8])
+    header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    path.write_bytes(struct.pack("<Q", len(header)) + header + content[8 + length :])
+
+
 def sha256(files: Sequence[Path]) -> str:
     """Hex digest over the contents of the files, one after the other."""
     digest = hashlib.sha256()

@@ -8,7 +8,10 @@ w ~ N(0, σ²I).
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import Any
@@ -16,6 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
+
+from edgecsi.errors import DataError
 
 USERS = 20
 ANTENNAS = 30
@@ -83,6 +88,59 @@ def transmit(
     noise = rng.standard_normal((count, ANTENNAS), dtype=np.float32)
     received = sent @ channel().T.astype(np.float32) + sigma * noise
     return received, sent
+
+
+@dataclass(frozen=True)
+class TransmissionSpec:
+    """What a detector is trained on: fresh transmissions every epoch. Written ``mimo:COUNT[:seed=N]``."""
+
+    per_epoch: int
+    seed: int = 0
+
+
+def parse_spec(text: str) -> TransmissionSpec:
+    """Read ``mimo:COUNT[:seed=N]``.
+
+    Raises:
+        DataError: it is something else.
+    """
+    match = re.fullmatch(r"mimo:(\d{1,9})(?::seed=(\d{1,9}))?", text)
+    if match is None or int(match[1]) == 0:
+        raise DataError(
+            f"{text!r} is nothing to train a detector on",
+            "FullyCon learns from random transmissions over its fixed channel",
+            "write mimo:COUNT[:seed=N], for instance mimo:500000; COUNT is per epoch",
+        )
+    return TransmissionSpec(int(match[1]), int(match[2] or 0))
+
+
+def error_rates(
+    detect: Callable[[NDArray[Any]], NDArray[Any]], *, transmissions: int = 500_000, seed: int = 1907
+) -> dict[str, list[float]]:
+    """Bit error rates over 8-13 dB of a detector and of the two classical ones, on the same transmissions.
+
+    Args:
+        detect: received float32 ``[B, 30]`` to soft bits ``[B, 20]``.
+        transmissions: vectors for every SNR, 20 bits each.
+        seed: seed of bits and noise.
+
+    Returns:
+        lists of equal length: ``snr_db``, ``fullycon``, ``zero_forcing``, ``matched_filter``.
+    """
+    detectors = {"fullycon": detect, "zero_forcing": zero_forcing, "matched_filter": matched_filter}
+    rates: dict[str, list[float]] = {"snr_db": list(TEST_SNR_DB), **{name: [] for name in detectors}}
+    for index, snr_db in enumerate(TEST_SNR_DB):
+        rng = np.random.default_rng((seed, index))
+        wrong = dict.fromkeys(detectors, 0.0)
+        done = 0
+        while done < transmissions:
+            received, sent = transmit(min(10_000, transmissions - done), snr_db, rng)
+            for name, detector in detectors.items():
+                wrong[name] += bit_error_rate(sent, detector(received)) * len(sent)
+            done += len(sent)
+        for name in detectors:
+            rates[name].append(wrong[name] / transmissions)
+    return rates
 
 
 def bit_error_rate(sent: NDArray[Any], estimate: NDArray[Any]) -> float:
