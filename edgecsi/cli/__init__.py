@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from edgecsi.errors import EdgecsiError, InputError, ToolchainError
+from edgecsi.errors import EdgecsiError, InputError, ToolchainError, UsageError
 
 # Every verb, its line in `edgecsi --help`, in the order of the work. The file is edgecsi/cli/<verb>.py.
 VERBS = {
@@ -97,9 +97,11 @@ def run(arguments: Sequence[str] | None = None) -> int:
         )
         sys.stdout.flush()
         return result if isinstance(result, int) else 0
-    except click.ClickException as error:
+    except click.exceptions.NoArgsIsHelpError as error:
         error.show()
         return error.exit_code
+    except click.ClickException as error:
+        return _explain(_usage(error), settings)
     except (click.Abort, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130
@@ -121,6 +123,15 @@ def run(arguments: Sequence[str] | None = None) -> int:
 def main() -> None:
     """The program ``edgecsi``."""
     sys.exit(run())
+
+
+def _usage(error: click.ClickException) -> UsageError:
+    """Click's own errors in our three lines."""
+    context = getattr(error, "ctx", None)
+    if context is None:
+        return UsageError(error.format_message(), "", "see `edgecsi --help`")
+    usage = " ".join(context.get_usage().split())
+    return UsageError(error.format_message(), usage, f"see `{context.command_path} --help`")
 
 
 def _explain(error: EdgecsiError, settings: Settings) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecsi.cli.output import json_option, progress, write_text
+from edgecsi.cli.output import can_be_written, json_option, progress, write_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 @click.option("--quick", is_flag=True, help="Measure less; the report says so.")
 @click.option("--model", help="PyTorch model for the other engines, where the bundle's is none of the zoo.")
 @click.option("--weights", metavar="FILE", help="Weights of the model, if the bundle was built with others.")
-@click.option("--plot", type=click.Path(path_type=Path), metavar="PNG", help="Draw the distributions.")
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    metavar="PNG",
+    callback=can_be_written,
+    help="Draw the distributions.",
+)
 @json_option
 def command(
     bundle: Path,

@@ -6,16 +6,27 @@ from pathlib import Path
 
 import click
 
-from edgecsi.cli.output import json_option, pairs, progress, report
-from edgecsi.errors import UsageError
+from edgecsi.cli.output import can_be_written, json_option, pairs, progress, report
 
 
-def _check_out(path: Path) -> None:
+def _channel_file(context: click.Context, option: click.Parameter, path: Path) -> Path:
     """Refuse before the work what could not be written after it."""
-    if path.suffix not in (".npz", ".npy") or not path.absolute().parent.is_dir():
-        raise UsageError(
-            f"{path} cannot be written", "expected a .npz or .npy in an existing folder", "correct -o"
-        )
+    if path.suffix not in (".npz", ".npy"):
+        raise click.BadParameter(f"{path} is neither .npz nor .npy")
+    can_be_written(context, option, path)
+    return path
+
+
+_output = click.option(
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(path_type=Path),
+    required=True,
+    callback=_channel_file,
+    metavar="FILE",
+    help="A .npz (compressed) or .npy.",
+)
 
 
 @click.group()
@@ -34,7 +45,7 @@ def command() -> None:
 
 @command.command()
 @click.argument("spec")
-@click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, metavar="FILE")
+@_output
 @json_option
 def generate(spec: str, out: Path, json_to: str | None) -> None:
     """Generate the channels of SPEC, PROFILE:COUNT[:seed=N], and write them as .npz or .npy.
@@ -50,7 +61,6 @@ def generate(spec: str, out: Path, json_to: str | None) -> None:
     from edgecsi.channels.generate import generate as make
     from edgecsi.channels.generate import parse_spec
 
-    _check_out(out)
     wanted = parse_spec(spec)
     with progress(f"generating {wanted}") as update:
         samples = make(wanted, progress=lambda done, total: update(done, total, ""))
@@ -61,7 +71,7 @@ def generate(spec: str, out: Path, json_to: str | None) -> None:
 
 @command.command()
 @click.argument("data")
-@click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True, metavar="FILE")
+@_output
 @json_option
 def convert(data: str, out: Path, json_to: str | None) -> None:
     """Convert DATA to .npz or .npy, checked on the way.
@@ -72,7 +82,6 @@ def convert(data: str, out: Path, json_to: str | None) -> None:
     """
     from edgecsi.channels import files
 
-    _check_out(out)
     with progress(f"reading {data}") as update:
         samples = files.load(data, progress=lambda done, total: update(done, total, ""))
     files.write(out, samples)

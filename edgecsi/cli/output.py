@@ -13,15 +13,26 @@ from typing import Any
 
 import click
 
-from edgecsi.errors import UsageError
-
 Update = Callable[[float, float, str], None]
 """Called with (done, total, what is being done); total 0 means that nobody knows how long it will take."""
+
+
+def can_be_written(_context: click.Context, _option: click.Parameter, value: Any) -> Any:
+    """Click callback for a file to be written: refuse before the work what could not be written after it."""
+    if value is not None and value != "-":
+        path = Path(value)
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            raise click.BadParameter(
+                f"{path} cannot be written: its folder does not exist, or it is one itself"
+            )
+    return value
+
 
 json_option = click.option(
     "--json",
     "json_to",
     metavar="FILE",
+    callback=can_be_written,
     help="Also write the result as JSON to FILE; `-` prints only the JSON.",
 )
 
@@ -64,17 +75,7 @@ def _plain(value: Any) -> Any:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write beside, then rename: the file is whole or as it was before.
-
-    Raises:
-        UsageError: the folder does not exist, or the path is that of a folder.
-    """
-    if not path.parent.is_dir() or path.is_dir():
-        raise UsageError(
-            f"{path} cannot be written",
-            "its folder does not exist, or it is a folder itself",
-            "give the path of a file",
-        )
+    """Write beside, then rename: the file is whole or as it was before."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         beside.write_text(text, encoding="utf-8")

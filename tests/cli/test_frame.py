@@ -79,7 +79,10 @@ def test_a_wrong_command_line_is_exit_code_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert cli.run(arguments) == 2
-    assert "Usage:" in capsys.readouterr().err
+    what, why, fix = capsys.readouterr().err.splitlines()
+    assert what.startswith("error: ")
+    assert why.startswith("Usage: edgecsi")
+    assert "--help" in fix
 
 
 def test_an_error_is_three_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
