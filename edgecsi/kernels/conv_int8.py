@@ -430,3 +430,9 @@ def bound(op: Conv2d, bias: NDArray[np.int32]) -> float:
     value = float((largest * np.abs(op.scale.astype(np.float64))).max()) * abs(op.x_quant.scale)
     value = max(value, 1.0)
     return (value + abs(op.y_quant.offset)) * float(op.y_quant.inverse) * 1.01
+
+
+def pairs_columns(op: Conv2d, narrowest: int) -> bool:
+    """Two input channels would leave half of every quad empty: take two columns of each instead."""
+    kernel = op.weight.shape[3]
+    return op.weight.shape[1] <= 2 and kernel % 2 == 1 and op.dilation[1] == 1 and op.y.shape[3] >= narrowest

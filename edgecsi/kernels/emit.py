@@ -262,6 +262,12 @@ def shuffle(vectors: Sequence[Expr], indices: Sequence[int]) -> Expr:
     return tirx.Shuffle(list(vectors), [tirx.const(i, "int32") for i in indices])
 
 
+def signed(codes: Expr) -> Expr:
+    """uint8 codes minus 128, as int8."""
+    flipped = codes ^ splat(128, lanes_of(codes), "uint8")
+    return let(T.reinterpret(flipped, dtype=vector_type("int8", lanes_of(codes))))
+
+
 def maximum(a: Expr, b: Expr, target: Target | None = None) -> Expr:
     """The larger of two fp32 vectors; one instruction also on ARM if the target is given."""
     lanes = lanes_of(a)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.kernels.base import Knobs, register
-from edgecsi.kernels.conv_int8 import Int8Conv2d, Plan
+from edgecsi.kernels.conv_int8 import Int8Conv2d, Plan, pairs_columns
 from edgecsi.kernels.ops import Conv2d
 from edgecsi.target import Target
 
@@ -53,9 +53,3 @@ class QS8Conv2dVNNI(Int8Conv2d):
                     total = e.load(acc, vector, lanes)
                     name = f"llvm.x86.avx512.vpdpbusd.{32 * lanes}"
                     e.store(acc, vector, e.intrinsic(name, f"int32x{lanes}", total, code, weights))
-
-
-def pairs_columns(op: Conv2d, narrowest: int) -> bool:
-    """Two input channels would leave half of every quad empty: take two columns of each instead."""
-    kernel = op.weight.shape[3]
-    return op.weight.shape[1] <= 2 and kernel % 2 == 1 and op.dilation[1] == 1 and op.y.shape[3] >= narrowest
