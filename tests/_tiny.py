@@ -5,12 +5,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
 
+from edgecsi import cpu
 from edgecsi.bundle import (
     Bundle,
     Check,
@@ -25,6 +32,9 @@ from edgecsi.bundle import (
     golden_npz,
     write_bundle,
 )
+from edgecsi.bundle.manifest import canonical
+
+HOST = cpu.machine()
 
 SOURCE = r"""
 #include <math.h>
@@ -110,7 +120,7 @@ def _entry(inputs: dict[str, int], outputs: dict[str, int], workspace: int, laye
     )
 
 
-def manifest(arch: str = "x86_64", features: tuple[str, ...] = ()) -> Manifest:
+def manifest(arch: str = HOST, features: tuple[str, ...] = ()) -> Manifest:
     emulate = {"x86_64": "max", "aarch64": "cortex-a72"}[arch]
     return Manifest(
         name="tiny-net",
@@ -156,9 +166,55 @@ def compile_library(path: Path, about: Manifest, *flags: str, source: str = SOUR
         "-target",
         f"{about.target.triple}.{about.target.glibc}",
     ]
-    command += ["-shared", "-fPIC", "-O2", "-fvisibility=hidden", *flags, str(unit), "-lm", "-o", str(path)]
+    command += [
+        "-shared",
+        "-fPIC",
+        "-O2",
+        "-fvisibility=hidden",
+        f"-Wl,-soname,{about.library}",
+        *flags,
+        str(unit),
+        "-lm",
+        "-o",
+        str(path),
+    ]
     subprocess.run(command, check=True)
     return path
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """`libraries(arch, "-DHANG", …)` is the library for that architecture, compiled once a session.
+
+    The flags HANG, CRASH and FAIL make `full` go wrong in that way.
+    """
+    folder = tmp_path_factory.mktemp("libraries")
+
+    @cache
+    def library(arch: str = HOST, *flags: str) -> Path:
+        return compile_library(folder / f"{arch}{''.join(flags)}.so", manifest(arch), *flags)
+
+    return library
+
+
+@pytest.fixture
+def bundle(libraries: Callable[..., Path], tmp_path: Path) -> Bundle:
+    """A bundle for this machine, the test's own."""
+    return make_bundle(tmp_path / "tiny-net", libraries(), manifest())
+
+
+def reseal(folder: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    """Change a bundle's manifest as an attacker would, who knows how to make a digest and hashes match."""
+    path = folder / "manifest.json"
+    tree = json.loads(path.read_bytes())
+    for name, info in tree["files"].items():
+        if (folder / name).is_file():
+            data = (folder / name).read_bytes()
+            info.update(bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
+    change(tree)
+    tree.pop("digest", None)
+    tree["digest"] = hashlib.sha256(canonical(tree)).hexdigest()
+    path.write_bytes(canonical(tree))
 
 
 def files(library: Path, about: Manifest) -> dict[str, bytes | Path]:

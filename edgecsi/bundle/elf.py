@@ -23,13 +23,13 @@ def check_library(stream: BinaryIO, path: Path, manifest: Manifest) -> None:
     Raises:
         BundleError: it is not.
     """
-    from elftools.common.exceptions import ELFError
-
+    stream.seek(0)
     try:
-        stream.seek(0)
         _check(stream, path, manifest)
-    except (ELFError, ValueError, KeyError, TypeError, AttributeError, IndexError, OverflowError) as error:
-        # pyelftools raises whatever its parser stumbles over; to us they all mean the same.
+    except BundleError:
+        raise
+    except Exception as error:
+        # pyelftools raises whatever its parser stumbles over; to us it all means the same.
         raise BundleError(
             f"{path} is not a valid ELF file", f"{type(error).__name__}: {error}", _REBUILD
         ) from None

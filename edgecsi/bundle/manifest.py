@@ -258,13 +258,13 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
     """
     tree = parse_tree(data, source)
     schema = tree.get("schema")
-    if isinstance(schema, int) and not isinstance(schema, bool) and schema > SCHEMA:
+    if type(schema) is int and schema > SCHEMA:
         raise BundleError(
             f"{source} has schema {schema}",
             f"this edgecsi reads schema {SCHEMA}",
             "update edgecsi: pip install --upgrade edgecsi",
         )
-    if schema != SCHEMA:
+    if type(schema) is not int or schema != SCHEMA:
         _refuse(source, "schema", f"the number {SCHEMA}", schema)
     manifest = _decode_fields(Manifest, tree, "", source)
     if _digest(tree) != manifest.digest:

@@ -59,23 +59,47 @@ def read_bundle(path: str | Path) -> Bundle:
             processor than the manifest says, or one that needs more than libc and libm.
     """
     folder = Path(path).resolve()
-    if not (folder / MANIFEST).is_file():
-        raise BundleError(
-            f"{folder} is no bundle", f"it has no {MANIFEST}", "give the folder that edgecsi build wrote (-o)"
-        )
-    # Everything is opened relative to this handle, so a build that swaps the folder meanwhile cannot mix two.
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    while True:
+        handle = _open_folder(folder)
+        try:
+            return Bundle(folder, _read(handle, folder))
+        except BundleError:
+            if _still_there(handle, folder):
+                raise
+            # A build swapped it, and the old one is being removed under our hands: read the new one.
+        finally:
+            os.close(handle)
+
+
+def _open_folder(folder: Path) -> int:
+    """A handle all files are opened relative to, so that a build that swaps the folder cannot mix two."""
     try:
-        with _open(handle, folder, MANIFEST) as stream:
-            manifest = parse_manifest(stream.read(MAX_BYTES + 1), str(folder / MANIFEST))
-        for name, info in sorted(manifest.files.items()):
-            with _open(handle, folder, name) as stream:
-                _verify(stream, folder / name, info)
-                if name == manifest.library:
-                    check_library(stream, folder / name, manifest)
-    finally:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        if MANIFEST in os.listdir(handle):
+            return handle
         os.close(handle)
-    return Bundle(folder, manifest)
+        reason = f"it has no {MANIFEST}"
+    except OSError as error:
+        reason = str(error.strerror)
+    raise BundleError(f"{folder} is no bundle", reason, "give the folder that edgecsi build wrote (-o)")
+
+
+def _still_there(handle: int, folder: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), folder.stat())
+    except OSError:
+        return True
+
+
+def _read(handle: int, folder: Path) -> Manifest:
+    with _open(handle, folder, MANIFEST) as stream:
+        manifest = parse_manifest(stream.read(MAX_BYTES + 1), str(folder / MANIFEST))
+    for name, info in sorted(manifest.files.items()):
+        with _open(handle, folder, name) as stream:
+            _verify(stream, folder / name, info)
+            if name == manifest.library:
+                check_library(stream, folder / name, manifest)
+    return manifest
 
 
 def _verify(stream: BufferedReader, path: Path, info: FileInfo) -> None:

@@ -1,0 +1,191 @@
+"""Running a library from Python."""
+
+import dataclasses
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+
+import edgecsi
+from edgecsi import cpu
+from edgecsi.bundle import golden_npz, read_golden, write_bundle
+from edgecsi.errors import BundleError, DataError, DeviceError
+from tests import _tiny
+
+X = np.random.default_rng(1).normal(size=(1, 8)).astype(np.float32)
+
+
+@pytest.fixture
+def loaded(bundle):
+    return edgecsi.load(bundle.path)
+
+
+def test_the_answer_is_right(loaded):
+    np.testing.assert_allclose(loaded.run(X), _tiny.full(X), rtol=1e-6)
+    codeword = loaded.run(X, entry="encoder")
+    np.testing.assert_allclose(loaded.run(codeword, entry="decoder"), _tiny.full(X), rtol=1e-6)
+
+
+def test_results_do_not_share_memory(loaded):
+    first = loaded.run(X)
+    kept = first.copy()
+    loaded.run(-X)
+    np.testing.assert_array_equal(first, kept)
+
+
+def test_several_inputs_and_outputs(loaded):
+    total, product = loaded.run(X[:, :3], X[:, 3:6], entry="pair")
+    np.testing.assert_allclose(total, X[:, :3] + X[:, 3:6])
+    np.testing.assert_allclose(product, X[:, :3] * X[:, 3:6])
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda x: x.astype(np.float64),
+        lambda x: x.astype(">f4"),
+        lambda x: x.tolist(),
+        lambda x: np.asfortranarray(np.repeat(x, 2, axis=1))[:, ::2],
+        lambda x: np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape),
+        lambda x: np.frombuffer(x.tobytes(), np.float32).reshape(x.shape),
+    ],
+    ids=["float64", "big-endian", "list", "strided", "unaligned", "read-only"],
+)
+@pytest.mark.parametrize("entry", ["full", "pair"])
+def test_other_arrays_are_converted(loaded, convert, entry):
+    inputs = [X] if entry == "full" else [X[:, :3].copy(), X[:, 3:6].copy()]
+    wanted = loaded.run(*inputs, entry=entry)
+    np.testing.assert_array_equal(loaded.run(*map(convert, inputs), entry=entry), wanted)
+
+
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (X[0], r"shape \(8,\)"),
+        (np.zeros((2, 8), np.float32), r"shape \(2, 8\)"),
+        (X.astype(complex), "complex128"),
+        (np.array([["a"] * 8]), "<U1"),
+        ([[1, 2], [3]], "no array"),
+        (None, "object"),
+    ],
+)
+def test_what_does_not_fit_is_refused_by_name(loaded, x, words):
+    with pytest.raises(DataError, match=words) as caught:
+        loaded.run(x)
+    assert "csi" in str(caught.value)
+
+
+def test_the_number_of_inputs_is_checked(loaded):
+    with pytest.raises(DataError, match="takes 2 input"):
+        loaded.run(X, entry="pair")
+    with pytest.raises(DataError, match="takes 1 input"):
+        loaded.run()
+
+
+def test_an_unknown_entry_lists_the_known_ones(loaded):
+    with pytest.raises(BundleError, match="decoder, encoder, full, pair"):
+        loaded.run(X, entry="encode")
+
+
+def test_out_is_written_and_returned(loaded):
+    out = np.zeros((1, 8), np.float32)
+    assert loaded.run(X, out=out) is out
+    np.testing.assert_array_equal(out, loaded.run(X))
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        np.zeros((8,), np.float32),
+        np.zeros((1, 8)),
+        np.zeros((1, 16), np.float32)[:, ::2],
+        [0] * 8,
+        X,
+    ],
+    ids=["shape", "dtype", "strided", "list", "overlap"],
+)
+def test_an_unusable_out_is_refused(loaded, out):
+    with pytest.raises(DataError, match="out="):
+        loaded.run(X, out=out)
+
+
+def test_profile_gives_one_time_per_layer(loaded):
+    assert len(loaded.profile(X)) == len(loaded.entries["full"].layers) == 2
+    assert all(0 <= time < 1e9 for time in loaded.profile(X))
+
+
+def test_an_error_code_becomes_words(libraries, tmp_path):
+    bundle = _tiny.make_bundle(tmp_path / "b", libraries(_tiny.HOST, "-DFAIL"), _tiny.manifest())
+    with pytest.raises(DeviceError, match="code -2\nthe CPU lacks a required feature"):
+        edgecsi.load(bundle.path).run(X)
+
+
+def test_eight_threads_agree_with_one(loaded):
+    inputs = np.random.default_rng(2).normal(size=(8, 200, 1, 8)).astype(np.float32)
+    wanted = np.array([[loaded.run(x) for x in part] for part in inputs])
+    found = np.empty_like(wanted)
+
+    def work(i):
+        for j, x in enumerate(inputs[i]):
+            found[i, j] = loaded.run(x)
+
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_a_cpu_without_a_feature_is_refused_by_name(libraries, tmp_path):
+    about = _tiny.manifest(features=("avx9000",))
+    library = _tiny.compile_library(tmp_path / "lib.so", about)
+    bundle = _tiny.make_bundle(tmp_path / "b", library, about)
+    with pytest.raises(DeviceError, match="needs avx9000"):
+        edgecsi.load(bundle.path)
+
+
+def test_another_architecture_is_refused_by_name(libraries, tmp_path):
+    other = "aarch64" if _tiny.HOST == "x86_64" else "x86_64"
+    bundle = _tiny.make_bundle(tmp_path / "b", libraries(other), _tiny.manifest(other))
+    with pytest.raises(DeviceError, match=f"built for {other}.*this machine is {cpu.machine()}"):
+        edgecsi.load(bundle.path)
+
+
+def test_a_rebuilt_bundle_is_loaded_anew(bundle, libraries):
+    """dlopen knows libraries by their names; the second must not be the first again."""
+    before = edgecsi.load(bundle.path).run(X)
+    about = _tiny.manifest()
+    source = _tiny.SOURCE.replace("gain = 2", "gain = 3")
+    library = _tiny.compile_library(bundle.path.parent / "second.so", about, source=source)
+    write_bundle(bundle.path, about, _tiny.files(library, about))
+    assert not np.allclose(edgecsi.load(bundle.path).run(X), before)
+
+
+def test_loading_imports_neither_torch_nor_tvm(bundle):
+    code = (
+        "import sys, edgecsi; edgecsi.load(sys.argv[1]);"
+        "assert not {'torch', 'tvm', 'tvm_ffi', 'scipy', 'jinja2'} & sys.modules.keys()"
+    )
+    subprocess.run([sys.executable, "-c", code, bundle.path], check=True)
+
+
+def test_the_public_names():
+    assert sorted(edgecsi.__all__) == ["__version__", "load"]
+    assert edgecsi.__version__.count(".") >= 2
+    with pytest.raises(AttributeError):
+        edgecsi.no_such_name  # noqa: B018
+
+
+def test_golden_values_come_back(bundle):
+    inputs, outputs = read_golden(bundle, "full")
+    assert inputs[0].shape == outputs[0].shape == (3, 1, 8)
+    np.testing.assert_allclose(edgecsi.load(bundle.path).run(inputs[0][1]), outputs[0][1], rtol=1e-6)
+
+
+def test_golden_values_of_a_wrong_shape_are_not_written():
+    entries = {"full": dataclasses.replace(_tiny.manifest().entries["full"])}
+    with pytest.raises(ValueError, match=r"full\.csi"):
+        golden_npz(entries, {"full": {"csi": np.zeros((3, 8)), "reconstruction": np.zeros((3, 1, 8))}})
