@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -182,3 +184,13 @@ def test_a_file_that_is_not_text_is_refused(tmp_path: Path) -> None:
         target.load(path)
     with pytest.raises(TargetError):
         target.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["host", "rpi3", "rpi4", "rpi5", "x86-64-v3", "x86-64-v4"])
+def test_the_c_compiler_knows_the_cpu(name: str, tmp_path: Path) -> None:
+    board = target.load(name)
+    source = write(tmp_path, "f.c", "float f(float x) { return x * x; }\n")
+    options = ["-target", f"{board.triple}.{board.glibc}", f"-mcpu={board.zig_cpu}", "-c"]
+    command = [sys.executable, "-m", "ziglang", "cc", *options, str(source), "-o", str(tmp_path / "f.o")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

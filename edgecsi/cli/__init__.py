@@ -129,7 +129,9 @@ def _usage(error: click.ClickException) -> UsageError:
     """Click's own errors in our three lines."""
     context = getattr(error, "ctx", None)
     if context is None:
-        return UsageError(error.format_message(), "", "see `edgecsi --help`")
+        return UsageError(
+            error.format_message(), "the command line cannot be understood", "see `edgecsi --help`"
+        )
     usage = " ".join(context.get_usage().split())
     return UsageError(error.format_message(), usage, f"see `{context.command_path} --help`")
 
