@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
@@ -108,5 +109,6 @@ def _compile(source: str, name: str, flags: Sequence[str | Path], triple: str = 
             f"{built.parent} cannot be written", str(error), "set EDGECSI_CACHE to a folder that can"
         ) from None
     finally:
-        unfinished.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            unfinished.unlink()
     return built

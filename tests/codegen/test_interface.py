@@ -1,0 +1,121 @@
+"""The header and the examples of a bundle build and run as they are."""
+
+import dataclasses
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from edgecsi.bundle import Tensor, write_bundle
+from edgecsi.codegen.interface import render_example, render_header
+from tests import _tiny
+from tests._tiny import libraries as libraries
+
+
+@pytest.fixture
+def complete(libraries, tmp_path):
+    """A bundle with everything in it."""
+    about = _tiny.manifest()
+    files = _tiny.files(libraries(), about) | render_example(about) | {about.header: render_header(about)}
+    return write_bundle(tmp_path / "tiny-net", about, files)
+
+
+def _run(*command, cwd=None, env=None):
+    return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.fixture
+def compiled(complete, tmp_path):
+    flags = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror", "-O2"]
+    program = tmp_path / "main"
+    done = _run(
+        "cc", *flags, "main.c", "-L..", "-ltiny-net", "-lm", "-o", program, cwd=complete.path / "example"
+    )
+    assert done.returncode == 0, done.stderr
+
+    def run(golden="golden.npz"):
+        return _run(program, complete.path / golden, env={"LD_LIBRARY_PATH": str(complete.path)})
+
+    return run
+
+
+@pytest.mark.needs("cc")
+def test_the_c_example_reproduces_the_golden_values(compiled):
+    done = compiled()
+    assert done.returncode == 0, done.stderr
+    for what in ("full.reconstruction", "encoder.codeword", "pair.product"):
+        assert f"{what:32} ok" in done.stdout
+
+
+@pytest.mark.needs("cc")
+@pytest.mark.parametrize("value", [1.0, np.nan])
+def test_the_c_example_notices_a_wrong_answer(complete, compiled, value):
+    with np.load(complete.path / "golden.npz") as golden:
+        values = dict(golden)
+    values["full.reconstruction"][1, 0, 5] += value
+    np.savez(complete.path / "wrong.npz", **values)
+    done = compiled("wrong.npz")
+    assert done.returncode == 1
+    assert f"{'full.reconstruction':32} WRONG" in done.stdout
+
+
+@pytest.mark.needs("cc")
+def test_the_c_example_survives_broken_archives(complete, compiled):
+    data = (complete.path / "golden.npz").read_bytes()
+    for broken in (b"", data[:100], data[: len(data) // 2], data[:-30], b"\xff" * 500, data[500:]):
+        (complete.path / "broken.npz").write_bytes(broken)
+        done = compiled("broken.npz")
+        assert done.returncode == 1
+        assert done.stderr
+
+
+@pytest.mark.needs("cc", "cmake")
+def test_the_cmake_project_builds_and_passes(complete, tmp_path):
+    for command in (
+        ["cmake", "-S", complete.path / "example", "-B", tmp_path / "build"],
+        ["cmake", "--build", tmp_path / "build"],
+        ["ctest", "--test-dir", tmp_path / "build"],
+    ):
+        done = _run(*command)
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_python_example_reproduces_the_golden_values(complete):
+    done = _run(sys.executable, complete.path / "example" / "run.py")
+    assert done.returncode == 0, done.stderr
+    assert "full.reconstruction: ok" in done.stdout
+
+
+def test_the_python_example_refuses_a_cpu_without_a_feature(complete):
+    _tiny.reseal(complete.path, lambda tree: tree["target"].update(features=["avx9000"]))
+    done = _run(sys.executable, complete.path / "example" / "run.py")
+    assert done.returncode == 1
+    assert "needs avx9000" in done.stderr
+
+
+@pytest.mark.needs("cc")
+def test_any_tensor_and_model_name_gives_a_valid_header(tmp_path):
+    about = _tiny.manifest()
+    entry = dataclasses.replace(
+        about.entries["full"],
+        inputs=(Tensor("float", (1, 8)), Tensor("workspace", (1, 8))),
+        outputs=(Tensor("class", (1, 8)),),
+    )
+    model = dataclasses.replace(about.model, spec="evil */ int x = ; /* \n#error")
+    about = dataclasses.replace(about, entries={"full": entry}, model=model)
+    header = tmp_path / "tiny-net.h"
+    header.write_bytes(render_header(about))
+    (tmp_path / "use.c").write_text('#include "tiny-net.h"\nint main(void) { return TINY_NET_OK; }\n')
+    for language in ("c", "c++"):
+        done = _run(
+            "cc", "-x", language, "-Wall", "-Wextra", "-Werror", "-fsyntax-only", "use.c", cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_same_manifest_gives_the_same_bytes():
+    about = _tiny.manifest()
+    reordered = dataclasses.replace(about, entries=dict(reversed(about.entries.items())))
+    assert render_header(about) == render_header(reordered)
+    assert render_example(about) == render_example(reordered)
