@@ -50,8 +50,8 @@ def run_bench(
         device: where; a name or a device.
         quick: the cut-down protocol.
         against: peers to compare with, on ``local`` only.
-        load_module: gives the PyTorch model that the peers take, from the bundle's manifest; by default the
-            manifest's model is loaded by its name.
+        load_module: gives the PyTorch model that the peers take, from the bundle's manifest; needed with
+            ``against``.
         progress: told how far it is.
 
     Returns:
@@ -97,7 +97,13 @@ def run_bench(
     calls: dict[str, Call] = {OWN: lambda: loaded.run(*sample, entry=entry)}
     skipped: list[Skipped] = []
     if peers:
-        module = (load_module or _load_module)(bundle.manifest)
+        if load_module is None:
+            raise UsageError(
+                "other engines need the PyTorch model",
+                "a bundle holds none",
+                "pass load_module= with against=",
+            )
+        module = load_module(bundle.manifest)
         if bundle.manifest.model.recipe is None:
             _check_same_weights(module, entry, sample[0], expected[0][0], bundle.manifest.model.spec)
         prepared = prepare_peers(module, sample[0], entry, against, progress)
@@ -292,13 +298,6 @@ def _check_same_weights(module: nn.Module, entry: str, x: Array, expected: Array
             f"{error.why}, so other engines would run other weights",
             "name the checkpoint with --weights, or build the bundle again",
         ) from None
-
-
-def _load_module(manifest: Manifest) -> nn.Module:
-    from edgecsi.models.load import load_model
-
-    module: nn.Module = load_model(manifest.model.spec).module
-    return module
 
 
 def _engine(name: str, version: str, answer: Answer, series: Series) -> Engine:

@@ -1,0 +1,314 @@
+"""Measures everything in scenarios.py and writes docs/results.md: ``python -m edgecsi.bench.results``.
+
+Every step is a command of edgecsi that a reader can repeat; the commands stand in the raw results, one JSON a
+scenario in docs/results. The table is made from whatever raw results there are, so parts can be measured
+anew.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecsi.bench.environment import judge, machine, other_load, snapshot
+from edgecsi.bench.limits import limits_table, measure_limits
+from edgecsi.bench.report import Result, number, read_result
+from edgecsi.bench.results_page import outcome, page
+from edgecsi.bench.scenarios import FACTS, SCENARIOS, Fact, Scenario
+from edgecsi.codegen.zig import zig_cc
+from edgecsi.errors import DeviceError, EdgecsiError, ToolchainError
+
+QUIET = 0.05
+"""Cores' worth of other work with which measuring may begin."""
+KEPT_SAMPLES = 2000
+QUANTILES = (0.0, 1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 100.0)
+BINS = 100
+COMMAND_TIMEOUT = 1800.0
+EDGECSI = [sys.executable, "-m", "edgecsi"]
+Json = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m edgecsi.bench.results", description=__doc__)
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder that holds results.md")
+    parser.add_argument("--quick", action="store_true", help="the cut-down protocol; the report says so")
+    parser.add_argument("--only", default="", metavar="TEXT", help="scenarios and facts whose name has it")
+    parser.add_argument("--table", action="store_true", help="measure nothing, write the table again")
+    parser.add_argument(
+        "--anyway", action="store_true", help="measure on a busy machine; results are suspect"
+    )
+    chosen = parser.parse_args(arguments)
+    folder: Path = chosen.docs / "results"
+    try:
+        if not chosen.table:
+            if not chosen.anyway:
+                require_quiet()
+            folder.mkdir(parents=True, exist_ok=True)
+            measure_all(folder, chosen.only, chosen.quick, _say)
+        write_text(chosen.docs / "results.md", page(read_all(folder)))
+    except EdgecsiError as error:
+        _say(f"error: {error}")
+        return error.exit_code
+    return 0
+
+
+def require_quiet(seconds: float = 2.0) -> None:
+    """Watches the machine for a moment.
+
+    Raises:
+        DeviceError: other processes work on it.
+    """
+    before = snapshot()
+    time.sleep(seconds)
+    load = other_load(before, snapshot())
+    if load is not None and load > QUIET:
+        raise DeviceError(
+            f"the machine is busy: other processes use {load:.2f} of a core",
+            "latencies measured now would be theirs as much as ours",
+            "stop them, or measure with --anyway: every result will be marked suspect",
+        )
+
+
+def measure_all(folder: Path, only: str, quick: bool, say: Callable[[str], None]) -> None:
+    """Measures the scenarios and facts whose name contains ``only``; a failure is kept as the result."""
+    scenarios = [scenario for scenario in SCENARIOS if only in scenario.name]
+    facts = [fact for fact in FACTS if only in fact.name]
+    with tempfile.TemporaryDirectory(prefix="edgecsi-results-") as scratch:
+        for scenario in scenarios:
+            say(f"{scenario.name} ...")
+            stored = measure_scenario(scenario, Path(scratch), quick)
+            write_json(folder / f"{scenario.name}.json", stored)
+            say(f"  {stored.get('error') or outcome(stored)}")
+        for fact in facts:
+            say(f"{fact.name} ...")
+            stored = measure_fact(fact, Path(scratch))
+            write_json(folder / f"{fact.name}.json", stored)
+            say(f"  {stored.get('error') or number(stored['value'])} {fact.unit}")
+    if only in "limits":
+        say("limits ...")
+        limits = measure_limits()
+        write_json(
+            folder / "limits.json",
+            {"kind": "limits", **dataclasses.asdict(limits), "text": limits_table(limits)},
+        )
+
+
+def measure_scenario(scenario: Scenario, scratch: Path, quick: bool) -> Json:
+    """Builds the scenario's bundle (once per model, recipe and target) and measures it."""
+    stored: Json = {"kind": "scenario", "scenario": dataclasses.asdict(scenario), "quick": quick}
+    bundle = scratch / _slug(scenario.model, scenario.recipe, scenario.target)
+    build = ["build", scenario.model, "--target", scenario.target, "-o", bundle.name]
+    if scenario.recipe:
+        build += ["--recipe", scenario.recipe]
+    if scenario.calibration:
+        build += ["--calib", scenario.calibration]
+    bench = ["bench", bundle.name, "--entry", scenario.entry, "--device", scenario.device]
+    if scenario.against:
+        bench += ["--against", ",".join(scenario.against), "--model", scenario.model]
+    bench += ["--json", "result.json"] + (["--quick"] if quick else [])
+    stored["commands"] = [" ".join(["edgecsi", *command]) for command in (build, bench)]
+    try:
+        if not bundle.exists():
+            run_edgecsi(build, scratch)
+        run_edgecsi(bench, scratch)
+        stored |= reduced(read_result(scratch / "result.json"))
+    except EdgecsiError as error:
+        stored["error"] = " / ".join(str(error).splitlines())
+    return stored
+
+
+def reduced(result: Result) -> Json:
+    """A result without its megabytes: every engine keeps quantiles, a histogram and a share of its samples.
+
+    All engines together keep at most :data:`KEPT_SAMPLES` samples, evenly spaced in time.
+    """
+    tree = dataclasses.asdict(result)
+    share = KEPT_SAMPLES // max(1, 2 * len(result.engines))
+    for engine, plain in zip(result.engines, tree["engines"], strict=True):
+        del plain["rounds"]
+        for name in ("samples", "cold_samples"):
+            plain[name] = distribution(getattr(engine, name), share)
+    return {"result": tree}
+
+
+def distribution(samples: Sequence[int], keep: int) -> Json:
+    """Quantiles, histogram (logarithmic bins) and up to ``keep`` evenly spaced samples of times in ns."""
+    values = np.asarray(samples, dtype=np.int64)
+    low, high = int(values.min()), int(values.max())
+    edges = np.unique(np.rint(np.geomspace(max(low, 1), high + 1, BINS + 1)).astype(np.int64))
+    counts = np.histogram(values, bins=np.concatenate([edges[:-1], [high + 1]]))[0]
+    chosen = np.unique(np.linspace(0, values.size - 1, min(keep, values.size)).astype(np.int64))
+    return {
+        "count": int(values.size),
+        "quantiles_ns": {f"{q:g}": int(np.percentile(values, q, method="inverted_cdf")) for q in QUANTILES},
+        "histogram": {"edges_ns": [*edges[:-1].tolist(), high + 1], "counts": counts.tolist()},
+        "kept_ns": values[chosen].tolist(),
+    }
+
+
+def measure_fact(fact: Fact, scratch: Path) -> Json:
+    """Measures one of the tool's own figures."""
+    measure = {
+        "build_seconds": build_seconds,
+        "help_seconds": help_seconds,
+        "run_overhead_us": run_overhead_us,
+        "program_memory_mb": program_memory_mb,
+    }[fact.name]
+    stored: Json = {
+        "kind": "fact",
+        "fact": dataclasses.asdict(fact),
+        "machine": dataclasses.asdict(machine()),
+    }
+    before = snapshot()
+    try:
+        stored["values"] = measure(scratch)
+        stored["value"] = float(np.median(stored["values"]))
+    except EdgecsiError as error:
+        stored["error"] = " / ".join(str(error).splitlines())
+    after = snapshot()
+    stored["validity"] = dataclasses.asdict(judge(before, after))
+    stored["date"] = after.date
+    return stored
+
+
+def build_seconds(scratch: Path) -> list[float]:
+    """Three builds of CsiNet CR 1/4 for this machine, each a fresh process, in seconds."""
+    return [
+        _seconds(lambda: run_edgecsi(["build", "csinet-cr4", "--target", "host", "-o", "timed"], scratch))
+        for _ in range(3)
+    ]
+
+
+def help_seconds(scratch: Path) -> list[float]:
+    """Five times ``edgecsi --help``, in seconds."""
+    return [_seconds(lambda: run_edgecsi(["--help"], scratch)) for _ in range(5)]
+
+
+def run_overhead_us(scratch: Path) -> list[float]:
+    """What ``run`` costs above the C call, in µs: the difference of two medians of one bench run."""
+    bundle = _csinet_cr16(scratch)
+    differences = []
+    for _ in range(3):
+        run_edgecsi(["bench", bundle.name, "--quick", "--json", "overhead.json"], scratch)
+        result = read_result(scratch / "overhead.json")
+        if result.c_call is None:
+            raise ToolchainError("the C call was not timed", "the result has no c_call", "run edgecsi doctor")
+        differences.append(result.engine("edgecsi").warm.median - result.c_call.median)
+    return differences
+
+
+def program_memory_mb(scratch: Path) -> list[float]:
+    """Peak resident memory of the bundle's own C example, in MB (10⁶ bytes), three runs."""
+    bundle = _csinet_cr16(scratch)
+    program = scratch / "example"
+    zig_cc(
+        ["-O2", bundle / "example" / "main.c", "-L", bundle, f"-l{bundle.name}", "-lm", "-o", program],
+        cwd=scratch,
+    )
+    peaks = []
+    for _ in range(3):
+        started = subprocess.Popen(
+            [program, bundle / "golden.npz"],
+            env={**os.environ, "LD_LIBRARY_PATH": str(bundle)},
+            stdout=subprocess.DEVNULL,
+        )
+        _, status, usage = os.wait4(started.pid, 0)
+        started.returncode = os.waitstatus_to_exitcode(status)
+        if started.returncode != 0:
+            raise ToolchainError("the C example failed", f"exit code {started.returncode}", "run it by hand")
+        peaks.append(usage.ru_maxrss * 1024 / 1e6)
+    return peaks
+
+
+def run_edgecsi(arguments: Sequence[str], folder: Path) -> None:
+    """Runs one edgecsi command in a fresh process.
+
+    Raises:
+        ToolchainError: it failed; its own words are the reason.
+    """
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    try:
+        done = subprocess.run(
+            [*EDGECSI, *arguments],
+            cwd=folder,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_TIMEOUT,
+        )
+    except subprocess.TimeoutExpired:
+        raise ToolchainError(
+            f"edgecsi {' '.join(arguments)} did not end", f"after {COMMAND_TIMEOUT:.0f} s", "run it by hand"
+        ) from None
+    if done.returncode != 0:
+        said = [line for line in done.stderr.splitlines() if line.strip()][-3:]
+        raise ToolchainError(f"edgecsi {' '.join(arguments)} failed", " / ".join(said), "run it by hand")
+
+
+def read_all(folder: Path) -> dict[str, Json]:
+    """The raw results there are, by name."""
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+
+
+def write_json(path: Path, value: Json) -> None:
+    """Writes a raw result, one line per list of numbers; whole or not at all."""
+    write_text(path, _compact(value, 0) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _compact(value: Any, depth: int) -> str:
+    """Readable JSON that breaks lines between the fields of objects only."""
+    if isinstance(value, dict) and value:
+        inner = " " * (depth + 1)
+        fields = [f"{inner}{json.dumps(key)}: {_compact(item, depth + 1)}" for key, item in value.items()]
+        return "{\n" + ",\n".join(fields) + "\n" + " " * depth + "}"
+    if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
+        return "[" + ", ".join(_compact(item, depth) for item in value) + "]"
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _csinet_cr16(scratch: Path) -> Path:
+    bundle = scratch / _slug("csinet-cr16", "", "host")
+    if not bundle.exists():
+        run_edgecsi(["build", "csinet-cr16", "--target", "host", "-o", bundle.name], scratch)
+    return bundle
+
+
+def _slug(model: str, recipe: str, target: str) -> str:
+    parts = [model.rpartition(":")[2].replace("_", "-"), *([recipe] if recipe else []), target]
+    return "-".join(parts)
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return time.perf_counter() - begin
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

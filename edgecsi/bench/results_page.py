@@ -1,0 +1,243 @@
+"""docs/results.md, made from the raw results that results.py keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from edgecsi.bench.environment import Machine
+from edgecsi.bench.report import number
+from edgecsi.bench.scenarios import FACTS, KERNELS, MAIN, SCENARIOS
+
+Json = dict[str, Any]
+
+PAGE = """\
+# Results
+
+Written by `python -m edgecsi.bench.results` from the raw results in [results/](results/). How it is
+measured, and what valid, suspect and invalid mean, is in [how-we-measure.md](how-we-measure.md). Every
+raw result holds the commands that repeat it.
+
+{about}
+
+## Against ONNX Runtime
+
+One interleaved run a row, one thread, batch 1, Python to Python. The ratio is edgecsi's time over ONNX
+Runtime's fp32 time for the same model, with its 95 % interval; below 1, edgecsi is faster. *Cold* is the
+same ratio with a cold L2.
+
+{main}
+
+## All engines, fp32
+
+Medians in µs, all engines in one interleaved run (cold L2 in brackets).
+
+{engines}
+
+## Compressed networks
+
+The same, with zeros and int8. ONNX Runtime still runs the dense fp32 model, as zeros gain it nothing.
+`x86` is the portable AVX2 build.
+
+{kernels}
+
+## Instructions on the Raspberry Pi's CPUs
+
+Counted exactly under QEMU user mode, per inference. A proxy, no latency: it says nothing of memory, and
+on a board bytes are time.
+
+{instructions}
+
+## The tool itself
+
+{facts}
+
+## What this core can do at best
+
+{limits}
+"""
+
+
+def page(stored: Mapping[str, Json]) -> str:
+    """The page, from the raw results by name; what is not there is said to be not measured."""
+    return PAGE.format(
+        about=_about(stored),
+        main=_ratios(stored, MAIN),
+        engines=_engines(stored),
+        kernels=_ratios(stored, KERNELS),
+        instructions=_instructions(stored),
+        facts=_facts(stored),
+        limits=f"```\n{stored['limits']['text']}\n```" if "limits" in stored else "Not measured.",
+    )
+
+
+def outcome(stored: Json) -> str:
+    """A scenario's result in a few words."""
+    result = stored["result"]
+    if result["instructions"] is not None:
+        return f"{result['instructions'] / 1e6:.3f} M instructions"
+    found = _to_onnxruntime(stored)
+    own = result["engines"][0]["warm"]["median"]
+    return f"{number(own)} µs" + (f", ratio {found['warm']['ratio']:.3f}" if found else "")
+
+
+def _about(stored: Mapping[str, Json]) -> str:
+    """Machine, versions and dates; several machines are all named."""
+    dates = sorted({_date(entry) for entry in stored.values()} - {""})
+    machines = {_machine_line(entry) for entry in stored.values()} - {""}
+    versions = sorted(
+        {
+            f"{engine['name']} {engine['version']}"
+            for entry in stored.values()
+            if "result" in entry
+            for engine in entry["result"]["engines"]
+        }
+    )
+    quick = any(entry.get("quick") for entry in stored.values())
+    lines = [f"- Measured: {' to '.join(dict.fromkeys([dates[0], dates[-1]])) if dates else 'not yet'}"]
+    lines += [f"- Machine: {line}" for line in sorted(machines)]
+    lines += [f"- Engines: {', '.join(versions)}"] if versions else []
+    lines += ["- Some rows were measured with the quick protocol, and are marked so."] if quick else []
+    return "\n".join(lines)
+
+
+def _machine_line(entry: Json) -> str:
+    described = entry["result"]["machine"] if "result" in entry else entry.get("machine")
+    if not described:
+        return ""
+    known = Machine(**described)
+    caches = ", ".join(f"{name} {size}" for name, size in known.caches.items())
+    virtual = ", virtual machine" if known.hypervisor else ""
+    versions = ", ".join(f"{name} {version}" for name, version in known.versions.items())
+    return f"{known.cpu}, {known.cores} cores{virtual} ({caches}); {known.system}; {versions}"
+
+
+def _date(entry: Json) -> str:
+    if "result" in entry:
+        return str(entry["result"]["after"]["date"])[:10]
+    return str(entry.get("date", ""))[:10]
+
+
+def _ratios(stored: Mapping[str, Json], group: str) -> str:
+    rows = [
+        [
+            "what",
+            "built for",
+            "edgecsi µs",
+            "ONNX Runtime µs",
+            "ratio (95 %)",
+            "bar",
+            "reached",
+            "cold",
+            "validity",
+        ]
+    ]
+    for scenario in SCENARIOS:
+        if scenario.group != group or scenario.device != "local":
+            continue
+        bar = "" if scenario.bar is None else f"≤ {scenario.bar:g}"
+        entry = stored.get(scenario.name)
+        head = [scenario.title, scenario.target]
+        if entry is None or "error" in entry:
+            rows.append([*head, "", "", _why_not(entry), bar, "", "", ""])
+            continue
+        found = _to_onnxruntime(entry)
+        own = entry["result"]["engines"][0]["warm"]["median"]
+        if found is None:
+            skipped = entry["result"]["skipped"]
+            why = skipped[0]["reason"] if skipped else "not compared"
+            rows.append([*head, number(own), why, "", bar, "", "", _validity(entry)])
+            continue
+        warm, cold = found["warm"], found["cold"]
+        peer = next(e for e in entry["result"]["engines"] if e["name"] == "onnxruntime")
+        rows.append(
+            [
+                *head,
+                number(own),
+                number(peer["warm"]["median"]),
+                f"**{warm['ratio']:.3f}** ({warm['interval']['low']:.3f}-{warm['interval']['high']:.3f})",
+                bar,
+                _reached(warm["ratio"], scenario.bar),
+                f"{cold['ratio']:.3f}",
+                _validity(entry),
+            ]
+        )
+    return markdown(rows)
+
+
+def _engines(stored: Mapping[str, Json]) -> str:
+    names = ["edgecsi", *dict.fromkeys(name for s in SCENARIOS if s.group == MAIN for name in s.against)]
+    rows = [["µs", *names]]
+    for scenario in SCENARIOS:
+        entry = stored.get(scenario.name)
+        if scenario.group != MAIN or scenario.device != "local" or entry is None or "error" in entry:
+            continue
+        engines = {engine["name"]: engine for engine in entry["result"]["engines"]}
+        rows.append(
+            [
+                scenario.title,
+                *(
+                    f"{number(engines[name]['warm']['median'])} ({number(engines[name]['cold']['median'])})"
+                    if name in engines
+                    else "-"
+                    for name in names
+                ),
+            ]
+        )
+    return markdown(rows)
+
+
+def _instructions(stored: Mapping[str, Json]) -> str:
+    rows = [["what", "millions", "bar", "reached"]]
+    for scenario in SCENARIOS:
+        if scenario.device != "emulate":
+            continue
+        bar = "" if scenario.bar is None else f"≤ {scenario.bar:g}"
+        entry = stored.get(scenario.name)
+        title = f"{scenario.title}{', int8' if scenario.recipe else ', fp32'}"
+        if entry is None or "error" in entry:
+            rows.append([title, _why_not(entry), bar, ""])
+            continue
+        millions = entry["result"]["instructions"] / 1e6
+        rows.append([title, f"**{millions:.3f}**", bar, _reached(millions, scenario.bar)])
+    return markdown(rows)
+
+
+def _facts(stored: Mapping[str, Json]) -> str:
+    rows = [["what", "median", "bar", "reached", "validity"]]
+    for fact in FACTS:
+        entry = stored.get(fact.name)
+        bar = f"≤ {fact.bar:g} {fact.unit}"
+        if entry is None or "error" in entry:
+            rows.append([fact.title, _why_not(entry), bar, "", ""])
+            continue
+        value = float(entry["value"])
+        state = entry["validity"]["state"]
+        rows.append([fact.title, f"**{number(value)} {fact.unit}**", bar, _reached(value, fact.bar), state])
+    return markdown(rows)
+
+
+def _to_onnxruntime(entry: Json) -> Json | None:
+    comparisons: list[Json] = entry["result"]["comparisons"]
+    return next((found for found in comparisons if found["to"] == "onnxruntime"), None)
+
+
+def _why_not(entry: Json | None) -> str:
+    return "not measured" if entry is None else f"failed: {entry['error'][:200]}"
+
+
+def _validity(entry: Json) -> str:
+    validity = entry["result"]["validity"]
+    words = [validity["state"], *validity["reasons"]]
+    return "; ".join([*words, "quick"] if entry["quick"] else words)
+
+
+def _reached(value: float, bar: float | None) -> str:
+    return "" if bar is None else "yes" if value <= bar else "no"
+
+
+def markdown(rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table, the first row being its head."""
+    lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    columns = lines[0].replace("\\|", "").count("|") - 1
+    return "\n".join([lines[0], "|" + "---|" * columns, *lines[1:]])
