@@ -104,7 +104,9 @@ def compile_module(functions: Mapping[str, tvm.tirx.PrimFunc], target: Target) -
         return tvm.get_global_func("target.build.llvm")(flat, tvm_target(target))
     except tvm.error.TVMError as error:
         raise ToolchainError(
-            f"LLVM could not compile kernels for {target.id}", str(error).strip().splitlines()[-1], "report this as a bug"
+            f"LLVM could not compile kernels for {target.id}",
+            str(error).strip().splitlines()[-1],
+            "report this as a bug",
         ) from error
 
 

@@ -39,7 +39,7 @@ def parameter(tensor: Tensor) -> str:
 
 def _render(name: str, manifest: Manifest) -> bytes:
     text = (
-        _environment()
+        environment()
         .get_template(f"{name}.j2")
         .render(
             name=manifest.name,
@@ -82,10 +82,11 @@ def _tensor(tensor: Tensor) -> dict[str, Any]:
 
 
 @cache
-def _environment() -> jinja2.Environment:
+def environment() -> jinja2.Environment:
+    """The templates of this folder."""
     import jinja2
 
-    environment = jinja2.Environment(
+    made = jinja2.Environment(
         loader=jinja2.PackageLoader("edgecsi.codegen"),
         undefined=jinja2.StrictUndefined,
         autoescape=False,
@@ -93,8 +94,8 @@ def _environment() -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["comment"] = _comment
-    return environment
+    made.filters["comment"] = _comment
+    return made
 
 
 def _comment(text: str) -> str:

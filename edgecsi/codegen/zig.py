@@ -11,7 +11,9 @@ from pathlib import Path
 from edgecsi.errors import ToolchainError
 
 
-def zig_cc(arguments: Sequence[str | Path], *, triple: str = "", cwd: Path | None = None, timeout: float = 300) -> None:
+def zig_cc(
+    arguments: Sequence[str | Path], *, triple: str = "", cwd: Path | None = None, timeout: float = 300
+) -> None:
     """Run ``zig cc`` for `triple` (zig's form, e.g. ``aarch64-linux-gnu.2.28``; empty: this machine).
 
     Raises:
@@ -21,20 +23,31 @@ def zig_cc(arguments: Sequence[str | Path], *, triple: str = "", cwd: Path | Non
     command += [str(a) for a in arguments]
     try:
         done = subprocess.run(
-            command, cwd=cwd, capture_output=True, text=True, timeout=timeout, stdin=subprocess.DEVNULL,
+            command,
+            cwd=cwd,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            stdin=subprocess.DEVNULL,
             env={**os.environ, "NO_COLOR": "1"},
         )
     except FileNotFoundError as error:
         raise ToolchainError("the linker cannot be started", str(error), "run `edgecsi doctor`") from error
     except subprocess.TimeoutExpired as error:
         raise ToolchainError(
-            f"the linker did not finish in {timeout:.0f} s", "zig cc hung or the machine is overloaded", "try again"
+            f"the linker did not finish in {timeout:.0f} s",
+            "zig cc hung or the machine is overloaded",
+            "try again",
         ) from error
     if done.returncode == 0:
         return
     output = done.stderr.strip() or done.stdout.strip()
     if "No module named ziglang" in output:
-        raise ToolchainError("the linker is missing", "the package ziglang is not installed", "pip install ziglang")
+        raise ToolchainError(
+            "the linker is missing", "the package ziglang is not installed", "pip install ziglang"
+        )
     if "No space left" in output or "NoSpaceLeft" in output:
         raise ToolchainError("linking failed: the disk is full", output.splitlines()[-1], "free some space")
-    raise ToolchainError(f"compiling C for {triple or 'this machine'} failed", output[-2000:], "run `edgecsi doctor`")
+    raise ToolchainError(
+        f"compiling C for {triple or 'this machine'} failed", output[-2000:], "run `edgecsi doctor`"
+    )

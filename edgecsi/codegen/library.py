@@ -1,0 +1,152 @@
+"""One shared library per bundle: kernels, weights and driver, linked with nothing but libc and libm."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgecsi.codegen.compile import compile_object
+from edgecsi.codegen.interface import environment
+from edgecsi.codegen.program import ALIGN, Call, Entry, Place
+from edgecsi.codegen.zig import zig_cc
+from edgecsi.target import Target
+
+if TYPE_CHECKING:
+    from tvm.tirx import PrimFunc
+
+STACK_LIMIT = 1 << 20
+
+# Where the CPU says that it has a feature: variable of the driver and bit. Intel SDM vol. 2A, CPUID; Linux HWCAP.
+X86_BITS = {
+    "pni": ("leaf1_c", 0), "ssse3": ("leaf1_c", 9), "fma": ("leaf1_c", 12), "sse4_1": ("leaf1_c", 19),
+    "sse4_2": ("leaf1_c", 20), "movbe": ("leaf1_c", 22), "popcnt": ("leaf1_c", 23), "avx": ("leaf1_c", 28),
+    "f16c": ("leaf1_c", 29), "abm": ("ext_c", 5), "bmi1": ("leaf7_b", 3), "avx2": ("leaf7_b", 5),
+    "bmi2": ("leaf7_b", 8), "avx512f": ("leaf7_b", 16), "avx512dq": ("leaf7_b", 17), "avx512ifma": ("leaf7_b", 21),
+    "avx512cd": ("leaf7_b", 28), "avx512bw": ("leaf7_b", 30), "avx512vl": ("leaf7_b", 31),
+    "avx512vbmi": ("leaf7_c", 1), "avx512_vbmi2": ("leaf7_c", 6), "avx512_vnni": ("leaf7_c", 11),
+    "avx512_bitalg": ("leaf7_c", 12), "avx512_vpopcntdq": ("leaf7_c", 14), "avx_vnni": ("leaf71_a", 4),
+    "avx512_bf16": ("leaf71_a", 5),
+}  # fmt: skip
+ARM_BITS = {
+    "fp": 0, "asimd": 1, "aes": 3, "pmull": 4, "sha1": 5, "sha2": 6, "crc32": 7, "atomics": 8, "fphp": 9,
+    "asimdhp": 10, "asimdrdm": 12, "lrcpc": 15, "dcpop": 16, "asimddp": 20,
+}  # fmt: skip
+
+
+@dataclass
+class Linked:
+    """What goes into the object file, each kernel and each constant once."""
+
+    functions: dict[str, PrimFunc] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    weights: bytearray = field(default_factory=bytearray)
+    calls: dict[str, list[str]] = field(default_factory=dict)
+
+
+def gather(entries: Sequence[Entry]) -> Linked:
+    """Merge entries: the same kernel or constant used twice is stored once; constants lie in call order."""
+    from tvm_ffi import structural_hash
+
+    linked = Linked()
+    symbols: dict[tuple[str, int], str] = {}
+    offsets: dict[tuple[str, bytes], int] = {}
+
+    def constant(array: np.ndarray[Any, Any]) -> int:
+        data = np.ascontiguousarray(array).tobytes()
+        key = (str(array.dtype), data)
+        if key not in offsets:
+            linked.weights.extend(bytes(-len(linked.weights) % ALIGN))
+            offsets[key] = len(linked.weights)
+            linked.weights.extend(data)
+        return offsets[key]
+
+    def pointer(call: Call, place: Place) -> str:
+        match place.kind:
+            case "workspace":
+                return f"w + {place.offset}"
+            case "constant":
+                return f"c + {constant(call.constants[place.at])}"
+            case _:
+                base = f"{'in' if place.kind == 'in' else 'out'}{place.at}"
+                return f"(char *){base} + {place.offset}" if place.offset else base
+
+    for entry in entries:
+        lines = []
+        for call in entry.calls:
+            key = (call.kernel, int(structural_hash(call.function)))
+            if key not in symbols:
+                symbols[key] = f"k{len(symbols)}_{call.kernel}"
+                linked.functions[symbols[key]] = call.function
+                linked.counts[symbols[key]] = len(call.arguments)
+            pointers = ", ".join(pointer(call, p) for p in call.arguments)
+            comment = "".join(ch if ch.isalnum() or ch in "._- " else "_" for ch in call.layer)
+            lines.append(f"{symbols[key]}({pointers}); /* {comment} */")
+        linked.calls[entry.name] = lines
+    return linked
+
+
+def build_library(
+    name: str, entries: Sequence[Entry], linked: Linked, manifest: bytes, target: Target
+) -> bytes:
+    """Compile and link.
+
+    Args:
+        name: C identifier, the prefix of every symbol. manifest: JSON that ``<name>_manifest()`` returns.
+
+    Raises:
+        ToolchainError: the compiler or the linker failed.
+    """
+    driver = _driver(name, entries, linked, target)
+    blob = (
+        '.section .note.GNU-stack,""\n'
+        '.section .rodata.edgecsi,"a"\n.balign 64\n.globl edgecsi_weights\n.hidden edgecsi_weights\n'
+        'edgecsi_weights:\n.incbin "weights.bin"\n.byte 0\n.balign 8\n'
+        ".globl edgecsi_manifest\n.hidden edgecsi_manifest\n"
+        'edgecsi_manifest:\n.incbin "manifest.json"\n.byte 0\n'
+    )
+    exports = f"{{ global: {name}_*; __tvm_ffi_*; local: *; }};\n"
+    with tempfile.TemporaryDirectory(prefix="edgecsi-") as folder:
+        where = Path(folder)
+        (where / "kernels.o").write_bytes(compile_object(linked.functions, target))
+        (where / "weights.bin").write_bytes(linked.weights)
+        (where / "manifest.json").write_bytes(manifest)
+        (where / "blob.S").write_text(blob)
+        (where / "driver.c").write_text(driver)
+        (where / "exports.map").write_text(exports)
+        zig_cc(
+            ["-shared", "-fPIC", "-O2", "-g0", "-Wall", "-Werror", "-Wl,--gc-sections", "-Wl,--build-id=none", "-s",
+             "-Wl,--version-script=exports.map", f"-Wl,-soname,lib{name.replace(chr(95), chr(45))}.so", "-o", "library.so",
+             "driver.c", "blob.S", "kernels.o", "-lm"],
+            triple=f"{target.arch}-linux-gnu.{target.glibc}", cwd=where,
+        )  # fmt: skip
+        return (where / "library.so").read_bytes()
+
+
+def _driver(name: str, entries: Sequence[Entry], linked: Linked, target: Target) -> str:
+    if target.arch == "x86_64":
+        features = [(f, *X86_BITS[f]) for f in target.features if f in X86_BITS]
+        if any(f.startswith("avx") for f in target.features):
+            features.insert(0, ("avx (enabled by the operating system)", "xcr0", 2))
+        if "avx512f" in target.features:
+            features.insert(1, ("avx512f (enabled by the operating system)", "xcr0", 7))
+    else:
+        features = [(f, "bits", ARM_BITS[f]) for f in target.features if f in ARM_BITS]
+    described = []
+    for entry in entries:
+        names = [f"in{i}" for i in range(len(entry.inputs))] + [f"out{i}" for i in range(len(entry.outputs))]
+        parameters = [f"const float *in{i}" for i in range(len(entry.inputs))]
+        parameters += [f"float *out{i}" for i in range(len(entry.outputs))]
+        described.append({
+            "name": entry.name, "names": names, "parameters": ", ".join(parameters), "workspace": entry.workspace,
+            "calls": linked.calls[entry.name], "tensors": [*entry.inputs, *entry.outputs],
+        })  # fmt: skip
+    template = environment().get_template("driver.c.j2")
+    return template.render(
+        name=name, cname=name, arch=target.arch, features=features, entries=described,
+        kernels=sorted(linked.counts.items()), stack_limit=STACK_LIMIT,
+    )  # fmt: skip

@@ -1,0 +1,146 @@
+"""PyTorch to Relax, through torch.export; every operator that cannot be lowered is named at once."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecsi.errors import ModelError, UnsupportedOperators
+
+if TYPE_CHECKING:
+    import torch
+    import tvm
+
+# Custom operators of compressed layers (edgecsi.compress.ops): passed through Relax under their own names.
+CUSTOM = ("quantize", "qs8_conv2d", "qs8_linear", "qd8_linear", "qs8w_linear", "lut_linear")
+
+
+@dataclass
+class Imported:
+    """A Relax module and what it lost on the way.
+
+    Attributes:
+        relax: module with one function ``main``; the weights are parameters behind the inputs.
+        parameters: by Relax parameter name: the weight, and its name in the PyTorch module.
+        inputs: how many parameters of ``main`` are inputs.
+    """
+
+    relax: tvm.IRModule
+    parameters: dict[str, tuple[NDArray[Any], str]]
+    inputs: int
+
+
+def import_torch(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> Imported:
+    """Export `module` at the shapes of `example` and translate it to Relax.
+
+    Raises:
+        ModelError: torch.export refuses the module, or a shape is dynamic.
+        UnsupportedOperators: operators TVM cannot import, all of them, with module paths.
+    """
+    import torch
+    from tvm.relax.frontend import detach_params
+    from tvm.relax.frontend.torch import from_exported_program
+    from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(module, tuple(example)).run_decompositions()
+        except Exception as error:
+            raise ModelError(
+                "the model cannot be exported",
+                f"torch.export: {_first_line(error)}",
+                "see https://docs.pytorch.org/docs/stable/export.html for what a module may do",
+            ) from error
+        for spec in program.graph_signature.output_specs:
+            if spec.kind.name != "USER_OUTPUT":
+                raise ModelError(
+                    "the model changes its own state",
+                    f"{spec.target} is written during the forward pass",
+                    "return new tensors instead of changing buffers in place",
+                )
+        known = ExportedProgramImporter().create_convert_map()
+        missing = []
+        for node in program.graph.nodes:
+            if node.op != "call_function":
+                continue
+            name = getattr(node.target, "__name__", str(node.target))
+            custom = str(node.target).startswith("edgecsi.")
+            if name not in known and not custom:
+                stack = node.meta.get("nn_module_stack") or {}
+                path = next(reversed([str(v[0]) for v in stack.values()]), "") if stack else ""
+                missing.append((name.removesuffix(".default"), path))
+        if missing:
+            raise UnsupportedOperators(list(dict.fromkeys(missing)))
+        # The translator spells custom operators without their name space.
+        convert = {f"{name}.default": _pass_through for name in CUSTOM}
+        try:
+            relax = from_exported_program(
+                program, keep_params_as_input=True, custom_convert_map=convert, run_ep_decomposition=False
+            )
+        except Exception as error:
+            raise ModelError(
+                "the model cannot be translated to Relax", _first_line(error), "report this with the model"
+            ) from error
+    relax, bound = detach_params(relax)
+    names = [p.name for p in relax["main"].params]
+    arrays = [tensor.numpy() for tensor in bound.get("main", [])]
+    inputs = len(names) - len(arrays)
+    sources = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs if spec.target}
+    parameters = {
+        name: (array, sources.get(name, name)) for name, array in zip(names[inputs:], arrays, strict=True)
+    }
+    return Imported(relax, parameters, inputs)
+
+
+def _pass_through(node: Any, importer: Any) -> Any:
+    """Keep one of our own operators as an opaque Relax call; `from_relax` knows what it means.
+
+    Relax calls carry tensors only, so everything else travels in the name: ``edgecsi.quantize [null, 0.5, 3]``,
+    a null for every tensor, "none" for a tensor left out.
+    """
+    from tvm import relax
+
+    tensors, rest = [], []
+    for argument in node.args:
+        if hasattr(argument, "op"):
+            tensors.append(importer.env[argument])
+            rest.append(None)
+        else:
+            rest.append(
+                "none" if argument is None else list(argument) if isinstance(argument, tuple) else argument
+            )
+    meta = node.meta["val"]
+    result = relax.TensorType(tuple(int(n) for n in meta.shape), str(meta.dtype).removeprefix("torch."))
+    name = f"{str(node.target).removesuffix('.default')} {json.dumps(rest)}"
+    return importer.block_builder.emit(relax.op.call_pure_packed(name, *tensors, ty_args=[result]))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
+
+
+def finite(parameters: dict[str, tuple[NDArray[Any], str]]) -> None:
+    """Refuse weights that are not numbers.
+
+    Raises:
+        ModelError: naming every parameter with NaN or infinite values.
+    """
+    bad = [
+        name
+        for array, name in parameters.values()
+        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all()
+    ]
+    if bad:
+        raise ModelError(
+            f"weights are not finite: {', '.join(bad[:20])}",
+            "they hold NaN or infinity",
+            "load a checkpoint from before the training diverged",
+        )

@@ -1,0 +1,94 @@
+"""Products with constant weights become layers: their weights move from inputs to attributes.
+
+After this pass ``conv2d`` and ``dense`` have one input; ``weight``, ``bias``, ``scale``, ``x_quant``, ``dynamic`` and
+``table`` are attributes as in `edgecsi.kernels.ops`. Dense layers multiply the last axis, whatever the rank.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from edgecsi.errors import ModelError
+from edgecsi.kernels.ops import Quant
+from edgecsi.lower.graph import Graph, Node
+
+
+def recognise_layers(graph: Graph) -> None:
+    """Turn convolutions and products with constants, and the operators of compressed layers, into layers.
+
+    Raises:
+        ModelError: a convolution whose weights are computed while it runs.
+    """
+    for node in graph.nodes:
+        match node.op:
+            case "conv2d":
+                weight = _constant(node, 1)
+                node.attrs |= {"weight": weight, "bias": None}
+                node.inputs = node.inputs[:1]
+            case "matmul" if node.inputs[1].data is not None and node.inputs[1].data.ndim == 2:
+                weight = node.inputs[1].data
+                _dense(node, weight=weight.T)
+            case "dense_transposed":
+                # ConvTranspose1d on length 1: weight [in, out, kernel]; with any padding one tap is left
+                weight = _constant(node, 1)
+                if weight.shape[2] != 1:
+                    raise ModelError(
+                        f"{node.path}: ConvTranspose1d with a kernel of {weight.shape[2]} on length 1",
+                        "only kernels of one tap act as a fully connected layer",
+                        "use nn.Linear",
+                    )
+                _dense(node, weight=weight[:, :, 0].T)
+            case "quantize":
+                _, scale, zero_point, offset = node.attrs.pop("arguments")
+                node.attrs["quant"] = Quant(float(scale), int(zero_point), float(offset))
+            case "qs8_conv2d":
+                arguments = node.attrs.pop("arguments")
+                scale, zero_point, fill, stride, padding, dilation, groups = arguments[4:11]
+                arrays = _quantised(node, arguments)
+                node.op = "conv2d"
+                node.attrs |= arrays | {
+                    "x_quant": Quant(float(scale), int(zero_point)), "fill": int(fill), "stride": tuple(stride),
+                    "padding": tuple(padding), "dilation": tuple(dilation), "groups": int(groups),
+                }  # fmt: skip
+            case "qs8_linear":
+                arguments = node.attrs.pop("arguments")
+                arrays = _quantised(node, arguments)
+                _dense(node, **arrays, x_quant=Quant(float(arguments[4]), int(arguments[5])))
+            case "qd8_linear":
+                _dense(node, **_quantised(node, node.attrs.pop("arguments")), dynamic=True)
+            case "qs8w_linear":
+                _dense(node, **_quantised(node, node.attrs.pop("arguments")))
+            case "lut_linear":
+                node.attrs.pop("arguments")
+                bias = _constant(node, 3) if len(node.inputs) > 3 else None
+                _dense(node, weight=_constant(node, 1), table=_constant(node, 2), bias=bias)
+
+
+def _dense(node: Node, **attrs: Any) -> None:
+    node.op = "dense"
+    node.path = node.path or node.inputs[1].name.rsplit(".", 1)[0]
+    node.attrs |= {"bias": None} | attrs
+    node.inputs = node.inputs[:1]
+
+
+def _quantised(node: Node, arguments: list[Any]) -> dict[str, Any]:
+    """Weight, scale and bias of a quantised layer; drops them from the inputs."""
+    weight = _constant(node, 1)
+    bias = _constant(node, 3) if arguments[3] != "none" else None
+    found = {"weight": weight, "scale": _constant(node, 2).astype(np.float32), "bias": bias}
+    node.path = node.path or node.inputs[1].name.rsplit(".", 1)[0]
+    node.inputs = node.inputs[:1]
+    return found
+
+
+def _constant(node: Node, index: int) -> Any:
+    data = node.inputs[index].data
+    if data is None:
+        raise ModelError(
+            f"{node.path or node.output.name}: the weights of a layer are computed while it runs",
+            "a compiled layer needs constant weights",
+            "compute them once, outside of forward",
+        )
+    return data

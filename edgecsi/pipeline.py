@@ -1,0 +1,360 @@
+"""The whole build on one screen: a model becomes a bundle in these stages, in this order.
+
+    load ─▶ compress ─▶ lower ─▶ generate ─▶ check ─▶ write
+
+Each stage takes the `Build`, adds what it made, and leaves the rest alone.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgecsi import bundle as bundles
+from edgecsi import target as targets
+from edgecsi.errors import CheckFailed, InputError, ToolchainError, UsageError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgecsi.codegen.library import Linked
+    from edgecsi.codegen.program import Entry
+    from edgecsi.models.load import LoadedModel
+
+Progress = Callable[[float, float, str], None]
+
+GOLDEN_SAMPLES = 4
+CHECK_SAMPLES = 64
+EMULATED_SAMPLES = 16  # QEMU takes some 50 times as long
+FP32_TOLERANCE = 1e-5  # of the largest output
+# An fp32 sum in another order may move one int8 code; what counts then is the NMSE.
+QUANTISED_TOLERANCE, NMSE_TOLERANCE_DB = 0.1, 0.01
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What to build.
+
+    Attributes:
+        model: zoo name, ``module:factory``, ``file.py:factory`` or ``.safetensors``. target: name or file.
+        out: folder of the bundle; default: the bundle's name. entry: one entry only. weights: replace the weights.
+        recipe: post-training compression; calib: its data. input_shape: with the batch.
+        dump_ir: folder for the IR after every pass. name: of the bundle. dry_run: stop before code is generated.
+        allow_random: a zoo network without shipped weights gets seeded random ones.
+    """
+
+    model: str
+    target: str
+    out: Path | None = None
+    entry: str | None = None
+    weights: str | None = None
+    recipe: str | None = None
+    calib: str | None = None
+    input_shape: tuple[int, ...] | None = None
+    dump_ir: Path | None = None
+    name: str | None = None
+    dry_run: bool = False
+    allow_random: bool = False
+
+
+@dataclass
+class Build:
+    """A build on its way: the options, and what the stages made so far."""
+
+    options: BuildOptions
+    target: targets.Target
+    model: LoadedModel | None = None
+    name: str = ""
+    entries: list[Entry] = field(default_factory=list)
+    linked: Linked | None = None
+    manifest: bundles.Manifest | None = None
+    files: dict[str, bytes | Path] = field(default_factory=dict)
+    bundle: bundles.Bundle | None = None
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What a build made.
+
+    Attributes:
+        manifest: as in the bundle (without file hashes after a dry run). bundle: None after a dry run.
+    """
+
+    manifest: bundles.Manifest
+    bundle: bundles.Bundle | None
+
+
+def build(options: BuildOptions, progress: Progress = lambda done, total, what: None) -> BuildResult:
+    """Build a bundle.
+
+    Raises:
+        InputError: model, weights, data, target or recipe cannot be used. ToolchainError: compiling failed.
+        CheckFailed: the library does not answer what PyTorch answers; nothing is written.
+        BundleError: the folder holds something else than a bundle, or cannot be written.
+    """
+    state = Build(options, targets.load(options.target))
+    stages = STAGES[: STAGES.index(generate)] if options.dry_run else STAGES
+    for number, stage in enumerate(stages):
+        progress(number, len(stages), (stage.__doc__ or stage.__name__).splitlines()[0].rstrip("."))
+        stage(state)
+    progress(len(stages), len(stages), "done")
+    assert state.manifest is not None
+    return BuildResult(state.manifest, state.bundle)
+
+
+def load(state: Build) -> None:
+    """Load the model."""
+    from edgecsi.models.load import load_model
+
+    o = state.options
+    state.model = load_model(o.model, o.weights, o.input_shape, allow_random=o.allow_random)
+    if o.entry is not None and o.entry not in state.model.entries:
+        raise UsageError(
+            f"{o.model} has no entry {o.entry!r}",
+            f"it has {', '.join(state.model.entries)}",
+            "name one of these",
+        )
+    state.name = _bundle_name(o.name or _default_name(o.model))
+    if not o.dry_run:
+        bundles.refuse_to_replace(_out(state))
+
+
+def compress(state: Build) -> None:
+    """Apply the recipe."""
+    o = state.options
+    if o.recipe is None:
+        return
+    from edgecsi import channels
+    from edgecsi.compress import apply_post_training
+    from edgecsi.models.load import entries_of
+
+    assert state.model is not None
+    calibration = channels.load(o.calib) if o.calib else None
+    module = apply_post_training(state.model.module, state.model.example_input, o.recipe, calibration)
+    entries = entries_of(state.model.name, module, state.model.example_input)
+    state.model = replace(state.model, module=module, entries=entries)
+
+
+def lower(state: Build) -> None:
+    """Lower to kernels."""
+    from edgecsi import lower as lowering
+
+    assert state.model is not None
+    wanted = state.options.entry
+    for name, entry in state.model.entries.items():
+        if wanted is None or name == wanted:
+            dump = _dump(state.options.dump_ir, name)
+            state.entries.append(
+                lowering.lower(entry.module, (entry.example_input,), name, state.target, dump)
+            )
+    state.manifest = _manifest(state)
+
+
+def generate(state: Build) -> None:
+    """Generate and link the library."""
+    from edgecsi.codegen.interface import render_example, render_header
+    from edgecsi.codegen.library import build_library, gather
+
+    assert state.manifest is not None
+    manifest = state.manifest
+    state.linked = gather(state.entries)
+    library = build_library(
+        manifest.cname, state.entries, state.linked, bundles.embedded_json(manifest), state.target
+    )
+    golden = bundles.golden_npz(manifest.entries, _golden(state))
+    state.files = {
+        manifest.library: library, manifest.header: render_header(manifest), "golden.npz": golden,
+        **render_example(manifest),
+    }  # fmt: skip
+
+
+def check(state: Build) -> None:
+    """Check the answer against PyTorch."""
+    from edgecsi.device import open_device
+    from edgecsi.evaluate import evaluate
+
+    assert state.manifest is not None
+    assert state.model is not None
+    manifest, target = state.manifest, state.target
+    missing = target.missing_on_this_cpu()
+    if not missing:
+        device, samples = open_device("local"), CHECK_SAMPLES
+    elif not target.emulate:
+        state.manifest = replace(manifest, check=_not_run(f"this CPU lacks {', '.join(missing)}"))
+        return
+    elif shutil.which(f"qemu-{target.arch}") is None:
+        state.manifest = replace(manifest, check=_not_run("QEMU is missing (apt-get install qemu-user)"))
+        return
+    else:
+        device, samples = open_device("emulate"), EMULATED_SAMPLES
+    x, data = check_inputs(state.model, samples)
+    with tempfile.TemporaryDirectory(prefix="edgecsi-") as folder:
+        trial = bundles.write_bundle(Path(folder) / manifest.name, manifest, state.files)
+        found = evaluate(trial, x, data, device=device, reference=state.model)
+    quantised = any(layer.bits < 32 for e in manifest.entries.values() for layer in e.layers)
+    allowed = QUANTISED_TOLERANCE if quantised else FP32_TOLERANCE
+    entries = {}
+    for name, difference in found.differences.items():
+        full = name == "full"
+        entries[name] = bundles.EntryCheck(
+            difference.max_abs_diff, difference.max_rel_diff,
+            found.nmse_db if full else None, found.nmse_db_pytorch if full else None,
+        )  # fmt: skip
+        if not difference.max_rel_diff <= allowed:
+            raise CheckFailed(
+                f"{name} of {manifest.name} for {target.id} is wrong",
+                f"it differs from PyTorch by {difference.max_rel_diff:.1e} of the largest output "
+                f"({allowed:.0e} is allowed)",
+                "nothing was written; please report this with the model, it is a bug of edgecsi",
+            )
+    if found.nmse_db is not None and found.nmse_db_pytorch is not None:
+        off = abs(found.nmse_db - found.nmse_db_pytorch)
+        if off > NMSE_TOLERANCE_DB:
+            raise CheckFailed(
+                f"{manifest.name} for {target.id} loses accuracy",
+                f"its NMSE differs from PyTorch's by {off:.3f} dB",
+                "nothing was written; please report this with the model, it is a bug of edgecsi",
+            )
+    state.manifest = replace(
+        manifest, check=bundles.Check("passed", "", f"{data} on {device.spec}", len(x), entries)
+    )
+
+
+def write(state: Build) -> None:
+    """Write the bundle."""
+    assert state.manifest is not None
+    state.bundle = bundles.write_bundle(_out(state), state.manifest, state.files)
+    state.manifest = state.bundle.manifest
+
+
+STAGES: list[Callable[[Build], None]] = [load, compress, lower, generate, check, write]
+
+
+def check_inputs(model: LoadedModel, samples: int) -> tuple[NDArray[Any], str]:
+    """Inputs to check with: shipped channels if the model takes channels, received signals for the detector,
+    else seeded random numbers.
+
+    Returns:
+        float32 ``[samples, *shape]``, and what they are.
+    """
+    shape = tuple(model.example_input.shape)
+    samples = -(-samples // shape[0]) * shape[0]
+    if shape[1:] == (2, 32, 32):
+        from edgecsi.channels.shipped import test_set
+
+        return test_set(samples), "shipped CDL-A/C channels"
+    numbers = np.random.default_rng(0).standard_normal((samples, *shape[1:]), np.float32)
+    return numbers, "normally distributed numbers"
+
+
+def _golden(state: Build) -> Mapping[str, Mapping[str, NDArray[Any]]]:
+    """Inputs and PyTorch's outputs of every entry, one batch of the compiled size per sample."""
+    import torch
+
+    assert state.model is not None
+    assert state.manifest is not None
+    first, _ = check_inputs(state.model, GOLDEN_SAMPLES * state.model.example_input.shape[0])
+    batch = state.model.example_input.shape[0]
+    x = torch.from_numpy(first.reshape(-1, batch, *first.shape[1:]))
+    values: dict[str, dict[str, NDArray[Any]]] = {}
+    given = x
+    with torch.no_grad():
+        for name, entry in state.model.entries.items():
+            used = given if name == "decoder" else x
+            y = torch.stack([entry.module(sample) for sample in used])
+            given = y if name == "encoder" else given
+            if name in state.manifest.entries:
+                described = state.manifest.entries[name]
+                values[name] = {described.inputs[0].name: used.numpy(), described.outputs[0].name: y.numpy()}
+    return values
+
+
+def _manifest(state: Build) -> bundles.Manifest:
+    import torch
+    from tvm.target import codegen
+
+    assert state.model is not None
+    target, model = state.target, state.model
+    entries = {}
+    for entry in state.entries:
+        outer = "codeword" if entry.name == "encoder" else "y"
+        inner = "codeword" if entry.name == "decoder" else "x"
+        layers = tuple(bundles.Layer(**call.report) for call in entry.calls)
+        entries[entry.name] = bundles.Entry(
+            tuple(bundles.Tensor(inner if i == 0 else f"{inner}{i}", t.shape) for i, t in enumerate(entry.inputs)),
+            tuple(bundles.Tensor(outer if i == 0 else f"{outer}{i}", t.shape) for i, t in enumerate(entry.outputs)),
+            entry.workspace, entry.macs, entry.weight_bytes, layers,
+        )  # fmt: skip
+    recipe = state.options.recipe or model.metadata.get("recipe_name")
+    return bundles.Manifest(
+        name=state.name,
+        library=f"lib{state.name}.so",
+        header=f"{state.name}.h",
+        created_with=bundles.Versions(
+            version("edgecsi"), torch.__version__, version("apache-tvm"), version("apache-tvm-ffi"),
+            str(codegen.llvm_version_major()), version("ziglang"),
+        ),
+        model=bundles.ModelInfo(
+            state.options.model, model.metadata.get("model", model.name), model.sha256, recipe
+        ),
+        target=bundles.TargetInfo(
+            target.id, target.arch, target.triple, target.mcpu, target.mattr, target.features, target.glibc,
+            target.emulate,
+        ),
+        entries=entries,
+        check=_not_run("the build has not come to it"),
+    )  # fmt: skip
+
+
+def _not_run(reason: str) -> bundles.Check:
+    return bundles.Check("not run", reason)
+
+
+def _dump(folder: Path | None, entry: str) -> Callable[[str, str], None]:
+    """Writes the IR after every step as ``<folder>/<entry>/00-relax.txt``, …"""
+    if folder is None:
+        return lambda name, text: None
+    place = folder / entry
+    count = 0
+
+    def write_one(name: str, text: str) -> None:
+        nonlocal count
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+            (place / f"{count:02d}-{name}.txt").write_text(text)
+        except OSError as error:
+            raise ToolchainError(
+                f"{place} cannot be written", str(error), "choose another --dump-ir"
+            ) from error
+        count += 1
+
+    return write_one
+
+
+def _out(state: Build) -> Path:
+    return state.options.out or Path(state.name)
+
+
+def _default_name(model: str) -> str:
+    if ":" in model:
+        return model.rsplit(":", 1)[1]
+    return Path(model).stem if model.endswith(".safetensors") else model
+
+
+def _bundle_name(text: str) -> str:
+    name = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()
+    if not name or not name[0].isalpha() or len(name) > 60:
+        raise InputError(
+            f"no name for the bundle can be made of {text!r}",
+            "it becomes the prefix of C functions",
+            "pass --name with a name that begins with a letter",
+        )
+    return name
