@@ -1,0 +1,185 @@
+"""Batched product of two fp32 activations, as in attention: a block of rows x vectors of columns in registers.
+
+With `transpose_b` the second matrix is transposed into the workspace first, in squares of registers, since
+its rows are then the columns of the product and would need a sum across lanes for each result.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecsi.kernels import reduce
+from edgecsi.kernels.base import Kernel, Knobs, register
+from edgecsi.kernels.f32_conv2d_direct import Scalars, overlap
+from edgecsi.kernels.layout import Layout
+from edgecsi.kernels.ops import Cost, MatMul
+from edgecsi.target import Target
+
+if TYPE_CHECKING:
+    from tvm.tirx import PrimFunc
+
+
+@register
+class F32MatMul(Kernel):
+    """Any sizes; the batches of both are the same.
+
+    Knobs:
+        lanes: width of a vector. rows, vectors: rows and vectors of a block. unroll: steps of the reduction
+        per iteration.
+    """
+
+    name = "f32_matmul"
+    op = MatMul
+
+    def refuses(self, op: MatMul, target: Target) -> str:
+        tensors = [op.x, op.b, op.y, *(s.operand for s in op.epilogue if s.operand is not None)]
+        if any(t.dtype != "float32" for t in (op.x, op.b, op.y)):
+            return "all tensors must be float32"
+        if any(any(t.halo) or t.group != 1 for t in tensors):
+            return "all tensors must lie without gaps"
+        if not op.x.shape[:-2] == op.b.shape[:-2] == op.y.shape[:-2]:
+            return "the batches differ"
+        if any(s.constants or (s.operand and s.operand.shape != op.y.shape) for s in op.epilogue):
+            return "per-channel constants and gates are not supported"
+        return ""
+
+    def knobs(self, op: MatMul, target: Target) -> Knobs:
+        return min(self._sensible(op, target), key=lambda knobs: self.cost(op, target, knobs).seconds)
+
+    def space(self, op: MatMul, target: Target) -> dict[str, Sequence[int]]:
+        values = list(self._sensible(op, target))
+        return {key: sorted({v[key] for v in values}) for key in values[0]}
+
+    def _sensible(self, op: MatMul, target: Target) -> Iterator[dict[str, int]]:
+        height, width = op.y.shape[-2:]
+        lanes = reduce.lanes_for(width, target.lanes_f32)
+        for rows, vectors in itertools.product((1, 2, 3, 4, 6, 8, 12), (1, 2, 3, 4)):
+            busy = rows * vectors + vectors + (rows if target.arch == "aarch64" else 1)
+            if (
+                rows <= height
+                and (vectors - 1) * lanes < width
+                and (busy <= target.vector_registers or rows == 1)
+            ):
+                yield {"lanes": lanes, "rows": rows, "vectors": vectors, "unroll": 4}
+
+    def cost(self, op: MatMul, target: Target, knobs: Knobs) -> Cost:
+        batch, height, width, inner = _sizes(op)
+        lanes, rows, vectors = knobs["lanes"], knobs["rows"], knobs["vectors"]
+        blocks = batch * -(-height // rows) * -(-width // (lanes * vectors))
+        fma, loads = rows * vectors, vectors + rows * (0.25 if target.arch == "aarch64" else 1)
+        step = max(fma, loads, 8.0, (fma + loads) * (0.5 if target.arch == "x86_64" else 1.0))
+        operations = blocks * (inner * step + fma * (3 + 2 * len(op.epilogue)) + 24)
+        if op.transpose_b:
+            operations += batch * inner * width * 1.2
+        second = target.peak_gmacs_f32 * 1e9 / target.lanes_f32
+        return Cost(seconds=operations / second, bytes=0, macs=op.macs)
+
+    def constants(self, op: MatMul, target: Target, knobs: Knobs) -> list[NDArray[Any]]:
+        return []
+
+    def scratch(self, op: MatMul, target: Target, knobs: Knobs) -> int:
+        _, _, width, inner = _sizes(op)
+        return inner * width * 4 if op.transpose_b else 0
+
+    def emit(self, op: MatMul, target: Target, knobs: Knobs) -> PrimFunc:
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        batch, height, width, inner = _sizes(op)
+        lanes, rows, vectors, unroll = (knobs[k] for k in ("lanes", "rows", "vectors", "unroll"))
+        if rows > height or (vectors - 1) * lanes >= width or lanes > width:
+            raise ValueError(f"{dict(knobs)} do not fit {op.y.shape}")
+        grid = list(itertools.product(range(rows), range(vectors)))
+        columns = -(-width // lanes)
+
+        with e.function(op, scratch=self.scratch(op, target, knobs)) as (done, buffers):
+            a, b = buffers[:2]
+            finish = e.Finish(op, buffers, 2, len(op.inputs))
+            if op.transpose_b:
+                turned = T.decl_buffer((inner * width,), "float32", data=buffers[-1].data)
+
+            def steps(
+                first: Any, count: int, sums: dict[Any, Any], row: Any, right: Any, at: list[Any]
+            ) -> None:
+                """Add `count` terms of the sums."""
+                scalars = [Scalars(a, row + r * inner + first, count, target) for r in range(rows)]
+                for u in range(count):
+                    source = turned if op.transpose_b else b
+                    values = [e.let(e.load(source, right + (first + u) * width + c, lanes)) for c in at]
+                    for r, v in grid:
+                        e.store(
+                            sums[r, v],
+                            0,
+                            e.load(sums[r, v], 0, lanes) + scalars[r].splat(u, lanes) * values[v],
+                        )
+
+            with e.serial(batch) as index:
+                right = e.let(matrix_start(op.b, index))
+                if op.transpose_b:
+                    transpose(b, right, turned, width, inner, 8 if target.arch == "x86_64" else 4)
+                    right = 0
+                with e.serial(-(-height // rows)) as block, e.serial(-(-columns // vectors)) as column:
+                    top = e.let(overlap(block, rows, height))
+                    first = overlap(column, vectors, columns)
+                    at = [e.let(overlap(first + v, lanes, width)) for v in range(vectors)]
+                    row = e.let(matrix_start(op.x, index) + top * inner)
+                    sums = {rv: e.registers(lanes) for rv in grid}
+                    for acc in sums.values():
+                        e.store(acc, 0, e.splat(0.0, lanes))
+                    with e.serial(inner // unroll) as k:
+                        steps(k * unroll, unroll, sums, row, right, at)
+                    if inner % unroll:
+                        steps(inner - inner % unroll, inner % unroll, sums, row, right, at)
+                    for (r, v), acc in sums.items():
+
+                        def place(lay: Layout, r: int = r, v: int = v) -> Any:
+                            return matrix_start(lay, index) + (top + r) * width + at[v]
+
+                        finish.store(place(op.y), finish.value(e.load(acc, 0, lanes), place, 0, 1))
+        return done.done()
+
+
+def _sizes(op: MatMul) -> tuple[int, int, int, int]:
+    """Matrices, rows and columns of each product, length of the sums."""
+    *batch, height, width = op.y.shape
+    return int(np.prod(batch, dtype=np.int64)), height, width, op.x.shape[-1]
+
+
+def matrix_start(layout: Layout, index: Any) -> Any:
+    """Offset of matrix `index` of a batch."""
+    size = layout.shape[-2] * layout.shape[-1]
+    if len(layout.shape) < 3 or layout.is_plain:
+        return index * size
+    per_sample = int(np.prod(layout.shape[1:-2], dtype=np.int64))
+    return index // per_sample * layout.stride + index % per_sample * size
+
+
+def transpose(source: Any, start: Any, result: Any, height: int, width: int, lanes: int) -> None:
+    """Write the transpose of the matrix [height, width] at `start` of `source` to `result`, square by square."""
+    from tvm import tirx
+
+    from edgecsi.kernels import emit as e
+
+    side = reduce.lanes_for(min(height, width), lanes)
+    with e.serial(-(-height // side)) as i, e.serial(-(-width // side)) as j:
+        top, left = e.let(overlap(i, side, height)), e.let(overlap(j, side, width))
+        rows = [e.let(e.load(source, start + (top + r) * width + left, side)) for r in range(side)]
+        half = side // 2
+        while half and side > 1:
+            # Swap the off-diagonal quarters of squares of 2 * half, for all of them at once.
+            for r in range(side):
+                if r & half == 0:
+                    low, high = rows[r], rows[r + half]
+                    keep = [c if c & half == 0 else side + c - half for c in range(side)]
+                    move = [c + half if c & half == 0 else side + c for c in range(side)]
+                    rows[r] = e.let(tirx.Shuffle([low, high], keep))
+                    rows[r + half] = e.let(tirx.Shuffle([low, high], move))
+            half //= 2
+        for r in range(side):
+            e.store(result, (left + r) * height + top, rows[r])
