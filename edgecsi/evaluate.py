@@ -14,13 +14,14 @@ from edgecsi.device import Device
 from edgecsi.errors import BundleError, DataError, ModelError, UsageError
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
     from edgecsi.models.load import Entry, LoadedModel
 
 Progress = Callable[[int, int, str], None]
 
-_BATCH = 100
+_AT_ONCE = 64  # batches in one call of PyTorch
 
 
 @dataclass(frozen=True)
@@ -166,11 +167,26 @@ def evaluate(
 
 
 def _pytorch(entry: Entry, x: Any) -> Any:
+    """PyTorch's answers; in large batches if the network takes them, as that is many times faster."""
     import torch
 
+    batch = len(entry.example_input)
     with torch.no_grad():
-        parts = [entry.module(torch.from_numpy(x[i : i + _BATCH])).numpy() for i in range(0, len(x), _BATCH)]
+        step = batch * _AT_ONCE if _takes_any_batch(entry, torch.from_numpy(x[: 2 * batch])) else batch
+        parts = [entry.module(torch.from_numpy(x[i : i + step])).numpy() for i in range(0, len(x), step)]
     return np.concatenate(parts)
+
+
+def _takes_any_batch(entry: Entry, two: torch.Tensor) -> bool:
+    """Whether two batches at once give what they give one by one; a network may be written for just one."""
+    import torch
+
+    try:
+        together = entry.module(two)
+        apart = torch.cat([entry.module(part) for part in two.chunk(2)])
+        return together.shape == apart.shape and torch.allclose(together, apart, rtol=1e-4, atol=1e-5)
+    except (RuntimeError, ValueError, IndexError, AssertionError):
+        return False
 
 
 def _difference(y: Any, expected: Any) -> Difference:

@@ -1,0 +1,140 @@
+"""``edgecsi build``: model to bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgecsi.cli.inspect import layer_table
+from edgecsi.cli.output import columns, json_option, pairs, progress, report
+
+if TYPE_CHECKING:
+    from edgecsi.pipeline import BuildResult
+
+
+def _shape(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{text!r} is no shape; write for instance 1,2,32,32") from None
+
+
+@click.command()
+@click.argument("model")
+@click.option(
+    "--target", required=True, metavar="TARGET", help="Board or CPU (see `edgecsi targets`), or a .toml."
+)
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Folder of the bundle  [default: its name].",
+)
+@click.option("--entry", help="Build only this one: encoder, decoder or full  [default: all].")
+@click.option(
+    "--weights", metavar="FILE", help="Take the weights from a .safetensors or .pth; ENCODER,DECODER too."
+)
+@click.option(
+    "--random-weights", is_flag=True, help="Seeded random weights for a zoo network that ships none."
+)
+@click.option(
+    "--recipe", help="Compression that needs no training: int8-dynamic, or int8-static with --calib."
+)
+@click.option("--calib", metavar="DATA", help="Channels to calibrate int8-static with.")
+@click.option(
+    "--input-shape", callback=_shape, metavar="1,2,32,32", help="Where the factory gives no example."
+)
+@click.option("--name", help="Name of the bundle and prefix of its C functions  [default: the model's].")
+@click.option(
+    "--explain", is_flag=True, help="Show the plan: every layer's kernel and why, knobs, bytes, MACs."
+)
+@click.option("--dry-run", is_flag=True, help="Plan only: nothing is compiled or written.")
+@click.option(
+    "--dump-ir", type=click.Path(path_type=Path), metavar="DIR", help="Write the IR after every pass."
+)
+@json_option
+def command(
+    model: str,
+    target: str,
+    out: Path | None,
+    entry: str | None,
+    weights: str | None,
+    random_weights: bool,
+    recipe: str | None,
+    calib: str | None,
+    input_shape: tuple[int, ...] | None,
+    name: str | None,
+    explain: bool,
+    dry_run: bool,
+    dump_ir: Path | None,
+    json_to: str | None,
+) -> None:
+    """Compile MODEL for a target, check the library against PyTorch, and write the bundle.
+
+    MODEL is a name of the zoo (see `edgecsi models`), package.module:factory, path/file.py:factory, or a
+    .safetensors file that `train` or `compress` wrote. A factory takes no arguments and returns a
+    torch.nn.Module, or (module, example_input).
+
+    \b
+    Example:
+      edgecsi build csinet-cr4 --target rpi4 -o csinet-pi
+      edgecsi build my_net.py:make --input-shape 1,2,32,32 --target host --explain
+    """
+    from edgecsi.bundle.manifest import to_json
+    from edgecsi.pipeline import BuildOptions, build
+
+    options = BuildOptions(
+        model=model,
+        target=target,
+        out=out,
+        entry=entry,
+        weights=weights,
+        recipe=recipe,
+        calib=calib,
+        input_shape=input_shape,
+        dump_ir=dump_ir,
+        name=name,
+        dry_run=dry_run,
+        allow_random=random_weights,
+    )
+    with progress(f"building {model} for {target}") as update:
+        result = build(options, update)
+    report(to_json(result.manifest), lambda: _text(result, explain), json_to)
+
+
+def _text(result: BuildResult, explain: bool) -> str:
+    manifest, bundle = result.manifest, result.bundle
+    parts = []
+    if explain:
+        parts += [f"{name}\n{layer_table(entry)}" for name, entry in sorted(manifest.entries.items())]
+    rows = []
+    for name, entry in sorted(manifest.entries.items()):
+        checked = manifest.check.entries.get(name)
+        times = [layer.predicted_us for layer in entry.layers]
+        estimate = sum(time for time in times if time is not None) if None not in times else None
+        difference = checked.max_rel_diff if checked else None
+        rows.append(
+            (name, len(entry.layers), entry.macs, entry.weight_bytes, entry.workspace, estimate, difference)
+        )
+    head = ("entry", "layers", "MACs", "weights B", "workspace B", "estimated µs", "difference to PyTorch")
+    parts.append(columns(head, rows))
+    if bundle is None:
+        parts.append(f"{manifest.name} for {manifest.target.id}: a dry run, nothing was written")
+        return "\n\n".join(parts)
+    check, full = manifest.check, manifest.check.entries.get("full")
+    verdict = f"{check.status} on {check.samples} samples of {check.data}" if check.samples else check.reason
+    summary: dict[str, object] = {
+        "bundle": bundle.path,
+        "target": f"{manifest.target.id} ({manifest.target.mcpu})",
+        "library": f"{manifest.library}, {manifest.files[manifest.library].bytes:,} bytes",
+        "check": verdict if check.status == "passed" else f"not run: {verdict}",
+    }
+    if full is not None and full.nmse_db is not None:
+        summary["NMSE"] = f"{full.nmse_db:.2f} dB (PyTorch {full.nmse_db_pytorch:.2f} dB)"
+    return "\n\n".join([*parts, pairs(summary)])
