@@ -107,7 +107,7 @@ def load_model(
         name=name,
         module=module,
         example_input=example,
-        entries=_entries(name, module, example),
+        entries=entries_of(name, module, example),
         metadata=metadata,
         sha256=sha256(files) if files else None,
     )
@@ -263,7 +263,12 @@ def _randomise(module: nn.Module) -> None:
                     part.bias.uniform_(-0.1, 0.1, generator=generator)
 
 
-def _entries(name: str, module: nn.Module, example: Tensor) -> dict[str, Entry]:
+def entries_of(name: str, module: nn.Module, example: Tensor) -> dict[str, Entry]:
+    """The compilable parts of a network, each tried once.
+
+    Raises:
+        ModelError: a part does not run, or does not return one float32 tensor.
+    """
     import torch
 
     parts: tuple[nn.Module, nn.Module] | None = None
