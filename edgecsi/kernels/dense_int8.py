@@ -6,6 +6,7 @@ or only those with weights, and the instructions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -131,9 +132,9 @@ class Int8Dense(Kernel):
             blocks = pack_blocks(op.weight, parts, 4, knobs["unroll"], places)
             assert blocks.index is not None
             assert blocks.start is not None
-            packed |= {"weights": blocks.values, "index": blocks.index, "start": blocks.start}
+            packed |= {"weights": _flat(blocks.values), "index": blocks.index, "start": blocks.start}
         else:
-            packed["weights"] = pack_all(op.weight, parts, 4, knobs["unroll"]).values
+            packed["weights"] = _flat(pack_all(op.weight, parts, 4, knobs["unroll"]).values)
         assert op.scale is not None
         add = -self._zero(op, dot) * op.weight.astype(np.int64).sum(1)
         if op.x_quant is not None:
@@ -217,6 +218,10 @@ class Int8Dense(Kernel):
                 dense_loop.Results(op, finish, dot.outputs, value),
             )  # fmt: skip
         return done.done()
+
+
+def _flat(values: Sequence[NDArray[Any]]) -> NDArray[Any]:
+    return np.concatenate([v.reshape(-1) for v in values])
 
 
 def _write_codes(op: Dense, dot: Dot, target: Target, x: Any, codes: Any, stride: int, peaks: int) -> None:

@@ -26,9 +26,10 @@ class Unit(Protocol):
     """How a vector of weights is multiplied.
 
     Attributes:
-        outputs: outputs of a vector of weights. inputs: inputs of a block. elements: buffer elements of a vector.
+        outputs: outputs of a vector of weights. inputs: inputs of a block.
+        elements: elements of the weight buffer that a block has for these outputs.
         accumulators, lanes, acc_dtype: registers that a vector of weights is summed into.
-        together: blocks that one step takes.
+        together: blocks that one step takes; `packed`: from one vector, else from one each.
     """
 
     @property
@@ -45,12 +46,14 @@ class Unit(Protocol):
     def acc_dtype(self) -> str: ...
     @property
     def together(self) -> int: ...
+    @property
+    def packed(self) -> bool: ...
 
-    def load_weights(self, buffer: Any, offset: Expr) -> Expr: ...
+    def load_weights(self, buffer: Any, offset: Expr) -> Any: ...
 
     def load_input(self, buffer: Any, offset: Expr) -> Any: ...
 
-    def step(self, sums: Sequence[Expr], weights: Sequence[Expr], inputs: Sequence[Any]) -> list[Expr]: ...
+    def step(self, sums: Sequence[Expr], weights: Sequence[Any], inputs: Sequence[Any]) -> list[Expr]: ...
 
     def total(self, sums: Sequence[Expr]) -> Expr: ...
 
@@ -87,7 +90,7 @@ def multiply(
 
     Args:
         x: buffer of the inputs, `stride` elements between samples.
-        index, start: buffers of `sparse.Blocks`, or None.
+        index, start: buffers of `sparse.Blocks`, or None. With `start` alone, the unit finds its inputs itself.
         finish: called with section, panel, sample and the sums of a panel, one vector for each of weights.
     """
     from edgecsi.kernels import emit as e
@@ -101,7 +104,7 @@ def multiply(
             def tile(sample: Expr, samples: int) -> None:
                 sums = _block_sums(
                     unit, loop, samples, part.rows // unit.outputs, size, weights, element, x,
-                    [(sample + s) * stride for s in range(samples)], index, first, count,
+                    [(sample + s) * stride for s in range(samples)], index, start, first, count,
                 )  # fmt: skip
                 for s in range(samples):
                     finish(part, p, sample + s, sums[s])
@@ -113,7 +116,7 @@ def multiply(
             for sample, samples in vector_widths(batch - whole * loop.samples, loop.samples):
                 tile(whole * loop.samples + sample, samples)
 
-        if index is None:
+        if start is None:
             with e.serial(part.panels) as p:
                 panel(p, 0, loop.blocks // loop.unroll, before + p * (loop.blocks * size))
             before += part.panels * loop.blocks * size
@@ -138,6 +141,7 @@ def _block_sums(
     x: Any,
     at: Sequence[Expr],
     index: Any | None,
+    start: Any | None,
     first: Expr,
     count: Expr,
 ) -> list[list[Expr]]:
@@ -159,19 +163,22 @@ def _block_sums(
     with e.serial(count) as q:
         for step in range(0, loop.unroll, unit.together):
             blocks = range(step, step + unit.together)
-            if index is None:
+            if index is not None:
+                places = [e.let(T.cast(index[(first + q) * loop.unroll + u], "int32")) for u in blocks]
+            elif start is None:
                 places = [(q * loop.unroll + u) * unit.inputs for u in blocks]
             else:
-                places = [
-                    e.let(T.cast(index[(first + q) * loop.unroll + u], "int32")) for u in blocks
-                ]
+                places = [0 for u in blocks]
             inputs = [[unit.load_input(x, at[s] + p) for p in places] for s in range(samples)]
             k = step // unit.together % sets
             for v in range(vectors):
-                loaded = [
-                    e.let(unit.load_weights(weights, base + (q * loop.unroll + u) * size + v * unit.elements))
-                    for u in blocks
-                ]
+                here = base + (q * loop.unroll + step) * size
+                if unit.packed:
+                    loaded = [unit.load_weights(weights, here + v * (unit.elements * unit.together))]
+                else:
+                    loaded = [
+                        unit.load_weights(weights, here + (u - step) * size + v * unit.elements) for u in blocks
+                    ]
                 for s in range(samples):
                     old = [e.load(registers, place(s, k, v, a), lanes) for a in range(per)]
                     for a, value in enumerate(unit.step(old, loaded, inputs[s])):

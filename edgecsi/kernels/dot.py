@@ -39,6 +39,7 @@ class Dot(ABC):
     steps: float = 1.0
 
     inputs = 4
+    packed = False
 
     @property
     def outputs(self) -> int:
@@ -65,7 +66,7 @@ class Dot(ABC):
     def load_weights(self, buffer: Any, offset: Expr) -> Expr:
         from edgecsi.kernels import emit as e
 
-        return e.load(buffer, offset, self.vector)
+        return e.let(e.load(buffer, offset, self.vector))
 
     def load_input(self, buffer: Any, offset: Expr) -> Expr:
         """4 codes in every output's place."""

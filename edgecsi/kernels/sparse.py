@@ -35,10 +35,12 @@ def sections(outputs: int, rows: int, lanes: int) -> list[Section]:
     return result
 
 
-def padded(weight: NDArray[Any], rows: int, columns: int) -> NDArray[Any]:
-    """The matrix with zeros below and to the right, up to multiples of `rows` and `columns`."""
+def padded(weight: NDArray[Any], rows: int, columns: int, filler: int = 0) -> NDArray[Any]:
+    """The matrix with `filler` below and to the right, up to multiples of `rows` and `columns`."""
     below, right = -weight.shape[0] % rows, -weight.shape[1] % columns
-    return np.pad(weight, ((0, below), (0, right))) if below or right else weight
+    if not below and not right:
+        return weight
+    return np.pad(weight, ((0, below), (0, right)), constant_values=filler)
 
 
 def block_mask(weight: NDArray[Any], rows: int, columns: int) -> NDArray[np.bool_]:
@@ -54,62 +56,133 @@ def used_inputs(weight: NDArray[Any]) -> NDArray[np.int64]:
     return np.flatnonzero((weight != 0).any(axis=0))
 
 
-def stored_blocks(mask: NDArray[np.bool_], multiple: int) -> int:
-    """Blocks stored when each panel holds a multiple of `multiple`."""
-    return int((-(-mask.sum(axis=1) // multiple) * multiple).sum())
-
-
 @dataclass(frozen=True)
 class Blocks:
     """Blocks in the order they are read.
 
     Attributes:
-        values: 1-D; panel by panel, block by block.
+        values: for each section ``[blocks, rows, columns]``, panel by panel.
         index: where a block's inputs start in the memory of one sample, per block; None if the blocks of a
             panel are all of them, in order.
-        start: ``[panels + 1]``, number of the first group of blocks of each panel, over all sections; None without index.
+        start: ``[panels + 1]``, number of the first group of blocks of each panel, over all sections; None
+            without index.
     """
 
-    values: NDArray[Any]
-    index: NDArray[Any] | None
-    start: NDArray[np.int32] | None
+    values: list[NDArray[Any]]
+    index: NDArray[Any] | None = None
+    start: NDArray[np.int32] | None = None
 
 
-def pack_all(weight: NDArray[Any], parts: Sequence[Section], columns: int, multiple: int) -> Blocks:
-    """Every block, in order, in a multiple of `multiple` blocks; a block is ``[rows, columns]``."""
-    wide = padded(weight, 1, columns * multiple)
-    values = []
-    for part in parts:
-        piece = padded(wide[part.first : part.first + part.valid], part.rows, 1)
-        tiles = piece.reshape(part.panels, part.rows, -1, columns).transpose(0, 2, 1, 3)
-        values.append(tiles.reshape(-1))
-    return Blocks(np.concatenate(values), None, None)
+def _tiles(part: Section, weight: NDArray[Any], columns: int, multiple: int, filler: int) -> NDArray[Any]:
+    """The blocks of a section, ``[panels, blocks, rows, columns]``."""
+    piece = padded(weight[part.first : part.first + part.valid], part.rows, columns * multiple, filler)
+    return piece.reshape(part.panels, part.rows, -1, columns).transpose(0, 2, 1, 3)
+
+
+def pack_all(
+    weight: NDArray[Any], parts: Sequence[Section], columns: int, multiple: int, filler: int = 0
+) -> Blocks:
+    """Every block, in order, in a multiple of `multiple` blocks a panel."""
+    tiles = [_tiles(part, weight, columns, multiple, filler) for part in parts]
+    return Blocks([t.reshape(-1, *t.shape[2:]) for t in tiles])
 
 
 def pack_blocks(
-    weight: NDArray[Any], parts: Sequence[Section], columns: int, multiple: int, position: NDArray[np.int64]
+    weight: NDArray[Any],
+    parts: Sequence[Section],
+    columns: int,
+    multiple: int,
+    position: NDArray[np.int64],
+    filler: int = 0,
 ) -> Blocks:
-    """The blocks that hold anything, each panel filled up to a multiple of `multiple`.
+    """The blocks that hold anything but `filler`, each panel filled up to a multiple of `multiple`.
 
-    A filler holds zeros and reads what its panel's last block reads, so that it brings no infinity of its own.
+    A filler block reads what its panel's last block reads, so that it brings no infinity of its own.
 
     Args:
         position: ``[ceil(I / columns)]``, where each block of inputs starts in memory.
     """
-    values, index, counts = [], [], [0]
-    wide = padded(weight, 1, columns)
+    values, index, counts = [], [np.zeros(0, np.int64)], [0]
     for part in parts:
-        piece = padded(wide[part.first : part.first + part.valid], part.rows, 1)
-        tiles = piece.reshape(part.panels, part.rows, -1, columns).transpose(0, 2, 1, 3)
-        for tile in tiles:
-            used = np.flatnonzero((tile != 0).any(axis=(1, 2)))
+        kept = []
+        for tile in _tiles(part, weight, columns, 1, filler):
+            used = np.flatnonzero((tile != filler).any(axis=(1, 2)))
             fill = -used.size % multiple
-            values.append(tile[used].reshape(-1))
-            values.append(np.zeros(fill * part.rows * columns, weight.dtype))
+            kept.append(tile[used])
+            kept.append(np.full((fill, part.rows, columns), filler, weight.dtype))
             index.append(position[np.pad(used, (0, fill), mode="edge")] if used.size else used)
             counts.append((used.size + fill) // multiple)
-    places = np.concatenate(index)
-    small = not places.size or int(places.max()) < 1 << 16
-    return Blocks(
-        np.concatenate(values), places.astype(np.uint16 if small else np.int32), np.cumsum(counts).astype(np.int32)
+        values.append(np.concatenate(kept))
+    return Blocks(values, narrow(np.concatenate(index)), np.cumsum(counts).astype(np.int32))
+
+
+def narrow(places: NDArray[np.int64]) -> NDArray[Any]:
+    """As uint16 where they fit, else int32."""
+    return places.astype(np.uint16 if not places.size or int(places.max()) < 1 << 16 else np.int32)
+
+
+@dataclass(frozen=True)
+class Slices:
+    """Single weights in the order they are read: a slice has at most one of each output of its panel.
+
+    Attributes:
+        values: ``[slices, rows]``. lane: ``[slices, rows]``, the input of each weight, counted from the slice's window.
+        window: ``[slices]``, first input of the window. start: as in `Blocks`.
+    """
+
+    values: NDArray[Any]
+    lane: NDArray[np.int64]
+    window: NDArray[np.int64]
+    start: NDArray[np.int32]
+
+
+def pack_slices(weight: NDArray[Any], rows: int, width: int, multiple: int) -> Slices:
+    """Weights in slices whose inputs all lie within a window of `width` neighbouring inputs.
+
+    Every output's weights are taken from left to right; a slice's window begins at the leftmost that waits, and
+    takes along those of the other outputs that lie in it.
+    """
+    inputs = weight.shape[1]
+    values, lanes, windows, counts = [], [], [], [0]
+    never = np.int64(inputs)
+    for panel in padded(weight, rows, 1).reshape(-1, rows, inputs):
+        found = [np.flatnonzero(row) for row in panel]
+        longest = max(f.size for f in found)
+        columns = np.full((rows, longest + 1), never)
+        for row, f in enumerate(found):
+            columns[row, : f.size] = f
+        every, next_ = np.arange(rows), np.zeros(rows, np.int64)
+        slices = 0
+        while True:
+            waiting = columns[every, next_]
+            low = int(waiting.min())
+            if low == never:
+                break
+            low = max(0, min(low, inputs - width))
+            taken = waiting < min(low + width, inputs)
+            at = np.where(taken, waiting, waiting.min())
+            values.append(np.where(taken, panel[every, at], 0))
+            lanes.append(at - low)
+            windows.append(low)
+            next_ += taken
+            slices += 1
+        for _ in range(-slices % multiple):
+            values.append(np.zeros(rows, weight.dtype))
+            lanes.append(lanes[-1])
+            windows.append(windows[-1])
+        counts.append(-(-slices // multiple))
+    shape = (len(windows), rows)
+    return Slices(
+        np.array(values, weight.dtype).reshape(shape),
+        np.array(lanes, np.int64).reshape(shape),
+        np.array(windows, np.int64),
+        np.cumsum(counts).astype(np.int32),
     )
+
+
+def count_slices(weight: NDArray[Any], rows: int, width: int, multiple: int) -> int:
+    """About how many slices `pack_slices` makes, from a few panels."""
+    panels = -(-weight.shape[0] // rows)
+    some = sorted({int(i) for i in np.linspace(0, panels - 1, 4)})
+    sample = np.concatenate([weight[p * rows : (p + 1) * rows] for p in some])
+    return round(int(pack_slices(sample, rows, width, multiple).start[-1]) * multiple * panels / len(some))

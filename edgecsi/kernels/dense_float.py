@@ -1,0 +1,353 @@
+"""What the dense kernels with fp32 activations share. A kernel name adds the format of the weights."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecsi.kernels import dense_loop
+from edgecsi.kernels.base import Kernel, Knobs
+from edgecsi.kernels.dense_loop import Loop
+from edgecsi.kernels.float_units import FloatUnit, GatherUnit, TableUnit, WindowUnit
+from edgecsi.kernels.ops import Cost, Dense
+from edgecsi.kernels.sparse import (
+    Blocks,
+    Section,
+    block_mask,
+    count_slices,
+    narrow,
+    pack_all,
+    pack_blocks,
+    pack_slices,
+    sections,
+)
+from edgecsi.target import Target
+
+if TYPE_CHECKING:
+    from tvm.tirx import PrimFunc
+
+
+class FloatDense(Kernel):
+    """Fp32 inputs and sums, weights in any format."""
+
+    op = Dense
+
+    def refuses(self, op: Dense, target: Target) -> str:
+        if op.dynamic or op.x_quant is not None:
+            return "the input is to be quantised"
+        return ""
+
+    @abstractmethod
+    def unit(self, op: Dense, target: Target, knobs: Knobs) -> FloatUnit:
+        """How weights are multiplied."""
+
+    @abstractmethod
+    def pack(self, op: Dense, target: Target, knobs: Knobs) -> dict[str, NDArray[Any]]:
+        """``weights``, and ``index``, ``start``, ``lane``, ``table`` where the format has them."""
+
+    @abstractmethod
+    def parts(self, op: Dense, target: Target, knobs: Knobs) -> list[Section]:
+        """The panels."""
+
+    def copies_input(self, op: Dense, knobs: Knobs) -> bool:
+        """Whether the input is copied to the workspace, because all of it is read in order and it is not so."""
+        return False
+
+    def _all(self, op: Dense, target: Target, knobs: Knobs) -> dict[str, NDArray[Any]]:
+        packed = self.pack(op, target, knobs)
+        if op.scale is not None:
+            packed["scale"] = op.scale.astype(np.float32)
+        if op.bias is not None:
+            packed["bias"] = op.bias.astype(np.float32)
+        return packed
+
+    def constants(self, op: Dense, target: Target, knobs: Knobs) -> list[NDArray[Any]]:
+        from edgecsi.kernels.emit import epilogue_constants
+
+        return [*self._all(op, target, knobs).values(), *epilogue_constants(op)]
+
+    def _copy_stride(self, op: Dense, knobs: Knobs) -> int:
+        return -(-op.weight.shape[1] // knobs["unroll"]) * knobs["unroll"]
+
+    def scratch(self, op: Dense, target: Target, knobs: Knobs) -> int:
+        return 4 * op.x.shape[0] * self._copy_stride(op, knobs) if self.copies_input(op, knobs) else 0
+
+    def emit(self, op: Dense, target: Target, knobs: Knobs) -> PrimFunc:
+        from edgecsi.kernels import emit as e
+
+        unit = self.unit(op, target, knobs)
+        batch = op.x.shape[0]
+        packed = self._all(op, target, knobs)
+        constants = self.constants(op, target, knobs)
+        scratch = self.scratch(op, target, knobs)
+        stride = self._copy_stride(op, knobs)
+        loop = Loop(
+            self.parts(op, target, knobs), knobs["unroll"], knobs["sets"], knobs["samples"], blocks=stride
+        )
+        if loop.unroll % unit.together:
+            raise ValueError(f"this format takes {unit.together} inputs at once")
+        with e.function(op, constants, scratch) as (done, buffers):
+            e.zero_halo(buffers[len(op.inputs) + len(constants)], op.y)
+            named = dict(zip(packed, buffers[len(op.inputs) :], strict=False))
+            finish = e.Finish(op, buffers, 1, len(op.inputs) + len(packed), target)
+            x, between = buffers[0], op.x.stride
+            if scratch:
+                _copy(op, target, x, buffers[-1], stride)
+                x, between = buffers[-1], stride
+            if isinstance(unit, TableUnit):
+                unit.prepare(named["table"])
+            elif isinstance(unit, WindowUnit | GatherUnit):
+                unit.lane = named["lane"]
+
+            def value(total: Any, output: Any, sample: Any) -> Any:
+                lanes = e.lanes_of(total)
+                if "scale" in named:
+                    total = total * e.load(named["scale"], output, lanes)
+                if "bias" in named:
+                    total = total + e.load(named["bias"], output, lanes)
+                return total
+
+            dense_loop.multiply(
+                unit, loop, batch, named["weights"], x, between, named.get("index"), named.get("start"),
+                dense_loop.Results(op, finish, target.lanes_f32, value),
+            )  # fmt: skip
+        return done.done()
+
+
+class BlockDense(FloatDense):
+    """Fp32 or int8 weights, or 4-bit indices of a table, in blocks of some outputs x 1 input.
+
+    Attributes:
+        rows: outputs of a stored block; 0 stores all.
+        weights: ``f32``, ``qs8w`` or ``lut16``.
+    """
+
+    rows: ClassVar[int] = 0
+    weights: ClassVar[str]
+
+    def refuses(self, op: Dense, target: Target) -> str:
+        if reason := super().refuses(op, target):
+            return reason
+        if self.weights == "lut16":
+            if op.table is None or op.table.size > 16:
+                return "the weights are not indices of a table of up to 16"
+            if self.rows and not (op.table == 0).any():
+                return "the table has no 0"
+            if self.rows and self.rows % (16 if target.arch == "aarch64" else target.lanes_f32):
+                return f"blocks of {self.rows} outputs do not fill a vector"
+            return ""
+        kind = np.int8 if self.weights == "qs8w" else np.float32
+        if op.table is not None or op.weight.dtype != kind:
+            return f"the weights are not {np.dtype(kind)}"
+        return ""
+
+    def unit(self, op: Dense, target: Target, knobs: Knobs) -> FloatUnit:
+        raw = self.copies_input(op, knobs)
+        if self.weights == "lut16":
+            return TableUnit(target, raw)
+        lanes = min(target.lanes_f32, self.rows or 16)
+        # Int8 is loaded 16 at a time where registers are narrow, then widened step by step.
+        outputs = min(self.rows or 16, 16) if self.weights == "qs8w" and target.arch == "aarch64" else lanes
+        return FloatUnit(lanes, outputs, str(op.weight.dtype), raw)
+
+    def knobs(self, op: Dense, target: Target) -> Knobs:
+        plain = {"rows": self.rows or 16, "unroll": 1}
+        unit = self.unit(op, target, plain)
+        batch = op.x.shape[0]
+        many = target.vector_registers == 32
+        per = unit.accumulators
+        room = max(1, (24 if many else 10) // per)
+        samples = 1 << min(batch.bit_length() - 1, (min(room, 8) if self.weights != "lut16" else 4).bit_length() - 1)
+        if self.rows:
+            vectors = self.rows // unit.outputs
+            mean = float(self._mask(op, self.rows).sum(1).mean())
+            unroll = 8 if unit.together == 8 else 4 if mean >= 8 else 2
+        else:
+            vectors = max(1, min((8 if many else 4) // (per * samples), -(-op.weight.shape[0] // unit.outputs)))
+            unroll = 8 if unit.together == 8 else 4
+            if op.weight.shape[1] % unroll and unit.together <= 2:
+                unroll = next(u for u in (2, 1) if u % unit.together == 0 and (op.weight.shape[1] % u == 0 or u == unit.together))
+        samples = max(1, min(samples, 1 << (max(1, room // vectors).bit_length() - 1)))
+        sets = max(1, min(unroll // unit.together, 8 // (vectors * per * samples)))
+        rows = self.rows or vectors * unit.outputs
+        return {"rows": rows, "unroll": unroll, "sets": sets, "samples": samples}
+
+    def space(self, op: Dense, target: Target) -> dict[str, Any]:
+        unit = self.unit(op, target, {"rows": self.rows or 16, "unroll": 1})
+        batch = op.x.shape[0]
+        return {
+            "rows": (self.rows,) if self.rows else tuple(unit.outputs * v for v in (1, 2, 4, 8)),
+            "unroll": tuple(u for u in (1, 2, 4, 8) if u % unit.together == 0),
+            "sets": (1, 2, 4),
+            "samples": tuple(s for s in (1, 2, 4, 8, 16) if s <= batch),
+        }
+
+    def _mask(self, op: Dense, rows: int) -> NDArray[np.bool_]:
+        return block_mask(op.dense_weight(), rows, 1)
+
+    def cost(self, op: Dense, target: Target, knobs: Knobs) -> Cost:
+        outputs, inputs = op.weight.shape
+        unit = self.unit(op, target, knobs)
+        rows, unroll = knobs["rows"], knobs["unroll"]
+        panels = -(-outputs // rows)
+        if self.rows:
+            counts = self._mask(op, rows).sum(1)
+            blocks = int((-(-counts // unroll) * unroll).sum())
+        else:
+            blocks = panels * inputs
+        per = {"f32": 4.0, "qs8w": 1.0, "lut16": 0.5}[self.weights]
+        return dense_loop.cost(
+            target,
+            batch=op.x.shape[0],
+            blocks=blocks,
+            panels=panels,
+            vectors=-(-rows // unit.lanes),
+            vector_bytes=int(unit.lanes * per) if per >= 1 else unit.lanes // 2,
+            instructions=unit.steps,
+            index_bytes=2 if self.rows else 0,
+            samples=knobs["samples"],
+            prepared=inputs * 8 if self.copies_input(op, knobs) else 0,
+            macs=blocks * rows,
+        )
+
+    def parts(self, op: Dense, target: Target, knobs: Knobs) -> list[Section]:
+        return sections(op.weight.shape[0], knobs["rows"], self.unit(op, target, knobs).outputs)
+
+    def copies_input(self, op: Dense, knobs: Knobs) -> bool:
+        if self.rows:
+            return False
+        places = dense_loop.positions(op.x, 1)
+        assert places is not None
+        return bool(places.size % knobs["unroll"] or (np.diff(places) != 1).any())
+
+    def pack(self, op: Dense, target: Target, knobs: Knobs) -> dict[str, NDArray[Any]]:
+        unit = self.unit(op, target, knobs)
+        parts = self.parts(op, target, knobs)
+        filler = 0
+        if op.table is not None:
+            zeros = np.flatnonzero(op.table == 0)
+            filler = int(zeros[0]) if zeros.size else 0
+        weight = op.weight
+        if op.table is not None and self.rows:
+            # Several entries may be 0; the blocks are found by one.
+            weight = np.where(op.table[weight] == 0, np.uint8(filler), weight)
+        places = dense_loop.positions(op.x, 1)
+        assert places is not None
+        blocks: Blocks = (
+            pack_blocks(weight, parts, 1, knobs["unroll"], places, filler)
+            if self.rows
+            else pack_all(weight, parts, 1, knobs["unroll"], filler)
+        )
+        if isinstance(unit, TableUnit):
+            values = [unit.pack(v[:, :, 0].astype(np.uint8)) for v in blocks.values]
+        else:
+            values = [v.reshape(-1) for v in blocks.values]
+        packed = {"weights": np.concatenate(values)}
+        if blocks.index is not None and blocks.start is not None:
+            packed |= {"index": blocks.index, "start": blocks.start}
+        if isinstance(unit, TableUnit):
+            assert op.table is not None
+            packed["table"] = unit.constant(op.table)
+        return packed
+
+
+class SliceDense(FloatDense):
+    """Single weights, without any pattern, in slices of one weight for each output of a panel.
+
+    Attributes:
+        rows: outputs of a panel, a register of fp32.
+        weights: ``f32`` or ``qs8w``.
+    """
+
+    rows: ClassVar[int]
+    weights: ClassVar[str]
+
+    def refuses(self, op: Dense, target: Target) -> str:
+        if reason := super().refuses(op, target):
+            return reason
+        kind = np.int8 if self.weights == "qs8w" else np.float32
+        if op.table is not None or op.weight.dtype != kind:
+            return f"the weights are not {np.dtype(kind)}"
+        if target.lanes_f32 != self.rows:
+            return f"{target.id} has {target.lanes_f32} lanes, not {self.rows}"
+        if self.rows > 4 and op.x.size < 2 * self.rows:
+            return "there are fewer inputs than a window has"
+        if (op.weight != 0).mean() > 0.6:
+            return "too few weights are 0"
+        return ""
+
+    def unit(self, op: Dense, target: Target, knobs: Knobs) -> WindowUnit | GatherUnit:
+        kind = str(op.weight.dtype)
+        return GatherUnit(self.rows, kind) if self.rows == 4 else WindowUnit(self.rows, kind)
+
+    def knobs(self, op: Dense, target: Target) -> Knobs:
+        samples = 1 << min(op.x.shape[0].bit_length() - 1, 2)
+        return {"unroll": 4, "sets": 4 if samples == 1 else 1, "samples": samples}
+
+    def space(self, op: Dense, target: Target) -> dict[str, Any]:
+        return {
+            "unroll": (2, 4, 8),
+            "sets": (1, 2, 4),
+            "samples": tuple(s for s in (1, 2, 4, 8) if s <= op.x.shape[0]),
+        }
+
+    def _width(self, op: Dense, target: Target, knobs: Knobs) -> int:
+        return min(self.unit(op, target, knobs).width, op.x.sample)
+
+    def cost(self, op: Dense, target: Target, knobs: Knobs) -> Cost:
+        unit = self.unit(op, target, knobs)
+        slices = count_slices(op.weight, self.rows, self._width(op, target, knobs), knobs["unroll"])
+        window = isinstance(unit, WindowUnit)
+        return dense_loop.cost(
+            target,
+            batch=op.x.shape[0],
+            blocks=slices,
+            panels=-(-op.weight.shape[0] // self.rows),
+            vectors=1,
+            vector_bytes=self.rows * (op.weight.itemsize + (1 if window else 2)),
+            instructions=unit.steps,
+            index_bytes=2 if window else 0,
+            samples=knobs["samples"],
+            prepared=0,
+            macs=slices * self.rows,
+        )
+
+    def parts(self, op: Dense, target: Target, knobs: Knobs) -> list[Section]:
+        outputs = op.weight.shape[0]
+        return sections(outputs, self.rows, self.rows)
+
+    def pack(self, op: Dense, target: Target, knobs: Knobs) -> dict[str, NDArray[Any]]:
+        unit = self.unit(op, target, knobs)
+        places = dense_loop.positions(op.x, 1)
+        assert places is not None
+        # As it lies in memory, gaps included: a window is what one load brings.
+        spread = np.zeros((op.weight.shape[0], op.x.sample), op.weight.dtype)
+        spread[:, places] = op.weight
+        slices = pack_slices(spread, self.rows, self._width(op, target, knobs), knobs["unroll"])
+        packed = {"weights": slices.values.reshape(-1), "start": slices.start}
+        if isinstance(unit, WindowUnit):
+            packed |= {"lane": unit.code(slices.lane).reshape(-1), "index": narrow(slices.window)}
+        else:
+            packed["lane"] = narrow((slices.window[:, None] + slices.lane).reshape(-1))
+        return packed
+
+
+def _copy(op: Dense, target: Target, x: Any, scratch: Any, stride: int) -> None:
+    """Emit a copy of the input, in order, with zeros behind it."""
+    from tvm.tirx.script import builder as T
+
+    from edgecsi.kernels import emit as e
+
+    inputs = op.weight.shape[1]
+    with e.serial(op.x.shape[0]) as sample:
+
+        def copy(element: Any, offset: Any, count: int) -> None:
+            value = e.load(x, sample * op.x.stride + offset, count)
+            e.store(scratch, (sample * stride + element) * 4, T.reinterpret(value, dtype=f"uint8x{4 * count}"))
+
+        dense_loop.each_run(op.x, target.lanes_f32, copy)
+        for k in range(inputs, stride):
+            e.store(scratch, (sample * stride + k) * 4, e.splat(0, 4, "uint8"))

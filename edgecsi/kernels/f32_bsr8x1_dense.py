@@ -1,0 +1,11 @@
+"""Dense layer with fp32 activations, fp32 weights, only blocks of 8 outputs x 1 input that hold weights are stored."""
+
+from edgecsi.kernels.base import register
+from edgecsi.kernels.dense_float import BlockDense
+
+
+@register
+class F32Bsr8x1Dense(BlockDense):
+    name = "f32_bsr8x1_dense"
+    rows = 8
+    weights = "f32"

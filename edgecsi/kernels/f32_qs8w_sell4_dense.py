@@ -1,0 +1,12 @@
+"""Dense layer with fp32 activations, int8 weights, zeros anywhere: 4 outputs take a weight each and the kernel
+loads them one by one."""
+
+from edgecsi.kernels.base import register
+from edgecsi.kernels.dense_float import SliceDense
+
+
+@register
+class F32Qs8wSell4Dense(SliceDense):
+    name = "f32_qs8w_sell4_dense"
+    rows = 4
+    weights = "qs8w"

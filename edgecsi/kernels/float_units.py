@@ -1,0 +1,266 @@
+"""Ways to multiply fp32 inputs with stored weights, for `dense_loop.multiply`.
+
+Weights are fp32, int8 (widened on the way in, scaled at the end), 4-bit indices into a table of 16 that stays
+in registers, or single weights whose inputs are picked out of a window of neighbouring ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecsi.target import Target
+
+Expr = Any
+
+
+class FloatUnit:
+    """Fp32 weights, or int8 as numbers: one vector of outputs times one input.
+
+    Attributes:
+        lanes: of a register. outputs: of one load of weights. raw: the input is read from bytes of the workspace.
+        steps: instructions for one vector of lanes, loads left out; for costs.
+    """
+
+    inputs = 1
+    together = 1
+    packed = False
+    acc_dtype = "float32"
+    steps = 1.0
+
+    def __init__(self, lanes: int, outputs: int, dtype: str, raw: bool = False) -> None:
+        self.lanes, self.outputs, self.dtype, self.raw = lanes, outputs, dtype, raw
+        self.steps = 1.0 if dtype == "float32" else 3.0
+
+    @property
+    def elements(self) -> int:
+        return self.outputs
+
+    @property
+    def accumulators(self) -> int:
+        return self.outputs // self.lanes
+
+    def load_weights(self, buffer: Any, offset: Expr) -> Any:
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        value = e.load(buffer, offset, self.outputs)
+        if self.dtype != "float32":
+            value = T.cast(value, e.vector_type("float32", self.outputs))
+        value = e.let(value)
+        if self.accumulators == 1:
+            return [value]
+        return [e.part(value, a * self.lanes, self.lanes) for a in range(self.accumulators)]
+
+    def load_input(self, buffer: Any, offset: Expr) -> Any:
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        if self.raw:
+            value = T.reinterpret(e.load(buffer, offset * 4, 4), dtype="float32")
+        else:
+            value = e.load(buffer, offset, 1)
+        return e.let(e.splat(value, self.lanes))
+
+    def step(self, sums: Sequence[Expr], weights: Sequence[Any], inputs: Sequence[Any]) -> list[Expr]:
+        return [total + w * inputs[0] for total, w in zip(sums, weights[0], strict=True)]
+
+    def total(self, sums: Sequence[Expr]) -> Expr:
+        from edgecsi.kernels import emit as e
+
+        return sums[0] if len(sums) == 1 else e.shuffle(sums, range(self.outputs))
+
+
+class TableUnit(FloatUnit):
+    """Weights are 4-bit indices; several inputs share a vector of them.
+
+    On x86 a vector holds a 32-bit word for each output, with 8 inputs, and the table is permuted by it. On ARM it
+    holds a byte for each of 16 outputs, with 2 inputs; each byte of the fp32 number comes out of its own table.
+    """
+
+    packed = True
+
+    def __init__(self, target: Target, raw: bool = False) -> None:
+        arm = target.arch == "aarch64"
+        super().__init__(target.lanes_f32, 16 if arm else target.lanes_f32, "uint8", raw)
+        self.arm = arm
+        self.together = 2 if arm else 8
+        self.steps = 4.0 if arm else 3.0 if self.lanes == 16 else 6.0
+        self.tables: list[Expr] = []
+
+    @property
+    def elements(self) -> int:
+        """Bytes of one input's indices."""
+        return self.outputs // 2
+
+    @property
+    def accumulators(self) -> int:
+        return 4 if self.arm else 2
+
+    def constant(self, table: NDArray[np.float32]) -> NDArray[Any]:
+        """The table as `prepare` reads it."""
+        full = np.zeros(16, np.float32)
+        full[: table.size] = table
+        return np.ascontiguousarray(full.view(np.uint8).reshape(16, 4).T).reshape(-1) if self.arm else full
+
+    def prepare(self, table: Any) -> None:
+        """Emit the loads of the table."""
+        from edgecsi.kernels import emit as e
+
+        size = 16 if self.arm else self.lanes
+        self.tables = [e.let(e.load(table, at, size)) for at in range(0, 64 if self.arm else 16, size)]
+
+    def pack(self, indices: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """``[blocks, rows]`` indices to bytes, `together` blocks at a time."""
+        blocks, rows = indices.shape
+        tiles = indices.reshape(blocks // self.together, self.together, rows // self.outputs, self.outputs)
+        kind = np.uint8 if self.arm else np.uint32
+        shifts = (4 * np.arange(self.together, dtype=kind)).reshape(1, -1, 1, 1)
+        words = np.bitwise_or.reduce(tiles.astype(kind) << shifts, axis=1)
+        return np.ascontiguousarray(words).reshape(-1).view(np.uint8)
+
+    def load_weights(self, buffer: Any, offset: Expr) -> Any:
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        if self.arm:
+            return e.let(e.load(buffer, offset, 16))
+        words = e.load(buffer, offset, 4 * self.lanes)
+        return e.let(T.reinterpret(words, dtype=f"int32x{self.lanes}"))
+
+    def step(self, sums: Sequence[Expr], weights: Sequence[Any], inputs: Sequence[Any]) -> list[Expr]:
+        from edgecsi.kernels import emit as e
+
+        result = list(sums)
+        for k, x in enumerate(inputs):
+            if self.arm:
+                result = [total + w * x for total, w in zip(result, self._bytes(weights[0], k), strict=True)]
+            else:
+                result[k % 2] = e.let(result[k % 2] + self._word(weights[0], k) * x)
+        return result
+
+    def _word(self, words: Expr, k: int) -> Expr:
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        kind = f"float32x{self.lanes}"
+        index = T.shift_right(words, e.splat(4 * k, self.lanes, "int32")) if k else words
+        if self.lanes == 16:
+            return e.intrinsic("llvm.x86.avx512.permvar.sf.512", kind, self.tables[0], index)
+        low, high = (e.intrinsic("llvm.x86.avx2.permps", kind, t, index) for t in self.tables)
+        # The index's fourth bit, moved to the sign, picks the half of the table.
+        sign = T.shift_left(words, e.splat(28 - 4 * k, self.lanes, "int32")) if k < 7 else words
+        return e.intrinsic("llvm.x86.avx.blendv.ps.256", kind, low, high, T.reinterpret(sign, dtype=kind))
+
+    def _bytes(self, pairs: Expr, k: int) -> list[Expr]:
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        index = T.shift_right(pairs, e.splat(4, 16, "uint8")) if k else pairs & e.splat(15, 16, "uint8")
+        index = e.let(index)
+        planes = [e.intrinsic("llvm.aarch64.neon.tbl1", "uint8x16", t, index) for t in self.tables]
+
+        def zip_(a: Expr, b: Expr, dtype: str) -> list[Expr]:
+            lanes = e.lanes_of(a)
+            halves = (range(lanes // 2), range(lanes // 2, lanes))
+            order = [[n for i in half for n in (i, lanes + i)] for half in halves]
+            return [e.let(T.reinterpret(e.shuffle([a, b], o), dtype=dtype)) for o in order]
+
+        low = zip_(planes[0], planes[1], "int16x8")
+        high = zip_(planes[2], planes[3], "int16x8")
+        return [w for a, b in zip(low, high, strict=True) for w in zip_(a, b, "float32x4")]
+
+    def total(self, sums: Sequence[Expr]) -> Expr:
+        from edgecsi.kernels import emit as e
+
+        return e.shuffle(sums, range(16)) if self.arm else sums[0] + sums[1]
+
+
+class WindowUnit(FloatUnit):
+    """Single weights, one of each output, whose inputs lie in a window of two registers: a permutation fetches them.
+
+    `lane` is the buffer of `Slices.lane`, a byte for each weight, as `code` writes them.
+    """
+
+    def __init__(self, lanes: int, dtype: str) -> None:
+        super().__init__(lanes, lanes, dtype)
+        self.width = 2 * lanes
+        self.steps += 1.0 if lanes == 16 else 3.0
+        self.lane: Any = None
+
+    def code(self, lane: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Lanes of the window as bytes; on 8 lanes the sign picks the second register."""
+        if self.lanes == 16:
+            return lane.astype(np.uint8)
+        return ((lane & 7) | ((lane >> 3) << 7)).astype(np.uint8)
+
+    def load_weights(self, buffer: Any, offset: Expr) -> Any:
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        weights = super().load_weights(buffer, offset)
+        code = e.load(self.lane, offset, self.lanes)
+        if self.lanes == 8:
+            code = T.reinterpret(code, dtype="int8x8")
+        return [weights[0], e.let(T.cast(code, f"int32x{self.lanes}"))]
+
+    def load_input(self, buffer: Any, offset: Expr) -> Any:
+        from edgecsi.kernels import emit as e
+
+        return [e.let(e.load(buffer, offset + half, self.lanes)) for half in (0, self.lanes)]
+
+    def step(self, sums: Sequence[Expr], weights: Sequence[Any], inputs: Sequence[Any]) -> list[Expr]:
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        (w, lane), (a, b) = weights[0], inputs[0]
+        kind = f"float32x{self.lanes}"
+        if self.lanes == 16:
+            x = e.intrinsic("llvm.x86.avx512.vpermi2var.ps.512", kind, a, lane, b)
+        else:
+            low, high = (e.intrinsic("llvm.x86.avx2.permps", kind, v, lane) for v in (a, b))
+            x = e.intrinsic("llvm.x86.avx.blendv.ps.256", kind, low, high, T.reinterpret(lane, dtype=kind))
+        return [sums[0] + w * x]
+
+
+class GatherUnit(FloatUnit):
+    """Single weights, one of each output, whose inputs are loaded one by one.
+
+    `lane` is the buffer of where they lie in a sample's memory.
+    """
+
+    width = 1 << 30
+    steps = 4.0
+
+    def __init__(self, lanes: int, dtype: str) -> None:
+        super().__init__(lanes, lanes, dtype)
+        self.steps = 1.0 + 2 * lanes
+        self.lane: Any = None
+
+    def load_weights(self, buffer: Any, offset: Expr) -> Any:
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        weights = super().load_weights(buffer, offset)
+        return [weights[0], [e.let(T.cast(self.lane[offset + i], "int32")) for i in range(self.lanes)]]
+
+    def load_input(self, buffer: Any, offset: Expr) -> Any:
+        return buffer, offset
+
+    def step(self, sums: Sequence[Expr], weights: Sequence[Any], inputs: Sequence[Any]) -> list[Expr]:
+        from edgecsi.kernels import emit as e
+
+        (w, places), (buffer, offset) = weights[0], inputs[0]
+        x = e.shuffle([buffer[offset + p] for p in places], range(self.lanes))
+        return [sums[0] + w * x]
