@@ -93,7 +93,7 @@ class Emulated:
             numbers = np.random.default_rng(0)
             x = [numbers.standard_normal(tensor.shape, np.float32) for tensor in described.inputs]
         calls = to_calls(described, x)
-        few, many = 10, 60  # as many digits: reading the argument costs the same
+        few, many = 10, 30  # as many digits: reading the argument costs the same
         with _Job(bundle, entry, calls, self.deadline) as job:
             difference = job.count(many) - job.count(few)
         return round(difference / ((many - few) * len(calls[0])))

@@ -52,7 +52,7 @@ def test_instructions_are_counted(make, arch):
     encoder, full = (count_instructions(bundle, entry) for entry in ("encoder", "full"))
     assert 20 < encoder < 200
     assert encoder + 100 < full < 3000
-    assert abs(count_instructions(bundle, "full") - full) <= 2
+    assert abs(count_instructions(bundle, "full") - full) <= 5
 
 
 def test_an_instruction_the_cpu_lacks_is_named(tmp_path):
