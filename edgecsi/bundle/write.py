@@ -42,7 +42,7 @@ def write_bundle(out_dir: str | Path, manifest: Manifest, files: Mapping[str, by
     """
     out = Path(os.path.abspath(out_dir))
     refuse_to_replace(out)
-    fresh = out.parent / f".{out.name}.{secrets.token_hex(8)}.new"
+    fresh = out.parent / f".edgecsi.{secrets.token_hex(8)}.new"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         fresh.mkdir()
@@ -79,9 +79,9 @@ def refuse_to_replace(out: Path) -> None:
         BundleError: replacing ``out`` would destroy something that edgecsi did not write.
     """
     fix = "choose another folder with -o, or move those files away yourself"
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise BundleError(f"{out} is not a folder", "a bundle is a folder, and no link to one", fix)
     try:
+        if out.is_symlink() or (out.exists() and not out.is_dir()):
+            raise BundleError(f"{out} is not a folder", "a bundle is a folder, and no link to one", fix)
         present = sorted(
             path.relative_to(out).as_posix()
             for path in out.rglob("*")

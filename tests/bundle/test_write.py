@@ -136,6 +136,12 @@ def test_a_full_disk_is_called_that(libraries, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_name_no_file_system_takes_is_an_error(libraries, tmp_path):
+    with pytest.raises(BundleError, match="too long"):
+        _tiny.make_bundle(tmp_path / ("n" * 300), libraries(), _tiny.manifest())
+    _tiny.make_bundle(tmp_path / ("n" * 250), libraries(), _tiny.manifest())
+
+
 def test_a_missing_source_file_is_an_error_before_anything_is_replaced(bundle, tmp_path):
     files = _tiny.files(tmp_path / "no such library", _tiny.manifest())
     with pytest.raises(BundleError):
