@@ -1,9 +1,9 @@
 """exp, tanh, sigmoid, erf and softplus as polynomials on vectors: libm has scalars only, called lane by lane.
 
 All functions take a float32 TIR expression of any number of lanes and return one of the same type, built of
-additions, multiplications, divisions, comparisons and bit casts only. Errors stay below 3 units in the last place over all
-of float32, infinities and NaN give what libm gives. Coefficients are weighted minimax fits (Lawson's
-iteration) made for this file.
+additions, multiplications, divisions, comparisons and bit casts only. Errors stay below 3 units in the last
+place over all of float32; infinities and NaN give what libm gives. Coefficients are weighted minimax fits
+(Lawson's iteration) made for this file.
 """
 
 from __future__ import annotations
@@ -123,7 +123,7 @@ def softplus(x: Expr) -> Expr:
 
 @cache
 def use_vector_math() -> None:
-    """Have TVM lower its own exp, tanh, sigmoid and erf of float32, scalar or vector, to the polynomials of this file."""
+    """Have TVM lower its own exp, tanh, sigmoid and erf of float32, scalar or vector, to these polynomials."""
     import tvm
     from tvm import tirx
 

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.kernels.base import Kernel, Knobs, constant_bytes, register
+from edgecsi.kernels.base import Kernel, Knobs, register
+from edgecsi.kernels.layout import vector_widths
 from edgecsi.kernels.ops import Conv2d, Cost
 from edgecsi.target import Target
 
@@ -56,9 +57,8 @@ class F32Conv2dDirect(Kernel):
         outs = op.weight.shape[0] // op.groups
         spare = 4 if target.vector_registers == 16 else 6
         co_outer = int(op.weight.nbytes > op.x.nbytes)
-        for lanes in (target.lanes_f32, target.lanes_f32 // 2, target.lanes_f32 // 4, 1):
-            if lanes > width or (lanes == 1 and width > 1):
-                continue
+        widest = min(target.lanes_f32, 1 << (width.bit_length() - 1))
+        for lanes in {widest, max(widest // 2, 1), max(widest // 4, 1)}:
             for co_tile, rows, columns in itertools.product(
                 (1, 2, 3, 4, 6, 8, 16), (1, 2, 3, 4, 5, 6, 8), (1, 2, 3, 4, 8)
             ):
@@ -98,7 +98,7 @@ class F32Conv2dDirect(Kernel):
         fma = sums * kh
         x_loads = len(input_rows(op, rows)) * columns * (1 if op.stride[1] == 1 else 3)
         if target.arch == "aarch64":
-            w_loads = -(-kh * co // 4) / 2
+            w_loads = -(-kh * co // 4) / 2.0
             x_loads = x_loads / (2 if columns > 1 and op.stride[1] == 1 else 1)
         else:
             w_loads = (
@@ -175,13 +175,13 @@ class F32Conv2dDirect(Kernel):
                     )
                 )
                 sums = {orv: e.registers(lanes) for orv in block_of_sums}
-                biases = Scalars(w, start, co_tile, target)
-                for (o, r, v), acc in sums.items():
+                biases = Scalars(w, start, _head(knobs), target)
+                for (o, _, _), acc in sums.items():
                     e.store(acc, 0, biases.splat(o, lanes))
 
                 def tap(pixels: Any, weights: Any) -> None:
                     """Everything that one input channel and one column of the filter contribute."""
-                    values = Scalars(w, weights, kh * co_tile, target)
+                    values = Scalars(w, weights, _step(op, knobs), target)
                     for y, uses in input_rows(op, rows):
                         loaded = [
                             e.let(
@@ -235,29 +235,38 @@ class F32Conv2dDirect(Kernel):
 
 
 class Scalars:
-    """Consecutive weights that are multiplied with whole vectors.
+    """Numbers of a row, each to be multiplied with whole vectors.
 
-    NEON multiplies with one lane of a register, so there four weights are loaded at once; x86 broadcasts from memory.
+    NEON multiplies with one lane of a register, so there up to four are loaded at once; x86 broadcasts from
+    memory.
+
+    Args:
+        start: offset of the first. count: how many there are; nothing behind them is read. stride: from one to
+            the next.
     """
 
-    def __init__(self, buffer: Any, start: Any, count: int, target: Target) -> None:
+    def __init__(self, buffer: Any, start: Any, count: int, target: Target, stride: int = 1) -> None:
         from edgecsi.kernels import emit as e
 
-        self.buffer, self.start = buffer, start
-        self.by_lane = target.arch == "aarch64"
-        self.vectors = (
-            [e.let(e.load(buffer, start + i, 4)) for i in range(0, count, 4)] if self.by_lane else []
-        )
+        self.buffer, self.start, self.stride = buffer, start, stride
+        self.lanes: dict[int, tuple[Any, int]] = {}
+        if target.arch == "aarch64" and stride == 1:
+            for first, width in vector_widths(count, 4):
+                if width > 1:
+                    vector = e.let(e.load(buffer, start + first, width))
+                    self.lanes |= {first + lane: (vector, lane) for lane in range(width)}
 
     def splat(self, index: int, lanes: int) -> Any:
-        """Weight `index` in every lane."""
+        """Number `index` in every lane."""
         from tvm import tirx
 
         from edgecsi.kernels import emit as e
 
-        if not self.by_lane:
-            return e.splat(e.load(self.buffer, self.start + index, 1), lanes)
-        return tirx.Shuffle([self.vectors[index // 4]], [index % 4] * lanes)
+        if index not in self.lanes:
+            return e.splat(e.load(self.buffer, self.start + index * self.stride, 1), lanes)
+        vector, lane = self.lanes[index]
+        # A shuffle may not have more results than operands.
+        return tirx.Shuffle([vector] * -(-lanes // e.lanes_of(vector)), [lane] * lanes)
 
 
 def refuses_f32_conv2d(op: Conv2d) -> str:
@@ -296,7 +305,7 @@ def input_rows(op: Conv2d, rows: int) -> list[tuple[int, list[tuple[int, int]]]]
 
 
 def overlap(index: Any, size: int, extent: int) -> Any:
-    """Start of block `index` of `size` elements: the last block ends with the extent, over its neighbour if need be."""
+    """Start of block `index` of `size` elements; the last one ends with the extent, over its neighbour if need be."""
     from tvm import tirx
 
     return index * size if extent % size == 0 else tirx.min(index * size, extent - size)

@@ -30,9 +30,9 @@ class F32Dense(Kernel):
     """Any sizes and batch; the output may be an image in its halo.
 
     Knobs:
-        lanes: width of a vector. vectors: vectors of outputs in a block. samples: samples that share a weight.
-        splits: independent sums per output, since a sum waits for the one before. unroll: inputs per iteration.
-        ahead: bytes by which weights are prefetched, 0 for not at all.
+        lanes: width of a vector. vectors: vectors of outputs in a block. samples: samples that share a
+        weight. splits: independent sums per output, since a sum waits for the one before. unroll: inputs per
+        iteration. ahead: bytes by which weights are prefetched, 0 for not at all.
     """
 
     name = "f32_dense"
@@ -54,7 +54,7 @@ class F32Dense(Kernel):
         return result | {"unroll": (4, 8), "ahead": (0, 1024, 2048, 4096)}
 
     def _sensible(self, op: Dense, target: Target) -> Iterator[dict[str, int]]:
-        n, outs, inputs = op.x.shape[0], *op.weight.shape
+        n, inputs = op.x.shape[0], op.weight.shape[1]
         lanes = target.lanes_f32
         while lanes > Runs.of(op, 1).whole:
             lanes //= 2
@@ -177,7 +177,8 @@ class Runs:
 
     Attributes:
         shape: of one sample. whole: outputs that follow each other in every tensor concerned: a row of an
-            image if one of them has a halo, else all. lanes: width of a vector. The last vector of a run overlaps its neighbour.
+            image if one of them has a halo, else all. lanes: width of a vector; the last vector of a run
+            overlaps its neighbour.
     """
 
     shape: tuple[int, ...]

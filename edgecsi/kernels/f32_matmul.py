@@ -1,4 +1,4 @@
-"""Batched product of two fp32 activations, as in attention: a block of rows x vectors of columns in registers.
+"""Batched product of two fp32 activations, as in attention; rows x vectors of columns in registers.
 
 With `transpose_b` the second matrix is transposed into the workspace first, in squares of registers, since
 its rows are then the columns of the product and would need a sum across lanes for each result.

@@ -1,4 +1,4 @@
-"""Max and average pooling, fp32: vectors along the width; windows that leave the image are cut at its border."""
+"""Max and average pooling, fp32: vectors along the width, windows cut at the border of the image."""
 
 from __future__ import annotations
 

@@ -16,7 +16,6 @@ from edgecsi.kernels.harness import Case, run_cases
 from edgecsi.kernels.layout import Layout
 from edgecsi.kernels.ops import Cost, Elementwise
 from edgecsi.target import Target, load
-
 from tests.kernels.common import available, on_targets
 
 FUNCTIONS: dict[str, Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]] = {
