@@ -20,15 +20,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.kernels.base import Kernel, Knobs
-from edgecsi.kernels.layout import Layout
+from edgecsi.kernels.layout import Layout, vector_widths
 from edgecsi.kernels.ops import Conv2d, Cost, Epilogue
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
-
-UNROLL = 40
-"""Taps x channel groups up to which a tile's sums are straight code; beyond, groups are a loop."""
 
 _KEEPS_BOUND = ("leaky_relu", "relu", "relu6", "sigmoid", "tanh")
 
@@ -40,6 +37,8 @@ class Plan:
     Attributes:
         group: channels side by side in the input. paired: lanes hold two columns of two channels.
         lanes: pixels of one int32 vector. per: int32 vectors that one input vector feeds.
+        outs, rows, cols: the tile. unroll: steps up to which a tile's sums are straight code; with more, the channel
+            groups are a loop.
     """
 
     op: Conv2d
@@ -50,6 +49,7 @@ class Plan:
     outs: int
     rows: int
     cols: int
+    unroll: int
 
     @property
     def unit(self) -> int:
@@ -106,7 +106,7 @@ class Plan:
     @property
     def looped(self) -> bool:
         """Channel groups are a loop."""
-        return self.groups > 1 and self.groups * len(self.taps) > UNROLL
+        return self.groups > 1 and self.groups * len(self.taps) > self.unroll
 
     @property
     def plane(self) -> int:
@@ -149,12 +149,14 @@ class Int8Conv2d(Kernel):
     """A convolution of uint8 codes with int8 weights; subclasses name the instruction.
 
     Attributes:
-        shift: subtracted from the codes when they are loaded (128 where the instruction wants signed operands).
-        share_of_peak: of the target's int8 peak, what the multiply-adds reach.
+        shift: subtracted from the codes: 128 where the instruction wants signed operands. That is one pass over the
+            input into the scratch; done at every load it would take an eighth of all instructions.
+        unroll: see `Plan`. share_of_peak: of the target's int8 peak, what the multiply-adds reach.
     """
 
     op = Conv2d
     shift: ClassVar[int] = 0
+    unroll: ClassVar[int] = 40
     share_of_peak: ClassVar[float] = 0.8
 
     @abstractmethod
@@ -174,7 +176,7 @@ class Int8Conv2d(Kernel):
         """Add one step to the sums.
 
         Args:
-            x: the input, `at`: byte offset of every input vector of the tile. w: the packed weights, `weight`: where
+            x: the input, shifted. at: byte offset of every input vector of the tile. w: the packed weights, `weight`: where
                 the step's begin. acc: int32 registers; vector `p` of channel `o` and input vector `v` is number
                 ``(o * len(at) + v) * plan.per + p``.
         """
@@ -217,25 +219,19 @@ class Int8Conv2d(Kernel):
 
     def plan(self, op: Conv2d, target: Target, knobs: Knobs) -> Plan:
         group, paired, lanes, per = self.vectors(op, target)
-        return Plan(op, group, paired, lanes, per, knobs["outs"], knobs["rows"], knobs["cols"])
+        return Plan(op, group, paired, lanes, per, knobs["outs"], knobs["rows"], knobs["cols"], self.unroll)
 
-    def tile(self, op: Conv2d, target: Target, sums: int, widest: int) -> dict[str, int]:
-        """A tile of at most `sums` int32 vectors and `widest` output channels."""
+    def tile(self, op: Conv2d, target: Target, outs: int, rows: int, cols: int, sums: int) -> dict[str, int]:
+        """The largest tile of at most so many output channels, rows, input vectors a row, and int32 vectors in all."""
         _, _, lanes, per = self.vectors(op, target)
-        outs = int(op.weight.shape[0])
-        count = -(-outs // widest)
-        share = -(-outs // count)
+        channels = int(op.weight.shape[0])
+        even = -(-channels // -(-channels // outs))
         # Whole groups of the output, so that channels that are stored side by side are computed together.
-        share = -(-share // op.y.group) * op.y.group
-        units = len(Plan(op, 1, False, lanes, per, 1, 1, 1).starts)
-        cols = max(min(units, sums // (share * per)), 1)
-        while units % cols:
-            cols -= 1
-        height = op.y.shape[2]
-        rows = max(min(sums // (share * per * cols), height, 4), 1)
-        while height % rows and rows > 1:
-            rows -= 1
-        return {"outs": share, "rows": rows, "cols": cols}
+        share = -(-even // op.y.group) * op.y.group
+        units = len(Plan(op, 1, False, lanes, per, 1, 1, 1, 1).starts)
+        tall = _divisor(op.y.shape[2], min(rows, sums // (share * per)))
+        wide = _divisor(units, min(cols, sums // (share * per * tall)))
+        return {"outs": share, "rows": tall, "cols": wide}
 
     def space(self, op: Conv2d, target: Target) -> dict[str, Sequence[int]]:
         multiple = op.y.group
@@ -255,6 +251,9 @@ class Int8Conv2d(Kernel):
         finishing = pixels * outs * (7 + 2 * len(op.epilogue)) / (target.peak_gmacs_f32 * 1e9)
         stored = op.y.nbytes / (target.l1_gbps * 1e9)
         return Cost(seconds=summing + finishing + stored + 2e-8, bytes=int(op.weight.size), macs=op.macs)
+
+    def scratch(self, op: Conv2d, target: Target, knobs: Knobs) -> int:
+        return op.x.sample + op.x.tail if self.shift else 0
 
     def constants(self, op: Conv2d, target: Target, knobs: Knobs) -> list[NDArray[Any]]:
         from edgecsi.kernels.emit import epilogue_constants
@@ -281,8 +280,8 @@ class Int8Conv2d(Kernel):
             raise ValueError("a tile splits a group of output channels")
         constants = self.constants(op, target, knobs)
         mapped = plan.bias(self.shift).ndim == 3
-        with e.function(op, constants) as (done, buffers):
-            e.zero_halo(buffers[-1], op.y)
+        with e.function(op, constants, self.scratch(op, target, knobs)) as (done, buffers):
+            e.zero_halo(buffers[len(op.inputs) + len(constants)], op.y)
             first = len(op.inputs)
             writer = _Tile(self, plan, target, buffers, first, mapped)
             height, starts = op.y.shape[2], plan.starts
@@ -292,6 +291,8 @@ class Int8Conv2d(Kernel):
                 chunk == [start + i * step for start in chunks[0]] for i, chunk in enumerate(chunks)
             )
             with e.serial(op.y.shape[0]) as sample:
+                if self.shift:
+                    flip(buffers[0], sample * op.x.stride, buffers[-1], op.x.sample + op.x.tail)
 
                 def row_block(h: Any, rows: int) -> None:
                     if even:
@@ -341,7 +342,8 @@ class _Tile:
         from edgecsi.kernels import emit as e
 
         plan, kernel, x = self.plan, self.kernel, self.plan.op.x
-        at = [x.at(sample, 0, h + r, left + column) for r in range(rows) for column in columns]
+        source, at_sample = (self.buffers[-1], 0) if kernel.shift else (self.buffers[0], sample)
+        at = [x.at(at_sample, 0, h + r, left + column) for r in range(rows) for column in columns]
         places = [(r, column + p * plan.lanes) for r in range(rows) for column in columns for p in range(plan.per)]
         acc = e.registers(outs * len(places) * plan.lanes, "int32")
         for o in range(outs):
@@ -358,7 +360,7 @@ class _Tile:
         weight = index * (plan.groups * len(plan.taps) * kernel.step_size(plan, plan.outs))
         with e.serial(plan.groups if plan.looped else 1) as g:
             moved = [place + g * plan.plane for place in at]
-            kernel.sums(plan, self.buffers[0], moved, self.weights, weight + g * per_group, acc, outs)
+            kernel.sums(plan, source, moved, self.weights, weight + g * per_group, acc, outs)
         self.store(sample, h, left, places, index, outs, acc)
 
     def border(self, channel: Any, row: Any, column: Any) -> Any:
@@ -418,6 +420,25 @@ class _Tile:
                 follows = v > 0 and places[v - 1] == (r, column - lanes)
                 pieces.append(e.Piece(offset, [channel[v] for channel in channels], follows))
         e.store_codes(self.finish.y, pieces, plan.op.y_quant, self.target, self.bounded)
+
+
+def _divisor(total: int, most: int) -> int:
+    """The largest divisor of `total` up to `most`."""
+    return next((d for d in range(most, 1, -1) if total % d == 0), 1)
+
+
+def flip(source: Any, at: Any, target: Any, count: int) -> None:
+    """Copy `count` uint8 codes minus 128 (as int8, of which a uint8 buffer holds the bits)."""
+    from edgecsi.kernels import emit as e
+
+    def some(start: Any, lanes: int) -> None:
+        e.store(target, start, e.load(source, at + start, lanes) ^ e.splat(128, lanes, "uint8"))
+
+    blocks, rest = divmod(count, 64)
+    with e.serial(blocks) as block:
+        some(block * 64, 64)
+    for offset, lanes in vector_widths(rest, 64):
+        some(blocks * 64 + offset, lanes)
 
 
 def bound(op: Conv2d, bias: NDArray[np.int32]) -> float:

@@ -262,10 +262,9 @@ def shuffle(vectors: Sequence[Expr], indices: Sequence[int]) -> Expr:
     return tirx.Shuffle(list(vectors), [tirx.const(i, "int32") for i in indices])
 
 
-def signed(codes: Expr) -> Expr:
-    """uint8 codes minus 128, as int8."""
-    flipped = codes ^ splat(128, lanes_of(codes), "uint8")
-    return let(T.reinterpret(flipped, dtype=vector_type("int8", lanes_of(codes))))
+def signed(buffer: Any, offset: Expr, lanes: int) -> Expr:
+    """Load int8 from a buffer of uint8, such as the scratch."""
+    return let(T.reinterpret(load(buffer, offset, lanes), dtype=vector_type("int8", lanes)))
 
 
 def maximum(a: Expr, b: Expr, target: Target | None = None) -> Expr:

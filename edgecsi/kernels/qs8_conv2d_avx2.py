@@ -31,7 +31,7 @@ class QS8Conv2dAVX2(Int8Conv2d):
         return 2, False, 8 if op.y.shape[3] >= 8 else 4, 1
 
     def knobs(self, op: Conv2d, target: Target) -> Knobs:
-        return self.tile(op, target, 8, 4)
+        return self.tile(op, target, 4, 2, 2, 8)
 
     def pack(self, quads: NDArray[np.int8]) -> NDArray[Any]:
         return np.ascontiguousarray(quads.astype(np.int16)).reshape(-1).view(np.int32)

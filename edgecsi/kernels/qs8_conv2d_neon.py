@@ -28,6 +28,7 @@ class QS8Conv2dNeon(Int8Conv2d):
 
     name = "qs8_conv2d_neon"
     shift: ClassVar[int] = 128
+    unroll: ClassVar[int] = 16  # in longer code LLVM keeps more in flight than there are registers
 
     def lacks(self, target: Target) -> str:
         return "" if target.arch == "aarch64" else "the CPU has no NEON"
@@ -36,7 +37,7 @@ class QS8Conv2dNeon(Int8Conv2d):
         return 2, False, 4, 2 if op.y.shape[3] >= 8 else 1
 
     def knobs(self, op: Conv2d, target: Target) -> Knobs:
-        return self.tile(op, target, 16, 4)
+        return self.tile(op, target, 4, 2, 1, 16)
 
     def pack(self, quads: NDArray[np.int8]) -> NDArray[Any]:
         """Every pair eight times, a register for each output channel: two loads in one instruction."""
@@ -51,7 +52,8 @@ class QS8Conv2dNeon(Int8Conv2d):
         bytes_read = 8 * plan.per
         size = self.step_size(plan, outs)
         for chain in chains(plan):
-            codes = [[e.signed(e.load(x, place + plan.steps[step], bytes_read)) for place in at] for step in chain]
+            offsets = [plan.steps[step] for step in chain]
+            codes = [[e.signed(x, place + offset, bytes_read) for place in at] for offset in offsets]
             for o in range(outs):
                 weights = [e.let(e.load(w, weight + step * size + o * 16, 16)) for step in chain]
                 for v in range(len(at)):

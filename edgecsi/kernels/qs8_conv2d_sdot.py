@@ -28,7 +28,7 @@ class QS8Conv2dSdot(Int8Conv2d):
         return (2, True, 4, 2) if pairs_columns(op, 8) else (4, False, 4, 1)
 
     def knobs(self, op: Conv2d, target: Target) -> Knobs:
-        return self.tile(op, target, 16, 8)
+        return self.tile(op, target, 4, 2, 2, 16)
 
     def pack(self, quads: NDArray[np.int8]) -> NDArray[Any]:
         """Quads one after the other, filled up to whole registers."""
@@ -39,7 +39,7 @@ class QS8Conv2dSdot(Int8Conv2d):
         from edgecsi.kernels import emit as e
 
         per = plan.per
-        codes = [e.signed(e.load(x, place, 16)) for place in at]
+        codes = [e.signed(x, place, 16) for place in at]
         quads = [e.let(e.load(w, weight + i, 16)) for i in range(0, outs * per * 4, 16)]
         for o in range(outs):
             for p in range(per):

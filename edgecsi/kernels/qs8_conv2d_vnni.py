@@ -32,7 +32,8 @@ class QS8Conv2dVNNI(Int8Conv2d):
         return (2, True, lanes, 2) if paired else (4, False, lanes, 1)
 
     def knobs(self, op: Conv2d, target: Target) -> Knobs:
-        return self.tile(op, target, target.vector_registers // 2, 8)
+        most = target.vector_registers // 2
+        return self.tile(op, target, 4 if pairs_columns(op, 8) else most // 2, 4, 2, most)
 
     def pack(self, quads: NDArray[np.int8]) -> NDArray[Any]:
         return np.ascontiguousarray(quads).reshape(-1).view(np.int32)
