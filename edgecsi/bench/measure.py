@@ -71,7 +71,7 @@ class Series:
 
     ``settled`` tells whether the warm-up reached a steady median, ``complete`` whether the protocol's
     number of samples was reached within its limit. ``threads`` is CPU time over elapsed time: above 1,
-    the engine did not keep to its one thread.
+    the engine did not keep to its one thread; below, it did not get the core to itself.
     """
 
     rounds: list[Nanoseconds]
@@ -227,8 +227,8 @@ def timed(call: Call, count: int) -> Nanoseconds:
 class ColdStart:
     """One fresh process that loads a bundle and calls it once: milliseconds, and its peak memory in bytes.
 
-    ``process_peak_bytes`` is the whole Python process, ``bundle_bytes`` what loading and the call added
-    to it.
+    ``process_peak_bytes`` is the peak of the whole Python process, ``bundle_bytes`` what loading and the call
+    added to its resident memory.
     """
 
     load_ms: float

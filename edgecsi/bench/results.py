@@ -11,6 +11,7 @@ import argparse
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -23,10 +24,13 @@ import numpy as np
 
 from edgecsi.bench.environment import judge, machine, other_load, snapshot
 from edgecsi.bench.limits import limits_table, measure_limits
+from edgecsi.bench.measure import timed
 from edgecsi.bench.report import Result, number, read_result
 from edgecsi.bench.results_page import outcome, page
 from edgecsi.bench.scenarios import FACTS, SCENARIOS, Fact, Scenario
+from edgecsi.bundle import Loaded, read_bundle, read_golden
 from edgecsi.codegen.zig import zig_cc
+from edgecsi.device import Local
 from edgecsi.errors import DeviceError, EdgecsiError, ToolchainError
 
 QUIET = 0.05
@@ -197,15 +201,15 @@ def help_seconds(scratch: Path) -> list[float]:
 
 
 def run_overhead_us(scratch: Path) -> list[float]:
-    """What ``run`` costs above the C call, in µs: the difference of two medians of one bench run."""
-    bundle = _csinet_cr16(scratch)
+    """What ``run`` costs above the C call, in µs: differences of medians, measured in turns."""
+    bundle = read_bundle(_csinet_cr16(scratch))
+    loaded, device = Loaded(bundle), Local()
+    x = read_golden(bundle, "full")[0][0][0]
     differences = []
-    for _ in range(3):
-        run_edgecsi(["bench", bundle.name, "--quick", "--json", "overhead.json"], scratch)
-        result = read_result(scratch / "overhead.json")
-        if result.c_call is None:
-            raise ToolchainError("the C call was not timed", "the result has no c_call", "run edgecsi doctor")
-        differences.append(result.engine("edgecsi").warm.median - result.c_call.median)
+    for _ in range(100):
+        from_python = np.median(timed(lambda: loaded.run(x), 50))
+        from_c = np.median(device.time(bundle, "full", x, 50))
+        differences.append(float(from_python - from_c) / 1e3)
     return differences
 
 
@@ -213,23 +217,39 @@ def program_memory_mb(scratch: Path) -> list[float]:
     """Peak resident memory of the bundle's own C example, in MB (10⁶ bytes), three runs."""
     bundle = _csinet_cr16(scratch)
     program = scratch / "example"
+    name = read_bundle(bundle).manifest.name
     zig_cc(
-        ["-O2", bundle / "example" / "main.c", "-L", bundle, f"-l{bundle.name}", "-lm", "-o", program],
+        ["-O2", bundle / "example" / "main.c", "-L", bundle, f"-l{name}", "-lm", "-o", program],
         cwd=scratch,
     )
-    peaks = []
-    for _ in range(3):
-        started = subprocess.Popen(
-            [program, bundle / "golden.npz"],
-            env={**os.environ, "LD_LIBRARY_PATH": str(bundle)},
-            stdout=subprocess.DEVNULL,
+    return [peak_memory_mb([program, bundle / "golden.npz"], bundle) for _ in range(3)]
+
+
+def peak_memory_mb(command: Sequence[str | Path], libraries: Path) -> float:
+    """Runs a program that takes at least some 10 ms and watches its peak resident memory, in MB.
+
+    It is read from ``/proc``, again and again until the end: what ``wait4`` tells includes the memory of the
+    process that started it.
+
+    Raises:
+        ToolchainError: the program failed, or was too quick to be watched.
+    """
+    started = subprocess.Popen(
+        command, env={**os.environ, "LD_LIBRARY_PATH": str(libraries)}, stdout=subprocess.DEVNULL
+    )
+    status = Path("/proc", str(started.pid), "status")
+    peak = 0
+    while started.poll() is None:
+        found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
+        # Until it has become the program, it is still a copy of this process.
+        if found and os.path.realpath(status.with_name("exe")) == str(Path(command[0]).resolve()):
+            peak = max(peak, int(found[1]))
+        time.sleep(0.001)
+    if started.returncode != 0 or peak == 0:
+        raise ToolchainError(
+            f"{command[0]} could not be watched", f"exit code {started.returncode}", "run it by hand"
         )
-        _, status, usage = os.wait4(started.pid, 0)
-        started.returncode = os.waitstatus_to_exitcode(status)
-        if started.returncode != 0:
-            raise ToolchainError("the C example failed", f"exit code {started.returncode}", "run it by hand")
-        peaks.append(usage.ru_maxrss * 1024 / 1e6)
-    return peaks
+    return peak * 1024 / 1e6
 
 
 def run_edgecsi(arguments: Sequence[str], folder: Path) -> None:
