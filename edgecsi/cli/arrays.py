@@ -32,7 +32,7 @@ def read_npy(path: Path) -> NDArray[Any]:
         raise DataError(f"{path} holds {array.dtype}", "real numbers are needed", "convert it to float32")
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"{path} holds NaN or infinity", "no network makes sense of these", "clean the data")
-    return array
+    return np.array(array)
 
 
 def write_npy(path: Path, array: NDArray[Any]) -> None:

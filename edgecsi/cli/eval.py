@@ -59,7 +59,7 @@ def command(
         if _input_shape(found)[1:] == files.SAMPLE:
             x = files.load(data, progress=lambda done, total: update(done, total, ""))[:samples]
         else:
-            x = read_npy(Path(data))[:samples]
+            x = read_npy(Path(data))[:samples].astype("float32")
         try:
             reference = reference_model(found.manifest, model, weights)
         except UsageError as error:  # the figures on the data do not need it

@@ -1,0 +1,153 @@
+"""``build`` on a small network of the user's own, and on what cannot be built."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgecsi.cli import run
+
+NETWORK = """
+import torch
+
+class Net(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.encoder = torch.nn.Linear(48, 16)
+        self.decoder = torch.nn.Sequential(torch.nn.Linear(16, 48), torch.nn.Sigmoid())
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
+def make():
+    return Net()
+
+def strange():
+    class Strange(torch.nn.Module):
+        def forward(self, x):
+            return torch.linalg.svdvals(x.reshape(6, 8)) + torch.fft.fft(x).real.sum()
+    return Strange(), torch.zeros(1, 48)
+"""
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("network") / "net.py"
+    path.write_text(NETWORK)
+    return path
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory, network: Path) -> Path:
+    out = tmp_path_factory.mktemp("build") / "net"
+    assert run(["build", f"{network}:make", "--input-shape", "1,48", "--target", "host", "-o", str(out)]) == 0
+    return out
+
+
+def test_a_built_bundle_runs_and_was_checked(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["inspect", str(bundle), "--json", "-"]) == 0
+    manifest = json.loads(capsys.readouterr().out)
+    assert manifest["check"]["status"] == "passed"
+    assert set(manifest["check"]["entries"]) == {"encoder", "decoder", "full"}
+    np.save(tmp_path / "x.npy", np.zeros((3, 48), np.float32))
+    assert run(["run", str(bundle), "-i", str(tmp_path / "x.npy"), "-o", str(tmp_path / "y.npy")]) == 0
+    assert np.load(tmp_path / "y.npy").shape == (3, 48)
+
+
+def test_eval_takes_a_npy_of_whatever_the_network_takes(
+    bundle: Path, network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).random((10, 48)))
+    options = ["--data", str(tmp_path / "x.npy"), "--model", f"{network}:make", "--json", "-"]
+    assert run(["eval", str(bundle), *options]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert set(found["differences"]) == {"encoder", "decoder", "full"}
+    assert found["rho"] is None
+
+
+def test_a_dry_run_explains_and_writes_nothing(
+    network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "net"
+    options = ["--input-shape", "1,48", "--target", "rpi4", "--dry-run", "--explain", "-o", str(out)]
+    assert run(["build", f"{network}:make", *options]) == 0
+    output = capsys.readouterr().out
+    assert "f32_dense" in output
+    assert "nothing was written" in output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_dump_ir_writes_every_pass(network: Path, tmp_path: Path) -> None:
+    options = ["--input-shape", "1,48", "--target", "host", "--dry-run", "--entry", "encoder"]
+    assert run(["build", f"{network}:make", *options, "--dump-ir", str(tmp_path)]) == 0
+    names = sorted(path.name for path in (tmp_path / "encoder").iterdir())
+    assert len(names) >= 3
+    assert names[0].startswith("00-")
+
+
+def test_unsupported_operators_are_listed_together(
+    network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(["build", f"{network}:strange", "--target", "host", "-o", str(tmp_path / "x")]) == 3
+    error = capsys.readouterr().err
+    assert "svd" in error
+    assert "fft" in error
+    assert "Traceback" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "named"),
+    [
+        (["csinet-cr5", "--target", "host"], 3, "csinet-cr4"),
+        (["csinet-cr16", "--target", "rpi9"], 3, "rpi4"),
+        (["csinet-cr16"], 2, "--target"),
+        (["csinet-cr16", "--target", "host", "--entry", "middle"], 2, "encoder"),
+        (["csinet-cr16", "--target", "host", "--input-shape", "1,x"], 2, "1,2,32,32"),
+        (["csinet-cr16", "--target", "host", "--weights", "missing.pth"], 3, "missing.pth"),
+        (["csinet-cr16", "--target", "host", "--recipe", "int9"], 3, "int9"),
+        (["missing.py:make", "--target", "host"], 3, "missing.py"),
+        (["NET:nothing", "--target", "host"], 3, "make"),
+        (["NET:make", "--target", "host"], 3, "--input-shape"),
+        (["NET:make", "--target", "host", "--input-shape", "0,48"], 3, "0"),
+        (["NET:make", "--target", "host", "--input-shape", "1,2147483648"], 3, "2147483648"),
+        (["NET:make", "--target", "host", "--input-shape", "1,47"], 3, "47"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_by_name(
+    network: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    code: int,
+    named: str,
+) -> None:
+    arguments = [text.replace("NET", str(network)) for text in arguments]
+    assert run(["build", *arguments, "-o", str(tmp_path / "out")]) == code
+    error = capsys.readouterr().err
+    assert named in error
+    assert "Traceback" not in error
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_is_no_bundle_is_never_replaced(
+    network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    options = ["--input-shape", "1,48", "--target", "host", "-o", str(tmp_path)]
+    assert run(["build", f"{network}:make", *options]) == 3
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_a_bundle_is_replaced_by_its_next_build(bundle: Path, network: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle, copy)
+    before = {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}
+    options = ["--input-shape", "1,48", "--target", "host", "-o", str(copy)]
+    assert run(["build", f"{network}:make", *options]) == 0
+    after = {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}
+    assert before == after  # same inputs, same bytes

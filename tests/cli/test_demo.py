@@ -1,0 +1,20 @@
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from edgecsi.cli import run
+
+
+def test_the_demo_goes_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["demo", "-o", str(tmp_path / "demo")]) == 0
+    output = capsys.readouterr().out
+    assert "for rpi4" in output
+    assert "NMSE" in output
+    for name in ("csinet-cr4-host", "csinet-cr4-arm"):
+        assert (tmp_path / "demo" / name / "manifest.json").is_file()
+    engines = json.loads((tmp_path / "demo" / "bench-host.json").read_text())["engines"]
+    assert engines[0]["name"] == "edgecsi"
+    if shutil.which("qemu-aarch64"):
+        assert "instructions per inference" in output
