@@ -123,7 +123,7 @@ def softplus(x: Expr) -> Expr:
 
 @cache
 def use_vector_math() -> None:
-    """Have TVM lower its own exp, tanh, sigmoid and erf of float32, scalar or vector, to these polynomials."""
+    """Have TVM compute its own exp, tanh, sigmoid and erf of float32, scalar or vector, by polynomials."""
     import tvm
     from tvm import tirx
 

@@ -119,7 +119,7 @@ class F32Conv2dDirect(Kernel):
         return Cost(seconds=seconds, bytes=weights, macs=op.macs)
 
     def constants(self, op: Conv2d, target: Target, knobs: Knobs) -> list[NDArray[Any]]:
-        """One stream: per block of channels the biases, then [ci][kw][kh][co_tile], filled up to whole vectors."""
+        """One stream: per block of channels the biases, then [ci][kw][kh][co_tile], filled up to vectors."""
         from edgecsi.kernels.emit import epilogue_constants
 
         outs = op.weight.shape[0]
@@ -138,7 +138,7 @@ class F32Conv2dDirect(Kernel):
         from edgecsi.kernels import emit as e
 
         n, _, height, width = op.y.shape
-        outs, per_group, kh, kw = op.weight.shape
+        outs, per_group, _, kw = op.weight.shape
         lanes, co_tile, rows, columns = (knobs[k] for k in ("lanes", "co_tile", "rows", "columns"))
         per_block = _head(knobs) + per_group * kw * _step(op, knobs)
         outs_per_group = outs // op.groups
@@ -241,8 +241,7 @@ class Scalars:
     memory.
 
     Args:
-        start: offset of the first. count: how many there are; nothing behind them is read. stride: from one to
-            the next.
+        start: offset of the first. count: how many; nothing behind them is read. stride: from one to the next.
     """
 
     def __init__(self, buffer: Any, start: Any, count: int, target: Target, stride: int = 1) -> None:
@@ -305,7 +304,7 @@ def input_rows(op: Conv2d, rows: int) -> list[tuple[int, list[tuple[int, int]]]]
 
 
 def overlap(index: Any, size: int, extent: int) -> Any:
-    """Start of block `index` of `size` elements; the last one ends with the extent, over its neighbour if need be."""
+    """Start of block `index` of `size` elements; the last one ends with the extent and may overlap."""
     from tvm import tirx
 
     return index * size if extent % size == 0 else tirx.min(index * size, extent - size)
@@ -350,7 +349,7 @@ def strided(buffer: Any, offset: Any, lanes: int, stride: int) -> Any:
 
 
 def _step(op: Conv2d, knobs: Knobs) -> int:
-    """Weights of one input channel and filter column, filled up to a multiple of 4 to be loaded as vectors."""
+    """Weights of one input channel and filter column, filled up to a multiple of 4 for vector loads."""
     return -(-knobs["co_tile"] * op.weight.shape[2] // 4) * 4
 
 

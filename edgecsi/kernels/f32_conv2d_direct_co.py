@@ -1,4 +1,4 @@
-"""Direct fp32 convolution on NCHW images, vectors along the output channels: for small images of many channels.
+"""Direct fp32 convolution on NCHW images, vectors of output channels, for small images.
 
 A block of `rows` x `columns` pixels x `vectors` vectors of channels stays in registers; each input pixel is
 multiplied with the weights of all channels of the block. Images narrower than a vector thus use all
@@ -145,7 +145,7 @@ class F32Conv2dDirectCo(Kernel):
                     e.store(acc, 0, e.load(w, start + v * lanes, lanes))
 
                 def tap(first: Any, weights: Any) -> None:
-                    """What one tap of one input channel contributes; `first`: its pixel of the block's first."""
+                    """What a tap of an input channel contributes; `first`: its pixel for the block's first."""
                     values = [e.let(e.load(w, weights + v * lanes, lanes)) for v in range(vectors)]
                     for r in range(rows):
                         line = first + r * (op.stride[0] * op.x.pitch)
@@ -175,7 +175,13 @@ class F32Conv2dDirectCo(Kernel):
                         value = e.load(turned, o * len(pixels) + r * columns, columns)
                         finish.store(at(op.y), finish.value(value, at, channel + o, 1))
 
-            with e.serial(n) as sample, e.serial(op.groups) as group, e.serial(co_blocks) as co:
-                with e.serial(-(-height // rows)) as row, e.serial(-(-width // columns)) as column:
-                    block(sample, group, co, row, column)
+            row_blocks, column_blocks = -(-height // rows), -(-width // columns)
+            with (
+                e.serial(n) as sample,
+                e.serial(op.groups) as group,
+                e.serial(co_blocks) as co,
+                e.serial(row_blocks) as row,
+                e.serial(column_blocks) as column,
+            ):
+                block(sample, group, co, row, column)
         return done.done()

@@ -161,7 +161,7 @@ def matrix_start(layout: Layout, index: Any) -> Any:
 
 
 def transpose(source: Any, start: Any, result: Any, height: int, width: int, lanes: int) -> None:
-    """Write the transpose of the matrix [height, width] at `start` of `source` to `result`, square by square."""
+    """Write the transpose of the matrix [height, width] at `start` to `result`, square by square."""
     from tvm import tirx
 
     from edgecsi.kernels import emit as e

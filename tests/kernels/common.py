@@ -44,7 +44,8 @@ def check(
 ) -> None:
     """Build all cases, run them, compare with the operators' references.
 
-    Codes must be equal, floats agree to `tolerance` of the largest output; the halo must be written. A kernel must not refuse what a test asks of it.
+    Codes must be equal, floats agree to `tolerance` of the largest output; the halo must be written. A kernel
+    must not refuse what a test asks of it.
     """
     board = available(target)
     listed = cases(board) if callable(cases) else cases

@@ -1,0 +1,89 @@
+"""The dense layer against the reference: sizes that fit no vector, batches, images as outputs, epilogues."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+
+from edgecsi.kernels.base import all_kernels
+from edgecsi.kernels.harness import Case
+from edgecsi.kernels.layout import Layout
+from edgecsi.kernels.ops import Dense, Step
+from edgecsi.target import load
+from tests.kernels.common import check, normal, on_targets
+
+
+def dense(
+    rng: np.random.Generator,
+    inputs: int,
+    outputs: int,
+    n: int = 1,
+    *,
+    y: Layout | None = None,
+    steps: tuple[Step, ...] = (),
+    bias: bool = True,
+) -> Dense:
+    return Dense(
+        x=Layout((n, inputs)),
+        y=y or Layout((n, outputs)),
+        weight=normal(rng, outputs, inputs),
+        bias=normal(rng, outputs) if bias else None,
+        epilogue=steps,
+    )
+
+
+def operators() -> list[Dense]:
+    rng = np.random.default_rng(1)
+    slopes = Step("prelu", constants=(normal(rng, 130),))
+    image = (Step("add", operand=Layout((3, 3, 7, 13))), Step("prelu", constants=(normal(rng, 3),)))
+    gates = (Step("mul", operand=Layout((1, 4, 1, 1))), Step("tanh"))
+    return [
+        dense(rng, 300, 512, steps=(Step("relu"),)),
+        dense(rng, 37, 7),
+        dense(rng, 7, 37, bias=False),
+        dense(rng, 129, 2),
+        dense(rng, 1, 1),
+        dense(rng, 3, 1, 5),
+        dense(rng, 100, 130, 5, steps=(slopes,)),
+        dense(rng, 64, 96, 64),
+        dense(rng, 33, 50, 3),
+        dense(rng, 40, 2048, y=Layout((1, 2, 32, 32), halo=(1, 1, 1, 1))),
+        dense(rng, 50, 273, 3, y=Layout((3, 3, 7, 13), halo=(2, 2, 2, 2)), steps=image),
+        dense(rng, 20, 4 * 8 * 8, y=Layout((1, 4, 8, 8)), steps=gates),
+        dense(rng, 20, 24, 2, y=Layout((2, 24), batch_stride=60)),
+    ]
+
+
+@on_targets()
+def test_every_shape_matches_the_reference(target: str) -> None:
+    rng = np.random.default_rng(2)
+    kernel = all_kernels()["f32_dense"]
+    check([Case(kernel, op, [normal(rng, *lay.shape) for lay in op.inputs]) for op in operators()], target)
+
+
+@on_targets("host", "rpi4")
+def test_any_knobs_give_the_same_answer(target: str) -> None:
+    rng = np.random.default_rng(3)
+    kernel, board = all_kernels()["f32_dense"], load(target)
+    op = dense(rng, 37, 72, 6)
+    space = kernel.space(op, board)
+    combinations = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
+    cases = []
+    for index in rng.permutation(len(combinations)):
+        try:
+            kernel.emit(op, board, combinations[index])
+        except ValueError:
+            continue  # does not fit
+        cases.append(Case(kernel, op, [normal(rng, *op.x.shape)], combinations[index]))
+        if len(cases) == 10:
+            break
+    check(cases, target)
+
+
+def test_weights_are_one_stream_without_waste() -> None:
+    rng = np.random.default_rng(0)
+    kernel, board = all_kernels()["f32_dense"], load("x86-64-v4")
+    op = dense(rng, 2048, 512)
+    (stream,) = kernel.constants(op, board, kernel.knobs(op, board))
+    assert stream.size == 512 * 2049

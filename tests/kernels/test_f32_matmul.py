@@ -1,0 +1,51 @@
+"""The product of two activations against the reference."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgecsi.kernels.base import all_kernels
+from edgecsi.kernels.harness import Case
+from edgecsi.kernels.layout import Layout
+from edgecsi.kernels.ops import MatMul, Step
+from edgecsi.target import load
+from tests.kernels.common import check, normal, on_targets
+
+
+def product(
+    batch: tuple[int, ...], m: int, k: int, n: int, transpose_b: bool, steps: tuple[Step, ...] = ()
+) -> MatMul:
+    b = (n, k) if transpose_b else (k, n)
+    return MatMul(
+        x=Layout((*batch, m, k)),
+        b=Layout((*batch, *b)),
+        y=Layout((*batch, m, n)),
+        transpose_b=transpose_b,
+        epilogue=steps,
+    )
+
+
+def operators() -> list[MatMul]:
+    sizes = [
+        ((1, 4), 32, 32, 32),
+        ((2,), 5, 7, 9),
+        ((3, 2), 17, 33, 3),
+        ((), 20, 64, 50),
+        ((2,), 1, 20, 40),
+        ((), 1, 1, 1),
+    ]
+    scaled = (Step("affine", (0.25, 1.0)), Step("add", operand=Layout((2, 9, 11))))
+    plain = [product(*size, transpose_b=turned) for size in sizes for turned in (False, True)]
+    return [*plain, product((2,), 9, 8, 11, True, scaled)]
+
+
+@on_targets()
+def test_every_shape_matches_the_reference(target: str) -> None:
+    rng = np.random.default_rng(2)
+    kernel = all_kernels()["f32_matmul"]
+    check([Case(kernel, op, [normal(rng, *lay.shape) for lay in op.inputs]) for op in operators()], target)
+
+
+def test_batches_that_differ_are_refused() -> None:
+    op = MatMul(x=Layout((2, 3, 4)), b=Layout((1, 4, 5)), y=Layout((2, 3, 5)))
+    assert "batches" in all_kernels()["f32_matmul"].refuses(op, load("rpi4"))
