@@ -226,7 +226,7 @@ def train(
     data: str,
     out: Path,
     *,
-    epochs: int = 50,
+    epochs: int = 100,
     lr: float = 2e-3,
     batch: int = 100,
     seed: int = 0,
@@ -279,8 +279,8 @@ def train(
         "batch": batch,
         "seed": seed,
     }
-    task = _task(info.family, data, batch, seed, data_progress)
-    _keep_freed_memory()
+    task = make_task(info.family, data, batch, seed, data_progress)
+    keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
     with torch.random.fork_rng(devices=[]):
@@ -339,7 +339,7 @@ def schedule(done: float) -> float:
     return FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(angle)) / 2
 
 
-def _task(family: str, data: str, batch: int, seed: int, progress: Callable[[int, int], None] | None) -> Task:
+def make_task(family: str, data: str, batch: int, seed: int, progress: Callable[[int, int], None] | None) -> Task:
     if family == "fullycon":
         return Detection(data, batch)
     from edgecsi.channels.files import load
@@ -384,7 +384,7 @@ def _restore(
         raise UsageError(
             f"{path} cannot be resumed from",
             " ".join(f"{type(error).__name__}: {error}".split())[:200],
-            "delete it, or start anew with --no-resume",
+            "delete it, or start anew with --restart",
         ) from error
     differing = [
         f"{key} {found.get(key)} there, {settings[key]} here"
@@ -394,7 +394,7 @@ def _restore(
     raise UsageError(
         f"{path} belongs to another training",
         ", ".join(differing),
-        "repeat its options, choose another -o, or start anew with --no-resume",
+        "repeat its options, choose another -o, or start anew with --restart",
     )
 
 
@@ -475,7 +475,7 @@ def _write(path: Path, write: Callable[[Path], object]) -> None:
         beside.unlink(missing_ok=True)
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Have glibc keep freed buffers for the next step: giving them back costs a quarter of the time."""
     if platform.libc_ver()[0] != "glibc":
         return
