@@ -413,7 +413,8 @@ class _Tile:
         pieces = []
         for o in range(0, outs, y.group):
             channels = [values(o + i) for i in range(min(y.group, outs - o))]
-            channels += [channels[-1]] * (y.group - len(channels))
+            nothing = e.splat(plan.op.y_quant.offset, lanes)  # whose code is the zero point
+            channels += [[nothing] * len(places)] * (y.group - len(channels))
             plane = (index * (plan.outs // y.group) + o // y.group) * (y.rows * y.pitch * y.group)
             for v, (r, column) in enumerate(places):
                 offset = y.at(sample, 0, h + r, left + column) + plane

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from edgecsi.kernels.base import Kernel, Knobs, register
 from edgecsi.kernels.layout import Layout, vector_widths
-from edgecsi.kernels.ops import Cost, Elementwise
+from edgecsi.kernels.ops import Cost, Elementwise, Quant
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -48,32 +48,67 @@ class ElementwiseKernel(Kernel):
         constants = self.constants(op, target, knobs)
         with e.function(op, constants) as (done, buffers):
             e.zero_halo(buffers[-1], op.y)
-            finish = e.Finish(op, buffers, 1, len(op.inputs))
-            planes = channels if y.group == 1 and x.group == 1 else None
+            finish = e.Finish(op, buffers, 1, len(op.inputs), target)
 
-            def rows(sample: Any, c: Any) -> None:
-                with e.serial(height) as h:
-                    for w, lanes in vector_widths(width, knobs["lanes"] if planes is not None else 1):
-                        values = e.load(buffers[0], x.at(sample, c, h, w), lanes)
-                        if op.x.dtype != "float32":
-                            values = T.cast(values, e.vector_type("float32", lanes))
+            def pixels(sample: Any, c: Any, h: Any, w: Any, lanes: int) -> Any:
+                values = e.load(buffers[0], x.at(sample, c, h, w), lanes)
+                if op.x.dtype != "float32":
+                    values = T.cast(values, e.vector_type("float32", lanes))
 
-                        def place(lay: Layout, w: int = w, h: Any = h) -> Any:
-                            image = as_image(lay, op.y)
-                            return image.at(
-                                sample, c if image.shape[1] > 1 else 0,
-                                h if image.shape[2] > 1 else 0, w if image.shape[3] > 1 else 0,
-                            )
+                def place(lay: Layout) -> Any:
+                    image = as_image(lay, op.y)
+                    return image.at(
+                        sample,
+                        c if image.shape[1] > 1 else 0,
+                        h if image.shape[2] > 1 else 0,
+                        w if image.shape[3] > 1 else 0,
+                    )
 
-                        finish.store(y.at(sample, c, h, w), finish.value(values, place, c, 1))
+                return finish.value(values, place, c, 1)
+
+            def row(sample: Any, c: Any, h: Any, lanes: int) -> None:
+                for w, some in vector_widths(width, lanes):
+                    finish.store(y.at(sample, c, h, w), pixels(sample, c, h, w, some))
+
+            def row_of_codes(sample: Any, plane: Any, held: int, h: Any, quant: Quant) -> None:
+                """One row of the `held` channels of a group, interleaved; the last vectors may overlap."""
+                lanes = next(v for v in (16, 8, 4) if v <= min(width, knobs["lanes"]))
+                nothing = e.splat(quant.offset, lanes)
+                offset = y.at(sample, 0, h, 0) + plane * (y.rows * y.pitch * y.group)
+
+                def block(left: Any, starts: list[int]) -> None:
+                    pieces = []
+                    for i, start in enumerate(starts):
+                        w = left + start
+                        group = [pixels(sample, plane * y.group + c, h, w, lanes) for c in range(held)]
+                        group += [nothing] * (y.group - held)
+                        follows = i > 0 and start == starts[i - 1] + lanes
+                        pieces.append(e.Piece(offset + w * y.group, group, follows))
+                    e.store_codes(buffers[-1], pieces, quant, target)
+
+                blocks = width // (4 * lanes)
+                with e.serial(blocks) as i:
+                    block(i * 4 * lanes, [v * lanes for v in range(4)])
+                rest = list(range(blocks * 4 * lanes, width - lanes + 1, lanes))
+                rest += [width - lanes] if width % lanes else []
+                if rest:
+                    block(0, rest)
 
             with e.serial(n) as sample:
-                if planes is not None:
-                    with e.serial(channels) as c:
-                        rows(sample, c)
+                if op.y_quant is not None and y.dtype == "uint8" and x.group == 1 and width >= 4:
+                    whole, held = divmod(channels, y.group)
+                    with e.serial(whole) as plane, e.serial(height) as h:
+                        row_of_codes(sample, plane, y.group, h, op.y_quant)
+                    if held:
+                        with e.serial(height) as h:
+                            row_of_codes(sample, whole, held, h, op.y_quant)
+                elif y.group == 1 and x.group == 1:
+                    with e.serial(channels) as c, e.serial(height) as h:
+                        row(sample, c, h, knobs["lanes"])
                 else:
                     for c in range(channels):
-                        rows(sample, c)
+                        with e.serial(height) as h:
+                            row(sample, c, h, 1)
         return done.done()
 
 
