@@ -132,12 +132,12 @@ def compress(state: Build) -> None:
     o = state.options
     if o.recipe is None:
         return
-    from edgecsi import channels
+    from edgecsi.channels import files
     from edgecsi.compress import apply_post_training
     from edgecsi.models.load import entries_of
 
     assert state.model is not None
-    calibration = channels.load(o.calib) if o.calib else None
+    calibration = files.load(o.calib) if o.calib else None
     module = apply_post_training(state.model.module, state.model.example_input, o.recipe, calibration)
     entries = entries_of(state.model.name, module, state.model.example_input)
     state.model = replace(state.model, module=module, entries=entries)

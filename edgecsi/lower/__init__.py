@@ -17,6 +17,7 @@ from edgecsi.codegen.program import Call, Entry, Place, Tensor
 from edgecsi.errors import ModelError
 from edgecsi.kernels.base import constant_bytes
 from edgecsi.lower.choose_layouts import choose_layouts
+from edgecsi.lower.drop_softmax_guard import drop_softmax_guard
 from edgecsi.lower.fallback import legalise, merge_generic
 from edgecsi.lower.fold_constants import fold_constants
 from edgecsi.lower.from_relax import from_relax
@@ -24,6 +25,7 @@ from edgecsi.lower.fuse_elementwise import as_elementwise, fuse_elementwise, mer
 from edgecsi.lower.graph import Graph, Node, Value
 from edgecsi.lower.import_torch import finite, import_torch
 from edgecsi.lower.plan_memory import plan_memory
+from edgecsi.lower.recognise_activations import recognise_activations
 from edgecsi.lower.recognise_layers import recognise_layers
 from edgecsi.lower.select_kernels import Choice, select_kernels, used_density
 from edgecsi.target import Target
@@ -35,6 +37,8 @@ Dump = Callable[[str, str], None]
 
 PASSES: list[Callable[[Graph], None]] = [
     fold_constants,
+    drop_softmax_guard,
+    recognise_activations,
     recognise_layers,
     merge_views,
     as_elementwise,
@@ -66,9 +70,9 @@ def lower(
     dump("relax", imported.relax.script())
     graph = from_relax(imported, entry)
     dump("graph", str(graph))
-    for step in PASSES:
-        step(graph)
-        dump(step.__name__, str(graph))
+    for one_pass in PASSES:
+        one_pass(graph)
+        dump(one_pass.__name__, str(graph))
     for value in [*graph.inputs, *graph.outputs]:
         if value.dtype != "float32":
             raise ModelError(

@@ -6,6 +6,7 @@ belongs to the caller.
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -37,7 +38,7 @@ def choose_layouts(graph: Graph, target: Target) -> None:
             if graph.is_output(node.output):
                 source.parent = node.output
             else:
-                node.output.parent = source
+                node.output.parent, node.output.offset = source, node.attrs.get("offset", 0)
     graph.nodes = [n for n in graph.nodes if n.op not in ("view", "concat")]
 
 
@@ -51,15 +52,24 @@ def _own_outputs(graph: Graph) -> None:
     for index, value in enumerate(list(graph.outputs)):
         producer = graph.producer(value)
         root = value
-        while producer is not None and producer.op == "view":
+        while producer is not None and producer.op == "view" and root.shape != () and _same_size(producer):
             root = producer.inputs[0]
             producer = graph.producer(root)
         shared = any(root is v for v in seen) or any(n.op == "concat" for n in graph.readers(value))
-        if producer is None or shared or (root is not value and len(graph.readers(root)) > 1):
+        if (
+            producer is None
+            or producer.op == "view"
+            or shared
+            or (root is not value and len(graph.readers(root)) > 1)
+        ):
             copy = Value(f"{value.name}_out", value.shape)
             graph.nodes.append(Node("elementwise", [value], copy))
             graph.outputs[index] = copy
         seen.append(root)
+
+
+def _same_size(view: Node) -> bool:
+    return math.prod(view.inputs[0].shape) == math.prod(view.output.shape)
 
 
 def _write_concats_in_place(graph: Graph) -> None:
@@ -179,6 +189,6 @@ def _slice(graph: Graph, concat: Node) -> None:
         whole.shape, whole.layout = shape, layout
     first = 0
     for part, room in zip(concat.inputs, stored, strict=True):
-        part.parent, part.first = whole, first
+        part.parent, part.offset = whole, first * layout.rows * layout.pitch
         part.layout = Layout(part.shape, part.dtype, layout.halo, group, layout.stride, layout.fill)
         first += room

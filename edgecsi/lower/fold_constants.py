@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,20 +23,23 @@ _UNARY: dict[str, Callable[..., NDArray[Any]]] = {
 def fold_constants(graph: Graph) -> None:
     """Replace nodes whose inputs are all constant by constants."""
     for node in list(graph.nodes):
+        if node.op == "relax" and node.attrs["name"] == "full_like":
+            node.inputs, node.attrs["name"] = node.inputs[1:], "full"
         if not node.inputs or any(v.data is None for v in node.inputs):
             continue
         arrays = [v.data for v in node.inputs]
         x = arrays[0]
         assert x is not None
         if node.op == "view":
-            result = x.reshape(node.output.shape)
+            first = node.attrs.get("offset", 0)
+            result = x.reshape(-1)[first : first + math.prod(node.output.shape)].reshape(node.output.shape)
         elif node.op == "transpose":
             result = x.transpose(node.attrs["axes"])
         elif node.op in _UNARY:
             result = _UNARY[node.op](x)
         elif node.op in _BINARY and len(arrays) == 2:
             result = _BINARY[node.op](x, arrays[1])
-        elif node.op == "relax" and node.attrs["name"] == "broadcast_to":
+        elif node.op == "relax" and node.attrs["name"] in ("broadcast_to", "full"):
             result = np.broadcast_to(x, node.output.shape)
         elif node.op == "relax" and node.attrs["name"] == "astype":
             result = x.astype(node.output.dtype)

@@ -67,7 +67,7 @@ def from_relax(imported: Imported, name: str) -> Graph:
             arguments: list[Value] = []
             for argument in call.args:
                 found = value_of(argument)
-                arguments += list(found) if isinstance(found, tuple) else [found] if found is not None else []
+                arguments += [v for v in (found if isinstance(found, tuple) else (found,)) if v is not None]
             outputs = _outputs(variable)
             values[variable] = outputs[0] if not _is_tuple(variable) else tuple(outputs)
             nodes += _nodes(call, arguments, outputs)
@@ -89,7 +89,7 @@ def _nodes(call: Any, arguments: list[Value], outputs: list[Value]) -> list[Node
     weight = next((v.name for v in arguments if v.data is not None and v.name != "constant"), "")
     path = weight.rsplit(".", 1)[0] if "." in weight else weight
     if name in RENAMED:
-        node = Node(RENAMED[name], arguments, output, path=path)
+        node = Node(RENAMED[name], arguments, output, {"call": call}, path)
     elif name in VIEWS or (name == "relax.broadcast_to" and arguments[0].shape == output.shape):
         node = Node("view", arguments[:1], output)
     elif name in ("relax.nn.conv2d", "relax.nn.conv1d"):
@@ -121,10 +121,24 @@ def _nodes(call: Any, arguments: list[Value], outputs: list[Value]) -> list[Node
         node = Node("matmul", arguments, output, path=path)
     elif name == "relax.permute_dims":
         axes = tuple(int(a) for a in attrs.axes) if attrs.axes else tuple(reversed(range(len(output.shape))))
-        node = Node("transpose", arguments, output, {"axes": axes})
-        node.attrs["call"] = call
+        moved = [a for a in axes if arguments[0].shape[a] != 1]
+        if moved == sorted(moved):  # only axes of length 1 move
+            node = Node("view", arguments, output)
+        else:
+            node = Node("transpose", arguments, output, {"axes": axes, "call": call})
+    elif name == "relax.take" and _row(call, arguments) is not None:
+        node = Node("view", arguments[:1], output, {"offset": _row(call, arguments)})
+    elif name == "relax.strided_slice" and _slice(call, arguments) is not None:
+        node = Node("view", arguments, output, {"offset": _slice(call, arguments)})
+    elif name == "relax.split" and math.prod(arguments[0].shape[: int(attrs.axis)]) == 1:
+        # the leading axes are 1, so every part is contiguous
+        sizes = [math.prod(part.shape) for part in outputs]
+        return [
+            Node("view", arguments[:1], part, {"offset": sum(sizes[:index])})
+            for index, part in enumerate(outputs)
+        ]
     elif name == "relax.nn.batch_norm" and int(attrs.axis) == 1:
-        node = Node("batch_norm", arguments, output, {"eps": float(attrs.epsilon)}, path)
+        node = Node("batch_norm", arguments, output, {"eps": float(attrs.epsilon), "call": call}, path)
     elif name == "relax.nn.leakyrelu":
         node = Node("leaky_relu", arguments, output, {"params": (float(attrs.alpha),)})
     elif name == "relax.clip":
@@ -154,6 +168,26 @@ def _nodes(call: Any, arguments: list[Value], outputs: list[Value]) -> list[Node
             return [_generic(call, arguments, each, path, index) for index, each in enumerate(outputs)]
         node = _generic(call, arguments, output, path)
     return [node]
+
+
+def _row(call: Any, arguments: list[Value]) -> int | None:
+    """Offset of the row that ``take`` picks with a constant index along the first axis; None for any other use."""
+    x, index = arguments
+    axis = int(call.attrs.axis) if call.attrs.axis is not None else None
+    if index.data is None or index.data.size != 1 or axis is None or math.prod(x.shape[:axis]) != 1:
+        return None
+    row = int(index.data.reshape(-1)[0]) % x.shape[axis]
+    return row * math.prod(x.shape[axis + 1 :])
+
+
+def _slice(call: Any, arguments: list[Value]) -> int | None:
+    """Offset of a slice that is contiguous (one axis, in front of it only axes of length 1); None for any other."""
+    axes, begin, _, strides = ([int(f.value) for f in a.fields] for a in (*call.args[1:4], call.args[4]))
+    shape = arguments[0].shape
+    if len(axes) != 1 or strides != [1] or math.prod(shape[: axes[0]]) != 1:
+        return None
+    first = begin[0] + shape[axes[0]] if begin[0] < 0 else min(begin[0], shape[axes[0]])
+    return first * math.prod(shape[axes[0] + 1 :])
 
 
 def _generic(call: Any, arguments: list[Value], output: Value, path: str, index: int | None = None) -> Node:

@@ -5,6 +5,7 @@ Batch normalisation, scaling and shifting go into the weights themselves.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -28,19 +29,15 @@ def as_elementwise(graph: Graph) -> None:
             continue
         source, step = fused
         node.op, node.inputs, node.epilogue = "elementwise", [source], step
-        node.y_quant = node.attrs.pop("quant", None)
+        node.y_quant = node.attrs.get("quant")
         node.attrs = {}
     for node in graph.nodes:
-        if node.op in BINARY | UNARY | {"prelu", "batch_norm"}:
-            raise_unsupported(node)
-
-
-def raise_unsupported(node: Node) -> None:
-    """An elementwise form nobody handles; TVM's own definition is kept when there is one."""
-    from edgecsi.errors import UnsupportedOperators
-
-    shapes = ", ".join(str(list(v.shape)) for v in node.inputs)
-    raise UnsupportedOperators([(f"{node.op} of shapes {shapes}", node.path)])
+        if node.op in BINARY | UNARY | {
+            "prelu",
+            "batch_norm",
+        }:  # an unusual broadcast: TVM's definition serves
+            node.attrs |= {"name": node.op, "index": 0 if node.op == "batch_norm" else None}
+            node.op = "relax"
 
 
 def _as_step(node: Node) -> tuple[Value, list[Fused]] | None:
@@ -190,7 +187,7 @@ def _into_producer(graph: Graph, node: Node) -> bool:
         if swapped:
             assert first is not None
             first.operand, node.inputs[0] = node.inputs[0], value
-        late = [f.operand for f in node.epilogue if f.operand is not None]
+        late = [_viewed(graph, f.operand) for f in node.epilogue if f.operand is not None]
         if any(order.get(id(v), -1) > order[id(value)] for v in late):
             continue
         for fused in node.epilogue:
@@ -201,6 +198,15 @@ def _into_producer(graph: Graph, node: Node) -> bool:
         graph.drop(node)
         return True
     return False
+
+
+def _viewed(graph: Graph, value: Value) -> Value:
+    """What `value` is a view of: views take no time, only what they show has to be there."""
+    producer = graph.producer(value)
+    while producer is not None and producer.op == "view":
+        value = producer.inputs[0]
+        producer = graph.producer(value)
+    return value
 
 
 def _into_weights(layer: Node, fused: Fused) -> bool:
@@ -231,9 +237,19 @@ def _through_view(graph: Graph, node: Node) -> bool:
     """elementwise(view(x)) becomes view(elementwise(x)), so that it reaches the layer that computes x."""
     view = graph.producer(node.inputs[0])
     if view is None or view.op != "view" or graph.only_reader(view.output) is not node:
-        return False
+        first = node.epilogue[0] if node.epilogue else None
+        if first is None or first.operand is None or first.step.op not in ("add", "mul", "max", "min"):
+            return False
+        view = graph.producer(first.operand)
+        if view is None or view.op != "view" or graph.only_reader(view.output) is not node:
+            return False
+        if first.operand.shape != node.inputs[0].shape or not _hosted(graph, view.inputs[0]):
+            return False
+        node.inputs[0], first.operand = first.operand, node.inputs[0]
     inner = view.inputs[0]
     if inner.data is not None or graph.producer(inner) is None or node.output.shape != view.output.shape:
+        return False
+    if math.prod(inner.shape) != math.prod(view.output.shape):
         return False
     outer = node.output.shape
     rows = len(inner.shape) != 4 and len(outer) != 4 and inner.shape[-1] == outer[-1]
@@ -259,6 +275,12 @@ def _through_view(graph: Graph, node: Node) -> bool:
     graph.drop(view)
     graph.insert_after(node, Node("view", [node.output], result))
     return True
+
+
+def _hosted(graph: Graph, value: Value) -> bool:
+    """True if the node that computes `value` can take an epilogue and nobody else reads it."""
+    producer = graph.producer(value)
+    return producer is not None and producer.op in HOSTS and graph.only_reader(value) is not None
 
 
 def _over_concat(graph: Graph, node: Node) -> bool:
@@ -300,6 +322,7 @@ def merge_views(graph: Graph) -> None:
             producer = graph.producer(source)
             if producer is not None and producer.op == "view":
                 view.inputs[0] = producer.inputs[0]
+                view.attrs["offset"] = view.attrs.get("offset", 0) + producer.attrs.get("offset", 0)
                 changed = True
             elif source.shape == view.output.shape and not graph.is_output(view.output):
                 graph.forward(view.output, source)

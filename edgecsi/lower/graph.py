@@ -23,8 +23,8 @@ class Value:
 
     Attributes:
         data: the numbers of a constant. layout: set when layouts are chosen.
-        parent: the wider value (a concatenation written in place) this one is a slice or a view of, and
-        `first`: the first channel of the slice.
+        parent: the value in whose memory this one lies (it is a view of it, or a part of a concatenation written in
+        place), `offset` elements behind its start.
     """
 
     name: str
@@ -33,11 +33,11 @@ class Value:
     data: NDArray[Any] | None = None
     layout: Layout | None = None
     parent: Value | None = None
-    first: int = 0
+    offset: int = 0
 
     def __str__(self) -> str:
         kind = "const " if self.data is not None else ""
-        place = f" in {self.parent.name}[{self.first}:]" if self.parent else ""
+        place = f" in {self.parent.name}[{self.offset}:]" if self.parent else ""
         halo = f" halo {self.layout.halo}" if self.layout and any(self.layout.halo) else ""
         return f"{kind}{self.name}: {self.dtype}{list(self.shape)}{halo}{place}"
 

@@ -72,14 +72,14 @@ def import_torch(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> Im
                 continue
             name = getattr(node.target, "__name__", str(node.target))
             custom = str(node.target).startswith("edgecsi.")
-            if name not in known and not custom:
+            if name not in known and name not in OPERATORS and not custom:
                 stack = node.meta.get("nn_module_stack") or {}
                 path = next(reversed([str(v[0]) for v in stack.values()]), "") if stack else ""
                 missing.append((name.removesuffix(".default"), path))
         if missing:
             raise UnsupportedOperators(list(dict.fromkeys(missing)))
         # The translator spells custom operators without their name space.
-        convert = {f"{name}.default": _pass_through for name in CUSTOM}
+        convert = {f"{name}.default": _pass_through for name in CUSTOM} | OPERATORS
         try:
             relax = from_exported_program(
                 program, keep_params_as_input=True, custom_convert_map=convert, run_ep_decomposition=False
@@ -120,6 +120,24 @@ def _pass_through(node: Any, importer: Any) -> Any:
     result = relax.TensorType(tuple(int(n) for n in meta.shape), str(meta.dtype).removeprefix("torch."))
     name = f"{str(node.target).removesuffix('.default')} {json.dumps(rest)}"
     return importer.block_builder.emit(relax.op.call_pure_packed(name, *tensors, ty_args=[result]))
+
+
+def _reduce(name: str) -> Any:
+    """Converter of a reduction over the dimensions ``(x, dims, keepdim)``."""
+
+    def convert(node: Any, importer: Any) -> Any:
+        from tvm import relax
+
+        dims = node.args[1] if len(node.args) > 1 else []
+        axes = [int(d) for d in (dims if isinstance(dims, list | tuple) else [dims])] or None
+        keep = bool(node.args[2]) if len(node.args) > 2 else bool(node.kwargs.get("keepdim", False))
+        return importer.block_builder.emit(getattr(relax.op, name)(importer.env[node.args[0]], axes, keep))
+
+    return convert
+
+
+# Operators that TVM's importer does not know.
+OPERATORS = {"amax.default": _reduce("max"), "amin.default": _reduce("min")}
 
 
 def _first_line(error: BaseException) -> str:

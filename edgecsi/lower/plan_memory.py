@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from edgecsi.codegen.program import ALIGN, Place
@@ -22,12 +23,8 @@ def root_of(value: Value) -> tuple[Value, int]:
     """The value whose memory this one lies in, and the byte offset there."""
     offset = 0
     while value.parent is not None:
-        parent = value.parent
-        if value.first and parent.layout is not None:
-            whole = parent.layout
-            itemsize = {"float32": 4}.get(whole.dtype, 1)
-            offset += value.first * whole.rows * whole.pitch * itemsize
-        value = parent
+        offset += value.offset * _itemsize(value)
+        value = value.parent
     return value, offset
 
 
@@ -89,7 +86,8 @@ def plan_memory(
 
 
 def _plain_bytes(value: Value) -> int:
-    size = {"float32": 4, "int32": 4, "float64": 8, "int64": 8}.get(value.dtype, 1)
-    for extent in value.shape:
-        size *= extent
-    return size
+    return math.prod(value.shape) * _itemsize(value)
+
+
+def _itemsize(value: Value) -> int:
+    return {"float32": 4, "int32": 4, "float64": 8, "int64": 8}.get(value.dtype, 1)

@@ -40,6 +40,9 @@ def recognise_layers(graph: Graph) -> None:
                         "use nn.Linear",
                     )
                 _dense(node, weight=weight[:, :, 0].T)
+            case "layer_norm":
+                node.attrs |= {"gamma": _constant(node, 1), "beta": _constant(node, 2)}
+                node.inputs = node.inputs[:1]
             case "quantize":
                 _, scale, zero_point, offset = node.attrs.pop("arguments")
                 node.attrs["quant"] = Quant(float(scale), int(zero_point), float(offset))

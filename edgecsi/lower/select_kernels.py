@@ -102,8 +102,7 @@ def as_op(node: Node) -> Op | None:
         case "softmax":
             return Softmax(x=_own(node.inputs[0]), y=y, **common)
         case "layer_norm":
-            gamma, beta = (node.inputs[i].data if len(node.inputs) > i else None for i in (1, 2))
-            return LayerNorm(x=_own(node.inputs[0]), y=y, gamma=gamma, beta=beta, eps=a["eps"], **common)
+            return LayerNorm(x=_own(node.inputs[0]), y=y, **common, **a)
         case "pool2d":
             return Pool2d(x=_own(node.inputs[0]), y=y, **common, **a)
         case "elementwise":
