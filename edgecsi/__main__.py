@@ -1,6 +1,8 @@
 """``python -m edgecsi``: the same as the program ``edgecsi``."""
 
+import sys
+
 from edgecsi.cli import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

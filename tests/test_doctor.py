@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from edgecsi import doctor
-from edgecsi.cli import run
+from edgecsi.cli import main
 
 
 def quick(monkeypatch: pytest.MonkeyPatch, **results: str) -> None:
@@ -50,7 +50,7 @@ def test_a_wrong_tvm_pair_is_fatal_and_the_fix_pins_both(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     quick(monkeypatch, tvm="crashed with signal 11")
-    assert run(["doctor"]) == 4
+    assert main(["doctor"]) == 4
     output = capsys.readouterr()
     assert "apache-tvm==0.27.0.post1 apache-tvm-ffi==0.1.14.post1" in output.out
     assert "tvm + tvm-ffi" in output.err
@@ -62,7 +62,7 @@ def test_only_optional_parts_missing_is_fine(
 ) -> None:
     quick(monkeypatch)
     monkeypatch.setattr(doctor.shutil, "which", lambda name: None)
-    assert run(["doctor"]) == 0
+    assert main(["doctor"]) == 0
     output = capsys.readouterr().out
     assert "missing (optional)" in output
     assert "sudo apt-get install qemu-user" in output

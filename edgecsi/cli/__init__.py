@@ -88,8 +88,8 @@ def cli() -> None:
     """Compress, compile and ship CSI-feedback networks: PyTorch to a stand-alone library."""
 
 
-def run(arguments: Sequence[str] | None = None) -> int:
-    """Run the program on these arguments (those of the process by default) and return its exit code."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program ``edgecsi``: run it on these arguments (the process's by default), return its exit code."""
     settings = Settings()
     try:
         result: Any = cli.main(
@@ -118,11 +118,6 @@ def run(arguments: Sequence[str] | None = None) -> int:
         return _report_bug(error)
     except Exception as error:
         return _report_bug(error)
-
-
-def main() -> None:
-    """The program ``edgecsi``."""
-    sys.exit(run())
 
 
 def _usage(error: click.ClickException) -> UsageError:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgecsi.cli import run
+from edgecsi.cli import main
 
 NETWORK = """
 import torch
@@ -43,19 +43,21 @@ def network(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory, network: Path) -> Path:
     out = tmp_path_factory.mktemp("build") / "net"
-    assert run(["build", f"{network}:make", "--input-shape", "1,48", "--target", "host", "-o", str(out)]) == 0
+    assert (
+        main(["build", f"{network}:make", "--input-shape", "1,48", "--target", "host", "-o", str(out)]) == 0
+    )
     return out
 
 
 def test_a_built_bundle_runs_and_was_checked(
     bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["inspect", str(bundle), "--json", "-"]) == 0
+    assert main(["inspect", str(bundle), "--json", "-"]) == 0
     manifest = json.loads(capsys.readouterr().out)
     assert manifest["check"]["status"] == "passed"
     assert set(manifest["check"]["entries"]) == {"encoder", "decoder", "full"}
     np.save(tmp_path / "x.npy", np.zeros((3, 48), np.float32))
-    assert run(["run", str(bundle), "-i", str(tmp_path / "x.npy"), "-o", str(tmp_path / "y.npy")]) == 0
+    assert main(["run", str(bundle), "-i", str(tmp_path / "x.npy"), "-o", str(tmp_path / "y.npy")]) == 0
     assert np.load(tmp_path / "y.npy").shape == (3, 48)
 
 
@@ -64,7 +66,7 @@ def test_eval_takes_a_npy_of_whatever_the_network_takes(
 ) -> None:
     np.save(tmp_path / "x.npy", np.random.default_rng(0).random((10, 48)))
     options = ["--data", str(tmp_path / "x.npy"), "--model", f"{network}:make", "--json", "-"]
-    assert run(["eval", str(bundle), *options]) == 0
+    assert main(["eval", str(bundle), *options]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found["differences"]) == {"encoder", "decoder", "full"}
     assert found["rho"] is None
@@ -75,7 +77,7 @@ def test_a_dry_run_explains_and_writes_nothing(
 ) -> None:
     out = tmp_path / "net"
     options = ["--input-shape", "1,48", "--target", "rpi4", "--dry-run", "--explain", "-o", str(out)]
-    assert run(["build", f"{network}:make", *options]) == 0
+    assert main(["build", f"{network}:make", *options]) == 0
     output = capsys.readouterr().out
     assert "f32_dense" in output
     assert "nothing was written" in output
@@ -84,7 +86,7 @@ def test_a_dry_run_explains_and_writes_nothing(
 
 def test_dump_ir_writes_every_pass(network: Path, tmp_path: Path) -> None:
     options = ["--input-shape", "1,48", "--target", "host", "--dry-run", "--entry", "encoder"]
-    assert run(["build", f"{network}:make", *options, "--dump-ir", str(tmp_path)]) == 0
+    assert main(["build", f"{network}:make", *options, "--dump-ir", str(tmp_path)]) == 0
     names = sorted(path.name for path in (tmp_path / "encoder").iterdir())
     assert len(names) >= 3
     assert names[0].startswith("00-")
@@ -93,7 +95,7 @@ def test_dump_ir_writes_every_pass(network: Path, tmp_path: Path) -> None:
 def test_unsupported_operators_are_listed_together(
     network: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(["build", f"{network}:strange", "--target", "host", "-o", str(tmp_path / "x")]) == 3
+    assert main(["build", f"{network}:strange", "--target", "host", "-o", str(tmp_path / "x")]) == 3
     error = capsys.readouterr().err
     assert "svd" in error
     assert "fft" in error
@@ -127,7 +129,7 @@ def test_what_cannot_be_built_is_refused_by_name(
     named: str,
 ) -> None:
     arguments = [text.replace("NET", str(network)) for text in arguments]
-    assert run(["build", *arguments, "-o", str(tmp_path / "out")]) == code
+    assert main(["build", *arguments, "-o", str(tmp_path / "out")]) == code
     error = capsys.readouterr().err
     assert named in error
     assert "Traceback" not in error
@@ -139,7 +141,7 @@ def test_a_folder_that_is_no_bundle_is_never_replaced(
 ) -> None:
     (tmp_path / "precious.txt").write_text("mine")
     options = ["--input-shape", "1,48", "--target", "host", "-o", str(tmp_path)]
-    assert run(["build", f"{network}:make", *options]) == 3
+    assert main(["build", f"{network}:make", *options]) == 3
     assert (tmp_path / "precious.txt").read_text() == "mine"
 
 
@@ -148,6 +150,6 @@ def test_a_bundle_is_replaced_by_its_next_build(bundle: Path, network: Path, tmp
     shutil.copytree(bundle, copy)
     before = {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}
     options = ["--input-shape", "1,48", "--target", "host", "-o", str(copy)]
-    assert run(["build", f"{network}:make", *options]) == 0
+    assert main(["build", f"{network}:make", *options]) == 0
     after = {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}
     assert before == after  # same inputs, same bytes

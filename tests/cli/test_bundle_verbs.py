@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgecsi.cli import run
+from edgecsi.cli import main
 from tests import _tiny
 
 
@@ -25,7 +25,7 @@ def test_run_writes_what_the_entry_returns(
     x = np.random.default_rng(1).standard_normal((5, 8), np.float32)
     np.save(tmp_path / "x.npy", x)
     arguments = ["run", str(bundle), "--input", str(tmp_path / "x.npy"), "-o", str(tmp_path / "y.npy")]
-    assert run([*arguments, "--entry", "encoder", "--json", "-"]) == 0
+    assert main([*arguments, "--entry", "encoder", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == {str(tmp_path / "y.npy"): [5, 4]}
     np.testing.assert_allclose(np.load(tmp_path / "y.npy"), _tiny.encoder(x), rtol=1e-6)
 
@@ -36,7 +36,7 @@ def test_run_takes_several_inputs_and_outputs(bundle: Path, tmp_path: Path) -> N
     np.save(paths["a"], a)
     np.save(paths["b"], b)
     options = ["-i", paths["a"], "-i", paths["b"], "-o", paths["c"], "-o", paths["d"]]
-    assert run(["run", str(bundle), "--entry", "pair", *options]) == 0
+    assert main(["run", str(bundle), "--entry", "pair", *options]) == 0
     np.testing.assert_array_equal(np.load(paths["c"]), a + b)
     np.testing.assert_array_equal(np.load(paths["d"]), a * b)
 
@@ -60,7 +60,7 @@ def test_run_refuses_what_makes_no_sense(
 ) -> None:
     np.save(tmp_path / "x.npy", np.zeros((2, 7), np.float32))
     arguments = ["run", str(bundle), "-i", str(tmp_path / "x.npy"), "-o", str(tmp_path / "y.npy"), *options]
-    assert run(arguments) == code
+    assert main(arguments) == code
     error = capsys.readouterr().err
     assert named in error
     assert "Traceback" not in error
@@ -74,24 +74,24 @@ def test_run_refuses_a_damaged_or_missing_input(
     x = tmp_path / "x.npy"
     if content is not None:
         x.write_bytes(content)
-    assert run(["run", str(bundle), "-i", str(x), "-o", str(tmp_path / "y.npy")]) == 3
+    assert main(["run", str(bundle), "-i", str(x), "-o", str(tmp_path / "y.npy")]) == 3
     assert "x.npy" in capsys.readouterr().err
 
 
 def test_run_never_unpickles(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "x.npy", np.array([{}], dtype=object), allow_pickle=True)
-    assert run(["run", str(bundle), "-i", str(tmp_path / "x.npy"), "-o", str(tmp_path / "y.npy")]) == 3
+    assert main(["run", str(bundle), "-i", str(tmp_path / "x.npy"), "-o", str(tmp_path / "y.npy")]) == 3
     assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_run_refuses_what_is_not_finite(bundle: Path, tmp_path: Path, bad: float) -> None:
     np.save(tmp_path / "x.npy", np.full((1, 8), bad, np.float32))
-    assert run(["run", str(bundle), "-i", str(tmp_path / "x.npy"), "-o", str(tmp_path / "y.npy")]) == 3
+    assert main(["run", str(bundle), "-i", str(tmp_path / "x.npy"), "-o", str(tmp_path / "y.npy")]) == 3
 
 
 def test_inspect_shows_entries_and_layers(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["inspect", str(bundle), "--layers"]) == 0
+    assert main(["inspect", str(bundle), "--layers"]) == 0
     output = capsys.readouterr().out
     assert "csi[1,8]" in output
     assert "f32_dense" in output
@@ -99,7 +99,7 @@ def test_inspect_shows_entries_and_layers(bundle: Path, capsys: pytest.CaptureFi
 
 
 def test_inspect_as_json_is_the_manifest(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["inspect", str(bundle), "--json", "-"]) == 0
+    assert main(["inspect", str(bundle), "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out) == json.loads((bundle / "manifest.json").read_text())
 
 
@@ -112,5 +112,5 @@ def test_inspect_finds_a_changed_byte(
     content = bytearray(library.read_bytes())
     content[len(content) // 2] ^= 1
     library.write_bytes(content)
-    assert run(["inspect", str(copy)]) == 3
+    assert main(["inspect", str(copy)]) == 3
     assert "libtiny-net.so" in capsys.readouterr().err

@@ -4,11 +4,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgecsi.cli import run
+from edgecsi.cli import main
 
 
 def test_info_of_the_shipped_set(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["data", "info", "test", "--json", "-"]) == 0
+    assert main(["data", "info", "test", "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["shape"] == [1024, 2, 32, 32]
     assert 0 <= found["minimum"] < found["maximum"] <= 1
@@ -16,8 +16,8 @@ def test_info_of_the_shipped_set(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_generate_and_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made, converted = tmp_path / "a.npz", tmp_path / "b.npy"
-    assert run(["data", "generate", "cdl-c:6:seed=3", "-o", str(made)]) == 0
-    assert run(["data", "convert", str(made), "-o", str(converted)]) == 0
+    assert main(["data", "generate", "cdl-c:6:seed=3", "-o", str(made)]) == 0
+    assert main(["data", "convert", str(made), "-o", str(converted)]) == 0
     assert np.load(converted).shape == (6, 2, 32, 32)
     # Nobody watches, so there is no progress bar.
     assert capsys.readouterr().err == ""
@@ -38,6 +38,6 @@ def test_generate_and_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]
 def test_bad_requests_are_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int
 ) -> None:
-    assert run(["data", *(text.format(tmp_path) for text in arguments)]) == code
+    assert main(["data", *(text.format(tmp_path) for text in arguments)]) == code
     assert "Traceback" not in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from edgecsi.cli import run
+from edgecsi.cli import main
 
 
 def test_the_demo_goes_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["demo", "-o", str(tmp_path / "demo")]) == 0
+    assert main(["demo", "-o", str(tmp_path / "demo")]) == 0
     output = capsys.readouterr().out
     assert "for rpi4" in output
     assert "NMSE" in output

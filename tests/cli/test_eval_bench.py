@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from edgecsi.bundle import Entry, ModelInfo, Tensor, golden_npz, write_bundle
-from edgecsi.cli import run
+from edgecsi.cli import main
 from tests import _tiny
 
 SHAPE = (1, 2, 32, 32)
@@ -73,7 +73,7 @@ def test_eval_gives_nmse_rho_and_the_difference_to_pytorch(
     bundle: Path, network: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["eval", str(bundle), "--data", "test", "--samples", "20", "--model", network]
-    assert run([*arguments, "--json", "-"]) == 0
+    assert main([*arguments, "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["samples"] == 20
     assert found["nmse_db"] == pytest.approx(-20, abs=1e-3)  # a tenth of the amplitude is missing
@@ -83,7 +83,7 @@ def test_eval_gives_nmse_rho_and_the_difference_to_pytorch(
 
 
 def test_eval_does_not_run_code_that_a_bundle_names(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["eval", str(bundle), "--data", "test", "--samples", "5"]) == 0
+    assert main(["eval", str(bundle), "--data", "test", "--samples", "5"]) == 0
     output = capsys.readouterr().out
     assert "-20.00 dB" in output
     assert "not compared with PyTorch" in output
@@ -94,7 +94,7 @@ def test_eval_of_a_wrong_library_is_exit_code_6(
     tmp_path: Path, network: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     wrong = make_bundle(tmp_path, network, scale=0.8)
-    assert run(["eval", str(wrong), "--data", "test", "--samples", "5", "--model", network]) == 6
+    assert main(["eval", str(wrong), "--data", "test", "--samples", "5", "--model", network]) == 6
     assert "answers wrongly" in capsys.readouterr().err
 
 
@@ -112,7 +112,7 @@ def test_eval_of_a_wrong_library_is_exit_code_6(
 def test_eval_refuses_what_makes_no_sense(
     bundle: Path, capsys: pytest.CaptureFixture[str], options: list[str], code: int
 ) -> None:
-    assert run(["eval", str(bundle), *options]) == code
+    assert main(["eval", str(bundle), *options]) == code
     assert "Traceback" not in capsys.readouterr().err
 
 
@@ -131,7 +131,7 @@ def test_bench_reports_and_writes_its_samples(
         "--plot",
         str(picture),
     ]
-    assert run(["bench", str(bundle), *options]) == 0
+    assert main(["bench", str(bundle), *options]) == 0
     table = capsys.readouterr().out
     assert "quick protocol" in table
     assert "torch" in table
@@ -141,5 +141,5 @@ def test_bench_reports_and_writes_its_samples(
 
 
 def test_bench_refuses_an_unknown_engine_at_once(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["bench", str(bundle), "--against", "onnxruntime,abacus"]) == 2
+    assert main(["bench", str(bundle), "--against", "onnxruntime,abacus"]) == 2
     assert "abacus" in capsys.readouterr().err

@@ -45,7 +45,7 @@ def every_command() -> list[list[str]]:
 def test_every_verb_has_help_with_an_example(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run([*arguments, "--help"]) == 0
+    assert cli.main([*arguments, "--help"]) == 0
     text = capsys.readouterr().out
     assert f"edgecsi {arguments[0]}" in text.partition("Example:")[2]
     assert "--debug" in text
@@ -53,7 +53,7 @@ def test_every_verb_has_help_with_an_example(
 
 def test_help_lists_every_verb_and_loads_none(capsys: pytest.CaptureFixture[str]) -> None:
     source = (
-        "import sys; from edgecsi.cli import run; run(['--help']);"
+        "import sys; from edgecsi.cli import main; main(['--help']);"
         f"sys.exit(any(name in sys.modules for name in {HEAVY}))"
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
@@ -64,7 +64,7 @@ def test_help_lists_every_verb_and_loads_none(capsys: pytest.CaptureFixture[str]
 @pytest.mark.parametrize("verb", cli.VERBS)
 def test_no_verb_imports_anything_heavy_to_show_its_help(verb: str) -> None:
     source = (
-        f"import sys; from edgecsi.cli import run; run(['{verb}', '--help']);"
+        f"import sys; from edgecsi.cli import main; main(['{verb}', '--help']);"
         f"print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
@@ -78,7 +78,7 @@ def test_no_verb_imports_anything_heavy_to_show_its_help(verb: str) -> None:
 def test_a_wrong_command_line_is_exit_code_2(
     arguments: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(arguments) == 2
+    assert cli.main(arguments) == 2
     what, why, fix = capsys.readouterr().err.splitlines()
     assert what.startswith("error: ")
     assert why.startswith("Usage: edgecsi")
@@ -87,7 +87,7 @@ def test_a_wrong_command_line_is_exit_code_2(
 
 def test_an_error_is_three_lines(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = verb_that(monkeypatch, DataError("what", "why", "do this"))
-    assert cli.run(arguments) == 3
+    assert cli.main(arguments) == 3
     assert capsys.readouterr().err == "error: what\nwhy\ndo this\n"
 
 
@@ -96,7 +96,7 @@ def test_debug_adds_the_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: list[str]
 ) -> None:
     verb_that(monkeypatch, DataError("what", "why", "do this"))
-    assert cli.run(arguments) == 3
+    assert cli.main(arguments) == 3
     error = capsys.readouterr().err
     assert error.startswith("Traceback")
     assert error.endswith("error: what\nwhy\ndo this\n")
@@ -105,7 +105,7 @@ def test_debug_adds_the_traceback(
 def test_our_own_bug_is_called_one(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(verb_that(monkeypatch, ZeroDivisionError("oops"))) == 1
+    assert cli.main(verb_that(monkeypatch, ZeroDivisionError("oops"))) == 1
     error = capsys.readouterr().err
     assert error.startswith("Traceback")
     assert "this is a bug in edgecsi: ZeroDivisionError: oops" in error
@@ -114,7 +114,7 @@ def test_our_own_bug_is_called_one(
 def test_interruption_is_exit_code_130(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert cli.run(verb_that(monkeypatch, KeyboardInterrupt())) == 130
+    assert cli.main(verb_that(monkeypatch, KeyboardInterrupt())) == 130
     assert "Traceback" not in capsys.readouterr().err
 
 
@@ -130,7 +130,7 @@ def test_interruption_is_exit_code_130(
 def test_what_the_system_refuses_is_no_bug(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], error: Exception, code: int
 ) -> None:
-    assert cli.run(verb_that(monkeypatch, error)) == code
+    assert cli.main(verb_that(monkeypatch, error)) == code
     text = capsys.readouterr().err
     assert text.count("\n") == 3
     assert str(getattr(error, "filename", None) or "memory") in text
@@ -147,7 +147,7 @@ def test_a_reader_that_leaves_early_is_no_error() -> None:
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["--version"]) == 0
+    assert cli.main(["--version"]) == 0
     assert capsys.readouterr().out.startswith("edgecsi 0.")
 
 
@@ -155,13 +155,13 @@ def test_json_to_a_file_is_written_beside_the_text(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "targets.json"
-    assert cli.run(["targets", "--json", str(out)]) == 0
+    assert cli.main(["targets", "--json", str(out)]) == 0
     assert "cortex-a72" in capsys.readouterr().out
     assert {"id": "rpi4", "arch": "aarch64"}.items() <= json.loads(out.read_text())[3].items()
     assert list(tmp_path.iterdir()) == [out]
 
 
 def test_json_where_nothing_can_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.run(["targets", "--json", str(tmp_path / "no" / "x.json")]) == 2
-    assert cli.run(["targets", "--json", str(tmp_path)]) == 2
+    assert cli.main(["targets", "--json", str(tmp_path / "no" / "x.json")]) == 2
+    assert cli.main(["targets", "--json", str(tmp_path)]) == 2
     assert "Traceback" not in capsys.readouterr().err

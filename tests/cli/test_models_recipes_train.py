@@ -3,46 +3,46 @@ from pathlib import Path
 
 import pytest
 
-from edgecsi.cli import run
+from edgecsi.cli import main
 
 
 def test_models_lists_the_zoo(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["models"]) == 0
+    assert main(["models"]) == 0
     output = capsys.readouterr().out
     assert all(name in output for name in ("csinet-cr4", "crnet-cr16", "clnet-cr64", "fullycon"))
 
 
 def test_models_show_counts_macs_per_entry(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["models", "show", "csinet-cr4", "--json", "-"]) == 0
+    assert main(["models", "show", "csinet-cr4", "--json", "-"]) == 0
     cost = json.loads(capsys.readouterr().out)["cost"]
     assert cost["full"]["macs"] == cost["encoder"]["macs"] + cost["decoder"]["macs"] == 5_414_912
 
 
 def test_models_show_suggests_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["models", "show", "csinet-cr5"]) == 3
+    assert main(["models", "show", "csinet-cr5"]) == 3
     assert "csinet-cr4" in capsys.readouterr().err
 
 
 def test_recipes_lists_and_shows(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(["recipes", "--json", "-"]) == 0
+    assert main(["recipes", "--json", "-"]) == 0
     names = [recipe["name"] for recipe in json.loads(capsys.readouterr().out)]
     assert "int8-dynamic" in names
     for name in names:
-        assert run(["recipes", "show", name]) == 0
+        assert main(["recipes", "show", name]) == 0
 
 
 def test_a_wrong_recipe_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     recipe = tmp_path / "bad.toml"
     recipe.write_text('[[steps]]\ndo = "prune"\npattern = "bsr16x1"\nsparsity = 1.5\n')
-    assert run(["recipes", "show", str(recipe)]) == 3
+    assert main(["recipes", "show", str(recipe)]) == 3
     assert "sparsity" in capsys.readouterr().err
-    assert run(["recipes", "show", "no-such-recipe"]) == 3
+    assert main(["recipes", "show", "no-such-recipe"]) == 3
 
 
 def test_train_leaves_weights_and_a_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "small.safetensors"
     options = ["--data", "cdl-c:40:seed=1", "--epochs", "2", "--batch", "12", "--threads", "1", "--json", "-"]
-    assert run(["train", "csinet-cr64", "-o", str(out), *options]) == 0
+    assert main(["train", "csinet-cr64", "-o", str(out), *options]) == 0
     found = json.loads(capsys.readouterr().out)
     assert out.is_file()
     assert [epoch["epoch"] for epoch in found["history"]] == [1, 2]
@@ -61,5 +61,5 @@ def test_train_leaves_weights_and_a_curve(tmp_path: Path, capsys: pytest.Capture
 def test_train_refuses_what_makes_no_sense(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], code: int
 ) -> None:
-    assert run(["train", *arguments, "-o", str(tmp_path / "x.safetensors")]) == code
+    assert main(["train", *arguments, "-o", str(tmp_path / "x.safetensors")]) == code
     assert "Traceback" not in capsys.readouterr().err
