@@ -96,7 +96,8 @@ class F32Conv2dDirect(Kernel):
         )
         # Vector operations per input channel and column of the filter.
         fma = sums * kh
-        x_loads = len(input_rows(op, rows)) * columns * (1 if op.stride[1] == 1 else 3)
+        w_loads: float
+        x_loads: float = len(input_rows(op, rows)) * columns * (1 if op.stride[1] == 1 else 5)
         if target.arch == "aarch64":
             w_loads = -(-kh * co // 4) / 2.0
             x_loads = x_loads / (2 if columns > 1 and op.stride[1] == 1 else 1)
@@ -241,7 +242,7 @@ class Scalars:
     memory.
 
     Args:
-        start: offset of the first. count: how many; nothing behind them is read. stride: from one to the next.
+        start: offset of the first. count: how many; nothing behind is read. stride: from one to the next.
     """
 
     def __init__(self, buffer: Any, start: Any, count: int, target: Target, stride: int = 1) -> None:

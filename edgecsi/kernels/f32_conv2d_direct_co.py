@@ -145,7 +145,7 @@ class F32Conv2dDirectCo(Kernel):
                     e.store(acc, 0, e.load(w, start + v * lanes, lanes))
 
                 def tap(first: Any, weights: Any) -> None:
-                    """What a tap of an input channel contributes; `first`: its pixel for the block's first."""
+                    """What a tap contributes; `first`: the input pixel of the block's first output."""
                     values = [e.let(e.load(w, weights + v * lanes, lanes)) for v in range(vectors)]
                     for r in range(rows):
                         line = first + r * (op.stride[0] * op.x.pitch)

@@ -59,18 +59,21 @@ class F32Dense(Kernel):
         while lanes > Runs.of(op, 1).whole:
             lanes //= 2
         available = Runs.of(op, lanes).vectors
-        for vectors, samples, splits in itertools.product(
-            (1, 2, 3, 4, 6, 8, 12, 16, 24), (1, 2, 3, 4, 6, 8), (1, 2, 4, 8)
-        ):
+        x86 = target.arch == "x86_64"
+        # The core's own prefetcher stops at each page; that costs a tenth where the weights come from afar.
+        ahead = 1024 if x86 and n == 1 and op.weight.nbytes > target.l2_bytes else 0
+        for vectors, samples, splits in itertools.product(range(1, 25), (1, 2, 3, 4, 5, 6, 8), (1, 2, 4, 8)):
             sums = vectors * samples * splits
             if vectors > available or samples > n or splits > inputs:
                 continue
-            # Room for weights and inputs on their way; x86 takes weights straight from memory for one sample.
-            busy = sums + (vectors if samples > 1 else 4) + (samples if target.arch == "aarch64" else 1)
-            if busy <= target.vector_registers or sums == 1:
+            # For one sample 8 sums hide the latency, and narrow blocks are read faster; NEON wants wide ones for
+            # its loads in pairs. Otherwise there must be room for weights and inputs on their way.
+            busy = sums + (vectors if samples > 1 else 4) + (1 if x86 else samples)
+            fits = sums <= 8 if x86 and samples == 1 else busy <= target.vector_registers
+            if fits or sums == 1:
                 yield {
                     "lanes": lanes, "vectors": vectors, "samples": samples, "splits": splits,
-                    "unroll": max(4, splits), "ahead": 0,
+                    "unroll": max(4, splits), "ahead": ahead,
                 }  # fmt: skip
 
     def cost(self, op: Dense, target: Target, knobs: Knobs) -> Cost:
@@ -94,13 +97,13 @@ class F32Dense(Kernel):
         return Cost(seconds=slow + 0.1 * fast, bytes=nbytes, macs=op.macs)
 
     def constants(self, op: Dense, target: Target, knobs: Knobs) -> list[NDArray[Any]]:
-        """One stream: per block of outputs the biases, then input by input the weights of all its outputs."""
+        """One stream: per block of outputs, input by input, the weights of all of them; then their biases."""
         from edgecsi.kernels.emit import epilogue_constants
 
         outs = op.weight.shape[0]
         runs = Runs.of(op, knobs["lanes"])
         bias = op.bias if op.bias is not None else np.zeros(outs, np.float32)
-        rows = np.concatenate([bias[:, None], op.weight], 1).astype(np.float32)
+        rows = np.concatenate([op.weight, bias[:, None]], 1).astype(np.float32)
         blocks = [
             rows[runs.outputs(b, knobs["vectors"])].T.reshape(-1)
             for b in range(runs.blocks(knobs["vectors"]))
@@ -152,17 +155,16 @@ class F32Dense(Kernel):
                 start = e.let(block * (width * (inputs + 1)))
                 sample = e.let(overlap(tile, samples, n))
                 sums = {(s, v, p): e.registers(lanes) for s, v in grid for p in range(splits)}
-                for (_, v, p), acc in sums.items():
-                    e.store(acc, 0, e.splat(0.0, lanes) if p else e.load(w, start + v * lanes, lanes))
-                body = start + width
+                for acc in sums.values():
+                    e.store(acc, 0, e.splat(0.0, lanes))
                 with e.serial(inputs // unroll) as i:
-                    inputs_from(i * unroll, unroll, sums, body + i * (unroll * width), sample)
+                    inputs_from(i * unroll, unroll, sums, start + i * (unroll * width), sample)
                 rest = inputs % unroll
                 if rest:
-                    inputs_from(inputs - rest, rest, sums, body + (inputs - rest) * width, sample)
+                    inputs_from(inputs - rest, rest, sums, start + (inputs - rest) * width, sample)
                 for s, v in grid:
-                    total = e.load(sums[s, v, 0], 0, lanes)
-                    for p in range(1, splits):
+                    total = e.load(w, start + inputs * width + v * lanes, lanes)
+                    for p in range(splits):
                         total = total + e.load(sums[s, v, p], 0, lanes)
                     row, column = runs.start(overlap(block, vectors, runs.vectors) + v)
                     place = runs.place(sample + s, e.let(row), e.let(column))
