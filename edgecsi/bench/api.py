@@ -26,8 +26,8 @@ OWN = "edgecsi"
 SAME_WEIGHTS = 1e-3
 """Largest difference between the bundle's golden outputs and the model the peers get, if no recipe
 changed it."""
-THREADS = (0.9, 1.1)
-"""CPU time over elapsed time, of an engine that has one core to itself and keeps to it."""
+FEW, MANY = 0.9, 1.1
+"""CPU time over elapsed time of an engine that has one core to itself and keeps to it lies between."""
 
 Loader = Callable[[Manifest], "nn.Module"]
 
@@ -337,11 +337,10 @@ def _suspicions(series: Mapping[str, Series]) -> list[str]:
     notes = [f"{name} did not settle while warming up" for name, one in series.items() if not one.settled]
     if not all(one.complete for one in series.values()):
         notes.append("the time limit ended it before the protocol's number of samples")
-    for name, one in series.items():
-        if one.threads > THREADS[1]:
-            notes.append(f"{name} used {one.threads:.1f} threads")
-        elif one.threads < THREADS[0]:
-            notes.append(f"{name} got only {one.threads:.2f} of a core")
+    notes += [f"{name} used {one.threads:.1f} threads" for name, one in series.items() if one.threads > MANY]
+    scarcest = min(one.threads for one in series.values())
+    if scarcest < FEW:
+        notes.append(f"engines got as little as {scarcest:.2f} of their core")
     return notes
 
 

@@ -94,12 +94,13 @@ def measure_all(folder: Path, only: str, quick: bool, say: Callable[[str], None]
             say(f"{scenario.name} ...")
             stored = measure_scenario(scenario, Path(scratch), quick)
             write_json(folder / f"{scenario.name}.json", stored)
-            say(f"  {stored.get('error') or outcome(stored)}")
+            say(f"  {stored['error'][1] if 'error' in stored else outcome(stored)}")
         for fact in facts:
             say(f"{fact.name} ...")
             stored = measure_fact(fact, Path(scratch))
             write_json(folder / f"{fact.name}.json", stored)
-            say(f"  {stored.get('error') or number(stored['value'])} {fact.unit}")
+            value = stored["error"][1] if "error" in stored else f"{number(stored['value'])} {fact.unit}"
+            say(f"  {value}")
     if only in "limits":
         say("limits ...")
         limits = measure_limits()
@@ -129,7 +130,7 @@ def measure_scenario(scenario: Scenario, scratch: Path, quick: bool) -> Json:
         run_edgecsi(bench, scratch)
         stored |= reduced(read_result(scratch / "result.json"))
     except EdgecsiError as error:
-        stored["error"] = " / ".join(str(error).splitlines())
+        stored["error"] = [error.what, error.why, error.fix]
     return stored
 
 
@@ -180,7 +181,7 @@ def measure_fact(fact: Fact, scratch: Path) -> Json:
         stored["values"] = measure(scratch)
         stored["value"] = float(np.median(stored["values"]))
     except EdgecsiError as error:
-        stored["error"] = " / ".join(str(error).splitlines())
+        stored["error"] = [error.what, error.why, error.fix]
     after = snapshot()
     stored["validity"] = dataclasses.asdict(judge(before, after))
     stored["date"] = after.date
@@ -273,7 +274,7 @@ def run_edgecsi(arguments: Sequence[str], folder: Path) -> None:
             f"edgecsi {' '.join(arguments)} did not end", f"after {COMMAND_TIMEOUT:.0f} s", "run it by hand"
         ) from None
     if done.returncode != 0:
-        said = [line for line in done.stderr.splitlines() if line.strip()][-3:]
+        said = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.strip()][-3:]
         raise ToolchainError(f"edgecsi {' '.join(arguments)} failed", " / ".join(said), "run it by hand")
 
 

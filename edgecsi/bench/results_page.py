@@ -223,7 +223,7 @@ def _to_onnxruntime(entry: Json) -> Json | None:
 
 
 def _why_not(entry: Json | None) -> str:
-    return "not measured" if entry is None else f"failed: {entry['error'][:200]}"
+    return "not measured" if entry is None else f"failed: {entry['error'][1][:120]}"
 
 
 def _validity(entry: Json) -> str:
