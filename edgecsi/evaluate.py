@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -48,6 +48,8 @@ class Evaluation:
     sgcs: float | None
     differences: dict[str, Difference]
     """By entry; empty without a PyTorch model to compare with."""
+    bit_error_rates: dict[str, list[float]] | None = None
+    """Of a detector, as :func:`edgecsi.models.fullycon.error_rates` gives them."""
 
 
 def reference_model(manifest: Manifest, model: str | None = None, weights: str | None = None) -> LoadedModel:
@@ -164,6 +166,41 @@ def evaluate(
         sgcs=None if csi is None else metrics.sgcs(samples, csi),
         differences=differences,
     )
+
+
+def evaluate_detector(
+    bundle: Bundle,
+    data: str,
+    *,
+    device: Device,
+    reference: LoadedModel | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """Run FullyCon's bundle on random transmissions: bit error rates, and its difference to PyTorch.
+
+    Args:
+        bundle: what to run.
+        data: ``mimo:COUNT[:seed=N]``, COUNT transmissions for every SNR from 8 to 13 dB.
+        device: where to run it.
+        reference: the PyTorch model, if it is to be compared with.
+        progress: called with (done, total, what is being done).
+
+    Raises:
+        DataError: malformed ``data``, or the bundle is no such detector.
+        DeviceError: the device cannot run it.
+    """
+    from edgecsi.models import fullycon
+
+    spec = fullycon.parse_spec(data)
+    span = fullycon.TEST_SNR_DB[0], fullycon.TEST_SNR_DB[-1]
+    received, _ = fullycon.transmit(min(1000, spec.per_epoch), span, np.random.default_rng(spec.seed))
+    found = evaluate(bundle, received, data, device=device, reference=reference, progress=progress)
+    if progress is not None:
+        progress(0, 0, f"counting bit errors on {device.spec}")
+    rates = fullycon.error_rates(
+        lambda y: np.asarray(device.run(bundle, "full", y)), transmissions=spec.per_epoch, seed=spec.seed
+    )
+    return replace(found, samples=spec.per_epoch, bit_error_rates=rates)
 
 
 def _pytorch(entry: Entry, x: Any) -> Any:

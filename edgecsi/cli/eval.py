@@ -40,6 +40,8 @@ def command(
 ) -> None:
     """Run BUNDLE on channels: NMSE, rho and SGCS of what it reconstructs, and its difference to PyTorch.
 
+    A detector takes mimo:COUNT[:seed=N] as data, random transmissions, and gives bit error rates.
+
     The exit code is 6 if a library that is not quantised differs from PyTorch by more than rounding.
 
     \b
@@ -50,21 +52,24 @@ def command(
     from edgecsi.channels import files
     from edgecsi.cli.arrays import read_npy
     from edgecsi.device import open_device
-    from edgecsi.evaluate import evaluate, reference_model
+    from edgecsi.evaluate import evaluate, evaluate_detector, reference_model
 
     found = read_bundle(bundle)
     runner = open_device(device)
     note = ""
     with progress(f"reading {data}") as update:
-        if _input_shape(found)[1:] == files.SAMPLE:
-            x = files.load(data, progress=lambda done, total: update(done, total, ""))[:samples]
-        else:
-            x = read_npy(Path(data))[:samples].astype("float32")
         try:
             reference = reference_model(found.manifest, model, weights)
         except UsageError as error:  # the figures on the data do not need it
             reference, note = None, f"not compared with PyTorch: {error.what} ({error.fix})"
-        result = evaluate(found, x, data, device=runner, reference=reference, progress=update)
+        if data.startswith("mimo:"):
+            result = evaluate_detector(found, data, device=runner, reference=reference, progress=update)
+        else:
+            if _input_shape(found)[1:] == files.SAMPLE:
+                x = files.load(data, progress=lambda done, total: update(done, total, ""))[:samples]
+            else:
+                x = read_npy(Path(data))[:samples].astype("float32")
+            result = evaluate(found, x, data, device=runner, reference=reference, progress=update)
     report(result, lambda: _text(result, note), json_to)
 
     worst = max((d.max_rel_diff for d in result.differences.values()), default=0.0)
@@ -99,4 +104,6 @@ def _text(result: Evaluation, note: str) -> str:
     if result.differences:
         rows = [(name, d.max_abs_diff, d.max_rel_diff) for name, d in result.differences.items()]
         parts.append(columns(("entry", "max difference to PyTorch", "of the largest output"), rows))
+    if rates := result.bit_error_rates:
+        parts.append("bit error rates\n" + columns([*rates], list(zip(*rates.values(), strict=True))))
     return "\n\n".join([*parts, note] if note else parts)

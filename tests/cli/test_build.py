@@ -153,3 +153,18 @@ def test_a_bundle_is_replaced_by_its_next_build(bundle: Path, network: Path, tmp
     assert main(["build", f"{network}:make", *options]) == 0
     after = {path.name: path.read_bytes() for path in copy.iterdir() if path.is_file()}
     assert before == after  # same inputs, same bytes
+
+
+def test_a_detector_is_evaluated_by_its_bit_errors(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = str(tmp_path / "fullycon")
+    assert main(["build", "fullycon", "--random-weights", "--target", "host", "-o", out]) == 0
+    capsys.readouterr()
+    assert main(["eval", out, "--data", "mimo:500:seed=1", "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["nmse_db"] is None
+    rates = found["bit_error_rates"]
+    assert rates["snr_db"] == [8, 9, 10, 11, 12, 13]
+    assert rates["zero_forcing"][-1] < rates["zero_forcing"][0] < rates["matched_filter"][0]
+    assert main(["eval", out, "--data", "mimo:0"]) == 3
