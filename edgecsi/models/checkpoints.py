@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -195,10 +196,11 @@ def _read_torch(path: Path) -> State:
 
     _check_archive(path)
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # an old or odd pickle is not worth a warning
+            content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = " ".join(str(error).split())
-        unsafe = re.search(r"(?:GLOBAL|Unsupported global:?|class) ([\w.]+)", reason)
+        unsafe = re.search(r"GLOBAL ([\w.]+)", reason)
         why = f"it wants to run {unsafe[1]}, not only to load tensors" if unsafe else reason[:200]
         raise ModelError(
             f"{path} cannot be loaded",

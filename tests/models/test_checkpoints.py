@@ -1,0 +1,349 @@
+"""Checkpoints in the layouts that users bring, and files that must be refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import struct
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from edgecsi.errors import ModelError
+from edgecsi.models.checkpoints import load_weights, read_metadata, sha256, write_weights
+from edgecsi.models.load import load_model
+from edgecsi.models.registry import create
+
+State = dict[str, torch.Tensor]
+
+
+def random_model(name: str) -> torch.nn.Module:
+    return load_model(name, allow_random=True).module
+
+
+def assert_same(module: torch.nn.Module, expected: torch.nn.Module) -> None:
+    for key, value in expected.state_dict().items():
+        torch.testing.assert_close(module.state_dict()[key], value, rtol=0, atol=0, msg=key)
+
+
+def backwards(state: Mapping[str, torch.Tensor], rules: list[tuple[str, str]]) -> State:
+    """Our names to an author's."""
+    published = {}
+    for key, value in state.items():
+        for pattern, theirs in rules:
+            key = re.sub(pattern, theirs, key)
+        published[key] = value.clone()
+    return published
+
+
+DECODER = [
+    (r"^decoder\.fc\.", "decoder_fc."),
+    (r"^decoder\.conv5x5\.", "decoder_feature.conv5x5_bn."),
+    (r"^decoder\.blocks\.0\.", "decoder_feature.CRBlock1."),
+    (r"^decoder\.blocks\.1\.", "decoder_feature.CRBlock2."),
+    (r"(CRBlock\d)\.wide\.", r"\1.path1."),
+    (r"(CRBlock\d)\.narrow\.", r"\1.path2."),
+    (r"(CRBlock\d)\.merge\.", r"\1.conv1x1."),
+    (r"^encoder\.merge\.conv1x1\.", "encoder_conv.conv1x1_bn."),
+    (r"^encoder\.fc\.", "encoder_fc."),
+]
+CRNET = [
+    (r"^encoder\.wide\.(conv\dx\d)\.", r"encoder1.\1_bn."),
+    (r"^encoder\.narrow\.", "encoder2."),
+    *DECODER,
+]
+CLNET = [
+    (r"^encoder\.spatial\.(conv\dx\d)\.", r"encoder1.\1_bn."),
+    (r"^encoder\.spatial\.gate\.conv3x3\.", "sa.spatial."),
+    (r"^encoder\.fusion\.conv1x1\.", "encoder2."),
+    (r"^encoder\.fusion\.weight\.squeeze\.", "se.fc.0."),
+    (r"^encoder\.fusion\.weight\.excite\.", "se.fc.2."),
+    *DECODER,
+]
+
+
+def with_profiler_buffers(state: State) -> State:
+    """What thop leaves behind."""
+    left = {"total_ops": torch.zeros(1, dtype=torch.float64), "encoder1.total_params": torch.ones(1)}
+    return {**left, **state}
+
+
+def clnet_pair(model: torch.nn.Module) -> tuple[State, State]:
+    """CLNet's two dictionaries: dense layers as convolutions of length 1, the decoder's transposed."""
+    state = backwards(model.state_dict(), CLNET)
+    state["replace_efc.weight"] = state.pop("encoder_fc.weight")[:, :, None]
+    state["replace_efc.bias"] = state.pop("encoder_fc.bias")
+    state["replace_dfc.weight"] = state.pop("decoder_fc.weight").T[:, :, None].contiguous()
+    state["replace_dfc.bias"] = state.pop("decoder_fc.bias")
+    ours = {"replace_dfc", "decoder_feature"}
+    decoder = {key: value for key, value in state.items() if key.split(".")[0] in ours}
+    return {key: value for key, value in state.items() if key not in decoder}, decoder
+
+
+def test_crnet_as_its_authors_save_it(tmp_path: Path) -> None:
+    model = random_model("crnet-cr64")
+    state = with_profiler_buffers(backwards(model.state_dict(), CRNET))
+    assert "encoder1.conv1x9_bn.conv.weight" in state
+    assert "decoder_feature.CRBlock2.path1.conv9x1.bn.running_var" in state
+    torch.save({"state_dict": state, "best_nmse": torch.tensor(-13.4), "epoch": 9}, tmp_path / "a.pth")
+    loaded = load_model("crnet-cr64", str(tmp_path / "a.pth"))
+    assert_same(loaded.module, model)
+    assert loaded.sha256 == sha256([tmp_path / "a.pth"])
+
+
+@pytest.mark.parametrize("prefix", ["", "module."])
+@pytest.mark.parametrize("legacy", [False, True])
+def test_clnet_as_two_files(tmp_path: Path, prefix: str, legacy: bool) -> None:
+    model = random_model("clnet-cr64")
+    files = [tmp_path / "enc.pth.tar", tmp_path / "dec.pth.tar"]
+    for path, state in zip(files, clnet_pair(model), strict=True):
+        named = {prefix + key: value for key, value in with_profiler_buffers(state).items()}
+        torch.save({"state_dict": named}, path, _use_new_zipfile_serialization=not legacy)
+    loaded = load_model("clnet-cr64", f"{files[0]},{files[1]}")
+    assert_same(loaded.module, model)
+
+
+def test_clnet_as_one_file(tmp_path: Path) -> None:
+    model = random_model("clnet-cr32")
+    encoder, decoder = clnet_pair(model)
+    state = {f"encoder.{k}": v for k, v in encoder.items()} | {f"decoder.{k}": v for k, v in decoder.items()}
+    torch.save(state, tmp_path / "a.pth")
+    assert_same(load_model("clnet-cr32", str(tmp_path / "a.pth")).module, model)
+
+
+def test_any_network_split_into_encoder_and_decoder(tmp_path: Path) -> None:
+    model = random_model("csinet-cr64")
+    torch.save(model.encoder.state_dict(), tmp_path / "e.pth")
+    torch.save(model.decoder.state_dict(), tmp_path / "d.pth")
+    assert_same(load_model("csinet-cr64", f"{tmp_path}/e.pth,{tmp_path}/d.pth").module, model)
+    with pytest.raises(ModelError, match="the encoder's first"):
+        load_model("csinet-cr64", f"{tmp_path}/d.pth,{tmp_path}/e.pth")
+    with pytest.raises(ModelError, match="at most two"):
+        load_model("csinet-cr64", f"{tmp_path}/d.pth,{tmp_path}/e.pth,{tmp_path}/e.pth")
+
+
+def test_data_parallel_prefixes_and_half_precision(tmp_path: Path) -> None:
+    model = random_model("csinet-cr64")
+    state = {f"module.{key}": value for key, value in model.state_dict().items()}
+    torch.save(state, tmp_path / "a.pth")
+    assert_same(load_model("csinet-cr64", str(tmp_path / "a.pth")).module, model)
+    half = {key: value.half() if value.is_floating_point() else value for key, value in state.items()}
+    torch.save(half, tmp_path / "half.pth")
+    loaded = load_model("csinet-cr64", str(tmp_path / "half.pth")).module
+    assert all(p.dtype == torch.float32 for p in loaded.parameters())
+
+
+def test_safetensors_keep_their_metadata_and_are_reproducible(tmp_path: Path) -> None:
+    model = random_model("csinet-cr64")
+    metadata = {"model": "csinet-cr64", "config": "{}", "note": "ö", "z": "1", "a": "2"}
+    for name in ("a", "b"):
+        write_weights(tmp_path / f"{name}.safetensors", model.state_dict(), metadata)
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    assert read_metadata(tmp_path / "a.safetensors") == metadata
+    loaded = load_model(str(tmp_path / "a.safetensors"))
+    assert loaded.name == "csinet-cr64"
+    assert loaded.metadata == metadata
+    assert_same(loaded.module, model)
+
+
+def test_weights_of_zero_are_weights(tmp_path: Path) -> None:
+    """A network pruned to nothing, and denormal numbers, are unusual but valid."""
+    state = {key: torch.zeros_like(value) for key, value in random_model("fullycon").state_dict().items()}
+    state["layers.fc1.bias"][0] = 1e-40
+    torch.save(state, tmp_path / "a.pth")
+    assert load_model("fullycon", str(tmp_path / "a.pth")).sha256
+
+
+def test_missing_unexpected_and_renamed_tensors_are_all_listed(tmp_path: Path) -> None:
+    state = dict(random_model("fullycon").state_dict())
+    state["layers.fc_2.weight"] = state.pop("layers.fc2.weight")
+    state.pop("layers.fc3.bias")
+    state["optimizer"] = torch.zeros(3)
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(ModelError) as refused:
+        load_model("fullycon", str(tmp_path / "a.pth"))
+    for name in ("layers.fc2.weight", "layers.fc3.bias", "layers.fc_2.weight", "optimizer", "a.pth"):
+        assert name in str(refused.value)
+
+
+def test_a_refused_checkpoint_changes_nothing(tmp_path: Path) -> None:
+    module = create("fullycon")
+    before = {key: value.clone() for key, value in module.state_dict().items()}
+    state = {key: torch.ones_like(value) for key, value in before.items()}
+    state["layers.fc5.bias"][0] = torch.nan
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(ModelError, match=r"layers\.fc5\.bias"):
+        load_weights(module, [tmp_path / "a.pth"])
+    for key, value in before.items():
+        assert torch.equal(module.state_dict()[key], value)
+
+
+def changed(key: str, change: Callable[[torch.Tensor], object]) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        state: dict[str, object] = dict(random_model("csinet-cr64").state_dict())
+        value = state[key]
+        assert isinstance(value, torch.Tensor)
+        state[key] = change(value.clone())
+        torch.save(state, path)
+
+    return make
+
+
+class Runs:
+    """A pickle that runs a command when it is loaded without care."""
+
+    def __init__(self, marker: Path, depth: int = 0) -> None:
+        self.marker, self.depth = marker, depth
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+        if self.depth:
+            return (list, ([Runs(self.marker, self.depth - 1)],))
+        return (os.system, (f"touch '{self.marker}'",))
+
+
+def pickled_code(depth: int) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        path.write_bytes(pickle.dumps({"state_dict": Runs(path.with_name("executed"), depth)}, 2))
+
+    return make
+
+
+def zipped_code(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(Runs(path.with_name("executed")), 2))
+        archive.writestr("archive/version", "3\n")
+        archive.writestr("../../escaped", "x")
+
+
+def zip_bomb(path: Path) -> None:
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("archive/data.pkl", bytes(100 << 20))
+
+
+def exported(path: Path) -> None:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/archive_format", "pt2")
+
+
+def cut(path: Path) -> None:
+    torch.save(random_model("csinet-cr64").state_dict(), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
+def cut_legacy(path: Path) -> None:
+    torch.save(random_model("csinet-cr64").state_dict(), path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size * 2 // 3])
+
+
+def safetensors(header: object, body: bytes = b"", length: int | None = None) -> Callable[[Path], None]:
+    def make(path: Path) -> None:
+        text = header if isinstance(header, bytes) else json.dumps(header).encode()
+        path.write_bytes(struct.pack("<Q", len(text) if length is None else length) + text + body)
+
+    return make
+
+
+def tensor(shape: list[int], begin: int, end: int) -> dict[str, object]:
+    return {"a": {"dtype": "F32", "shape": shape, "data_offsets": [begin, end]}}
+
+
+def not_finite(value: torch.Tensor) -> torch.Tensor:
+    value.view(-1)[0] = torch.inf
+    return value
+
+
+FC = "encoder.fc.weight"
+BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "not there": ("a.pth", lambda path: None, "no such file"),
+    "empty": ("a.pth", lambda path: path.write_bytes(b""), "cannot be loaded"),
+    "random bytes": ("a.pth", lambda path: path.write_bytes(os.urandom(5000)), "cannot be loaded"),
+    "cut": ("a.pth", cut, "a.pth"),
+    "cut legacy": ("a.pth", cut_legacy, "cannot be loaded"),
+    "code": ("a.pth", pickled_code(0), "system"),
+    "code within lists": ("a.pth", pickled_code(20), "it wants to run"),
+    "code in a zip": ("a.pth", zipped_code, "cannot be loaded"),
+    "zip bomb": ("a.pth", zip_bomb, "zip bomb"),
+    "exported program": ("a.pt2", exported, "exported program"),
+    "exported program, renamed": ("a.pth", exported, "exported program"),
+    "a whole model": ("a.pth", lambda path: torch.save(create("fullycon"), path), "edgecsi.models"),
+    "a list": ("a.pth", lambda path: torch.save([torch.zeros(1)], path), "holds a list"),
+    "not tensors": (
+        "a.pth",
+        lambda path: torch.save({"epoch": 3, "lr": 0.1}, path),
+        "not tensors: epoch, lr",
+    ),
+    "no weights": ("a.pth", lambda path: torch.save({"state_dict": {}}, path), "holds no weights"),
+    "other ratio": (
+        "a.pth",
+        lambda path: torch.save(create("csinet-cr4").state_dict(), path),
+        "encoder.fc.weight [512, 2048] instead of [32, 2048]",
+    ),
+    "other network": (
+        "a.pth",
+        lambda path: torch.save(create("fullycon").state_dict(), path),
+        "unexpected: layers.fc1.bias",
+    ),
+    "complex": ("a.pth", changed(FC, lambda w: w.to(torch.complex64)), "encoder.fc.weight (complex64)"),
+    "integers": ("a.pth", changed(FC, lambda w: w.to(torch.int8)), "encoder.fc.weight (int8)"),
+    "sparse": ("a.pth", changed(FC, lambda w: w.to_sparse()), "encoder.fc.weight"),
+    "infinite": ("a.pth", changed(FC, not_finite), "NaN or infinity"),
+    "negative variance": (
+        "a.pth",
+        changed("encoder.features.conv3x3.bn.running_var", lambda v: -v),
+        "negative variances",
+    ),
+    "enormous by stride": (
+        "a.pth",
+        changed(FC, lambda w: torch.zeros(1).expand(1 << 20, 1 << 20)),
+        "instead of [32, 2048]",
+    ),
+    "safetensors: empty": ("a.safetensors", lambda path: path.write_bytes(b""), "damaged"),
+    "safetensors: header too long": ("a.safetensors", safetensors({}, length=1 << 60), "claims"),
+    "safetensors: not JSON": ("a.safetensors", safetensors(b"{{{{"), "not JSON"),
+    "safetensors: deep": ("a.safetensors", safetensors(b"[" * 1_000_000), "not JSON"),
+    "safetensors: a list": ("a.safetensors", safetensors([1]), "no table"),
+    "safetensors: outside": ("a.safetensors", safetensors(tensor([1], 0, 1 << 40)), "outside the file"),
+    "safetensors: shape lies": (
+        "a.safetensors",
+        safetensors(tensor([1 << 30], 0, 8), bytes(8)),
+        "damaged",
+    ),
+    "safetensors: no offsets": ("a.safetensors", safetensors({"a": {"dtype": "F32"}}), "no offsets"),
+    "safetensors: offsets of text": (
+        "a.safetensors",
+        safetensors({"a": {"dtype": "F32", "shape": [1], "data_offsets": ["x", 4]}}, bytes(4)),
+        "no offsets",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_checkpoints_are_refused_by_name_and_run_nothing(case: str, tmp_path: Path) -> None:
+    name, make, words = BAD[case]
+    path = tmp_path / name
+    make(path)
+    with pytest.raises(ModelError) as refused:
+        load_model("csinet-cr64", str(path))
+    assert str(path) in refused.value.what
+    assert words in str(refused.value)
+    assert refused.value.fix
+    assert set(os.listdir(tmp_path)) <= {name}
+
+
+def test_a_safetensors_file_that_names_no_model(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"w": torch.zeros(1)}, path)
+    with pytest.raises(ModelError, match="--weights"):
+        load_model(str(path))
+    write_weights(path, {"w": torch.zeros(1)}, {"model": "csinet-cr4", "config": "[]"})
+    with pytest.raises(ModelError, match="no JSON table"):
+        load_model(str(path))
+    write_weights(path, {"w": torch.zeros(1)}, {"model": "no-such-net"})
+    with pytest.raises(ModelError, match="no model of the zoo"):
+        load_model(str(path))

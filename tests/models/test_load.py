@@ -1,0 +1,184 @@
+"""MODEL on the command line: zoo names and the user's own code."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgecsi.errors import ModelError
+from edgecsi.models import registry
+from edgecsi.models.load import load_model
+
+OWN = """
+import torch
+from torch import nn
+from neighbour import WIDTH
+
+class Split(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down, self.up = nn.Linear(WIDTH, 3), nn.Linear(3, WIDTH)
+    def encode(self, x):
+        return self.down(x)
+    def decode(self, c):
+        return self.up(c)
+    def forward(self, x):
+        return self.decode(self.encode(x))
+
+def split():
+    return Split().eval(), torch.zeros(1, WIDTH)
+
+def plain():
+    return nn.Sequential(nn.Linear(WIDTH, 4), nn.Dropout(0.5))
+
+def double():
+    return nn.Linear(WIDTH, 4).double()
+
+def diverged():
+    layer = nn.Linear(WIDTH, 4)
+    layer.bias.data[0] = float("nan")
+    return layer, torch.zeros(1, WIDTH)
+
+def two_outputs():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x, x
+    return Two(), torch.zeros(1, WIDTH)
+
+def integers():
+    return nn.Embedding(4, 4), torch.zeros(1, 4, dtype=torch.int64)
+
+def nothing():
+    return None
+
+def fails():
+    raise RuntimeError("no such luck")
+
+def wants(argument):
+    return nn.Linear(1, 1)
+"""
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> str:
+    (tmp_path / "neighbour.py").write_text("WIDTH = 5\n")
+    (tmp_path / "my net.py").write_text(OWN)
+    return str(tmp_path / "my net.py")
+
+
+def test_methods_called_encode_and_decode_are_entries(own: str) -> None:
+    model = load_model(f"{own}:split")
+    assert list(model.entries) == ["encoder", "decoder", "full"]
+    x = torch.randn(1, 5)
+    with torch.no_grad():
+        codeword = model.entries["encoder"].module(x)
+        torch.testing.assert_close(model.entries["decoder"].module(codeword), model.module(x))
+    assert model.entries["decoder"].example_input.shape == (1, 3)
+    for entry in model.entries.values():
+        torch.export.export(entry.module, (entry.example_input,))
+
+
+def test_a_plain_module_has_one_entry_and_is_put_into_eval_mode(own: str) -> None:
+    model = load_model(f"{own}:plain", input_shape=[1, 5])
+    assert list(model.entries) == ["full"]
+    assert not model.module.training
+    assert model.name == "plain"
+    assert model.sha256 is None
+
+
+def test_a_double_network_becomes_float32(own: str) -> None:
+    model = load_model(f"{own}:double", input_shape=[2, 5])
+    assert next(model.module.parameters()).dtype == torch.float32
+
+
+def test_weights_for_the_users_own_network(own: str, tmp_path: Path) -> None:
+    state = {"0.weight": torch.ones(4, 5), "0.bias": torch.zeros(4)}
+    torch.save(state, tmp_path / "w.pth")
+    model = load_model(f"{own}:plain", str(tmp_path / "w.pth"), [1, 5])
+    assert torch.equal(model.module.state_dict()["0.weight"], state["0.weight"])
+    assert model.sha256
+
+
+def test_a_factory_in_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_package").mkdir()
+    (tmp_path / "my_package" / "net.py").write_text("import torch\ndef make():\n    return torch.nn.ReLU()\n")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    assert load_model("my_package.net:make", input_shape=[1, 3]).name == "make"
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        ("plain", "--input-shape"),
+        ("diverged", "NaN or infinity"),
+        ("two_outputs", "returns tuple"),
+        ("integers", "inputs are float32"),
+        ("nothing", "returned a NoneType"),
+        ("fails", "RuntimeError: no such luck"),
+        ("wants", "takes no arguments"),
+        ("absent", "it has"),
+    ],
+)
+def test_a_bad_factory_is_explained(own: str, factory: str, words: str) -> None:
+    with pytest.raises(ModelError) as refused:
+        load_model(f"{own}:{factory}")
+    assert words in str(refused.value)
+    assert refused.value.fix
+
+
+@pytest.mark.parametrize(
+    ("shape", "words"),
+    [
+        ([1, 7], "does not run on an input of shape [1, 7]"),
+        ([0, 5], "at least 1"),
+        ([1, 2**31], "at most"),
+        ([], "not possible"),
+        ([-1, 5], "at least 1"),
+    ],
+)
+def test_a_bad_input_shape_is_explained(own: str, shape: list[int], words: str) -> None:
+    with pytest.raises(ModelError) as refused:
+        load_model(f"{own}:plain", input_shape=shape)
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ("nowhere.py:make", "no such file"),
+        ("no_such_package.net:make", "cannot be imported"),
+        ("csinet-cr5", "nearest: csinet-cr"),
+        ("nowhere.safetensors", "no such file"),
+    ],
+)
+def test_what_cannot_be_found_is_explained(spec: str, words: str) -> None:
+    with pytest.raises(ModelError, match=words):
+        load_model(spec)
+
+
+def test_a_file_that_does_not_parse(tmp_path: Path) -> None:
+    (tmp_path / "bad.py").write_text("def (:")
+    with pytest.raises(ModelError, match="SyntaxError"):
+        load_model(f"{tmp_path}/bad.py:make")
+
+
+def test_a_zoo_name_without_weights_asks_for_a_training(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(registry, "WEIGHTS", tmp_path)
+    with pytest.raises(ModelError, match="edgecsi train csinet-cr4"):
+        load_model("csinet-cr4")
+
+
+def test_random_weights_are_always_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(registry, "WEIGHTS", tmp_path)
+    first, second = (load_model("csinet-cr64", allow_random=True) for _ in range(2))
+    for a, b in zip(first.module.state_dict().values(), second.module.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(first.example_input, second.example_input)
+    assert first.sha256 is None
