@@ -123,7 +123,10 @@ def _cpu() -> Iterator[Finding]:
 
 def _packages() -> Iterator[Finding]:
     """What edgecsi itself requires, by version; importing torch and TVM is tried later."""
-    for requirement in importlib.metadata.requires("edgecsi") or []:
+    if not _requirements():
+        fix = f"{_pip()} install -e . in the folder of pyproject.toml"
+        yield Finding("edgecsi", "broken", True, "it runs from a folder and is not installed", fix)
+    for requirement in _requirements():
         if "extra ==" in requirement:
             continue
         name, wanted = _split(requirement)
@@ -140,7 +143,7 @@ def _torch() -> Iterator[Finding]:
 
 def _tvm() -> Iterator[Finding]:
     output, failed = _try_python(_TRY_TVM)
-    pins = [f"{n}{w}" for n, w in map(_split, importlib.metadata.requires("edgecsi") or []) if "tvm" in n]
+    pins = [f"{n}{w}" for n, w in map(_split, _requirements()) if "tvm" in n]
     detail = f"serialising IR: {failed}" if failed else f"serialises IR, {output}"
     fix = f"{_pip()} install --force-reinstall --no-deps {' '.join(pins)}"
     yield Finding("tvm + tvm-ffi", "broken" if failed else "ok", True, detail, fix if failed else "")
@@ -177,7 +180,7 @@ def _emulator() -> Iterator[Finding]:
 
 
 def _extras() -> Iterator[Finding]:
-    wanted = dict(map(_split, importlib.metadata.requires("edgecsi") or []))
+    wanted = dict(map(_split, _requirements()))
     for name, module in _EXTRAS.items():
         yield _installed(name, wanted.get(name, ""), False, module)
 
@@ -238,6 +241,14 @@ def satisfies(version: str, wanted: str) -> bool:
 
 def _numbers(version: str) -> tuple[int, ...]:
     return tuple(int(part) for part in re.findall(r"\d+", version.split("+")[0]))
+
+
+def _requirements() -> list[str]:
+    """What edgecsi's own metadata asks for; empty if it is not installed."""
+    try:
+        return importlib.metadata.requires("edgecsi") or []
+    except importlib.metadata.PackageNotFoundError:
+        return []
 
 
 def _split(requirement: str) -> tuple[str, str]:

@@ -80,6 +80,14 @@ def test_a_missing_package_is_named_with_the_command_that_installs_it(
     assert "pip install 'ziglang" in findings["ziglang"].fix
 
 
+def test_without_an_installation_there_is_still_a_diagnosis(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nothing(name: str) -> list[str]:
+        raise doctor.importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", nothing)
+    assert [(finding.part, finding.fatal) for finding in doctor._packages()] == [("edgecsi", True)]
+
+
 def test_a_package_of_the_wrong_version_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: "0.1.15.post2")
     findings = {finding.part: finding for finding in doctor._packages()}

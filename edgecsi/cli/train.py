@@ -76,6 +76,7 @@ def command(
             resume=resume,
             threads=threads,
             progress=tell,
+            data_progress=lambda done, total: update(done, total, f"generating {data}"),
         )
     shown = {
         "weights": result.weights,
