@@ -15,8 +15,10 @@ from edgecsi.kernels.float_units import FloatUnit, GatherUnit, TableUnit, Window
 from edgecsi.kernels.ops import Cost, Dense
 from edgecsi.kernels.sparse import (
     Blocks,
+    Compact,
     Section,
     block_mask,
+    compact,
     count_slices,
     narrow,
     pack_all,
@@ -56,6 +58,10 @@ class FloatDense(Kernel):
         """Whether the input is copied to the workspace, because all of it is read in order and it is not so."""
         return False
 
+    def compact(self, op: Dense) -> Compact:
+        """The weights, without rows and columns of zeros if all are stored."""
+        return Compact(op.weight)
+
     def _all(self, op: Dense, target: Target, knobs: Knobs) -> dict[str, NDArray[Any]]:
         packed = self.pack(op, target, knobs)
         if op.scale is not None:
@@ -70,10 +76,14 @@ class FloatDense(Kernel):
         return [*self._all(op, target, knobs).values(), *epilogue_constants(op)]
 
     def _copy_stride(self, op: Dense, knobs: Knobs) -> int:
-        return -(-op.weight.shape[1] // knobs["unroll"]) * knobs["unroll"]
+        return -(-self.compact(op).weight.shape[1] // knobs["unroll"]) * knobs["unroll"]
+
+    def _copy_bytes(self, op: Dense, knobs: Knobs) -> int:
+        return 4 * op.x.shape[0] * self._copy_stride(op, knobs) if self.copies_input(op, knobs) else 0
 
     def scratch(self, op: Dense, target: Target, knobs: Knobs) -> int:
-        return 4 * op.x.shape[0] * self._copy_stride(op, knobs) if self.copies_input(op, knobs) else 0
+        spilled = dense_loop.spills(op, self.compact(op).outputs is not None)
+        return self._copy_bytes(op, knobs) + (dense_loop.spill_bytes(op) if spilled else 0)
 
     def emit(self, op: Dense, target: Target, knobs: Knobs) -> PrimFunc:
         from edgecsi.kernels import emit as e
@@ -82,21 +92,20 @@ class FloatDense(Kernel):
         batch = op.x.shape[0]
         packed = self._all(op, target, knobs)
         constants = self.constants(op, target, knobs)
-        scratch = self.scratch(op, target, knobs)
         stride = self._copy_stride(op, knobs)
         loop = Loop(
             self.parts(op, target, knobs), knobs["unroll"], knobs["sets"], knobs["samples"], blocks=stride
         )
         if loop.unroll % unit.together:
             raise ValueError(f"this format takes {unit.together} inputs at once")
-        with e.function(op, constants, scratch) as (done, buffers):
+        with e.function(op, constants, self.scratch(op, target, knobs)) as (done, buffers):
             e.zero_halo(buffers[len(op.inputs) + len(constants)], op.y)
             named = dict(zip(packed, buffers[len(op.inputs) :], strict=False))
             finish = e.Finish(op, buffers, 1, len(op.inputs) + len(packed), target)
-            x, between = buffers[0], op.x.stride
-            if scratch:
-                _copy(op, target, x, buffers[-1], stride)
-                x, between = buffers[-1], stride
+            x, between, scratch = buffers[0], op.x.stride, buffers[-1]
+            if self.copies_input(op, knobs):
+                _copy(op, target, x, scratch, stride, named.get("inputs"))
+                x, between = scratch, stride
             if isinstance(unit, TableUnit):
                 unit.prepare(named["table"])
             elif isinstance(unit, WindowUnit | GatherUnit):
@@ -110,10 +119,14 @@ class FloatDense(Kernel):
                     total = total + e.load(named["bias"], output, lanes)
                 return total
 
+            spilled = dense_loop.spills(op, "outputs" in named)
+            spill = (scratch, self._copy_bytes(op, knobs)) if spilled else None
+            results = dense_loop.Results(op, finish, target.lanes_f32, value, spill, named.get("outputs"))
+            results.open()
             dense_loop.multiply(
-                unit, loop, batch, named["weights"], x, between, named.get("index"), named.get("start"),
-                dense_loop.Results(op, finish, target.lanes_f32, value),
+                unit, loop, batch, named["weights"], x, between, named.get("index"), named.get("start"), results
             )  # fmt: skip
+            results.close()
         return done.done()
 
 
@@ -142,7 +155,14 @@ class BlockDense(FloatDense):
         kind = np.int8 if self.weights == "qs8w" else np.float32
         if op.table is not None or op.weight.dtype != kind:
             return f"the weights are not {np.dtype(kind)}"
+        if self.weights == "f32" and not self.rows:
+            small = self.compact(op)
+            if small.inputs is None and small.outputs is None:
+                return "no input and no output is left out by the weights"
         return ""
+
+    def compact(self, op: Dense) -> Compact:
+        return Compact(op.weight) if self.rows else compact(op.weight, op.dense_weight() != 0)
 
     def unit(self, op: Dense, target: Target, knobs: Knobs) -> FloatUnit:
         raw = self.copies_input(op, knobs)
@@ -155,6 +175,7 @@ class BlockDense(FloatDense):
 
     def knobs(self, op: Dense, target: Target) -> Knobs:
         plain = {"rows": self.rows or 16, "unroll": 1}
+        outputs, inputs = self.compact(op).weight.shape
         unit = self.unit(op, target, plain)
         batch = op.x.shape[0]
         many = target.vector_registers == 32
@@ -166,10 +187,10 @@ class BlockDense(FloatDense):
             mean = float(self._mask(op, self.rows).sum(1).mean())
             unroll = 8 if unit.together == 8 else 4 if mean >= 8 else 2
         else:
-            vectors = max(1, min((8 if many else 4) // (per * samples), -(-op.weight.shape[0] // unit.outputs)))
+            vectors = max(1, min((8 if many else 4) // (per * samples), -(-outputs // unit.outputs)))
             unroll = 8 if unit.together == 8 else 4
-            if op.weight.shape[1] % unroll and unit.together <= 2:
-                unroll = next(u for u in (2, 1) if u % unit.together == 0 and (op.weight.shape[1] % u == 0 or u == unit.together))
+            if inputs % unroll and unit.together <= 2:
+                unroll = next(u for u in (2, 1) if u == unit.together or inputs % u == 0)
         samples = max(1, min(samples, 1 << (max(1, room // vectors).bit_length() - 1)))
         sets = max(1, min(unroll // unit.together, 8 // (vectors * per * samples)))
         rows = self.rows or vectors * unit.outputs
@@ -189,7 +210,8 @@ class BlockDense(FloatDense):
         return block_mask(op.dense_weight(), rows, 1)
 
     def cost(self, op: Dense, target: Target, knobs: Knobs) -> Cost:
-        outputs, inputs = op.weight.shape
+        small = self.compact(op)
+        outputs, inputs = small.weight.shape
         unit = self.unit(op, target, knobs)
         rows, unroll = knobs["rows"], knobs["unroll"]
         panels = -(-outputs // rows)
@@ -209,16 +231,21 @@ class BlockDense(FloatDense):
             instructions=unit.steps,
             index_bytes=2 if self.rows else 0,
             samples=knobs["samples"],
-            prepared=inputs * 8 if self.copies_input(op, knobs) else 0,
+            prepared=(inputs * (8 if small.inputs is None else 32) if self.copies_input(op, knobs) else 0)
+            + (op.weight.shape[0] * 8 if dense_loop.spills(op, small.outputs is not None) else 0)
+            + (outputs * 32 if small.outputs is not None else 0),
             macs=blocks * rows,
         )
 
     def parts(self, op: Dense, target: Target, knobs: Knobs) -> list[Section]:
-        return sections(op.weight.shape[0], knobs["rows"], self.unit(op, target, knobs).outputs)
+        outputs = self.compact(op).weight.shape[0]
+        return sections(outputs, knobs["rows"], self.unit(op, target, knobs).outputs)
 
     def copies_input(self, op: Dense, knobs: Knobs) -> bool:
         if self.rows:
             return False
+        if self.compact(op).inputs is not None:
+            return True
         places = dense_loop.positions(op.x, 1)
         assert places is not None
         return bool(places.size % knobs["unroll"] or (np.diff(places) != 1).any())
@@ -230,7 +257,8 @@ class BlockDense(FloatDense):
         if op.table is not None:
             zeros = np.flatnonzero(op.table == 0)
             filler = int(zeros[0]) if zeros.size else 0
-        weight = op.weight
+        small = self.compact(op)
+        weight = small.weight
         if op.table is not None and self.rows:
             # Several entries may be 0; the blocks are found by one.
             weight = np.where(op.table[weight] == 0, np.uint8(filler), weight)
@@ -248,6 +276,10 @@ class BlockDense(FloatDense):
         packed = {"weights": np.concatenate(values)}
         if blocks.index is not None and blocks.start is not None:
             packed |= {"index": blocks.index, "start": blocks.start}
+        if small.inputs is not None:
+            packed["inputs"] = narrow(places[small.inputs])
+        if small.outputs is not None:
+            packed["outputs"] = narrow(small.outputs)
         if isinstance(unit, TableUnit):
             assert op.table is not None
             packed["table"] = unit.constant(op.table)
@@ -335,19 +367,27 @@ class SliceDense(FloatDense):
         return packed
 
 
-def _copy(op: Dense, target: Target, x: Any, scratch: Any, stride: int) -> None:
-    """Emit a copy of the input, in order, with zeros behind it."""
+def _copy(op: Dense, target: Target, x: Any, scratch: Any, stride: int, inputs: Any | None) -> None:
+    """Emit a copy of the input, in order, with zeros behind it.
+
+    Args:
+        stride: inputs between samples in the copy. inputs: buffer with the places of those that are used.
+    """
     from tvm.tirx.script import builder as T
 
     from edgecsi.kernels import emit as e
 
-    inputs = op.weight.shape[1]
+    count = op.weight.shape[1] if inputs is None else int(inputs.shape[0])
     with e.serial(op.x.shape[0]) as sample:
 
-        def copy(element: Any, offset: Any, count: int) -> None:
-            value = e.load(x, sample * op.x.stride + offset, count)
-            e.store(scratch, (sample * stride + element) * 4, T.reinterpret(value, dtype=f"uint8x{4 * count}"))
+        def copy(element: Any, offset: Any, lanes: int) -> None:
+            value = e.load(x, sample * op.x.stride + offset, lanes)
+            e.store(scratch, (sample * stride + element) * 4, T.reinterpret(value, dtype=f"uint8x{4 * lanes}"))
 
-        dense_loop.each_run(op.x, target.lanes_f32, copy)
-        for k in range(inputs, stride):
+        if inputs is None:
+            dense_loop.each_run(op.x, target.lanes_f32, copy)
+        else:
+            with e.serial(count) as k:
+                copy(k, T.cast(inputs[k], "int32"), 1)
+        for k in range(count, stride):
             e.store(scratch, (sample * stride + k) * 4, e.splat(0, 4, "uint8"))

@@ -6,7 +6,7 @@ or only those with weights, and the instructions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -17,7 +17,7 @@ from edgecsi.kernels.base import Kernel, Knobs
 from edgecsi.kernels.dense_loop import Loop
 from edgecsi.kernels.dot import Dot, dot_of
 from edgecsi.kernels.ops import TINY, Cost, Dense
-from edgecsi.kernels.sparse import block_mask, pack_all, pack_blocks, sections
+from edgecsi.kernels.sparse import Compact, block_mask, compact, narrow, pack_all, pack_blocks, sections
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ class Int8Dense(Kernel):
         dot = dot_of(target, op.weight, self.rows or 16)
         batch = op.x.shape[0]
         samples = 1 << min(batch.bit_length() - 1, 3 if target.vector_registers == 32 else 2)
-        outputs, inputs = op.weight.shape
+        outputs, inputs = self._compact(op).weight.shape
         groups = -(-inputs // 4)
         if self.rows:
             vectors = self.rows // dot.outputs
@@ -87,7 +87,7 @@ class Int8Dense(Kernel):
         }
 
     def cost(self, op: Dense, target: Target, knobs: Knobs) -> Cost:
-        outputs, inputs = op.weight.shape
+        outputs, inputs = self._compact(op).weight.shape
         rows = knobs["rows"]
         dot = dot_of(target, op.weight, rows)
         panels = -(-outputs // rows)
@@ -107,13 +107,29 @@ class Int8Dense(Kernel):
             instructions=dot.steps,
             index_bytes=2 if self.rows else 0,
             samples=knobs["samples"],
-            prepared=inputs * (12 if self.dynamic else 2) if not self._direct(op, dot, knobs) else 0,
+            prepared=self._prepared(op, dot, knobs),
             macs=blocks * rows * 4,
         )
 
+    def _prepared(self, op: Dense, dot: Dot, knobs: Knobs) -> int:
+        """Bytes moved to write codes and to collect spilled sums, for a sample."""
+        small = self._compact(op)
+        moved = 0
+        if not self._direct(op, dot, knobs):
+            moved += op.weight.shape[1] * (12 if self.dynamic else 2)
+            if small.inputs is not None:
+                moved += small.inputs.size * 32
+        if dense_loop.spills(op, small.outputs is not None):
+            moved += op.weight.shape[0] * 8 + (small.outputs.size * 32 if small.outputs is not None else 0)
+        return moved
+
+    def _compact(self, op: Dense) -> Compact:
+        """The weights, without rows and columns of zeros if all are stored."""
+        return Compact(op.weight) if self.rows else compact(op.weight, op.weight != 0)
+
     def _direct(self, op: Dense, dot: Dot, knobs: Knobs) -> bool:
         """Whether the blocks can be read from the input as it is."""
-        if self.dynamic or not dot.unsigned:
+        if self.dynamic or not dot.unsigned or self._compact(op).inputs is not None:
             return False
         places = dense_loop.positions(op.x, 4)
         if places is None:
@@ -121,7 +137,8 @@ class Int8Dense(Kernel):
         return bool(self.rows) or (places.size % knobs["unroll"] == 0 and (np.diff(places) == 4).all())
 
     def _pack(self, op: Dense, target: Target, knobs: Knobs) -> dict[str, NDArray[Any]]:
-        outputs, inputs = op.weight.shape
+        small = self._compact(op)
+        outputs, inputs = small.weight.shape
         dot = dot_of(target, op.weight, knobs["rows"])
         parts = sections(outputs, knobs["rows"], self.rows or dot.outputs)
         packed: dict[str, NDArray[Any]] = {}
@@ -134,7 +151,13 @@ class Int8Dense(Kernel):
             assert blocks.start is not None
             packed |= {"weights": _flat(blocks.values), "index": blocks.index, "start": blocks.start}
         else:
-            packed["weights"] = _flat(pack_all(op.weight, parts, 4, knobs["unroll"]).values)
+            packed["weights"] = _flat(pack_all(small.weight, parts, 4, knobs["unroll"]).values)
+        if small.inputs is not None:
+            memory = dense_loop.positions(op.x, 1)
+            assert memory is not None
+            packed["inputs"] = narrow(small.inputs if self.dynamic else memory[small.inputs])
+        if small.outputs is not None:
+            packed["outputs"] = narrow(small.outputs)
         assert op.scale is not None
         add = -self._zero(op, dot) * op.weight.astype(np.int64).sum(1)
         if op.x_quant is not None:
@@ -162,13 +185,28 @@ class Int8Dense(Kernel):
     def _codes_stride(self, op: Dense, knobs: Knobs) -> int:
         """Bytes of one sample's codes in the workspace."""
         step = 4 * knobs["unroll"]
-        return -(-op.weight.shape[1] // step) * step
+        return -(-self._compact(op).weight.shape[1] // step) * step
+
+    def _workspace(self, op: Dense, target: Target, knobs: Knobs) -> dict[str, int]:
+        """Where in the workspace things begin; ``end`` is its size."""
+        small = self._compact(op)
+        batch = op.x.shape[0]
+        sizes = {"codes": 0, "steps": 0, "all": 0, "sums": 0}
+        if not self._direct(op, dot_of(target, op.weight, knobs["rows"]), knobs):
+            sizes["codes"] = batch * self._codes_stride(op, knobs)
+        if self.dynamic:
+            sizes["steps"] = 4 * batch
+            sizes["all"] = op.weight.shape[1] if small.inputs is not None else 0
+        if dense_loop.spills(op, small.outputs is not None):
+            sizes["sums"] = dense_loop.spill_bytes(op)
+        starts, end = {}, 0
+        for name, size in sizes.items():
+            starts[name] = end
+            end += -(-size // 64) * 64
+        return starts | {"end": end}
 
     def scratch(self, op: Dense, target: Target, knobs: Knobs) -> int:
-        if self._direct(op, dot_of(target, op.weight, knobs["rows"]), knobs):
-            return 0
-        batch = op.x.shape[0]
-        return batch * self._codes_stride(op, knobs) + (4 * batch if self.dynamic else 0)
+        return self._workspace(op, target, knobs)["end"]
 
     def emit(self, op: Dense, target: Target, knobs: Knobs) -> PrimFunc:
         from tvm.tirx.script import builder as T
@@ -176,13 +214,13 @@ class Int8Dense(Kernel):
         from edgecsi.kernels import emit as e
 
         dot = dot_of(target, op.weight, knobs["rows"])
-        outputs, inputs = op.weight.shape
+        small = self._compact(op)
         batch = op.x.shape[0]
         packed = self._pack(op, target, knobs)
         constants = self.constants(op, target, knobs)
-        scratch = self.scratch(op, target, knobs)
+        room = self._workspace(op, target, knobs)
         loop = Loop(
-            parts=sections(outputs, knobs["rows"], self.rows or dot.outputs),
+            parts=sections(small.weight.shape[0], knobs["rows"], self.rows or dot.outputs),
             unroll=knobs["unroll"],
             sets=knobs["sets"],
             samples=knobs["samples"],
@@ -190,15 +228,14 @@ class Int8Dense(Kernel):
         )
         if loop.unroll % dot.together:
             raise ValueError(f"this dot product takes {dot.together} blocks at once")
-        with e.function(op, constants, scratch) as (done, buffers):
+        with e.function(op, constants, room["end"]) as (done, buffers):
             e.zero_halo(buffers[len(op.inputs) + len(constants)], op.y)
             named = dict(zip(packed, buffers[len(op.inputs) :], strict=False))
             finish = e.Finish(op, buffers, 1, len(op.inputs) + len(packed), target)
-            x, stride, peaks = buffers[0], op.x.stride, 0
-            if scratch:
-                x, stride = buffers[-1], self._codes_stride(op, knobs)
-                peaks = batch * stride
-                _write_codes(op, dot, target, buffers[0], x, stride, peaks)
+            x, stride, scratch = buffers[0], op.x.stride, buffers[-1]
+            if not self._direct(op, dot, knobs):
+                x, stride = scratch, self._codes_stride(op, knobs)
+                _write_codes(op, dot, target, buffers[0], scratch, stride, room, named.get("inputs"))
 
             def value(total: Any, output: Any, sample: Any) -> Any:
                 lanes = e.lanes_of(total)
@@ -206,17 +243,20 @@ class Int8Dense(Kernel):
                     total = total + e.load(named["add"], output, lanes)
                 factor = e.load(named["scale"], output, lanes)
                 if self.dynamic:
-                    step = T.reinterpret(e.load(x, peaks + sample * 4, 4), dtype="float32")
+                    step = T.reinterpret(e.load(scratch, room["steps"] + sample * 4, 4), dtype="float32")
                     factor = e.splat(step, lanes) * factor
                 result = e.fence(T.cast(total, e.vector_type("float32", lanes)) * factor)
                 if "bias" in named:
                     result = result + e.load(named["bias"], output, lanes)
                 return result
 
+            spill = (scratch, room["sums"]) if dense_loop.spills(op, small.outputs is not None) else None
+            results = dense_loop.Results(op, finish, target.lanes_f32, value, spill, named.get("outputs"))
+            results.open()
             dense_loop.multiply(
-                dot, loop, batch, named["weights"], x, stride, named.get("index"), named.get("start"),
-                dense_loop.Results(op, finish, dot.outputs, value),
+                dot, loop, batch, named["weights"], x, stride, named.get("index"), named.get("start"), results
             )  # fmt: skip
+            results.close()
         return done.done()
 
 
@@ -224,37 +264,62 @@ def _flat(values: Sequence[NDArray[Any]]) -> NDArray[Any]:
     return np.concatenate([v.reshape(-1) for v in values])
 
 
-def _write_codes(op: Dense, dot: Dot, target: Target, x: Any, codes: Any, stride: int, peaks: int) -> None:
-    """Emit the pass over the input that leaves codes in the workspace, and for dynamic ones the size of a step."""
+def _write_codes(
+    op: Dense,
+    dot: Dot,
+    target: Target,
+    x: Any,
+    scratch: Any,
+    stride: int,
+    room: Mapping[str, int],
+    inputs: Any | None,
+) -> None:
+    """Emit the pass over the input that leaves codes in the workspace, and for dynamic ones the size of a step.
+
+    Args:
+        stride: bytes between samples' codes. room: see `_workspace`.
+        inputs: buffer with the inputs that a compacted matrix uses: their places in memory if static.
+    """
     from tvm.tirx.script import builder as T
 
     from edgecsi.kernels import emit as e
 
     lanes = 4 * target.lanes_f32
+
+    def signed(code: Any) -> Any:
+        return code if dot.unsigned else code ^ e.splat(128, e.lanes_of(code), "uint8")
+
     with e.serial(op.x.shape[0]) as sample:
+        here = sample * stride
+        if op.x_quant is not None and inputs is not None:
+            with e.serial(inputs.shape[0]) as k:
+                place = sample * op.x.stride + T.cast(inputs[k], "int32")
+                e.store(scratch, here + k, signed(x[place]))
+            return
         if op.x_quant is not None:
 
             def shift(element: Any, offset: Any, count: int) -> None:
-                value = e.load(x, sample * op.x.stride + offset, count)
-                if not dot.unsigned:
-                    value = value ^ e.splat(128, count, "uint8")
-                e.store(codes, sample * stride + element, value)
+                e.store(scratch, here + element, signed(e.load(x, sample * op.x.stride + offset, count)))
 
             dense_loop.each_run(op.x, lanes, shift)
             return
         peak = e.let(_peak(op, lanes, x, sample))
         step = T.reinterpret(peak / T.float32(127), dtype="uint8x4")
-        e.store(codes, peaks + sample * 4, step)
+        e.store(scratch, room["steps"] + sample * 4, step)
         usable = peak >= T.float32(float(TINY))
         inverse = e.let(T.Select(usable, T.float32(127) / peak, T.float32(0)))
+        target_of_codes = here if inputs is None else room["all"]
 
         def quantize(element: Any, offset: Any, count: int) -> None:
             value = e.load(x, sample * op.x.stride + offset, count)
             rounded = e.fence(value * e.splat(inverse, count)) + e.splat(MAGIC + dot.zero, count)
             bits = T.reinterpret(rounded, dtype=e.vector_type("int32", count))
-            e.store(codes, sample * stride + element, T.cast(bits, e.vector_type("uint8", count)))
+            e.store(scratch, target_of_codes + element, T.cast(bits, e.vector_type("uint8", count)))
 
         dense_loop.each_run(op.x, lanes, quantize)
+        if inputs is not None:
+            with e.serial(inputs.shape[0]) as k:
+                e.store(scratch, here + k, scratch[room["all"] + T.cast(inputs[k], "int32")])
 
 
 def _peak(op: Dense, lanes: int, x: Any, sample: Any) -> Any:

@@ -51,9 +51,33 @@ def block_mask(weight: NDArray[Any], rows: int, columns: int) -> NDArray[np.bool
     return mask
 
 
-def used_inputs(weight: NDArray[Any]) -> NDArray[np.int64]:
-    """Inputs that any output depends on, ascending."""
-    return np.flatnonzero((weight != 0).any(axis=0))
+@dataclass(frozen=True)
+class Compact:
+    """A matrix without the rows and columns that hold nothing.
+
+    Attributes:
+        weight: what is left. outputs, inputs: which rows and columns those are; None if all are.
+    """
+
+    weight: NDArray[Any]
+    outputs: NDArray[np.int64] | None = None
+    inputs: NDArray[np.int64] | None = None
+
+
+def compact(weight: NDArray[Any], used: NDArray[np.bool_]) -> Compact:
+    """Leave out rows and columns without any `used` weight, where there are enough to pay for the lists."""
+    lists: list[NDArray[np.int64] | None] = []
+    for axis in (1, 0):
+        found = np.flatnonzero(used.any(axis=axis))
+        if not found.size:
+            found = np.zeros(1, np.int64)
+        lists.append(found if found.size <= 0.94 * weight.shape[1 - axis] else None)
+    outputs, inputs = lists
+    if outputs is not None:
+        weight = weight[outputs]
+    if inputs is not None:
+        weight = weight[:, inputs]
+    return Compact(weight, outputs, inputs)
 
 
 @dataclass(frozen=True)

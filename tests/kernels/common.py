@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -70,7 +71,9 @@ def check(
 def outside(memory: np.ndarray[Any, Any], layout: Layout) -> np.ndarray[Any, Any]:
     """The memory with the tensor's own elements blanked: its halo, when samples follow each other."""
     blank = memory.copy()
-    blank[layout._index()] = 0
+    # The last group's missing channels hold anything.
+    full = (layout.shape[0], layout.channels, *layout.shape[2:]) if len(layout.shape) == 4 else layout.shape
+    blank[replace(layout, shape=full)._index()] = 0
     if layout.batch_stride is not None:
         # Between samples lies another tensor.
         return blank[:0]

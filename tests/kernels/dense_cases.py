@@ -1,0 +1,90 @@
+"""Random dense layers for the tests of the sparse and int8 dense kernels."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+
+from edgecsi.kernels.base import Kernel, all_kernels
+from edgecsi.kernels.harness import Case
+from edgecsi.kernels.layout import Layout
+from edgecsi.kernels.ops import Dense, Quant, Step
+from edgecsi.target import Target
+
+Array = np.ndarray[Any, Any]
+DENSITIES = (0.0, 0.03, 0.1, 0.3, 1.0)
+# outputs, inputs: whole vectors, odd, single, and more panels than rows of a block
+SHAPES = ((64, 128), (37, 45), (1, 5), (19, 3), (130, 64), (5, 260))
+
+
+def mask(rng: np.random.Generator, outputs: int, inputs: int, rows: int, columns: int, density: float) -> Array:
+    """Blocks of ones, [outputs, inputs]."""
+    blocks = rng.random((-(-outputs // rows), -(-inputs // columns))) < density
+    return np.repeat(np.repeat(blocks, rows, 0), columns, 1)[:outputs, :inputs]
+
+
+def int8_weight(rng: np.random.Generator, outputs: int, inputs: int, kept: Array, lowest: int = -127) -> Array:
+    """Int8 codes, many at the ends of the range."""
+    extreme = rng.choice(np.array([lowest, 127]), (outputs, inputs))
+    codes = np.where(rng.random((outputs, inputs)) < 0.5, extreme, rng.integers(lowest, 128, (outputs, inputs)))
+    return (codes * kept).astype(np.int8)
+
+
+def activations(rng: np.random.Generator, op_x: Layout) -> Array:
+    """Values of a tensor; codes many at the ends of the range."""
+    if op_x.dtype == "float32":
+        return rng.standard_normal(op_x.shape).astype(np.float32)
+    ends = rng.choice(np.array([0, 255]), op_x.shape)
+    return np.where(rng.random(op_x.shape) < 0.3, ends, rng.integers(0, 256, op_x.shape)).astype(np.uint8)
+
+
+def int8_layer(
+    rng: np.random.Generator,
+    weight: Array,
+    *,
+    dynamic: bool,
+    batch: int = 1,
+    x: Layout | None = None,
+    y: Layout | None = None,
+    epilogue: tuple[Step, ...] = (),
+    y_quant: Quant | None = None,
+    bias: bool = True,
+) -> Dense:
+    """An int8 layer with random scales and bias."""
+    outputs, inputs = weight.shape
+    dtype = "float32" if dynamic else "uint8"
+    bias_of = rng.standard_normal(outputs).astype(np.float32) if dynamic else rng.integers(-99999, 99999, outputs)
+    return Dense(
+        x=x or Layout((batch, inputs), dtype),
+        y=y or Layout((batch, outputs), "uint8" if y_quant else "float32"),
+        weight=weight,
+        scale=(rng.random(outputs) * 1e-3 + 1e-4).astype(np.float32),
+        bias=(bias_of if dynamic else bias_of.astype(np.int32)) if bias else None,
+        dynamic=dynamic,
+        x_quant=None if dynamic else Quant(0.0173, int(rng.integers(0, 256)), 0.5),
+        epilogue=epilogue,
+        y_quant=y_quant,
+    )
+
+
+def case(rng: np.random.Generator, kernel: Kernel, op: Dense) -> Case:
+    """With random inputs."""
+    return Case(kernel, op, [activations(rng, layout) for layout in op.inputs])
+
+
+def kernels_for(target: Target, prefix: tuple[str, ...]) -> list[Kernel]:
+    """Dense kernels of these names that have something to do on a target."""
+    dot = {"avx512_vnni": "vnni", "avx_vnni": "vnni"}.get(target.dot, target.dot)
+    ends = ("vnni", "avx2", "sdot", "neon")
+    return [
+        k
+        for k in all_kernels().values()
+        if k.op is Dense and k.name.startswith(prefix) and (k.name.endswith(f"_{dot}") or not k.name.endswith(ends))
+    ]
+
+
+def rng_of(*words: object) -> np.random.Generator:
+    """A generator seeded by what is tested."""
+    return np.random.default_rng(zlib.crc32(repr(words).encode()))

@@ -1,0 +1,165 @@
+"""Dense kernels with fp32 activations and sparse, int8 or clustered weights."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from edgecsi.kernels.base import Kernel, all_kernels
+from edgecsi.kernels.dense_float import BlockDense, SliceDense
+from edgecsi.kernels.harness import Case
+from edgecsi.kernels.layout import Layout
+from edgecsi.kernels.ops import Dense, Quant, Step
+from edgecsi.target import Target
+from tests.kernels.common import check, on_targets
+from tests.kernels.dense_cases import DENSITIES, SHAPES, Array, case, int8_weight, kernels_for, mask, rng_of
+
+FLOAT = ("f32_bsr", "f32_qs8w", "f32_sell", "f32_lut", "f32_compact")
+
+
+def _layer(
+    rng: np.random.Generator,
+    kernel: Kernel,
+    kept: Array,
+    *,
+    batch: int = 1,
+    x: Layout | None = None,
+    y: Layout | None = None,
+    epilogue: tuple[Step, ...] = (),
+    y_quant: Quant | None = None,
+) -> Dense:
+    """A layer with weights of the kernel's kind."""
+    assert isinstance(kernel, BlockDense | SliceDense)
+    outputs, inputs = kept.shape
+    scale = table = None
+    if kernel.weights == "qs8w":
+        weight = int8_weight(rng, outputs, inputs, kept)
+        scale = (rng.random(outputs) * 1e-3 + 1e-4).astype(np.float32)
+    elif kernel.weights.startswith("lut"):
+        entries = int(kernel.weights[3:])
+        table = rng.standard_normal(int(rng.integers(max(2, entries // 2 + 1), entries + 1))).astype(np.float32)
+        table[1] = 0
+        weight = np.where(kept != 0, rng.integers(0, table.size, kept.shape), 1).astype(np.uint8)
+    else:
+        weight = (rng.standard_normal(kept.shape) * kept).astype(np.float32)
+    return Dense(
+        x=x or Layout((batch, inputs)),
+        y=y or Layout((batch, outputs)),
+        weight=weight,
+        scale=scale,
+        table=table,
+        bias=rng.standard_normal(outputs).astype(np.float32) if rng.random() < 0.7 else None,
+        epilogue=epilogue,
+        y_quant=y_quant,
+    )
+
+
+def _rows(kernel: Kernel) -> int:
+    return 1 if isinstance(kernel, SliceDense) else getattr(kernel, "rows", 0) or 16
+
+
+def _shapes(target: Target) -> list[Case]:
+    cases = []
+    for which, kernel in enumerate(kernels_for(target, FLOAT)):
+        rng = rng_of(target.id, kernel.name)
+        for number, (outputs, inputs) in enumerate(SHAPES):
+            kept = mask(rng, outputs, inputs, _rows(kernel), 1, DENSITIES[(number + which) % len(DENSITIES)])
+            steps = (Step("leaky_relu", (0.3,)),) if rng.random() < 0.5 else ()
+            op = _layer(rng, kernel, kept, batch=int(rng.choice([1, 1, 2, 5, 8])), epilogue=steps)
+            if not kernel.refuses(op, target):
+                cases.append(case(rng, kernel, op))
+    assert cases
+    return cases
+
+
+@on_targets()
+def test_shapes_and_densities(target: str) -> None:
+    check(_shapes, target)
+
+
+def _layouts(target: Target) -> list[Case]:
+    cases = []
+    for kernel in kernels_for(target, FLOAT):
+        rng = rng_of(target.id, kernel.name, "layouts")
+        images = [
+            (Layout((1, 2, 6, 8), halo=(1, 1, 1, 1)), Layout((1, 2, 4, 8), halo=(1, 1, 1, 1))),
+            (Layout((2, 3, 5, 7)), Layout((2, 3, 5, 7), halo=(2, 0, 1, 2))),
+            (Layout((1, 6, 4, 4), halo=(1, 1, 1, 1), group=4), Layout((1, 5, 3, 7), group=4)),
+            (Layout((3, 40), batch_stride=100), Layout((3, 24), batch_stride=31)),
+        ]
+        for x, y in images:
+            outputs, inputs = int(np.prod(y.shape[1:])), int(np.prod(x.shape[1:]))
+            steps: tuple[Step, ...] = (Step("add", operand=Layout(y.shape)), Step("relu"))
+            if len(y.shape) == 4:
+                channels = [rng.standard_normal(y.shape[1]).astype(np.float32) for _ in range(2)]
+                steps = (
+                    Step("add", operand=Layout(y.shape, halo=(1, 1, 1, 1))),
+                    Step("scale_channels", constants=tuple(channels)),
+                    Step("mul", operand=Layout((*y.shape[:2], 1, 1))),
+                )
+            kept = mask(rng, outputs, inputs, _rows(kernel), 1, 0.3)
+            kept[:, ::3] = 0
+            op = _layer(rng, kernel, kept, x=x, y=y, epilogue=steps)
+            if not kernel.refuses(op, target):
+                cases.append(case(rng, kernel, op))
+    return cases
+
+
+@on_targets()
+def test_layouts_and_epilogues(target: str) -> None:
+    check(_layouts, target)
+
+
+def _grouped(target: Target) -> list[Case]:
+    """Codes out, four channels side by side; whole numbers, so that sums are exact in any order."""
+    cases = []
+    for kernel in kernels_for(target, ("f32_bsr", "f32_compact")):
+        rng = rng_of(target.id, kernel.name, "grouped")
+        y = Layout((2, 6, 3, 8), "uint8", (1, 1, 1, 1), 4, fill=100)
+        kept = mask(rng, 144, 64, _rows(kernel), 1, 0.3)
+        kept[::5] = 0
+        op = Dense(
+            x=Layout((2, 64)), y=y, weight=(rng.integers(-9, 10, (144, 64)) * kept).astype(np.float32),
+            bias=rng.integers(-9, 10, 144).astype(np.float32), y_quant=Quant(2.0, 100),
+        )  # fmt: skip
+        if not kernel.refuses(op, target):
+            cases.append(Case(kernel, op, [rng.integers(-9, 10, (2, 64)).astype(np.float32)]))
+    return cases
+
+
+@on_targets("x86-64-v3", "host", "rpi4")
+def test_grouped_codes_out(target: str) -> None:
+    check(_grouped, target)
+
+
+def _compacted(target: Target) -> list[Case]:
+    cases = []
+    names = ("f32_qs8w_dense", "f32_compact_dense", "f32_lut16_dense")
+    for kernel in (all_kernels()[name] for name in names):
+        rng = rng_of(target.id, kernel.name, "compacted")
+        for rows_left, columns_left in ((1.0, 0.3), (0.4, 1.0), (0.5, 0.5), (0.0, 0.0)):
+            kept = np.outer(rng.random(50) < rows_left, rng.random(75) < columns_left)
+            cases.append(case(rng, kernel, _layer(rng, kernel, kept, batch=3)))
+    return cases
+
+
+@on_targets()
+def test_rows_and_columns_of_zeros(target: str) -> None:
+    check(_compacted, target)
+
+
+@on_targets("x86-64-v3", "host", "rpi4")
+def test_every_knob_gives_the_same(target: str) -> None:
+    def cases(board: Target) -> list[Case]:
+        found = []
+        for kernel in kernels_for(board, ("f32_bsr16x1", "f32_qs8w_dense", "f32_sell", "f32_lut16")):
+            rng = rng_of(kernel.name)
+            op = _layer(rng, kernel, mask(rng, 70, 52, _rows(kernel), 1, 0.3), batch=5)
+            if kernel.refuses(op, board):
+                continue
+            one = case(rng, kernel, op)
+            base = dict(kernel.knobs(op, board))
+            for name, values in kernel.space(op, board).items():
+                found += [Case(kernel, op, one.inputs, base | {name: v}) for v in values]
+        return found
+
+    check(cases, target)

@@ -1,0 +1,178 @@
+"""Int8 dense kernels: equal to the reference bit for bit, on every target."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from edgecsi.kernels.base import all_kernels
+from edgecsi.kernels.harness import Case, run_cases
+from edgecsi.kernels.layout import Layout
+from edgecsi.kernels.ops import Quant, Step
+from edgecsi.target import Target, load
+from tests.kernels.common import check, on_targets
+from tests.kernels.dense_cases import (
+    DENSITIES,
+    SHAPES,
+    activations,
+    case,
+    int8_layer,
+    int8_weight,
+    kernels_for,
+    mask,
+    rng_of,
+)
+
+INT8 = ("qd8_", "qs8_qs8w")
+CODES = Quant(0.031, 117, 0.1)
+
+
+def _shapes(target: Target) -> list[Case]:
+    cases = []
+    for which, kernel in enumerate(kernels_for(target, INT8)):
+        rng = rng_of(target.id, kernel.name)
+        rows = getattr(kernel, "rows", 0) or 16
+        for number, (outputs, inputs) in enumerate(SHAPES):
+            density = DENSITIES[(number + which) % len(DENSITIES)]
+            kept = mask(rng, outputs, inputs, rows, 4, density)
+            weight = int8_weight(rng, outputs, inputs, kept)
+            batch = int(rng.choice([1, 1, 2, 5, 8]))
+            quant = CODES if rng.random() < 0.5 else None
+            steps = (Step("leaky_relu", (0.3,)),) if rng.random() < 0.5 else ()
+            op = int8_layer(
+                rng, weight, dynamic=kernel.name.startswith("qd8"), batch=batch, epilogue=steps,
+                y_quant=quant, bias=bool(rng.random() < 0.7),
+            )  # fmt: skip
+            if not kernel.refuses(op, target):
+                cases.append(case(rng, kernel, op))
+    return cases
+
+
+@on_targets()
+def test_shapes_densities_and_extreme_codes(target: str) -> None:
+    check(_shapes, target, tolerance=0)
+
+
+def _layouts(target: Target) -> list[Case]:
+    """Images in and out, with halos, grouped channels, residuals, gates and constants per channel."""
+    cases = []
+    for kernel in kernels_for(target, INT8):
+        rng = rng_of(target.id, kernel.name, "layouts")
+        dynamic = kernel.name.startswith("qd8")
+        dtype = "float32" if dynamic else "uint8"
+        rows = getattr(kernel, "rows", 0) or 16
+        images = [
+            (Layout((1, 2, 6, 8), dtype, (1, 1, 1, 1)), Layout((1, 2, 4, 8), "uint8", (1, 1, 1, 1), fill=117)),
+            (Layout((2, 3, 5, 7), dtype), Layout((2, 3, 5, 7), "float32", (2, 0, 1, 2))),
+            (Layout((1, 64), dtype), Layout((1, 2, 4, 8), "uint8", (1, 1, 1, 1), 4, fill=117)),
+            (Layout((1, 6, 4, 4), dtype, (1, 1, 1, 1), 4), Layout((1, 5, 3, 7), "uint8", (0, 1, 0, 1), 4, fill=117)),
+            (Layout((3, 40), dtype, batch_stride=100), Layout((3, 24), "float32", batch_stride=31)),
+        ]
+        for x, y in images:
+            outputs, inputs = int(np.prod(y.shape[1:])), int(np.prod(x.shape[1:]))
+            steps: tuple[Step, ...] = (Step("add", operand=Layout(y.shape)), Step("relu"))
+            if len(y.shape) == 4:
+                channels = [rng.standard_normal(y.shape[1]).astype(np.float32) for _ in range(2)]
+                steps = (
+                    Step("add", operand=Layout(y.shape, halo=(1, 1, 1, 1))),
+                    Step("scale_channels", constants=tuple(channels)),
+                    Step("mul", operand=Layout((*y.shape[:2], 1, 1))),
+                )
+            weight = int8_weight(rng, outputs, inputs, mask(rng, outputs, inputs, rows, 4, 0.4))
+            quant = CODES if y.dtype == "uint8" else None
+            op = int8_layer(rng, weight, dynamic=dynamic, x=x, y=y, epilogue=steps, y_quant=quant)
+            if not kernel.refuses(op, target):
+                cases.append(case(rng, kernel, op))
+    return cases
+
+
+@on_targets()
+def test_layouts_and_epilogues(target: str) -> None:
+    check(_layouts, target, tolerance=0)
+
+
+def _compacted(target: Target) -> list[Case]:
+    """Whole inputs and outputs without weights, in layers stored in full."""
+    cases = []
+    for kernel in kernels_for(target, ("qd8_qs8w_dense", "qs8_qs8w_dense")):
+        rng = rng_of(target.id, kernel.name, "compacted")
+        for rows_left, columns_left in ((1.0, 0.3), (0.4, 1.0), (0.5, 0.5), (0.0, 0.0)):
+            kept = np.outer(rng.random(50) < rows_left, rng.random(75) < columns_left)
+            for y in (Layout((2, 50)), Layout((2, 2, 5, 5), "uint8", (1, 1, 1, 1), 4, fill=117)):
+                quant = CODES if y.dtype == "uint8" else None
+                weight = int8_weight(rng, 50, 75, kept)
+                op = int8_layer(rng, weight, dynamic=kernel.name.startswith("qd8"), batch=2, y=y, y_quant=quant)
+                cases.append(case(rng, kernel, op))
+    return cases
+
+
+@on_targets()
+def test_rows_and_columns_of_zeros(target: str) -> None:
+    check(_compacted, target, tolerance=0)
+
+
+def _saturating(target: Target) -> list[Case]:
+    """Sums of the largest products, and weights of -128, which have no positive counterpart."""
+    cases = []
+    for kernel in kernels_for(target, INT8):
+        rng = rng_of(target.id, kernel.name, "saturating")
+        dynamic = kernel.name.startswith("qd8")
+        for code in (-128, -127, 127):
+            weight = np.full((32, 64), code, np.int8)
+            op = int8_layer(rng, weight, dynamic=dynamic)
+            if kernel.refuses(op, target):
+                continue
+            values = (-3.5, 3.5, 0.0) if dynamic else (0, 255, 128)
+            cases += [Case(kernel, op, [np.full((1, 64), v, op.x.dtype)]) for v in values]
+    return cases
+
+
+@on_targets()
+def test_saturating_sums(target: str) -> None:
+    check(_saturating, target, tolerance=0)
+
+
+def test_avx_vnni() -> None:
+    """256-bit VNNI, for CPUs without AVX-512."""
+    base = load("x86-64-v3")
+    target = replace(
+        base, id="avx-vnni", dot="avx_vnni", mattr=("+avxvnni",), features=(*base.features, "avx_vnni")
+    )
+    if missing := target.missing_on_this_cpu():
+        pytest.skip(f"this CPU has no {', '.join(missing)}")
+    cases = [*_shapes(target), *_saturating(target)]
+    for one, (_, got, _) in zip(cases, run_cases(cases, target), strict=True):
+        assert (got == one.op.reference(*one.inputs)).all(), one.kernel.name
+
+
+def test_dynamic_codes_of_awkward_inputs() -> None:
+    """Ties, the largest magnitude at either end, zeros, tiny and huge values."""
+    target = load("x86-64-v3")
+    rng = rng_of("awkward")
+    weight = int8_weight(rng, 16, 128, np.ones((16, 128)))
+    op = int8_layer(rng, weight, dynamic=True)
+    ties = (np.arange(128, dtype=np.float32) - 64) / 2
+    ties[0] = 127
+    inputs = [ties, np.zeros(128), ties * 1e-38, ties * 1e-30, ties * 1e36, -ties]
+    kernel = all_kernels()["qd8_qs8w_dense_avx2"]
+    check([Case(kernel, op, [x.astype(np.float32)[None]]) for x in inputs], target.id, tolerance=0)
+
+
+@on_targets("x86-64-v3", "rpi4", "rpi5")
+def test_every_knob_gives_the_same(target: str) -> None:
+    def cases(board: Target) -> list[Case]:
+        found = []
+        for kernel in kernels_for(board, ("qs8_qs8w_bsr16x4", "qs8_qs8w_dense")):
+            rng = rng_of(kernel.name)
+            weight = int8_weight(rng, 70, 52, mask(rng, 70, 52, 16, 4, 0.5))
+            op = int8_layer(rng, weight, dynamic=False, batch=5)
+            space = kernel.space(op, board)
+            x = activations(rng, op.x)
+            base = dict(kernel.knobs(op, board))
+            for name, values in space.items():
+                found += [Case(kernel, op, [x], base | {name: v}) for v in values]
+        return found
+
+    check(cases, target, tolerance=0)
