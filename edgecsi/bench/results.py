@@ -31,7 +31,7 @@ from edgecsi.bench.scenarios import FACTS, SCENARIOS, Fact, Scenario
 from edgecsi.bundle import Loaded, read_bundle, read_golden
 from edgecsi.codegen.zig import zig_cc
 from edgecsi.device import Local
-from edgecsi.errors import DeviceError, EdgecsiError, ToolchainError
+from edgecsi.errors import DataError, DeviceError, EdgecsiError, ToolchainError
 
 QUIET = 0.05
 """Cores' worth of other work with which measuring may begin."""
@@ -279,8 +279,20 @@ def run_edgecsi(arguments: Sequence[str], folder: Path) -> None:
 
 
 def read_all(folder: Path) -> dict[str, Json]:
-    """The raw results there are, by name."""
-    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
+    """The raw results there are, by name.
+
+    Raises:
+        DataError: one of them is broken.
+    """
+    found: dict[str, Json] = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise DataError(
+                f"{path} is no raw result", str(error), "delete it, and measure it again"
+            ) from None
+    return found
 
 
 def write_json(path: Path, value: Json) -> None:
@@ -302,7 +314,9 @@ def _compact(value: Any, depth: int) -> str:
     """Readable JSON that breaks lines between the fields of objects only."""
     if isinstance(value, dict) and value:
         inner = " " * (depth + 1)
-        fields = [f"{inner}{json.dumps(key)}: {_compact(item, depth + 1)}" for key, item in value.items()]
+        fields = [
+            f"{inner}{json.dumps(str(key))}: {_compact(item, depth + 1)}" for key, item in value.items()
+        ]
         return "{\n" + ",\n".join(fields) + "\n" + " " * depth + "}"
     if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
         return "[" + ", ".join(_compact(item, depth) for item in value) + "]"

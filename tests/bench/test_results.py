@@ -20,7 +20,7 @@ from edgecsi.bench.measure import QUICK, Answer
 from edgecsi.bench.report import Comparison, Engine, Measured, Result, write_result
 from edgecsi.bench.scenarios import FACTS, SCENARIOS
 from edgecsi.bench.statistics import Interval, Ratio, summarise
-from edgecsi.errors import DeviceError, ToolchainError
+from edgecsi.errors import DataError, DeviceError, ToolchainError
 from edgecsi.models import registry
 
 NOW = Snapshot("2026-01-02T03:04:05+00:00", 0.0, None, None, None, None, None, None, None, 0.0)
@@ -178,6 +178,21 @@ def test_blocks_at_an_edge_count_as_blocks() -> None:
     pruned = workloads.prune_blocks(torch.ones(5, 7), 4, 4, 0.5)
     assert torch.equal(pruned, torch.cat([torch.ones(4, 7), torch.zeros(1, 7)]))
     assert torch.equal(workloads.prune_blocks(pruned, 4, 4, 0.0), pruned)
+
+
+def test_raw_results_come_back_as_they_were(tmp_path: Path) -> None:
+    value = {
+        "kind": "limits",
+        "read_gbps": {"32768": 1.5},
+        "list": [{"a": [1, 2]}, {}],
+        "empty": {},
+        "text": "µs",
+    }
+    results.write_json(tmp_path / "a.json", {**value, "read_gbps": {32768: 1.5}})
+    assert results.read_all(tmp_path) == {"a": value}
+    (tmp_path / "b.json").write_text("{")
+    with pytest.raises(DataError, match=r"b\.json"):
+        results.read_all(tmp_path)
 
 
 def test_tables_escape_what_would_break_them() -> None:
