@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgecsi.bundle import Bundle, Manifest
-from edgecsi.channels import metrics
+from edgecsi.channels import files, metrics
 from edgecsi.device import Device
 from edgecsi.errors import BundleError, DataError, ModelError, UsageError
 
@@ -151,9 +151,8 @@ def evaluate(
                 differences[name] = _difference(outputs[name], expected)
 
     full = outputs.get("full")
-    if full is not None and full.shape != samples.shape:  # a detector: nothing is reconstructed
-        full = expected_full = None
-    csi = full if full is not None and full.shape[1:] == (2, 32, 32) else None
+    if full is not None and (full.shape != samples.shape or full.shape[1:] != files.SAMPLE):
+        full = expected_full = None  # no channel is reconstructed, so these figures have no meaning
     return Evaluation(
         bundle=bundle.manifest.name,
         target=bundle.manifest.target.id,
@@ -162,8 +161,8 @@ def evaluate(
         samples=len(samples),
         nmse_db=None if full is None else metrics.nmse_db(samples, full),
         nmse_db_pytorch=None if expected_full is None else metrics.nmse_db(samples, expected_full),
-        rho=None if csi is None else metrics.rho(samples, csi),
-        sgcs=None if csi is None else metrics.sgcs(samples, csi),
+        rho=None if full is None else metrics.rho(samples, full),
+        sgcs=None if full is None else metrics.sgcs(samples, full),
         differences=differences,
     )
 

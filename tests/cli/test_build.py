@@ -69,6 +69,7 @@ def test_eval_takes_a_npy_of_whatever_the_network_takes(
     assert main(["eval", str(bundle), *options]) == 0
     found = json.loads(capsys.readouterr().out)
     assert set(found["differences"]) == {"encoder", "decoder", "full"}
+    assert found["nmse_db"] is None  # these are no channels
     assert found["rho"] is None
 
 
