@@ -1,17 +1,17 @@
 """What the int8 convolutions share: blocking, borders, zero points and the way back to fp32 or codes.
 
-Lanes are pixels. Each 32-bit lane of an input vector holds one *quad* of codes that one multiply-add instruction
-reduces: the channels of a group for one pixel, or two channels of two neighbouring columns (`paired`). A tile of
-`outs` output channels x `rows` rows x `cols` input vectors keeps its int32 sums in registers.
+Lanes are pixels. Each lane of an input vector holds one *quad* of codes that a multiply-add reduces: the
+channels of a group for one pixel, or two channels of two neighbouring columns (`paired`). A tile of `outs`
+output channels x `rows` rows x `cols` input vectors keeps its int32 sums in registers.
 
-The zero point costs nothing: ``sum((x - zp) * w) = sum(x * w) - zp * sum(w)``, and the second term is part of the
-bias. That holds at the border as well, since the halo holds a code (`Layout.fill`) and is read like any pixel.
+The zero point costs nothing: ``sum((x - zp) * w) = sum(x * w) - zp * sum(w)``, and the second term is part of
+the bias. That holds at the border as well: the halo holds a code (`Layout.fill`) and is read like any pixel.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from edgecsi.kernels.base import Kernel, Knobs
 from edgecsi.kernels.layout import Layout, vector_widths
-from edgecsi.kernels.ops import Conv2d, Cost, Epilogue
+from edgecsi.kernels.ops import Conv2d, Cost
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -37,8 +37,8 @@ class Plan:
     Attributes:
         group: channels side by side in the input. paired: lanes hold two columns of two channels.
         lanes: pixels of one int32 vector. per: int32 vectors that one input vector feeds.
-        outs, rows, cols: the tile. unroll: steps up to which a tile's sums are straight code; with more, the channel
-            groups are a loop.
+        outs, rows, cols: the tile. unroll: steps up to which a tile's sums are straight code; with more, the
+            channel groups are a loop.
     """
 
     op: Conv2d
@@ -73,8 +73,8 @@ class Plan:
     def quads(self) -> NDArray[np.int8]:
         """Weights by what an instruction reads: ``[O, groups, KH, columns, per or 1, group or 4]``.
 
-        Paired, even pixels 2j read columns (0,1) (2,3) … of the kernel from the same vectors from which odd ones
-        read (-,0) (1,2) …; the fifth axis tells them apart.
+        Paired, even pixels 2j read columns (0,1) (2,3) … of the kernel from the same vectors from which odd
+        ones read (-,0) (1,2) …; the fifth axis tells them apart.
         """
         w = np.asarray(self.op.weight, np.int8)
         outs, channels, kh, kw = w.shape
@@ -116,48 +116,47 @@ class Plan:
 
     @property
     def steps(self) -> list[int]:
-        """Bytes from an output pixel's place in the input to what each step reads: the taps of one channel group
-        if `looped`, else of all groups."""
+        """Bytes from an output pixel's place in the input to what each step reads: the taps of one channel
+        group if `looped`, else of all groups."""
         top, _, left, _ = self.op.padding
         apart = 2 if self.paired else self.op.dilation[1]
-        taps = [
-            ((i * self.op.dilation[0] - top) * self.op.x.pitch + j * apart - left) * self.group for i, j in self.taps
-        ]
+        down = self.op.dilation[0]
+        taps = [((i * down - top) * self.op.x.pitch + j * apart - left) * self.group for i, j in self.taps]
         return taps if self.looped else [g * self.plane + tap for g in range(self.groups) for tap in taps]
 
     def step_quads(self, first: int, outs: int) -> NDArray[np.int8]:
-        """Weights of some output channels, ``[groups * taps, outs, per or 1, quad]``, in the order of the steps."""
+        """Weights of some output channels, ``[groups * taps, outs, per or 1, quad]``, step by step."""
         rows, columns = (list(axis) for axis in zip(*self.taps, strict=True))
         picked = self.quads[first : first + outs, :, rows, columns]
         result: NDArray[np.int8] = np.moveaxis(picked, 0, 2).reshape(-1, outs, *picked.shape[3:])
         return result
 
     def bias(self, shift: int) -> NDArray[np.int32]:
-        """Bias with the zero point folded in, ``[O]`` or ``[O, H, W]``; `shift` was subtracted from all codes."""
+        """Bias with the zero point folded in, ``[O]`` or ``[O, H, W]``; `shift` was taken from all codes."""
         assert self.op.x_quant is not None
         sums = self.op.weight.astype(np.int64).sum((1, 2, 3)) * (shift - self.op.x_quant.zero_point)
         bias = self.op.bias
         if bias is None:
-            return sums.astype(np.int32)
+            return np.asarray(sums, np.int32)
         if bias.ndim == 3 and (bias == bias[:, :1, :1]).all():
             bias = bias[:, 0, 0]
         shape = (-1, *[1] * (bias.ndim - 1))
-        return (bias.astype(np.int64) + sums.reshape(shape)).astype(np.int32)
+        return np.asarray(bias.astype(np.int64) + sums.reshape(shape), np.int32)
 
 
 class Int8Conv2d(Kernel):
     """A convolution of uint8 codes with int8 weights; subclasses name the instruction.
 
     Attributes:
-        shift: subtracted from the codes: 128 where the instruction wants signed operands. That is one pass over the
-            input into the scratch; done at every load it would take an eighth of all instructions.
-        unroll: see `Plan`. share_of_peak: of the target's int8 peak, what the multiply-adds reach.
+        shift: subtracted from the codes: 128 where the instruction wants signed operands. That is one pass
+            over the input into the scratch; done at every load it would take an eighth of all instructions.
+        unroll: see `Plan`. itemsize: bytes of an element of the packed weights.
     """
 
     op = Conv2d
     shift: ClassVar[int] = 0
     unroll: ClassVar[int] = 40
-    share_of_peak: ClassVar[float] = 0.8
+    itemsize: ClassVar[int] = 1
 
     @abstractmethod
     def lacks(self, target: Target) -> str:
@@ -165,20 +164,20 @@ class Int8Conv2d(Kernel):
 
     @abstractmethod
     def vectors(self, op: Conv2d, target: Target) -> tuple[int, bool, int, int]:
-        """Channel group, whether columns are paired, pixels per int32 vector, int32 vectors per input vector."""
+        """Channel group, columns are paired, pixels of an int32 vector, int32 vectors per input vector."""
 
     @abstractmethod
     def pack(self, quads: NDArray[np.int8]) -> NDArray[Any]:
-        """The weights of one step as the instruction reads them, 1-D; `quads` is ``[outs, per or 1, quad]``."""
+        """Weights of one step as the instruction reads them, 1-D; `quads` is ``[outs, per or 1, quad]``."""
 
     @abstractmethod
     def add(self, plan: Plan, x: Any, at: Sequence[Any], w: Any, weight: Any, acc: Any, outs: int) -> None:
         """Add one step to the sums.
 
         Args:
-            x: the input, shifted. at: byte offset of every input vector of the tile. w: the packed weights, `weight`: where
-                the step's begin. acc: int32 registers; vector `p` of channel `o` and input vector `v` is number
-                ``(o * len(at) + v) * plan.per + p``.
+            x: the input, shifted. at: byte offset of every input vector of the tile. w: the packed weights.
+            weight: where the step's weights begin. acc: int32 registers; vector `p` of channel `o` and input
+                vector `v` is number ``(o * len(at) + v) * plan.per + p``.
         """
 
     def sums(self, plan: Plan, x: Any, at: Sequence[Any], w: Any, weight: Any, acc: Any, outs: int) -> None:
@@ -222,7 +221,7 @@ class Int8Conv2d(Kernel):
         return Plan(op, group, paired, lanes, per, knobs["outs"], knobs["rows"], knobs["cols"], self.unroll)
 
     def tile(self, op: Conv2d, target: Target, outs: int, rows: int, cols: int, sums: int) -> dict[str, int]:
-        """The largest tile of at most so many output channels, rows, input vectors a row, and int32 vectors in all."""
+        """The largest tile within limits: output channels, rows, input vectors a row, int32 vectors."""
         _, _, lanes, per = self.vectors(op, target)
         channels = int(op.weight.shape[0])
         even = -(-channels // -(-channels // outs))
@@ -238,19 +237,30 @@ class Int8Conv2d(Kernel):
         outs = sorted({-(-o // multiple) * multiple for o in (1, 2, 4, 8, 16) if o < 2 * op.weight.shape[0]})
         return {"outs": outs, "rows": (1, 2, 4), "cols": (1, 2, 4)}
 
+    def work(self, plan: Plan, vectors: int, outs: int) -> tuple[float, float]:
+        """Instructions of one step of a tile of so many input vectors: multiply-adds, and all others."""
+        return outs * vectors * plan.per, vectors + outs * plan.per
+
     def cost(self, op: Conv2d, target: Target, knobs: Knobs) -> Cost:
         plan = self.plan(op, target, knobs)
-        n, outs, height, _ = op.y.shape
-        pixels = n * height * len(plan.starts) * plan.unit
-        quad = plan.quads.shape[-1]
-        lanes_per_pixel = plan.groups * len(plan.taps)
-        per_tile = plan.rows * plan.cols * plan.per
-        # Reads of input and weights come on top of the multiply-adds, less for larger tiles.
-        reads = 1 + 0.5 / plan.outs + 0.5 / per_tile
-        summing = pixels * outs * lanes_per_pixel * quad * reads / (target.peak_gmacs_i8 * 1e9 * self.share_of_peak)
-        finishing = pixels * outs * (7 + 2 * len(op.epilogue)) / (target.peak_gmacs_f32 * 1e9)
-        stored = op.y.nbytes / (target.l1_gbps * 1e9)
-        return Cost(seconds=summing + finishing + stored + 2e-8, bytes=int(op.weight.size), macs=op.macs)
+        n, height = op.y.shape[0], op.y.shape[2]
+        vectors = plan.rows * plan.cols
+        blocks = n * -(-height // plan.rows) * -(-len(plan.starts) // plan.cols)
+        steps = plan.groups * len(plan.taps)
+        arm = target.arch == "aarch64"
+        # Two instructions of any kind for every multiply-add that the unit can do, on x86; ARM boards do one.
+        rate = 1.0 if arm else 0.5
+        finishing = (4 if op.y_quant is None else 9) + 2 * len(op.epilogue) + (plan.paired and 1)
+        operations = 0.0
+        for _, count in plan.tiles:
+            multiplies, others = self.work(plan, vectors, count)
+            summing = steps * max(multiplies, (multiplies + others) * rate)
+            operations += blocks * (summing + rate * count * vectors * plan.per * finishing + 10)
+        operations += rate * n * op.y.channels // op.y.group * op.y.rows * 2  # the output's halo
+        operations += 3 * n * op.x.sample / 16 if self.shift else 0
+        second = target.peak_gmacs_f32 * 1e9 / target.lanes_f32  # vector multiply-adds a second
+        packed = sum(steps * self.step_size(plan, count) for _, count in plan.tiles) * self.itemsize
+        return Cost(seconds=operations / second + 3e-8, bytes=packed, macs=op.macs)
 
     def scratch(self, op: Conv2d, target: Target, knobs: Knobs) -> int:
         return op.x.sample + op.x.tail if self.shift else 0
@@ -269,7 +279,8 @@ class Int8Conv2d(Kernel):
             result.append(bias)
         else:
             kinds, which = np.unique(bias.transpose(1, 0, 2), axis=0, return_inverse=True)
-            result += [np.ascontiguousarray(kinds).reshape(-1), (which.reshape(-1) * kinds[0].size).astype(np.int32)]
+            rows = which.reshape(-1) * kinds[0].size
+            result += [np.ascontiguousarray(kinds).reshape(-1), rows.astype(np.int32)]
         return [*result, *epilogue_constants(op)]
 
     def emit(self, op: Conv2d, target: Target, knobs: Knobs) -> PrimFunc:
@@ -344,7 +355,9 @@ class _Tile:
         plan, kernel, x = self.plan, self.kernel, self.plan.op.x
         source, at_sample = (self.buffers[-1], 0) if kernel.shift else (self.buffers[0], sample)
         at = [x.at(at_sample, 0, h + r, left + column) for r in range(rows) for column in columns]
-        places = [(r, column + p * plan.lanes) for r in range(rows) for column in columns for p in range(plan.per)]
+        places = [
+            (r, column + p * plan.lanes) for r in range(rows) for column in columns for p in range(plan.per)
+        ]
         acc = e.registers(outs * len(places) * plan.lanes, "int32")
         for o in range(outs):
             for v, (r, column) in enumerate(places):
@@ -368,10 +381,18 @@ class _Tile:
         from edgecsi.kernels import emit as e
 
         assert self.row_bias is not None
-        return e.load(self.bias, self.row_bias[row] + channel * self.plan.op.y.shape[3] + column, self.plan.lanes)
+        width = self.plan.op.y.shape[3]
+        return e.load(self.bias, self.row_bias[row] + channel * width + column, self.plan.lanes)
 
     def store(
-        self, sample: Any, h: Any, left: Any, places: Sequence[tuple[int, int]], index: Any, outs: int, acc: Any
+        self,
+        sample: Any,
+        h: Any,
+        left: Any,
+        places: Sequence[tuple[int, int]],
+        index: Any,
+        outs: int,
+        acc: Any,
     ) -> None:
         """Sums to fp32, epilogue, and to memory: as they are, or as codes in the groups of the next layer."""
         from tvm.tirx.script import builder as T
@@ -394,12 +415,16 @@ class _Tile:
                 row, first = h + r, left + column
                 if plan.paired and self.row_bias is not None:
                     total = total + self.border(channel, row, first)
-                product = T.cast(total, e.vector_type("float32", lanes)) * e.splat(self.factor[channel], lanes)
+                factor = e.splat(self.factor[channel], lanes)
+                product = T.cast(total, e.vector_type("float32", lanes)) * factor
 
                 def place(lay: Layout, row: Any = row, first: Any = first) -> Any:
                     _, channels, height, width = lay.shape
                     return lay.at(
-                        sample, channel if channels > 1 else 0, row if height > 1 else 0, first if width > 1 else 0
+                        sample,
+                        channel if channels > 1 else 0,
+                        row if height > 1 else 0,
+                        first if width > 1 else 0,
                     )
 
                 result.append(e.let(self.finish.value(product, place, channel, 1)))
@@ -446,11 +471,13 @@ def bound(op: Conv2d, bias: NDArray[np.int32]) -> float:
     """The largest magnitude of (output / step of its codes) that any input can give; infinite if unknown."""
     assert op.scale is not None
     assert op.x_quant is not None
-    if op.y_quant is None or any(step.op not in _KEEPS_BOUND or max(step.params, default=0) > 1 for step in op.epilogue):
+    grows = [step for step in op.epilogue if step.op not in _KEEPS_BOUND or max(step.params, default=0) > 1]
+    if op.y_quant is None or grows:
         return float("inf")
-    largest = np.abs(op.weight.astype(np.int64)).sum((1, 2, 3)) * 255.0 + np.abs(bias.reshape(len(op.scale), -1)).max(1)
-    value = float((largest * np.abs(op.scale.astype(np.float64))).max()) * abs(op.x_quant.scale)
-    value = max(value, 1.0)
+    outs = len(op.scale)
+    sums = np.abs(op.weight.astype(np.int64)).reshape(outs, -1).sum(1) * 255.0
+    sums += np.abs(bias.astype(np.int64)).reshape(outs, -1).max(1)
+    value = max(float((sums * np.abs(op.scale.astype(np.float64))).max()) * abs(op.x_quant.scale), 1.0)
     return (value + abs(op.y_quant.offset)) * float(op.y_quant.inverse) * 1.01
 
 

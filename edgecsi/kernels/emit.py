@@ -276,7 +276,7 @@ def maximum(a: Expr, b: Expr, target: Target | None = None) -> Expr:
 
 
 def _convert(x: Expr, target: Target) -> Expr:
-    """fp32 to int32, half to even, in one instruction. What is too large saturates on ARM and turns negative on x86."""
+    """fp32 to int32, half to even, in one instruction. Too large values saturate on ARM, turn negative on x86."""
     lanes = lanes_of(x)
     dtype = vector_type("int32", lanes)
     if target.arch == "aarch64":
@@ -311,7 +311,8 @@ def pack_codes(values: Sequence[Expr], quant: Quant, target: Target, bounded: bo
         dtype = vector_type(to, 2 * lanes_of(a))
         if target.arch == "aarch64":
             half = vector_type(to, lanes_of(a))
-            name = {"int16": f"llvm.aarch64.neon.sqxtn.v{lanes_of(a)}i16", "uint8": f"llvm.aarch64.neon.sqxtun.v{lanes_of(a)}i8"}[to]
+            form = {"int16": f"sqxtn.v{lanes_of(a)}i16", "uint8": f"sqxtun.v{lanes_of(a)}i8"}[to]
+            name = f"llvm.aarch64.neon.{form}"
             return shuffle([intrinsic(name, half, a), intrinsic(name, half, b)], range(2 * lanes_of(a)))
         name = {"int16": "packssdw", "uint8": "packuswb"}[to]
         form = {4: f"sse2.{name}.128", 8: f"avx2.{name}", 16: f"avx512.{name}.512"}[lanes]
@@ -326,7 +327,7 @@ def pack_codes(values: Sequence[Expr], quant: Quant, target: Target, bounded: bo
 
 @dataclass(frozen=True)
 class Piece:
-    """Pixels to store: `values` are as many fp32 vectors as there are channels in a group, all of the same pixels.
+    """Pixels to store: `values` are as many fp32 vectors as a group has channels, all of the same pixels.
 
     `follows`: the place is directly behind the previous piece's.
     """
@@ -336,7 +337,9 @@ class Piece:
     follows: bool = False
 
 
-def store_codes(buffer: Any, pieces: Sequence[Piece], quant: Quant, target: Target, bounded: bool = False) -> None:
+def store_codes(
+    buffer: Any, pieces: Sequence[Piece], quant: Quant, target: Target, bounded: bool = False
+) -> None:
     """Quantise pieces, interleave their channels (1, 2 or 4 a group) and store them; see `pack_codes`."""
     group = len(pieces[0].values)
     at_once = 4 // group
@@ -346,7 +349,10 @@ def store_codes(buffer: Any, pieces: Sequence[Piece], quant: Quant, target: Targ
         lanes = lanes_of(vectors[0])
         packed = pack_codes([*vectors, *[vectors[-1]] * (4 - len(vectors))], quant, target, bounded)
         order = [
-            p // 4 * 16 + (i * group + c) * 4 + p % 4 for i in range(len(some)) for p in range(lanes) for c in range(group)
+            p // 4 * 16 + (i * group + c) * 4 + p % 4
+            for i in range(len(some))
+            for p in range(lanes)
+            for c in range(group)
         ]
         if len(some) == 1 or all(piece.follows for piece in some[1:]):
             store(buffer, some[0].offset, shuffle([packed], order))

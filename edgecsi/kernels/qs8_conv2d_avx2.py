@@ -1,13 +1,13 @@
 """Int8 convolution with vpmaddwd: codes and weights as int16, two products a lane, 8 pixels an instruction.
 
-vpmaddubsw would take four products at once, but its 16-bit sums saturate (2 * 255 * 127 > 32767), and what it takes
-to avoid that costs as much as the wider format.
+vpmaddubsw would take four products at once, but its 16-bit sums saturate (2 * 255 * 127 > 32767), and what it
+takes to avoid that costs as much as the wider format.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +23,7 @@ class QS8Conv2dAVX2(Int8Conv2d):
     """Reads groups of two channels."""
 
     name = "qs8_conv2d_avx2"
+    itemsize: ClassVar[int] = 4
 
     def lacks(self, target: Target) -> str:
         return "" if target.arch == "x86_64" else "the CPU has no AVX2"
@@ -32,6 +33,9 @@ class QS8Conv2dAVX2(Int8Conv2d):
 
     def knobs(self, op: Conv2d, target: Target) -> Knobs:
         return self.tile(op, target, 4, 2, 2, 8)
+
+    def work(self, plan: Plan, vectors: int, outs: int) -> tuple[float, float]:
+        return outs * vectors, outs * vectors + 2 * vectors + outs
 
     def pack(self, quads: NDArray[np.int8]) -> NDArray[Any]:
         return np.ascontiguousarray(quads.astype(np.int16)).reshape(-1).view(np.int32)

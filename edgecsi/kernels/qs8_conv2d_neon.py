@@ -1,8 +1,8 @@
 """Int8 convolution for ARM without dot products: smull and smlal into 16 bits, sadalp into 32.
 
-A 16-bit sum holds the products of 128 with weights that add up to 255 in magnitude. How many taps that are is seen
-in the weights: two always, usually three to five. They are chained with smlal, and one sadalp, which also adds the
-two channels of a pair, moves them to 32 bits: for three taps 8 instructions do 48 products.
+A 16-bit sum holds the products of 128 with weights that add up to 255 in magnitude. How many taps that are
+is seen in the weights: two always, usually three or four. They are chained with smlal, and one sadalp, which
+also adds the two channels of a pair, moves them to 32 bits: for three taps 8 instructions do 48 products.
 """
 
 from __future__ import annotations
@@ -39,6 +39,10 @@ class QS8Conv2dNeon(Int8Conv2d):
     def knobs(self, op: Conv2d, target: Target) -> Knobs:
         return self.tile(op, target, 4, 2, 1, 16)
 
+    def work(self, plan: Plan, vectors: int, outs: int) -> tuple[float, float]:
+        multiplies = outs * vectors * plan.per
+        return multiplies, multiplies * len(chains(plan)) / len(plan.steps) + vectors + outs / 2
+
     def pack(self, quads: NDArray[np.int8]) -> NDArray[Any]:
         """Every pair eight times, a register for each output channel: two loads in one instruction."""
         return np.ascontiguousarray(np.tile(quads.reshape(-1, 1, 2), (1, 8, 1))).reshape(-1)
@@ -71,9 +75,10 @@ class QS8Conv2dNeon(Int8Conv2d):
 
 
 def chains(plan: Plan) -> list[list[int]]:
-    """Steps in runs whose weights add up to at most 255 in magnitude, for every output channel (and group, if looped)."""
+    """Steps in runs whose weights add up to at most 255 in magnitude, for every output channel (and every
+    channel group, if `plan.looped`)."""
     quads = np.abs(plan.step_quads(0, int(plan.op.weight.shape[0])).astype(np.int64))
-    sizes = quads.reshape(-1, len(plan.steps), quads[0].size) if plan.looped else quads.reshape(1, len(quads), -1)
+    sizes = quads.reshape(-1, len(plan.steps), quads[0].size)
     result: list[list[int]] = []
     total = np.zeros_like(sizes[:, 0])
     for step in range(len(plan.steps)):

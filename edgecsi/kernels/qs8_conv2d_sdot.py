@@ -30,6 +30,9 @@ class QS8Conv2dSdot(Int8Conv2d):
     def knobs(self, op: Conv2d, target: Target) -> Knobs:
         return self.tile(op, target, 4, 2, 2, 16)
 
+    def work(self, plan: Plan, vectors: int, outs: int) -> tuple[float, float]:
+        return outs * vectors * plan.per, vectors + outs * plan.per / 8
+
     def pack(self, quads: NDArray[np.int8]) -> NDArray[Any]:
         """Quads one after the other, filled up to whole registers."""
         flat = np.ascontiguousarray(quads).reshape(-1)

@@ -1,9 +1,9 @@
-"""Int8 convolution with vpdpbusd: four products a lane, 16 pixels (AVX-512) or 8 (AVX-VNNI) an instruction."""
+"""Int8 convolution with vpdpbusd: four products a lane, 16 pixels (AVX-512) or 8 (AVX-VNNI) at once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ class QS8Conv2dVNNI(Int8Conv2d):
     """Reads groups of four channels; of two, where there are no more, with two columns in a lane."""
 
     name = "qs8_conv2d_vnni"
+    itemsize: ClassVar[int] = 4
 
     def lacks(self, target: Target) -> str:
         return "" if target.dot in ("avx512_vnni", "avx_vnni") else "the CPU has no VNNI"
