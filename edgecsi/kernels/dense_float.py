@@ -55,12 +55,18 @@ class FloatDense(Kernel):
         """The panels."""
 
     def copies_input(self, op: Dense, knobs: Knobs) -> bool:
-        """Whether the input is copied to the workspace, because all of it is read in order and it is not so."""
+        """Whether the input is copied to the workspace, because all of it is read in order and it is not
+        so.
+        """
         return False
 
     def compact(self, op: Dense) -> Compact:
         """The weights, without rows and columns of zeros if all are stored."""
         return Compact(op.weight)
+
+    def spills(self, op: Dense, target: Target) -> bool:
+        """Whether sums go through the workspace."""
+        return dense_loop.spills(op, self.compact(op).outputs is not None, target.lanes_f32)
 
     def _all(self, op: Dense, target: Target, knobs: Knobs) -> dict[str, NDArray[Any]]:
         packed = self.pack(op, target, knobs)
@@ -76,13 +82,13 @@ class FloatDense(Kernel):
         return [*self._all(op, target, knobs).values(), *epilogue_constants(op)]
 
     def _copy_stride(self, op: Dense, knobs: Knobs) -> int:
-        return -(-self.compact(op).weight.shape[1] // knobs["unroll"]) * knobs["unroll"]
+        return int(-(-self.compact(op).weight.shape[1] // knobs["unroll"]) * knobs["unroll"])
 
     def _copy_bytes(self, op: Dense, knobs: Knobs) -> int:
         return 4 * op.x.shape[0] * self._copy_stride(op, knobs) if self.copies_input(op, knobs) else 0
 
     def scratch(self, op: Dense, target: Target, knobs: Knobs) -> int:
-        spilled = dense_loop.spills(op, self.compact(op).outputs is not None)
+        spilled = self.spills(op, target)
         return self._copy_bytes(op, knobs) + (dense_loop.spill_bytes(op) if spilled else 0)
 
     def emit(self, op: Dense, target: Target, knobs: Knobs) -> PrimFunc:
@@ -119,12 +125,13 @@ class FloatDense(Kernel):
                     total = total + e.load(named["bias"], output, lanes)
                 return total
 
-            spilled = dense_loop.spills(op, "outputs" in named)
+            spilled = self.spills(op, target)
             spill = (scratch, self._copy_bytes(op, knobs)) if spilled else None
             results = dense_loop.Results(op, finish, target.lanes_f32, value, spill, named.get("outputs"))
             results.open()
             dense_loop.multiply(
-                unit, loop, batch, named["weights"], x, between, named.get("index"), named.get("start"), results
+                unit, loop, batch, named["weights"], x, between, named.get("index"), named.get("start"),
+                results
             )  # fmt: skip
             results.close()
         return done.done()
@@ -181,7 +188,9 @@ class BlockDense(FloatDense):
         many = target.vector_registers == 32
         per = unit.accumulators
         room = max(1, (24 if many else 10) // per)
-        samples = 1 << min(batch.bit_length() - 1, (min(room, 8) if self.weights != "lut16" else 4).bit_length() - 1)
+        samples = 1 << min(
+            batch.bit_length() - 1, (min(room, 8) if self.weights != "lut16" else 4).bit_length() - 1
+        )
         if self.rows:
             vectors = self.rows // unit.outputs
             mean = float(self._mask(op, self.rows).sum(1).mean())
@@ -232,7 +241,7 @@ class BlockDense(FloatDense):
             index_bytes=2 if self.rows else 0,
             samples=knobs["samples"],
             prepared=(inputs * (8 if small.inputs is None else 32) if self.copies_input(op, knobs) else 0)
-            + (op.weight.shape[0] * 8 if dense_loop.spills(op, small.outputs is not None) else 0)
+            + (op.weight.shape[0] * 8 if self.spills(op, target) else 0)
             + (outputs * 32 if small.outputs is not None else 0),
             macs=blocks * rows,
         )
@@ -273,7 +282,7 @@ class BlockDense(FloatDense):
             values = [unit.pack(v[:, :, 0].astype(np.uint8)) for v in blocks.values]
         else:
             values = [v.reshape(-1) for v in blocks.values]
-        packed = {"weights": np.concatenate(values)}
+        packed: dict[str, NDArray[Any]] = {"weights": np.concatenate(values)}
         if blocks.index is not None and blocks.start is not None:
             packed |= {"index": blocks.index, "start": blocks.start}
         if small.inputs is not None:
@@ -382,7 +391,9 @@ def _copy(op: Dense, target: Target, x: Any, scratch: Any, stride: int, inputs: 
 
         def copy(element: Any, offset: Any, lanes: int) -> None:
             value = e.load(x, sample * op.x.stride + offset, lanes)
-            e.store(scratch, (sample * stride + element) * 4, T.reinterpret(value, dtype=f"uint8x{4 * lanes}"))
+            e.store(
+                scratch, (sample * stride + element) * 4, T.reinterpret(value, dtype=f"uint8x{4 * lanes}")
+            )
 
         if inputs is None:
             dense_loop.each_run(op.x, target.lanes_f32, copy)

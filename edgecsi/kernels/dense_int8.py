@@ -1,7 +1,7 @@
 """What the int8 dense kernels share: codes of the input, exact sums, back to fp32.
 
-A kernel name adds what differs: whether the input is quantised here or already codes, whether all blocks are stored
-or only those with weights, and the instructions.
+A kernel name adds what differs: whether the input is quantised here or already codes, whether all blocks are
+stored or only those with weights, and the instructions.
 """
 
 from __future__ import annotations
@@ -107,11 +107,14 @@ class Int8Dense(Kernel):
             instructions=dot.steps,
             index_bytes=2 if self.rows else 0,
             samples=knobs["samples"],
-            prepared=self._prepared(op, dot, knobs),
+            prepared=self._prepared(op, target, dot, knobs),
             macs=blocks * rows * 4,
         )
 
-    def _prepared(self, op: Dense, dot: Dot, knobs: Knobs) -> int:
+    def _spills(self, op: Dense, target: Target) -> bool:
+        return dense_loop.spills(op, self._compact(op).outputs is not None, target.lanes_f32)
+
+    def _prepared(self, op: Dense, target: Target, dot: Dot, knobs: Knobs) -> int:
         """Bytes moved to write codes and to collect spilled sums, for a sample."""
         small = self._compact(op)
         moved = 0
@@ -119,7 +122,7 @@ class Int8Dense(Kernel):
             moved += op.weight.shape[1] * (12 if self.dynamic else 2)
             if small.inputs is not None:
                 moved += small.inputs.size * 32
-        if dense_loop.spills(op, small.outputs is not None):
+        if self._spills(op, target):
             moved += op.weight.shape[0] * 8 + (small.outputs.size * 32 if small.outputs is not None else 0)
         return moved
 
@@ -185,7 +188,7 @@ class Int8Dense(Kernel):
     def _codes_stride(self, op: Dense, knobs: Knobs) -> int:
         """Bytes of one sample's codes in the workspace."""
         step = 4 * knobs["unroll"]
-        return -(-self._compact(op).weight.shape[1] // step) * step
+        return int(-(-self._compact(op).weight.shape[1] // step) * step)
 
     def _workspace(self, op: Dense, target: Target, knobs: Knobs) -> dict[str, int]:
         """Where in the workspace things begin; ``end`` is its size."""
@@ -197,7 +200,7 @@ class Int8Dense(Kernel):
         if self.dynamic:
             sizes["steps"] = 4 * batch
             sizes["all"] = op.weight.shape[1] if small.inputs is not None else 0
-        if dense_loop.spills(op, small.outputs is not None):
+        if self._spills(op, target):
             sizes["sums"] = dense_loop.spill_bytes(op)
         starts, end = {}, 0
         for name, size in sizes.items():
@@ -250,7 +253,7 @@ class Int8Dense(Kernel):
                     result = result + e.load(named["bias"], output, lanes)
                 return result
 
-            spill = (scratch, room["sums"]) if dense_loop.spills(op, small.outputs is not None) else None
+            spill = (scratch, room["sums"]) if self._spills(op, target) else None
             results = dense_loop.Results(op, finish, target.lanes_f32, value, spill, named.get("outputs"))
             results.open()
             dense_loop.multiply(
@@ -274,7 +277,8 @@ def _write_codes(
     room: Mapping[str, int],
     inputs: Any | None,
 ) -> None:
-    """Emit the pass over the input that leaves codes in the workspace, and for dynamic ones the size of a step.
+    """Emit the pass over the input that leaves codes in the workspace, and for dynamic ones the size of a
+    step.
 
     Args:
         stride: bytes between samples' codes. room: see `_workspace`.

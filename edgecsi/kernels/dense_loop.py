@@ -1,8 +1,8 @@
 """The loop that all matrix-vector kernels share: panels of outputs, blocks of weights, samples in registers.
 
 A kernel says how a vector of weights meets its inputs (a `Unit`), in which order the blocks lie (`Section`,
-with or without an index) and what is done with the sums of a panel. Weights are read once, front to back: a panel's
-blocks stay in the first-level cache while all samples of a batch pass over them.
+with or without an index) and what is done with the sums of a panel. Weights are read once, front to back: a
+panel's blocks stay in the first-level cache while all samples of a batch pass over them.
 """
 
 from __future__ import annotations
@@ -64,7 +64,8 @@ class Loop:
 
     Attributes:
         parts: the panels. blocks: blocks of each panel where all are stored, in a multiple of `unroll`.
-        unroll: blocks per iteration. sets: independent sums for neighbouring blocks of a panel (hides latency).
+        unroll: blocks per iteration. sets: independent sums for neighbouring blocks of a panel (hides
+            latency).
         samples: samples of the batch that share a loaded block.
     """
 
@@ -90,7 +91,8 @@ def multiply(
 
     Args:
         x: buffer of the inputs, `stride` elements between samples.
-        index, start: buffers of `sparse.Blocks`, or None. With `start` alone, the unit finds its inputs itself.
+        index, start: buffers of `sparse.Blocks`, or None. With `start` alone, the unit finds its inputs
+            itself.
         finish: called with section, panel, sample and the sums of a panel, one vector for each of weights.
     """
     from edgecsi.kernels import emit as e
@@ -100,7 +102,9 @@ def multiply(
     for part in loop.parts:
         size = part.rows // unit.outputs * unit.elements
 
-        def panel(p: Expr, first: Expr, count: Expr, element: Expr, part: Section = part, size: int = size) -> None:
+        def panel(
+            p: Expr, first: Expr, count: Expr, element: Expr, part: Section = part, size: int = size
+        ) -> None:
             def tile(sample: Expr, samples: int) -> None:
                 sums = _block_sums(
                     unit, loop, samples, part.rows // unit.outputs, size, weights, element, x,
@@ -177,7 +181,8 @@ def _block_sums(
                     loaded = [unit.load_weights(weights, here + v * (unit.elements * unit.together))]
                 else:
                     loaded = [
-                        unit.load_weights(weights, here + (u - step) * size + v * unit.elements) for u in blocks
+                        unit.load_weights(weights, here + (u - step) * size + v * unit.elements)
+                        for u in blocks
                     ]
                 for s in range(samples):
                     old = [e.load(registers, place(s, k, v, a), lanes) for a in range(per)]
@@ -199,15 +204,15 @@ def _block_sums(
     return result
 
 
-def run_lanes(layouts: Sequence[Layout], lanes: int) -> int:
-    """The widest vector of at most `lanes` outputs that never crosses the end of a row of any of these tensors."""
-    for layout in layouts:
-        if len(layout.shape) > 2:
-            row = layout.shape[3] if len(layout.shape) == 4 else int(np.prod(layout.shape[2:]))
-            if layout.group > 1:
-                return 1
-            while row % lanes:
-                lanes //= 2
+def run_lanes(y: Layout, operands: Sequence[Layout], lanes: int) -> int:
+    """The widest vector of at most `lanes` outputs that lie side by side in the output and all operands."""
+    if len(y.shape) < 3:
+        return lanes
+    if any(layout.group > 1 for layout in (y, *operands)):
+        return 1
+    row = y.shape[3] if len(y.shape) == 4 else int(np.prod(y.shape[2:]))
+    while row % lanes:
+        lanes //= 2
     return lanes
 
 
@@ -231,8 +236,8 @@ def place_of(like: Layout, sample: Expr, output: Expr) -> Callable[[Layout], Exp
 class Results:
     """Stores the finished outputs of a panel, whatever the layout.
 
-    Sums of outputs that are not neighbours in memory (grouped channels; rows left out of a compacted matrix) first
-    go to the workspace, where `close` collects them.
+    Where a vector of sums does not belong to neighbours in memory (grouped channels, short rows of an image,
+    rows left out of a compacted matrix), sums first go to the workspace, where `close` collects them.
 
     Args:
         value: from a vector of sums, the first of its outputs and the sample to fp32 results (scales, bias).
@@ -253,10 +258,8 @@ class Results:
         operands = [s.operand for s in op.epilogue if s.operand is not None]
         self.all = int(np.prod(op.y.shape[1:]))
         self.inner = int(np.prod(op.y.shape[2:]))
-        self.most = lanes
-        self.lanes = run_lanes([op.y, *operands], lanes)
-        if spill is not None:
-            self.lanes = lanes if outputs is None else 1
+        self.operands = operands
+        self.lanes = lanes
         self.dtype = "float32"
 
     def __call__(self, part: Section, panel: Expr, sample: Expr, sums: list[Expr]) -> None:
@@ -267,7 +270,8 @@ class Results:
         first = part.first + panel * part.rows
         for v, total in enumerate(sums):
             room = part.valid - v * lanes if part.panels == 1 else lanes
-            pieces = vector_widths(min(room, lanes), self.lanes) if room > 0 else []
+            most = self.lanes if self.outputs is None else 1
+            pieces = vector_widths(min(room, lanes), most) if room > 0 else []
             if len(pieces) == 1 and pieces[0][1] == lanes:
                 self._put(sample, first + v * lanes, total)
                 continue
@@ -288,7 +292,9 @@ class Results:
             output = T.cast(self.outputs[output], "int32")
         memory, at = self.spill
         lanes = e.lanes_of(total)
-        e.store(memory, at + (sample * self.all + output) * 4, T.reinterpret(total, dtype=f"uint8x{4 * lanes}"))
+        e.store(
+            memory, at + (sample * self.all + output) * 4, T.reinterpret(total, dtype=f"uint8x{4 * lanes}")
+        )
 
     def _finished(self, sample: Expr, output: Expr, total: Expr) -> Expr:
         from edgecsi.kernels import emit as e
@@ -306,7 +312,7 @@ class Results:
             return
         memory, at = self.spill
         bytes_ = self.op.x.shape[0] * self.all * 4
-        lanes = 4 * self.most
+        lanes = 4 * self.lanes
         if bytes_ // lanes:
             with e.serial(bytes_ // lanes) as k:
                 e.store(memory, at + k * lanes, e.splat(0, lanes, "uint8"))
@@ -320,20 +326,18 @@ class Results:
         if self.spill is None:
             return
         op = self.op
-        operands = [s.operand for s in op.epilogue if s.operand is not None]
         with e.serial(op.y.shape[0]) as sample:
             if op.y.group == 4 and op.y_quant is not None:
-                self._grouped(sample, run_lanes(operands, self.most))
+                self._grouped(sample, 1 if any(o.group > 1 for o in self.operands) else self.lanes)
                 return
 
             def store(element: Expr, offset: Expr, count: int) -> None:
-                for at, width in vector_widths(count, run_lanes([op.y, *operands], count)):
-                    total = self._collected(sample, element + at, width)
-                    self.finish.store(
-                        sample * op.y.stride + offset + at, self._finished(sample, element + at, total)
-                    )
+                total = self._collected(sample, element, count)
+                self.finish.store(sample * op.y.stride + offset, self._finished(sample, element, total))
 
-            each_run(op.y, self.most, store)
+            grouped = any(layout.group > 1 for layout in self.operands)
+            by_rows = run_lanes(op.y, self.operands, self.lanes) < self.lanes
+            each_run(op.y, 1 if grouped else self.lanes, store, by_rows)
 
     def _collected(self, sample: Expr, output: Expr, lanes: int) -> Expr:
         from tvm.tirx.script import builder as T
@@ -365,12 +369,17 @@ class Results:
                         if c > first:
                             codes = word | T.shift_left(codes, e.splat(8 * (c - first), count, "int32"))
                         word = e.let(codes)
-                    e.store(self.finish.y, y.at(sample, first, h, w), T.reinterpret(word, dtype=f"uint8x{4 * count}"))
+                    e.store(
+                        self.finish.y,
+                        y.at(sample, first, h, w),
+                        T.reinterpret(word, dtype=f"uint8x{4 * count}"),
+                    )
 
 
-def spills(op: Dense, compacted: bool) -> bool:
-    """Whether sums go through the workspace."""
-    return compacted or (op.y.group == 4 and op.y_quant is not None)
+def spills(op: Dense, compacted: bool, lanes: int) -> bool:
+    """Whether sums go through the workspace, for results in vectors of `lanes`."""
+    operands = [s.operand for s in op.epilogue if s.operand is not None]
+    return compacted or run_lanes(op.y, operands, lanes) < lanes
 
 
 def spill_bytes(op: Dense) -> int:
@@ -378,7 +387,9 @@ def spill_bytes(op: Dense) -> int:
 
 
 def positions(layout: Layout, columns: int) -> NDArray[np.int64] | None:
-    """Where every `columns` consecutive inputs start in the memory of a sample; None if they are apart somewhere."""
+    """Where every `columns` consecutive inputs start in the memory of a sample; None if they are apart
+    somewhere.
+    """
     total = int(np.prod(layout.shape[1:], dtype=np.int64))
     if total % columns:
         return None
@@ -392,12 +403,20 @@ def positions(layout: Layout, columns: int) -> NDArray[np.int64] | None:
     return result
 
 
-def each_run(layout: Layout, lanes: int, body: Callable[[Expr, Expr, int], None]) -> None:
-    """Emit loops over all elements of one sample: `body` gets the first element, its offset in memory, and the count."""
+def each_run(
+    layout: Layout, lanes: int, body: Callable[[Expr, Expr, int], None], by_rows: bool = False
+) -> None:
+    """Emit loops over all elements of one sample: `body` gets the first element, its offset in memory, and
+    the count.
+
+    Args:
+        by_rows: no run crosses the end of a row (of the last axis), even where rows follow each other.
+    """
     from edgecsi.kernels import emit as e
 
     total = int(np.prod(layout.shape[1:], dtype=np.int64))
-    if len(layout.shape) != 4 or (not any(layout.halo) and layout.group == 1):
+    whole_rows = len(layout.shape) < 3 or not by_rows
+    if (len(layout.shape) != 4 or (not any(layout.halo) and layout.group == 1)) and whole_rows:
         whole = total // lanes
         if whole:
             with e.serial(whole) as k:
@@ -405,6 +424,11 @@ def each_run(layout: Layout, lanes: int, body: Callable[[Expr, Expr, int], None]
         for at, width in vector_widths(total - whole * lanes, lanes):
             body(whole * lanes + at, whole * lanes + at, width)
         return
+    if len(layout.shape) != 4:
+        rows = int(np.prod(layout.shape[1:-1]))
+        layout = Layout(
+            (layout.shape[0], 1, rows, layout.shape[-1]), layout.dtype, batch_stride=layout.stride
+        )
     _, channels, height, width = layout.shape
     if layout.group > 1:
         for c in range(channels):

@@ -1,8 +1,8 @@
 """Int8 dot products of each instruction set, all with exact int32 sums.
 
-The unit is a vector of weights: 4 consecutive inputs of each of a few outputs, side by side, and 4 codes of the
-input, repeated for every output. Unsigned codes are what VNNI multiplies with signed weights; everything else
-takes signed codes. The code that stands for 0 is `zero`, and ``zero * sum(weights)`` is taken off at the end.
+The unit is a vector of weights: 4 consecutive inputs of each of a few outputs, side by side, and 4 codes of
+the input, repeated for every output. Unsigned codes are what VNNI multiplies with signed weights; everything
+else takes signed codes. The code that stands for 0 is `zero`; ``zero * sum(weights)`` goes off at the end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Dense layer with fp32 activations, fp32 weights, only blocks of 16 outputs x 1 input that hold weights are stored."""
+"""Dense layer, fp32 activations, fp32 weights, stored in blocks of 16 outputs x 1 input."""
 
 from edgecsi.kernels.base import register
 from edgecsi.kernels.dense_float import BlockDense

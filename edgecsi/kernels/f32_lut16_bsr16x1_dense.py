@@ -1,4 +1,4 @@
-"""Dense layer with fp32 activations, weights out of a table of 16, stored as 4-bit indices, only blocks of 16 outputs x 1 input that hold weights are stored."""
+"""Dense layer, fp32 activations, weights as 4-bit indices, in blocks of 16 outputs x 1 input."""
 
 from edgecsi.kernels.base import register
 from edgecsi.kernels.dense_float import BlockDense

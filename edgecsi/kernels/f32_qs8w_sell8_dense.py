@@ -1,5 +1,4 @@
-"""Dense layer with fp32 activations, int8 weights, zeros anywhere: 8 outputs take a weight each and the kernel
-picks them out of a window of 16 neighbours."""
+"""Dense layer, fp32 activations, int8 weights with zeros anywhere: slices of 8, a window of 16 inputs."""
 
 from edgecsi.kernels.base import register
 from edgecsi.kernels.dense_float import SliceDense

@@ -1,5 +1,4 @@
-"""Dense layer with fp32 activations, fp32 weights, zeros anywhere: 16 outputs take a weight each and the kernel
-picks them out of a window of 32 neighbours."""
+"""Dense layer, fp32 activations, fp32 weights with zeros anywhere: slices of 16, a window of 32 inputs."""
 
 from edgecsi.kernels.base import register
 from edgecsi.kernels.dense_float import SliceDense

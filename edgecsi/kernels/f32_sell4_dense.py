@@ -1,5 +1,4 @@
-"""Dense layer with fp32 activations, fp32 weights, zeros anywhere: 4 outputs take a weight each and the kernel
-loads them one by one."""
+"""Dense layer, fp32 activations, fp32 weights with zeros anywhere: slices of 4, each input loaded."""
 
 from edgecsi.kernels.base import register
 from edgecsi.kernels.dense_float import SliceDense

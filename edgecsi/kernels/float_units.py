@@ -21,7 +21,8 @@ class FloatUnit:
     """Fp32 weights, or int8 as numbers: one vector of outputs times one input.
 
     Attributes:
-        lanes: of a register. outputs: of one load of weights. raw: the input is read from bytes of the workspace.
+        lanes: of a register. outputs: of one load of weights. raw: the input is read from bytes of the
+            workspace.
         steps: instructions for one vector of lanes, loads left out; for costs.
     """
 
@@ -79,8 +80,9 @@ class FloatUnit:
 class TableUnit(FloatUnit):
     """Weights are 4-bit indices; several inputs share a vector of them.
 
-    On x86 a vector holds a 32-bit word for each output, with 8 inputs, and the table is permuted by it. On ARM it
-    holds a byte for each of 16 outputs, with 2 inputs; each byte of the fp32 number comes out of its own table.
+    On x86 a vector holds a 32-bit word for each output, with 8 inputs, and the table is permuted by it. On
+    ARM it holds a byte for each of 16 outputs, with 2 inputs; each byte of the fp32 number comes out of its
+    own table.
     """
 
     packed = True
@@ -119,9 +121,9 @@ class TableUnit(FloatUnit):
         """``[blocks, rows]`` indices to bytes, `together` blocks at a time."""
         blocks, rows = indices.shape
         tiles = indices.reshape(blocks // self.together, self.together, rows // self.outputs, self.outputs)
-        kind = np.uint8 if self.arm else np.uint32
-        shifts = (4 * np.arange(self.together, dtype=kind)).reshape(1, -1, 1, 1)
-        words = np.bitwise_or.reduce(tiles.astype(kind) << shifts, axis=1)
+        shifts = (4 * np.arange(self.together, dtype=np.uint32)).reshape(1, -1, 1, 1)
+        words = np.bitwise_or.reduce(tiles.astype(np.uint32) << shifts, axis=1)
+        words = words.astype(np.uint8 if self.arm else np.uint32)
         return np.ascontiguousarray(words).reshape(-1).view(np.uint8)
 
     def load_weights(self, buffer: Any, offset: Expr) -> Any:
@@ -185,7 +187,8 @@ class TableUnit(FloatUnit):
 
 
 class WindowUnit(FloatUnit):
-    """Single weights, one of each output, whose inputs lie in a window of two registers: a permutation fetches them.
+    """Single weights, one of each output, whose inputs lie in a window of two registers: a permutation
+    fetches them.
 
     `lane` is the buffer of `Slices.lane`, a byte for each weight, as `code` writes them.
     """

@@ -1,4 +1,4 @@
-"""Int8 dense layer with VNNI: the input is quantised in the kernel, only blocks of 4 outputs x 4 inputs that hold weights are stored."""
+"""Int8 dense layer with VNNI, input quantised in the kernel, stored in blocks of 4 outputs x 4 inputs."""
 
 from edgecsi.kernels.base import register
 from edgecsi.kernels.dense_int8 import Int8Dense

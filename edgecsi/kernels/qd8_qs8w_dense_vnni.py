@@ -1,4 +1,4 @@
-"""Int8 dense layer with VNNI: the input is quantised in the kernel, all weights are stored."""
+"""Int8 dense layer with VNNI, input quantised in the kernel, all weights stored."""
 
 from edgecsi.kernels.base import register
 from edgecsi.kernels.dense_int8 import Int8Dense

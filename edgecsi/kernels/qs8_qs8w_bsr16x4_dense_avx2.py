@@ -1,4 +1,4 @@
-"""Int8 dense layer with AVX2: the input is static uint8 codes, only blocks of 16 outputs x 4 inputs that hold weights are stored."""
+"""Int8 dense layer with AVX2, static uint8 input, stored in blocks of 16 outputs x 4 inputs."""
 
 from edgecsi.kernels.base import register
 from edgecsi.kernels.dense_int8 import Int8Dense

@@ -1,4 +1,4 @@
-"""Int8 dense layer with NEON: the input is static uint8 codes, all weights are stored."""
+"""Int8 dense layer with NEON, static uint8 input, all weights stored."""
 
 from edgecsi.kernels.base import register
 from edgecsi.kernels.dense_int8 import Int8Dense

@@ -1,8 +1,8 @@
 """Sparse formats: where the zeros of a weight matrix are, and the arrays a kernel streams through.
 
 Only numpy, no TVM: costs are predicted from counts, and only the chosen format is built. A weight matrix is
-``[O, I]``, as in PyTorch's Linear. A *panel* is a stretch of neighbouring outputs whose sums a kernel keeps in
-registers; a *block* is what all outputs of a panel do with a few neighbouring inputs.
+``[O, I]``, as in PyTorch's Linear. A *panel* is a stretch of neighbouring outputs whose sums a kernel keeps
+in registers; a *block* is what all outputs of a panel do with a few neighbouring inputs.
 """
 
 from __future__ import annotations
@@ -45,10 +45,9 @@ def padded(weight: NDArray[Any], rows: int, columns: int, filler: int = 0) -> ND
 
 def block_mask(weight: NDArray[Any], rows: int, columns: int) -> NDArray[np.bool_]:
     """Which blocks hold anything: ``[ceil(O / rows), ceil(I / columns)]``."""
-    full = padded(weight != 0, rows, columns)
+    full = padded(np.asarray(weight != 0), rows, columns)
     tiles = full.reshape(full.shape[0] // rows, rows, full.shape[1] // columns, columns)
-    mask: NDArray[np.bool_] = tiles.any(axis=(1, 3))
-    return mask
+    return np.asarray(tiles.any(axis=(1, 3)))
 
 
 @dataclass(frozen=True)
@@ -150,7 +149,8 @@ class Slices:
     """Single weights in the order they are read: a slice has at most one of each output of its panel.
 
     Attributes:
-        values: ``[slices, rows]``. lane: ``[slices, rows]``, the input of each weight, counted from the slice's window.
+        values: ``[slices, rows]``. lane: ``[slices, rows]``, the input of each weight, counted from the
+            slice's window.
         window: ``[slices]``, first input of the window. start: as in `Blocks`.
     """
 
@@ -163,8 +163,8 @@ class Slices:
 def pack_slices(weight: NDArray[Any], rows: int, width: int, multiple: int) -> Slices:
     """Weights in slices whose inputs all lie within a window of `width` neighbouring inputs.
 
-    Every output's weights are taken from left to right; a slice's window begins at the leftmost that waits, and
-    takes along those of the other outputs that lie in it.
+    Every output's weights are taken from left to right; a slice's window begins at the leftmost that waits,
+    and takes along those of the other outputs that lie in it.
     """
     inputs = weight.shape[1]
     values, lanes, windows, counts = [], [], [], [0]
@@ -209,4 +209,5 @@ def count_slices(weight: NDArray[Any], rows: int, width: int, multiple: int) -> 
     panels = -(-weight.shape[0] // rows)
     some = sorted({int(i) for i in np.linspace(0, panels - 1, 4)})
     sample = np.concatenate([weight[p * rows : (p + 1) * rows] for p in some])
-    return round(int(pack_slices(sample, rows, width, multiple).start[-1]) * multiple * panels / len(some))
+    slices = int(pack_slices(sample, rows, width, multiple).start[-1]) * multiple
+    return int(slices * panels / len(some))

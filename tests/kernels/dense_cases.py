@@ -14,21 +14,28 @@ from edgecsi.kernels.ops import Dense, Quant, Step
 from edgecsi.target import Target
 
 Array = np.ndarray[Any, Any]
+TARGETS = ("x86-64-v3", "host", "rpi4", "rpi5")
 DENSITIES = (0.0, 0.03, 0.1, 0.3, 1.0)
 # outputs, inputs: whole vectors, odd, single, and more panels than rows of a block
 SHAPES = ((64, 128), (37, 45), (1, 5), (19, 3), (130, 64), (5, 260))
 
 
-def mask(rng: np.random.Generator, outputs: int, inputs: int, rows: int, columns: int, density: float) -> Array:
+def mask(
+    rng: np.random.Generator, outputs: int, inputs: int, rows: int, columns: int, density: float
+) -> Array:
     """Blocks of ones, [outputs, inputs]."""
     blocks = rng.random((-(-outputs // rows), -(-inputs // columns))) < density
     return np.repeat(np.repeat(blocks, rows, 0), columns, 1)[:outputs, :inputs]
 
 
-def int8_weight(rng: np.random.Generator, outputs: int, inputs: int, kept: Array, lowest: int = -127) -> Array:
+def int8_weight(
+    rng: np.random.Generator, outputs: int, inputs: int, kept: Array, lowest: int = -127
+) -> Array:
     """Int8 codes, many at the ends of the range."""
     extreme = rng.choice(np.array([lowest, 127]), (outputs, inputs))
-    codes = np.where(rng.random((outputs, inputs)) < 0.5, extreme, rng.integers(lowest, 128, (outputs, inputs)))
+    codes = np.where(
+        rng.random((outputs, inputs)) < 0.5, extreme, rng.integers(lowest, 128, (outputs, inputs))
+    )
     return (codes * kept).astype(np.int8)
 
 
@@ -55,7 +62,9 @@ def int8_layer(
     """An int8 layer with random scales and bias."""
     outputs, inputs = weight.shape
     dtype = "float32" if dynamic else "uint8"
-    bias_of = rng.standard_normal(outputs).astype(np.float32) if dynamic else rng.integers(-99999, 99999, outputs)
+    bias_of = (
+        rng.standard_normal(outputs).astype(np.float32) if dynamic else rng.integers(-99999, 99999, outputs)
+    )
     return Dense(
         x=x or Layout((batch, inputs), dtype),
         y=y or Layout((batch, outputs), "uint8" if y_quant else "float32"),
@@ -81,7 +90,9 @@ def kernels_for(target: Target, prefix: tuple[str, ...]) -> list[Kernel]:
     return [
         k
         for k in all_kernels().values()
-        if k.op is Dense and k.name.startswith(prefix) and (k.name.endswith(f"_{dot}") or not k.name.endswith(ends))
+        if k.op is Dense
+        and k.name.startswith(prefix)
+        and (k.name.endswith(f"_{dot}") or not k.name.endswith(ends))
     ]
 
 

@@ -11,7 +11,17 @@ from edgecsi.kernels.layout import Layout
 from edgecsi.kernels.ops import Dense, Quant, Step
 from edgecsi.target import Target
 from tests.kernels.common import check, on_targets
-from tests.kernels.dense_cases import DENSITIES, SHAPES, Array, case, int8_weight, kernels_for, mask, rng_of
+from tests.kernels.dense_cases import (
+    DENSITIES,
+    SHAPES,
+    TARGETS,
+    Array,
+    case,
+    int8_weight,
+    kernels_for,
+    mask,
+    rng_of,
+)
 
 FLOAT = ("f32_bsr", "f32_qs8w", "f32_sell", "f32_lut", "f32_compact")
 
@@ -36,7 +46,9 @@ def _layer(
         scale = (rng.random(outputs) * 1e-3 + 1e-4).astype(np.float32)
     elif kernel.weights.startswith("lut"):
         entries = int(kernel.weights[3:])
-        table = rng.standard_normal(int(rng.integers(max(2, entries // 2 + 1), entries + 1))).astype(np.float32)
+        table = rng.standard_normal(int(rng.integers(max(2, entries // 2 + 1), entries + 1))).astype(
+            np.float32
+        )
         table[1] = 0
         weight = np.where(kept != 0, rng.integers(0, table.size, kept.shape), 1).astype(np.uint8)
     else:
@@ -61,8 +73,9 @@ def _shapes(target: Target) -> list[Case]:
     cases = []
     for which, kernel in enumerate(kernels_for(target, FLOAT)):
         rng = rng_of(target.id, kernel.name)
-        for number, (outputs, inputs) in enumerate(SHAPES):
-            kept = mask(rng, outputs, inputs, _rows(kernel), 1, DENSITIES[(number + which) % len(DENSITIES)])
+        for number in range(which, which + 4):
+            outputs, inputs = SHAPES[number % len(SHAPES)]
+            kept = mask(rng, outputs, inputs, _rows(kernel), 1, DENSITIES[number % len(DENSITIES)])
             steps = (Step("leaky_relu", (0.3,)),) if rng.random() < 0.5 else ()
             op = _layer(rng, kernel, kept, batch=int(rng.choice([1, 1, 2, 5, 8])), epilogue=steps)
             if not kernel.refuses(op, target):
@@ -71,14 +84,14 @@ def _shapes(target: Target) -> list[Case]:
     return cases
 
 
-@on_targets()
+@on_targets(*TARGETS)
 def test_shapes_and_densities(target: str) -> None:
     check(_shapes, target)
 
 
 def _layouts(target: Target) -> list[Case]:
     cases = []
-    for kernel in kernels_for(target, FLOAT):
+    for which, kernel in enumerate(kernels_for(target, FLOAT)):
         rng = rng_of(target.id, kernel.name, "layouts")
         images = [
             (Layout((1, 2, 6, 8), halo=(1, 1, 1, 1)), Layout((1, 2, 4, 8), halo=(1, 1, 1, 1))),
@@ -86,7 +99,7 @@ def _layouts(target: Target) -> list[Case]:
             (Layout((1, 6, 4, 4), halo=(1, 1, 1, 1), group=4), Layout((1, 5, 3, 7), group=4)),
             (Layout((3, 40), batch_stride=100), Layout((3, 24), batch_stride=31)),
         ]
-        for x, y in images:
+        for x, y in images[which % 2 :: 2]:
             outputs, inputs = int(np.prod(y.shape[1:])), int(np.prod(x.shape[1:]))
             steps: tuple[Step, ...] = (Step("add", operand=Layout(y.shape)), Step("relu"))
             if len(y.shape) == 4:
@@ -104,7 +117,7 @@ def _layouts(target: Target) -> list[Case]:
     return cases
 
 
-@on_targets()
+@on_targets(*TARGETS)
 def test_layouts_and_epilogues(target: str) -> None:
     check(_layouts, target)
 
@@ -142,16 +155,16 @@ def _compacted(target: Target) -> list[Case]:
     return cases
 
 
-@on_targets()
+@on_targets(*TARGETS)
 def test_rows_and_columns_of_zeros(target: str) -> None:
     check(_compacted, target)
 
 
-@on_targets("x86-64-v3", "host", "rpi4")
+@on_targets("host", "rpi4")
 def test_every_knob_gives_the_same(target: str) -> None:
     def cases(board: Target) -> list[Case]:
         found = []
-        for kernel in kernels_for(board, ("f32_bsr16x1", "f32_qs8w_dense", "f32_sell", "f32_lut16")):
+        for kernel in kernels_for(board, ("f32_qs8w_bsr16x1", "f32_sell", "f32_lut16_dense")):
             rng = rng_of(kernel.name)
             op = _layer(rng, kernel, mask(rng, 70, 52, _rows(kernel), 1, 0.3), batch=5)
             if kernel.refuses(op, board):
@@ -159,7 +172,7 @@ def test_every_knob_gives_the_same(target: str) -> None:
             one = case(rng, kernel, op)
             base = dict(kernel.knobs(op, board))
             for name, values in kernel.space(op, board).items():
-                found += [Case(kernel, op, one.inputs, base | {name: v}) for v in values]
+                found += [Case(kernel, op, one.inputs, base | {name: v}) for v in {values[0], values[-1]}]
         return found
 
     check(cases, target)

@@ -16,6 +16,7 @@ from tests.kernels.common import check, on_targets
 from tests.kernels.dense_cases import (
     DENSITIES,
     SHAPES,
+    TARGETS,
     activations,
     case,
     int8_layer,
@@ -34,8 +35,9 @@ def _shapes(target: Target) -> list[Case]:
     for which, kernel in enumerate(kernels_for(target, INT8)):
         rng = rng_of(target.id, kernel.name)
         rows = getattr(kernel, "rows", 0) or 16
-        for number, (outputs, inputs) in enumerate(SHAPES):
-            density = DENSITIES[(number + which) % len(DENSITIES)]
+        for number in range(which, which + 4):
+            outputs, inputs = SHAPES[number % len(SHAPES)]
+            density = DENSITIES[number % len(DENSITIES)]
             kept = mask(rng, outputs, inputs, rows, 4, density)
             weight = int8_weight(rng, outputs, inputs, kept)
             batch = int(rng.choice([1, 1, 2, 5, 8]))
@@ -50,7 +52,7 @@ def _shapes(target: Target) -> list[Case]:
     return cases
 
 
-@on_targets()
+@on_targets(*TARGETS)
 def test_shapes_densities_and_extreme_codes(target: str) -> None:
     check(_shapes, target, tolerance=0)
 
@@ -58,19 +60,25 @@ def test_shapes_densities_and_extreme_codes(target: str) -> None:
 def _layouts(target: Target) -> list[Case]:
     """Images in and out, with halos, grouped channels, residuals, gates and constants per channel."""
     cases = []
-    for kernel in kernels_for(target, INT8):
+    for which, kernel in enumerate(kernels_for(target, INT8)):
         rng = rng_of(target.id, kernel.name, "layouts")
         dynamic = kernel.name.startswith("qd8")
         dtype = "float32" if dynamic else "uint8"
         rows = getattr(kernel, "rows", 0) or 16
         images = [
-            (Layout((1, 2, 6, 8), dtype, (1, 1, 1, 1)), Layout((1, 2, 4, 8), "uint8", (1, 1, 1, 1), fill=117)),
+            (
+                Layout((1, 2, 6, 8), dtype, (1, 1, 1, 1)),
+                Layout((1, 2, 4, 8), "uint8", (1, 1, 1, 1), fill=117),
+            ),
             (Layout((2, 3, 5, 7), dtype), Layout((2, 3, 5, 7), "float32", (2, 0, 1, 2))),
             (Layout((1, 64), dtype), Layout((1, 2, 4, 8), "uint8", (1, 1, 1, 1), 4, fill=117)),
-            (Layout((1, 6, 4, 4), dtype, (1, 1, 1, 1), 4), Layout((1, 5, 3, 7), "uint8", (0, 1, 0, 1), 4, fill=117)),
+            (
+                Layout((1, 6, 4, 4), dtype, (1, 1, 1, 1), 4),
+                Layout((1, 5, 3, 7), "uint8", (0, 1, 0, 1), 4, fill=117),
+            ),
             (Layout((3, 40), dtype, batch_stride=100), Layout((3, 24), "float32", batch_stride=31)),
         ]
-        for x, y in images:
+        for x, y in images[which % 2 :: 2]:
             outputs, inputs = int(np.prod(y.shape[1:])), int(np.prod(x.shape[1:]))
             steps: tuple[Step, ...] = (Step("add", operand=Layout(y.shape)), Step("relu"))
             if len(y.shape) == 4:
@@ -88,7 +96,7 @@ def _layouts(target: Target) -> list[Case]:
     return cases
 
 
-@on_targets()
+@on_targets(*TARGETS)
 def test_layouts_and_epilogues(target: str) -> None:
     check(_layouts, target, tolerance=0)
 
@@ -103,12 +111,14 @@ def _compacted(target: Target) -> list[Case]:
             for y in (Layout((2, 50)), Layout((2, 2, 5, 5), "uint8", (1, 1, 1, 1), 4, fill=117)):
                 quant = CODES if y.dtype == "uint8" else None
                 weight = int8_weight(rng, 50, 75, kept)
-                op = int8_layer(rng, weight, dynamic=kernel.name.startswith("qd8"), batch=2, y=y, y_quant=quant)
+                op = int8_layer(
+                    rng, weight, dynamic=kernel.name.startswith("qd8"), batch=2, y=y, y_quant=quant
+                )
                 cases.append(case(rng, kernel, op))
     return cases
 
 
-@on_targets()
+@on_targets(*TARGETS)
 def test_rows_and_columns_of_zeros(target: str) -> None:
     check(_compacted, target, tolerance=0)
 
@@ -125,11 +135,11 @@ def _saturating(target: Target) -> list[Case]:
             if kernel.refuses(op, target):
                 continue
             values = (-3.5, 3.5, 0.0) if dynamic else (0, 255, 128)
-            cases += [Case(kernel, op, [np.full((1, 64), v, op.x.dtype)]) for v in values]
+            cases += [Case(kernel, op, [np.full((1, 64), v, op.x.dtype)]) for v in {values[0], values[-1]}]
     return cases
 
 
-@on_targets()
+@on_targets(*TARGETS)
 def test_saturating_sums(target: str) -> None:
     check(_saturating, target, tolerance=0)
 
@@ -160,7 +170,7 @@ def test_dynamic_codes_of_awkward_inputs() -> None:
     check([Case(kernel, op, [x.astype(np.float32)[None]]) for x in inputs], target.id, tolerance=0)
 
 
-@on_targets("x86-64-v3", "rpi4", "rpi5")
+@on_targets("x86-64-v3", "rpi4")
 def test_every_knob_gives_the_same(target: str) -> None:
     def cases(board: Target) -> list[Case]:
         found = []
@@ -172,7 +182,7 @@ def test_every_knob_gives_the_same(target: str) -> None:
             x = activations(rng, op.x)
             base = dict(kernel.knobs(op, board))
             for name, values in space.items():
-                found += [Case(kernel, op, [x], base | {name: v}) for v in values]
+                found += [Case(kernel, op, [x], base | {name: v}) for v in {values[0], values[-1]}]
         return found
 
     check(cases, target, tolerance=0)
