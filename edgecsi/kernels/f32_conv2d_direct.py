@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.kernels.base import Kernel, Knobs, register
-from edgecsi.kernels.layout import vector_widths
 from edgecsi.kernels.ops import Conv2d, Cost
+from edgecsi.kernels.tiling import Scalars, image_place, overlap, read_gbps, slots, strided
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -95,24 +95,17 @@ class F32Conv2dDirect(Kernel):
             n * op.groups * -(-outs // op.groups // co) * -(-height // rows) * -(-width // (columns * lanes))
         )
         # Vector operations per input channel and column of the filter.
-        fma = sums * kh
-        w_loads: float
-        x_loads: float = len(input_rows(op, rows)) * columns * (1 if op.stride[1] == 1 else 5)
+        x_loads = len(input_rows(op, rows)) * columns * (1 if op.stride[1] == 1 else 4)
+        if lanes == 16:
+            x_loads *= 2  # vectors of 64 bytes nearly always straddle two cache lines
         if target.arch == "aarch64":
-            w_loads = -(-kh * co // 4) / 2.0
-            x_loads = x_loads / (2 if columns > 1 and op.stride[1] == 1 else 1)
+            w_loads = -(-kh * co // 8)  # an instruction loads eight
         else:
             w_loads = (
                 kh * co * (1 if kh == 1 or sums + kh * co + columns <= target.vector_registers else rows)
             )
         second = target.peak_gmacs_f32 * 1e9 / target.lanes_f32  # vector multiply-adds a second
-        step = max(
-            fma,
-            # Vectors of 64 bytes always straddle two cache lines.
-            x_loads * (2 if lanes == 16 else 1) + w_loads,
-            8.0 * kh,  # a sum waits for the one before: 4 cycles, 2 a cycle
-            (fma + x_loads + w_loads) * (0.5 if target.arch == "x86_64" else 1.0),
-        )
+        step = slots(target, sums * kh, x_loads + w_loads, kh)
         loops = per_group * (1 if knobs["taps"] else kw) / knobs["ci_unroll"]
         operations = blocks * (step * per_group * kw + 4 * loops + sums * (3 + 2 * len(op.epilogue)) + 24)
         weights = outs * per_group * kh * kw * 4
@@ -235,40 +228,6 @@ class F32Conv2dDirect(Kernel):
         return done.done()
 
 
-class Scalars:
-    """Numbers of a row, each to be multiplied with whole vectors.
-
-    NEON multiplies with one lane of a register, so there up to four are loaded at once; x86 broadcasts from
-    memory.
-
-    Args:
-        start: offset of the first. count: how many; nothing behind is read. stride: from one to the next.
-    """
-
-    def __init__(self, buffer: Any, start: Any, count: int, target: Target, stride: int = 1) -> None:
-        from edgecsi.kernels import emit as e
-
-        self.buffer, self.start, self.stride = buffer, start, stride
-        self.lanes: dict[int, tuple[Any, int]] = {}
-        if target.arch == "aarch64" and stride == 1:
-            for first, width in vector_widths(count, 4):
-                if width > 1:
-                    vector = e.let(e.load(buffer, start + first, width))
-                    self.lanes |= {first + lane: (vector, lane) for lane in range(width)}
-
-    def splat(self, index: int, lanes: int) -> Any:
-        """Number `index` in every lane."""
-        from tvm import tirx
-
-        from edgecsi.kernels import emit as e
-
-        if index not in self.lanes:
-            return e.splat(e.load(self.buffer, self.start + index * self.stride, 1), lanes)
-        vector, lane = self.lanes[index]
-        # A shuffle may not have more results than operands.
-        return tirx.Shuffle([vector] * -(-lanes // e.lanes_of(vector)), [lane] * lanes)
-
-
 def refuses_f32_conv2d(op: Conv2d) -> str:
     """Why an fp32 kernel that reads NCHW images in their halo cannot compute a convolution."""
     if op.x.dtype != "float32" or op.weight.dtype != np.float32 or op.scale is not None:
@@ -289,26 +248,12 @@ def reach(op: Conv2d) -> tuple[int, int]:
     return max(below - op.x.shape[2] + 1, 0), max(behind - op.x.shape[3] + 1, 0)
 
 
-def read_gbps(target: Target, nbytes: int) -> float:
-    """Bandwidth of the cache level that holds so many bytes."""
-    if nbytes <= target.l1_bytes:
-        return target.l1_gbps
-    return target.l2_gbps if nbytes <= target.l2_bytes else target.l3_gbps
-
-
 def input_rows(op: Conv2d, rows: int) -> list[tuple[int, list[tuple[int, int]]]]:
     """Input rows that `rows` output rows need, each with the (output row, filter row) that use it."""
     uses: dict[int, list[tuple[int, int]]] = {}
     for r, k in itertools.product(range(rows), range(op.weight.shape[2])):
         uses.setdefault(r * op.stride[0] + k * op.dilation[0], []).append((r, k))
     return sorted(uses.items())
-
-
-def overlap(index: Any, size: int, extent: int) -> Any:
-    """Start of block `index` of `size` elements; the last one ends with the extent and may overlap."""
-    from tvm import tirx
-
-    return index * size if extent % size == 0 else tirx.min(index * size, extent - size)
 
 
 def block_starts(op: Conv2d, co_tile: int) -> list[int]:
@@ -321,37 +266,10 @@ def block_starts(op: Conv2d, co_tile: int) -> list[int]:
     ]
 
 
-def image_place(sample: Any, channel: Any, row: Any, column: Any) -> Any:
-    """Function from a layout to the offset of a pixel, for tensors of the output's shape and for gates."""
-
-    def at(layout: Any) -> Any:
-        _, channels, height, width = layout.shape
-        return layout.at(
-            sample, channel if channels > 1 else 0, row if height > 1 else 0, column if width > 1 else 0
-        )
-
-    return at
-
-
-def strided(buffer: Any, offset: Any, lanes: int, stride: int) -> Any:
-    """Every `stride`-th element from `offset` on."""
-    from tvm import tirx
-    from tvm.tirx.script import builder as T
-
-    from edgecsi.kernels import emit as e
-
-    if stride == 1 or lanes == 1:
-        return e.load(buffer, offset, lanes)
-    if stride == 2:
-        # Two loads that end with the last element needed, not behind it.
-        pair = [e.load(buffer, offset, lanes), e.load(buffer, offset + lanes - 1, lanes)]
-        return tirx.Shuffle(pair, [*range(0, lanes, 2), *range(lanes + 1, 2 * lanes, 2)])
-    return buffer[T.ramp(offset, stride, lanes)]
-
-
 def _step(op: Conv2d, knobs: Knobs) -> int:
     """Weights of one input channel and filter column, filled up to a multiple of 4 for vector loads."""
-    return -(-knobs["co_tile"] * op.weight.shape[2] // 4) * 4
+    taps: int = op.weight.shape[2]
+    return -(-knobs["co_tile"] * taps // 4) * 4
 
 
 def _head(knobs: Knobs) -> int:

@@ -18,15 +18,12 @@ from edgecsi.kernels import reduce
 from edgecsi.kernels.base import Kernel, Knobs, register
 from edgecsi.kernels.f32_conv2d_direct import (
     MAX_BODY,
-    Scalars,
     block_starts,
-    image_place,
-    overlap,
-    read_gbps,
     refuses_f32_conv2d,
 )
 from edgecsi.kernels.f32_matmul import transpose
 from edgecsi.kernels.ops import Conv2d, Cost
+from edgecsi.kernels.tiling import Scalars, image_place, overlap, read_gbps, slots
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -75,19 +72,11 @@ class F32Conv2dDirectCo(Kernel):
         pixels = rows * columns
         tiles = n * -(-height // rows) * -(-width // columns)
         co_blocks = op.groups * -(-outs // op.groups // (vectors * lanes))
-        fma = pixels * vectors
-        if target.arch == "aarch64":
-            loads = vectors / 2 + (rows * -(-columns // 4) if op.stride[1] == 1 else pixels)
-            instructions = fma + loads
-        else:
-            # One vector of channels takes pixels from memory as operands of its multiply-adds.
-            loads = vectors + pixels
-            instructions = (fma + (loads if vectors > 1 else vectors)) / 2
-        step = max(fma, loads, 8.0, instructions)
+        by_lane = target.arch == "aarch64" and op.stride[1] == 1
+        loads = vectors + (rows * -(-columns // 4) if by_lane else pixels)
+        step = slots(target, pixels * vectors, loads, 1)
         reduction = per_group * kh * kw
-        overhead = (
-            2.0 * pixels * vectors * lanes / 4 + vectors * lanes * rows * (5 + 2 * len(op.epilogue)) + 40
-        )
+        overhead = 2.0 * pixels * vectors * lanes / 4 + vectors * lanes * rows * (2 + len(op.epilogue)) + 40
         loops = per_group * (1 if knobs["taps"] else kh)
         second = target.peak_gmacs_f32 * 1e9 / target.lanes_f32
         compute = tiles * co_blocks * (step * reduction + 4 * loops + overhead) / second

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.kernels.base import Kernel, Knobs, register
-from edgecsi.kernels.f32_conv2d_direct import Scalars, overlap, read_gbps
 from edgecsi.kernels.layout import Layout
 from edgecsi.kernels.ops import Cost, Dense, Op
+from edgecsi.kernels.tiling import Scalars, overlap, read_gbps, slots
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -66,8 +66,8 @@ class F32Dense(Kernel):
             sums = vectors * samples * splits
             if vectors > available or samples > n or splits > inputs:
                 continue
-            # For one sample 8 sums hide the latency, and narrow blocks are read faster; NEON wants wide ones for
-            # its loads in pairs. Otherwise there must be room for weights and inputs on their way.
+            # For one sample 8 sums hide the latency, and narrow blocks are read faster; NEON wants wide ones
+            # for its loads in pairs. Else there must be room for weights and inputs on their way.
             busy = sums + (vectors if samples > 1 else 4) + (1 if x86 else samples)
             fits = sums <= 8 if x86 and samples == 1 else busy <= target.vector_registers
             if fits or sums == 1:
@@ -84,9 +84,7 @@ class F32Dense(Kernel):
         tiles = -(-n // samples)
         fma = vectors * samples
         loads = vectors + samples * (0.25 if target.arch == "aarch64" else 1)
-        if target.arch == "aarch64":
-            loads -= vectors / 2  # loaded in pairs
-        step = max(fma, loads, 8.0 / splits, (fma + loads) * (0.5 if target.arch == "x86_64" else 1.0))
+        step = slots(target, fma, loads, 1 / splits)
         second = target.peak_gmacs_f32 * 1e9 / target.lanes_f32
         operations = blocks * tiles * (step * inputs + fma * (splits + 2 + 2 * len(op.epilogue)) + 24)
         nbytes = blocks * vectors * knobs["lanes"] * (inputs + 1) * 4

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from edgecsi.kernels import reduce
 from edgecsi.kernels.base import Kernel, Knobs, register
-from edgecsi.kernels.f32_conv2d_direct import Scalars, overlap
 from edgecsi.kernels.layout import Layout
 from edgecsi.kernels.ops import Cost, MatMul
+from edgecsi.kernels.tiling import Scalars, overlap, slots
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -72,10 +72,10 @@ class F32MatMul(Kernel):
         lanes, rows, vectors = knobs["lanes"], knobs["rows"], knobs["vectors"]
         blocks = batch * -(-height // rows) * -(-width // (lanes * vectors))
         fma, loads = rows * vectors, vectors + rows * (0.25 if target.arch == "aarch64" else 1)
-        step = max(fma, loads, 8.0, (fma + loads) * (0.5 if target.arch == "x86_64" else 1.0))
+        step = slots(target, fma, loads, 1)
         operations = blocks * (inner * step + fma * (3 + 2 * len(op.epilogue)) + 24)
         if op.transpose_b:
-            operations += batch * inner * width * 1.2
+            operations += batch * inner * width * 0.4
         second = target.peak_gmacs_f32 * 1e9 / target.lanes_f32
         return Cost(seconds=operations / second, bytes=0, macs=op.macs)
 
