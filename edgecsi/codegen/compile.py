@@ -102,7 +102,7 @@ def compile_module(functions: Mapping[str, tvm.tirx.PrimFunc], target: Target) -
     flat = lower(functions, target)
     try:
         return tvm.get_global_func("target.build.llvm")(flat, tvm_target(target))
-    except tvm.error.TVMError as error:
+    except RuntimeError as error:
         raise ToolchainError(
             f"LLVM could not compile kernels for {target.id}",
             str(error).strip().splitlines()[-1],
