@@ -132,12 +132,14 @@ def compress(state: Build) -> None:
     o = state.options
     if o.recipe is None:
         return
+    import torch
+
     from edgecsi.channels import files
     from edgecsi.compress import apply_post_training
     from edgecsi.models.load import entries_of
 
     assert state.model is not None
-    calibration = files.load(o.calib) if o.calib else None
+    calibration = torch.from_numpy(files.load(o.calib)) if o.calib else None
     module = apply_post_training(state.model.module, state.model.example_input, o.recipe, calibration)
     entries = entries_of(state.model.name, module, state.model.example_input)
     state.model = replace(state.model, module=module, entries=entries)

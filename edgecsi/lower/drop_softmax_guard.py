@@ -27,12 +27,13 @@ def drop_softmax_guard(graph: Graph) -> None:
 def _tests_for_infinity(graph: Graph, condition: Value) -> bool:
     """not(any(not(scores == -inf)))"""
     value = condition
+    constants: list[Value] = []
     for expected in ("logical_not", "astype", "max", "astype", "logical_not", "equal"):
         node = graph.producer(value)
         if node is None or node.op != "relax" or node.attrs["name"] != expected:
             return False
-        value = node.inputs[0]
-    limit = node.inputs[1].data
+        value, constants = node.inputs[0], node.inputs[1:]
+    limit = constants[0].data
     return limit is not None and bool(np.isneginf(limit).all())
 
 

@@ -83,7 +83,8 @@ def _nodes(call: Any, arguments: list[Value], outputs: list[Value]) -> list[Node
     if call.op.name == "relax.call_pure_packed" if hasattr(call.op, "name") else False:
         symbol = str(call.args[0].global_symbol)
         op, _, rest = symbol.partition(" ")
-        return [Node(op.removeprefix("edgecsi."), arguments, output, {"arguments": json.loads(rest)})]
+        positions, path = json.loads(rest)
+        return [Node(op.removeprefix("edgecsi."), arguments, output, {"arguments": positions}, path)]
     name = call.op.name if hasattr(call.op, "name") else str(call.op)
     attrs = call.attrs
     weight = next((v.name for v in arguments if v.data is not None and v.name != "constant"), "")

@@ -61,9 +61,9 @@ def _as_step(node: Node) -> tuple[Value, list[Fused]] | None:
         arrays = [v.data for v in (gamma, beta, mean, variance)]
         if any(a is None for a in arrays):
             return None
-        g, b, m, v = (np.asarray(a, np.float64) for a in arrays)
-        scale = g / np.sqrt(v + node.attrs["eps"])
-        return x, [Fused(_channel_step(scale, b - m * scale))]
+        weight, bias, average, spread = (np.asarray(a, np.float64) for a in arrays)
+        scale = weight / np.sqrt(spread + node.attrs["eps"])
+        return x, [Fused(_channel_step(scale, bias - average * scale))]
     if node.op not in BINARY:
         return None
     a, b = node.inputs
@@ -268,7 +268,7 @@ def _through_view(graph: Graph, node: Node) -> bool:
                 None if old.data is None else old.data.reshape(inner.shape),
             )
             if old.data is None:
-                graph.insert_before(node, Node("view", [old], seen))
+                graph.insert_early(Node("view", [old], seen))
             fused.operand = seen
     result = node.output
     node.inputs[0], node.output = inner, Value(f"{result.name}_flat", inner.shape, result.dtype)
@@ -339,6 +339,7 @@ def merge_views(graph: Graph) -> None:
                 and not any(f.step.constants for f in producer.epilogue)
             ):
                 producer.output = view.output
+                producer.attrs["image"] = True  # its outputs are written as an image, whatever their number
                 graph.drop(view)
                 changed = True
         graph.remove_dead()

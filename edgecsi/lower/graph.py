@@ -149,6 +149,11 @@ class Graph:
         at = next(i for i, n in enumerate(self.nodes) if n is node)
         self.nodes.insert(at + 1, new)
 
+    def insert_early(self, new: Node) -> None:
+        """Insert a node as soon as its inputs are there."""
+        places = [i for i, n in enumerate(self.nodes) if any(v is n.output for v in new.inputs)]
+        self.nodes.insert(max(places, default=-1) + 1, new)
+
     def remove_dead(self) -> None:
         """Drop nodes whose result nobody reads."""
         live = {id(v) for v in self.outputs}

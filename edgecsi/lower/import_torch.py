@@ -73,9 +73,7 @@ def import_torch(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> Im
             name = getattr(node.target, "__name__", str(node.target))
             custom = str(node.target).startswith("edgecsi.")
             if name not in known and name not in OPERATORS and not custom:
-                stack = node.meta.get("nn_module_stack") or {}
-                path = next(reversed([str(v[0]) for v in stack.values()]), "") if stack else ""
-                missing.append((name.removesuffix(".default"), path))
+                missing.append((name.removesuffix(".default"), _path(node)))
         if missing:
             raise UnsupportedOperators(list(dict.fromkeys(missing)))
         # The translator spells custom operators without their name space.
@@ -102,12 +100,14 @@ def import_torch(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> Im
 def _pass_through(node: Any, importer: Any) -> Any:
     """Keep one of our own operators as an opaque Relax call; `from_relax` knows what it means.
 
-    Relax calls carry tensors only, so everything else travels in the name: ``edgecsi.quantize [null, 0.5, 3]``,
-    a null for every tensor, "none" for a tensor left out.
+    Relax calls carry tensors only, so everything else travels in the name:
+    ``edgecsi.quantize [[null, 0.5, 3], "encoder.fc"]``: the arguments, with a null for every tensor and "none" for
+    one left out, and the path of the module.
     """
     from tvm import relax
 
-    tensors, rest = [], []
+    tensors: list[Any] = []
+    rest: list[Any] = []
     for argument in node.args:
         if hasattr(argument, "op"):
             tensors.append(importer.env[argument])
@@ -118,8 +118,14 @@ def _pass_through(node: Any, importer: Any) -> Any:
             )
     meta = node.meta["val"]
     result = relax.TensorType(tuple(int(n) for n in meta.shape), str(meta.dtype).removeprefix("torch."))
-    name = f"{str(node.target).removesuffix('.default')} {json.dumps(rest)}"
+    name = f"{str(node.target).removesuffix('.default')} {json.dumps([rest, _path(node)])}"
     return importer.block_builder.emit(relax.op.call_pure_packed(name, *tensors, ty_args=[result]))
+
+
+def _path(node: Any) -> str:
+    """The module that an exported node comes from, ``encoder.fc``."""
+    stack = node.meta.get("nn_module_stack") or {}
+    return next(reversed([str(place) for place, _ in stack.values()]), "")
 
 
 def _reduce(name: str) -> Any:

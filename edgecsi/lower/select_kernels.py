@@ -27,6 +27,11 @@ from edgecsi.lower.graph import Graph, Node, Value
 from edgecsi.target import Target
 
 
+# Attributes of a node that its operator takes as they are.
+CONV2D = ("weight", "bias", "padding", "stride", "dilation", "groups", "scale", "x_quant")
+DENSE = ("weight", "bias", "scale", "x_quant", "dynamic", "table")
+
+
 @dataclass
 class Choice:
     """A node with its kernel.
@@ -88,14 +93,12 @@ def as_op(node: Node) -> Op | None:
     y = _own(node.output)
     match node.op:
         case "conv2d":
-            keys = ("weight", "bias", "padding", "stride", "dilation", "groups", "scale", "x_quant")
-            return Conv2d(x=_own(node.inputs[0]), y=y, **common, **{k: a[k] for k in keys if k in a})
+            return Conv2d(x=_own(node.inputs[0]), y=y, **common, **{k: a[k] for k in CONV2D if k in a})
         case "dense":
-            keys = ("weight", "bias", "scale", "x_quant", "dynamic", "table")
             x = _rows(node.inputs[0], a["weight"].shape[1])
-            if len(y.shape) != 4 or y.shape[-1] == a["weight"].shape[0]:
+            if not a.get("image"):
                 y = _rows(node.output, a["weight"].shape[0])
-            return Dense(x=x, y=y, **common, **{k: a[k] for k in keys if k in a})
+            return Dense(x=x, y=y, **common, **{k: a[k] for k in DENSE if k in a})
         case "matmul":
             b = _own(node.inputs[1])
             return MatMul(x=_own(node.inputs[0]), b=b, y=y, **common)
