@@ -41,7 +41,8 @@ class QS8Conv2dNeon(Int8Conv2d):
 
     def work(self, plan: Plan, vectors: int, outs: int) -> tuple[float, float]:
         multiplies = outs * vectors * plan.per
-        return multiplies, multiplies * len(chains(plan)) / len(plan.steps) + vectors + outs / 2
+        chained = len(chains(plan)) / len(plan.steps)
+        return multiplies, multiplies * chained + vectors + outs / 2
 
     def pack(self, quads: NDArray[np.int8]) -> NDArray[Any]:
         """Every pair eight times, a register for each output channel: two loads in one instruction."""
@@ -76,17 +77,18 @@ class QS8Conv2dNeon(Int8Conv2d):
 
 def chains(plan: Plan) -> list[list[int]]:
     """Steps in runs whose weights add up to at most 255 in magnitude, for every output channel (and every
-    channel group, if `plan.looped`)."""
+    channel group, if `plan.looped`). Largest first, each joined by the largest that fit."""
     quads = np.abs(plan.step_quads(0, int(plan.op.weight.shape[0])).astype(np.int64))
     sizes = quads.reshape(-1, len(plan.steps), quads[0].size)
-    result: list[list[int]] = []
-    total = np.zeros_like(sizes[:, 0])
-    for step in range(len(plan.steps)):
-        grown = total + sizes[:, step]
-        if result and len(result[-1]) < LONGEST and grown.max() <= 255:
-            result[-1].append(step)
-            total = grown
-        else:
-            result.append([step])
-            total = sizes[:, step]
-    return result
+    left = sorted(range(len(plan.steps)), key=lambda step: -int(sizes[:, step].sum()))
+    result = []
+    while left:
+        chain = [left.pop(0)]
+        total = sizes[:, chain[0]]
+        for step in list(left):
+            if len(chain) < LONGEST and (total + sizes[:, step]).max() <= 255:
+                chain.append(step)
+                left.remove(step)
+                total = total + sizes[:, step]
+        result.append(sorted(chain))
+    return sorted(result)
