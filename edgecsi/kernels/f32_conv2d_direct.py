@@ -60,7 +60,7 @@ class F32Conv2dDirect(Kernel):
         widest = min(target.lanes_f32, 1 << (width.bit_length() - 1))
         for lanes in {widest, max(widest // 2, 1), max(widest // 4, 1)}:
             for co_tile, rows, columns in itertools.product(
-                (1, 2, 3, 4, 6, 8, 16), (1, 2, 3, 4, 5, 6, 8), (1, 2, 3, 4, 8)
+                (1, 2, 3, 4, 5, 6, 7, 8, 16), (1, 2, 3, 4, 5, 6, 8), (1, 2, 3, 4, 8)
             ):
                 sums = co_tile * rows * columns
                 if co_tile > outs or rows > height or columns * lanes > width:
