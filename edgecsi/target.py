@@ -163,8 +163,9 @@ def _read(path: Path, seen: list[Path]) -> tuple[str, dict[str, Any]]:
     if "extends" in own:
         _, fields = _read(_find(_text(path, own, "extends"), path.parent), seen)
     if "detect" in own:
-        fields = _detect(path, own["detect"])
-    fields.update((key, value) for key, value in own.items() if key not in ("extends", "detect"))
+        fields = _detect(path, own["detect"], own.get("cpu", {}))
+    used = {"extends", "detect", "cpu"} if "detect" in own else {"extends"}
+    fields.update((key, value) for key, value in own.items() if key not in used)
     return name, fields
 
 
@@ -187,8 +188,11 @@ def _parse(path: Path) -> dict[str, Any]:
         raise TargetError(f"{path}: cannot be read as TOML", str(error), "correct the file") from error
 
 
-def _detect(path: Path, bases: Any) -> dict[str, Any]:
-    """Fields of the first base this machine can run, and on top of them what the machine says of itself."""
+def _detect(path: Path, bases: Any, known_cpus: Any) -> dict[str, Any]:
+    """Fields of the first base this machine can run, on top of them what the machine says of itself, and what
+    the file knows of that very CPU."""
+    if not isinstance(known_cpus, dict) or not all(isinstance(known, dict) for known in known_cpus.values()):
+        raise _wrong(path, "cpu", "expected tables [cpu.NAME]")
     if not isinstance(bases, list) or not all(isinstance(base, str) for base in bases) or not bases:
         raise _wrong(path, "detect", "expected a list of target names")
     candidates = [load(base) for base in bases]
@@ -219,6 +223,7 @@ def _detect(path: Path, bases: Any) -> dict[str, Any]:
     caches = cpu.cache_bytes()
     detected |= {f"l{level}_bytes": caches[level] for level in (1, 2) if level in caches}
     del detected["id"]
+    detected.update(known_cpus.get(name, {}))
     return detected
 
 
@@ -235,7 +240,7 @@ def _check(name: str, fields: dict[str, Any], path: Path) -> Target:
     if unknown := sorted(set(fields) - set(kinds)):
         raise TargetError(
             f"{path}: unknown key {', '.join(unknown)}",
-            f"a target has the keys alias, extends, detect, {', '.join(kinds)}",
+            f"a target has the keys alias, extends, detect, cpu, {', '.join(kinds)}",
             "correct the spelling or remove the key",
         )
     if missing := sorted(needed - {"id"} - set(fields)):

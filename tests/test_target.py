@@ -57,6 +57,18 @@ def test_host_is_exactly_this_machine() -> None:
     assert not set(absent) & set(host.features)
 
 
+def test_what_is_known_of_a_very_cpu_refines_its_level(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "machine", lambda: "x86_64")
+    monkeypatch.setattr(cpu, "features", lambda: frozenset(target.load("x86-64-v3").features))
+    path = write(tmp_path, "own.toml", 'detect = ["x86-64-v3"]\n[cpu.znver3]\nl3_gbps = 70\n')
+    monkeypatch.setattr(cpu, "llvm_name", lambda: "znver3")
+    assert target.load(path).l3_gbps == 70
+    monkeypatch.setattr(cpu, "llvm_name", lambda: "znver2")
+    assert target.load(path).l3_gbps == target.load("x86-64-v3").l3_gbps
+
+
 def test_avx512_targets_ask_for_full_width_vectors() -> None:
     assert "-prefer-256-bit" in target.load("x86-64-v4").mattr
 
@@ -150,6 +162,8 @@ def test_a_board_file_extends_one_beside_it(tmp_path: Path) -> None:
         ("extends = 4\n", "extends"),
         ('alias = "rpi4"\ncores = 2\n', "alias"),
         ('detect = "rpi4"\n', "detect"),
+        ('detect = ["rpi4"]\ncpu = 3\n', "cpu"),
+        ('extends = "rpi4"\n[cpu.znver5]\nl3_gbps = 70\n', "cpu"),
         ('description = "half a board"\n', "mcpu"),
         ("not toml at all", "TOML"),
         ("a = " + "[" * 5000, "TOML"),

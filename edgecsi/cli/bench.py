@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecsi.cli.output import can_be_written, json_option, progress, write_text
+from edgecsi.cli.output import can_be_written, json_option, progress, report, write_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path), required=False)
 @click.option("--entry", default="full", show_default=True, help="encoder, decoder or full.")
 @click.option("--device", default="local", show_default=True, help="local, or emulate (counts instructions).")
 @click.option("--against", default="", metavar="ENGINES", help="onnxruntime,openvino,litert,executorch,torch")
@@ -30,9 +30,12 @@ if TYPE_CHECKING:
     callback=can_be_written,
     help="Draw the distributions.",
 )
+@click.option(
+    "--limits", is_flag=True, help="Measure no bundle, but what this machine's core can do at best."
+)
 @json_option
 def command(
-    bundle: Path,
+    bundle: Path | None,
     entry: str,
     device: str,
     against: str,
@@ -40,6 +43,7 @@ def command(
     model: str | None,
     weights: str | None,
     plot: Path | None,
+    limits: bool,
     json_to: str | None,
 ) -> None:
     """Measure the latency of BUNDLE: one thread, one call a sample, percentiles with confidence intervals.
@@ -50,8 +54,14 @@ def command(
     \b
     Example:
       edgecsi bench csinet-host --against onnxruntime --json bench.json
+      edgecsi bench --limits
     """
-    from edgecsi.bench import report
+    if limits is (bundle is not None):
+        raise click.UsageError("give either a BUNDLE or --limits")
+    if bundle is None:
+        _limits(json_to)
+        return
+    from edgecsi.bench import report as results
     from edgecsi.bench.api import run_bench
     from edgecsi.evaluate import reference_model
 
@@ -70,10 +80,17 @@ def command(
             progress=update,
         )
     if json_to == "-":
-        click.echo(report.to_json(result), nl=False)
+        click.echo(results.to_json(result), nl=False)
     else:
-        click.echo(report.table(result))
+        click.echo(results.table(result))
         if json_to is not None:
-            write_text(Path(json_to), report.to_json(result))
+            write_text(Path(json_to), results.to_json(result))
     if plot is not None:
-        report.plot(result, plot)
+        results.plot(result, plot)
+
+
+def _limits(json_to: str | None) -> None:
+    from edgecsi.bench.limits import limits_table, measure_limits
+
+    found = measure_limits()
+    report(found, lambda: limits_table(found), json_to)

@@ -50,6 +50,14 @@ def _shape(_context: click.Context, _option: click.Parameter, text: str | None) 
 @click.option(
     "--input-shape", callback=_shape, metavar="1,2,32,32", help="Where the factory gives no example."
 )
+@click.option(
+    "--batch",
+    "batches",
+    multiple=True,
+    type=click.IntRange(2, 1024),
+    metavar="N",
+    help="Also build entries that take N inputs at once: --batch 8 --batch 64.",
+)
 @click.option("--name", help="Name of the bundle and prefix of its C functions  [default: the model's].")
 @click.option(
     "--explain", is_flag=True, help="Show the plan: every layer's kernel and why, knobs, bytes, MACs."
@@ -69,6 +77,7 @@ def command(
     recipe: str | None,
     calib: str | None,
     input_shape: tuple[int, ...] | None,
+    batches: tuple[int, ...],
     name: str | None,
     explain: bool,
     dry_run: bool,
@@ -100,6 +109,7 @@ def command(
         input_shape=input_shape,
         dump_ir=dump_ir,
         name=name,
+        batches=tuple(sorted(set(batches))),
         dry_run=dry_run,
         allow_random=random_weights,
     )

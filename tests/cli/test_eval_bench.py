@@ -140,6 +140,12 @@ def test_bench_reports_and_writes_its_samples(
     assert picture.stat().st_size > 1000
 
 
+def test_bench_takes_a_bundle_or_measures_limits(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench"]) == 2
+    assert main(["bench", str(bundle), "--limits"]) == 2
+    assert "--limits" in capsys.readouterr().err
+
+
 def test_bench_refuses_an_unknown_engine_at_once(bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", str(bundle), "--against", "onnxruntime,abacus"]) == 2
     assert "abacus" in capsys.readouterr().err
