@@ -12,12 +12,13 @@ import re
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgecsi import cpu
 from edgecsi.errors import TargetError
 
-TRIPLES = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
+Arch = Literal["x86_64", "aarch64"]
+TRIPLES: dict[str, str] = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
 DOTS = ("", "avx512_vnni", "avx_vnni", "avx2", "sdot", "neon")
 
 _FOLDER = Path(__file__).parent / "_targets"  # in a checkout a link to targets/
@@ -38,7 +39,7 @@ class Target:
     """Name of the target: the file's name without ``.toml``."""
     description: str
     """What it is, in a line."""
-    arch: str
+    arch: Arch
     """``x86_64`` or ``aarch64``."""
     triple: str
     """LLVM triple, for example ``aarch64-linux-gnu``."""
@@ -252,7 +253,7 @@ def _check(name: str, fields: dict[str, Any], path: Path) -> Target:
     values: dict[str, Any] = {"id": name}
     for key, value in fields.items():
         match kinds[key]:
-            case "str":
+            case "str" | "Arch":
                 values[key] = _text(path, fields, key)
             case "int":
                 if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 40:
