@@ -137,12 +137,8 @@ class F32Conv2dDirect(Kernel):
         per_block = _head(knobs) + per_group * kw * _step(op, knobs)
         outs_per_group = outs // op.groups
         co_blocks = -(-outs_per_group // co_tile)
-        if (
-            co_tile > outs_per_group
-            or rows > height
-            or columns * lanes > width
-            or per_group % knobs["ci_unroll"]
-        ):
+        fits = co_tile <= outs_per_group and rows <= height and columns * lanes <= width
+        if not fits or per_group % knobs["ci_unroll"] or co_tile * rows * columns > target.vector_registers:
             raise ValueError(f"{dict(knobs)} do not fit {op.weight.shape} on {op.y.shape}")
         row_offset = op.padding[0]
         column_offset = op.padding[2]

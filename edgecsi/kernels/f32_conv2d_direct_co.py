@@ -108,7 +108,8 @@ class F32Conv2dDirectCo(Kernel):
         outs, per_group, kh, kw = op.weight.shape
         lanes, vectors, rows, columns = (knobs[k] for k in ("lanes", "vectors", "rows", "columns"))
         outs_per_group, together = outs // op.groups, vectors * lanes
-        if together > outs_per_group or rows > height or columns > width:
+        fits = together <= outs_per_group and rows <= height and columns <= width
+        if not fits or vectors * rows * columns > target.vector_registers:
             raise ValueError(f"{dict(knobs)} do not fit {op.weight.shape} on {op.y.shape}")
         co_blocks = -(-outs_per_group // together)
         per_block = together * (1 + per_group * kh * kw)

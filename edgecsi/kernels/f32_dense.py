@@ -117,7 +117,8 @@ class F32Dense(Kernel):
         lanes, vectors, samples, splits = (knobs[k] for k in ("lanes", "vectors", "samples", "splits"))
         unroll, ahead = knobs["unroll"], knobs["ahead"]
         runs = Runs.of(op, lanes)
-        if vectors > runs.vectors or samples > n or unroll % splits:
+        fits = vectors <= runs.vectors and samples <= n and unroll % splits == 0
+        if not fits or vectors * samples * splits > target.vector_registers:
             raise ValueError(f"{dict(knobs)} do not fit {op.weight.shape}")
         width = vectors * lanes
         constants = self.constants(op, target, knobs)

@@ -35,8 +35,8 @@ class F32Softmax(Kernel):
         return reduce.row_knobs(op, target)
 
     def cost(self, op: Softmax, target: Target, knobs: Knobs) -> Cost:
-        # About 24 operations a vector for the exponential, and what surrounds it.
-        return reduce.row_cost(op, target, knobs, operations=36, per_row=60)
+        # Most of it is the exponential, about 20 operations a vector.
+        return reduce.row_cost(op, target, knobs, operations=26, per_row=42)
 
     def constants(self, op: Softmax, target: Target, knobs: Knobs) -> list[NDArray[Any]]:
         from edgecsi.kernels.emit import epilogue_constants

@@ -106,7 +106,7 @@ def test_any_knobs_give_the_same_answer(name: str, target: str) -> None:
         except ValueError:
             continue  # does not fit
         cases.append(Case(kernel, op, [normal(rng, *op.x.shape)], combinations[index]))
-        if len(cases) == 8:
+        if len(cases) == 6:
             break
     check(cases, target)
 

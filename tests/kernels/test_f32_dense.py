@@ -76,7 +76,7 @@ def test_any_knobs_give_the_same_answer(target: str) -> None:
         except ValueError:
             continue  # does not fit
         cases.append(Case(kernel, op, [normal(rng, *op.x.shape)], combinations[index]))
-        if len(cases) == 10:
+        if len(cases) == 8:
             break
     check(cases, target)
 
