@@ -14,7 +14,7 @@ import os
 import platform
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
@@ -212,10 +212,14 @@ class Detection:
     def report(self, model: torch.nn.Module) -> dict[str, Any]:
         import torch
 
-        return {"ber": self._fullycon.error_rates(lambda received: model(torch.from_numpy(received)).numpy())}
+        return {
+            "error_rates": self._fullycon.error_rates(
+                lambda received: model(torch.from_numpy(received)).numpy()
+            )
+        }
 
     def plot(self, axes: Any, history: list[Epoch], report: dict[str, Any]) -> None:
-        rates = report["ber"]
+        rates = report["error_rates"]
         for name in ("matched_filter", "zero_forcing", "fullycon"):
             axes.semilogy(rates["snr_db"], rates[name], marker="o", label=name.replace("_", " "))
         axes.set(xlabel="SNR (dB)", ylabel="bit error rate")
@@ -271,6 +275,8 @@ def train(
             "change the option",
         )
     info = registry.find(model)
+    with _writing(out) as beside:  # learn now that it cannot be written, not after the first epoch
+        beside.touch()
     settings: dict[str, Any] = {
         "model": model,
         "data": data,
@@ -339,7 +345,9 @@ def schedule(done: float) -> float:
     return FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(angle)) / 2
 
 
-def make_task(family: str, data: str, batch: int, seed: int, progress: Callable[[int, int], None] | None) -> Task:
+def make_task(
+    family: str, data: str, batch: int, seed: int, progress: Callable[[int, int], None] | None
+) -> Task:
     if family == "fullycon":
         return Detection(data, batch)
     from edgecsi.channels.files import load
@@ -461,18 +469,26 @@ def _version(package: str) -> str | None:
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
     """Write beside, then rename: a reader, or a training that is killed here, never meets half a file."""
+    with _writing(path) as beside:
+        write(beside)
+        beside.replace(path)
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """A name in the same folder, made if need be; gone afterwards. Trouble with the disk is a DataError."""
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(beside)
-        beside.replace(path)
+        yield beside
     # torch reports a full disk as a RuntimeError
     except (OSError, RuntimeError) as error:
         raise DataError(
             f"{path} cannot be written", str(error), "free some space or choose another place"
         ) from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def keep_freed_memory() -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import zipfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -111,7 +112,9 @@ def as_samples(array: NDArray[Any], name: str) -> NDArray[Any]:
         raise DataError(f"{name}: the array holds {array.dtype}", _EXPECTED, "convert it to float32")
     if len(array) == 0:
         raise DataError(f"{name} holds no samples", "its first dimension is 0", "give at least one sample")
-    samples = np.ascontiguousarray(array, dtype=np.float32).reshape(-1, *SAMPLE)
+    samples = np.array(array, dtype=np.float32, order="C").reshape(
+        -1, *SAMPLE
+    )  # a copy, never the file's map
     low, high = float(samples.min()), float(samples.max())
     if not (math.isfinite(low) and math.isfinite(high)):
         bad = int(np.count_nonzero(~np.isfinite(samples)))
@@ -147,7 +150,8 @@ def write(path: Path, samples: NDArray[Any]) -> None:
     except OSError as error:
         raise DataError(f"{path} cannot be written", str(error), "choose another place") from error
     finally:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
 
 
 def describe(samples: NDArray[Any]) -> ChannelInfo:
