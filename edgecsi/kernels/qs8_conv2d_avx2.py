@@ -23,6 +23,7 @@ class QS8Conv2dAVX2(Int8Conv2d):
     """Reads groups of two channels."""
 
     name = "qs8_conv2d_avx2"
+    unroll: ClassVar[int] = 16  # see the NEON kernel: sixteen registers are few
     itemsize: ClassVar[int] = 4
 
     def lacks(self, target: Target) -> str:
