@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from edgecsi.kernels import dense_loop
 from edgecsi.kernels.base import Kernel, Knobs
-from edgecsi.kernels.dense_loop import Loop
-from edgecsi.kernels.float_units import FloatUnit, GatherUnit, TableUnit, WindowUnit
+from edgecsi.kernels.dense_loop import Loop, dense_vectors, shared_samples
+from edgecsi.kernels.float_units import ByteTableUnit, FloatUnit, GatherUnit, TableUnit, WindowUnit
 from edgecsi.kernels.ops import Cost, Dense
 from edgecsi.kernels.sparse import (
     Blocks,
@@ -112,7 +112,7 @@ class FloatDense(Kernel):
             if self.copies_input(op, knobs):
                 _copy(op, target, x, scratch, stride, named.get("inputs"))
                 x, between = scratch, stride
-            if isinstance(unit, TableUnit):
+            if isinstance(unit, TableUnit | ByteTableUnit):
                 unit.prepare(named["table"])
             elif isinstance(unit, WindowUnit | GatherUnit):
                 unit.lane = named["lane"]
@@ -138,11 +138,11 @@ class FloatDense(Kernel):
 
 
 class BlockDense(FloatDense):
-    """Fp32 or int8 weights, or 4-bit indices of a table, in blocks of some outputs x 1 input.
+    """Fp32 or int8 weights, or 4-bit or 8-bit indices of a table, in blocks of some outputs x 1 input.
 
     Attributes:
         rows: outputs of a stored block; 0 stores all.
-        weights: ``f32``, ``qs8w`` or ``lut16``.
+        weights: ``f32``, ``qs8w``, ``lut16`` or ``lut256``.
     """
 
     rows: ClassVar[int] = 0
@@ -151,9 +151,10 @@ class BlockDense(FloatDense):
     def refuses(self, op: Dense, target: Target) -> str:
         if reason := super().refuses(op, target):
             return reason
-        if self.weights == "lut16":
-            if op.table is None or op.table.size > 16:
-                return "the weights are not indices of a table of up to 16"
+        if self.weights.startswith("lut"):
+            least, most = (1, 16) if self.weights == "lut16" else (17, 256)
+            if op.table is None or not least <= op.table.size <= most:
+                return f"the weights are not indices of a table of {least} to {most}"
             if self.rows and not (op.table == 0).any():
                 return "the table has no 0"
             if self.rows and self.rows % (16 if target.arch == "aarch64" else target.lanes_f32):
@@ -175,6 +176,8 @@ class BlockDense(FloatDense):
         raw = self.copies_input(op, knobs)
         if self.weights == "lut16":
             return TableUnit(target, raw)
+        if op.table is not None:
+            return ByteTableUnit(target, op.table.size, raw)
         lanes = min(target.lanes_f32, self.rows or 16)
         # Int8 is loaded 16 at a time where registers are narrow, then widened step by step.
         outputs = min(self.rows or 16, 16) if self.weights == "qs8w" and target.arch == "aarch64" else lanes
@@ -185,22 +188,17 @@ class BlockDense(FloatDense):
         outputs, inputs = self.compact(op).weight.shape
         unit = self.unit(op, target, plain)
         batch = op.x.shape[0]
-        many = target.vector_registers == 32
         per = unit.accumulators
-        room = max(1, (24 if many else 10) // per)
-        samples = 1 << min(
-            batch.bit_length() - 1, (min(room, 8) if self.weights != "lut16" else 4).bit_length() - 1
-        )
+        samples = shared_samples(batch, target, per)
         if self.rows:
             vectors = self.rows // unit.outputs
             mean = float(self._mask(op, self.rows).sum(1).mean())
             unroll = 8 if unit.together == 8 else 4 if mean >= 8 else 2
         else:
-            vectors = max(1, min((8 if many else 4) // (per * samples), -(-outputs // unit.outputs)))
+            vectors = min(dense_vectors(samples, target, per), -(-outputs // unit.outputs))
             unroll = 8 if unit.together == 8 else 4
             if inputs % unroll and unit.together <= 2:
                 unroll = next(u for u in (2, 1) if u == unit.together or inputs % u == 0)
-        samples = max(1, min(samples, 1 << (max(1, room // vectors).bit_length() - 1)))
         sets = max(1, min(unroll // unit.together, 8 // (vectors * per * samples)))
         rows = self.rows or vectors * unit.outputs
         return {"rows": rows, "unroll": unroll, "sets": sets, "samples": samples}
@@ -229,7 +227,7 @@ class BlockDense(FloatDense):
             blocks = int((-(-counts // unroll) * unroll).sum())
         else:
             blocks = panels * inputs
-        per = {"f32": 4.0, "qs8w": 1.0, "lut16": 0.5}[self.weights]
+        per = {"f32": 4.0, "qs8w": 1.0, "lut16": 0.5, "lut256": 1.0}[self.weights]
         return dense_loop.cost(
             target,
             batch=op.x.shape[0],
@@ -289,7 +287,7 @@ class BlockDense(FloatDense):
             packed["inputs"] = narrow(places[small.inputs])
         if small.outputs is not None:
             packed["outputs"] = narrow(small.outputs)
-        if isinstance(unit, TableUnit):
+        if isinstance(unit, TableUnit | ByteTableUnit):
             assert op.table is not None
             packed["table"] = unit.constant(op.table)
         return packed
@@ -325,7 +323,7 @@ class SliceDense(FloatDense):
         return GatherUnit(self.rows, kind) if self.rows == 4 else WindowUnit(self.rows, kind)
 
     def knobs(self, op: Dense, target: Target) -> Knobs:
-        samples = 1 << min(op.x.shape[0].bit_length() - 1, 2)
+        samples = shared_samples(op.x.shape[0], target, 1)
         return {"unroll": 4, "sets": 4 if samples == 1 else 1, "samples": samples}
 
     def space(self, op: Dense, target: Target) -> dict[str, Any]:

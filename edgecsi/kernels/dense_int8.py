@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgecsi.kernels import dense_loop
 from edgecsi.kernels.base import Kernel, Knobs
-from edgecsi.kernels.dense_loop import Loop
+from edgecsi.kernels.dense_loop import Loop, dense_vectors, shared_samples
 from edgecsi.kernels.dot import Dot, dot_of
 from edgecsi.kernels.ops import TINY, Cost, Dense
 from edgecsi.kernels.sparse import Compact, block_mask, compact, narrow, pack_all, pack_blocks, sections
@@ -57,7 +57,7 @@ class Int8Dense(Kernel):
     def knobs(self, op: Dense, target: Target) -> Knobs:
         dot = dot_of(target, op.weight, self.rows or 16)
         batch = op.x.shape[0]
-        samples = 1 << min(batch.bit_length() - 1, 3 if target.vector_registers == 32 else 2)
+        samples = shared_samples(batch, target, dot.accumulators)
         outputs, inputs = self._compact(op).weight.shape
         groups = -(-inputs // 4)
         if self.rows:
@@ -66,8 +66,7 @@ class Int8Dense(Kernel):
             unroll = 8 if mean >= 32 else 4 if mean >= 8 else 2
             rows = self.rows
         else:
-            room = 8 if target.vector_registers == 32 else 4
-            vectors = max(1, room // (dot.accumulators * (1 if samples == 1 else 2)))
+            vectors = dense_vectors(samples, target, dot.accumulators)
             vectors = min(vectors, -(-outputs // dot.outputs))
             rows = vectors * dot.outputs
             unroll = next(u for u in (4, 2, 1) if groups % u == 0 or u == dot.together)

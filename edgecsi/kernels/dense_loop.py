@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from edgecsi.kernels.layout import Layout, vector_widths
 from edgecsi.kernels.ops import Cost, Dense
 from edgecsi.kernels.sparse import Section
+from edgecsi.kernels.tiling import read_gbps
 from edgecsi.target import Target
 
 Expr = Any
@@ -202,6 +203,25 @@ def _block_sums(
             totals.append(e.let(unit.total(sums)))
         result.append(totals)
     return result
+
+
+def shared_samples(batch: int, target: Target, accumulators: int) -> int:
+    """How many samples should share a loaded block: a power of two.
+
+    x86 reads an input as part of an instruction; ARM loads it, so that it pays to load as many weights as inputs.
+    """
+    most = 8 if target.vector_registers == 32 and target.arch == "x86_64" and accumulators == 1 else 4
+    if accumulators > 2:
+        most = 2
+    return min(1 << (batch.bit_length() - 1), most)
+
+
+def dense_vectors(samples: int, target: Target, accumulators: int) -> int:
+    """How many vectors of weights a panel should have where all blocks are stored."""
+    room = 16 if target.vector_registers == 32 else 8
+    if samples == 1:
+        room //= 2
+    return max(1, room // (samples * accumulators))
 
 
 def run_lanes(y: Layout, operands: Sequence[Layout], lanes: int) -> int:
@@ -470,17 +490,7 @@ def cost(
     work = blocks * vectors * batch * instructions
     overhead = 12 * panels * batch
     compute = max(loads, work) / rate + overhead / rate
-    seconds = max(compute, stored / bandwidth(target, stored)) + batch * prepared / (target.l1_gbps * 1e9)
+    seconds = max(compute, stored / (read_gbps(target, stored) * 1e9)) + batch * prepared / (
+        target.l1_gbps * 1e9
+    )
     return Cost(seconds=seconds, bytes=stored, macs=macs * batch)
-
-
-def bandwidth(target: Target, size: int) -> float:
-    """Bytes a second at which `size` bytes that were read in the last call are read again."""
-    if size <= target.l1_bytes // 2:
-        return target.l1_gbps * 1e9
-    if size <= target.l2_bytes // 2:
-        return target.l2_gbps * 1e9
-    if size <= target.l2_bytes:
-        # A cache that is nearly full keeps only a part of what is streamed through it.
-        return 2e9 / (1 / target.l2_gbps + 1 / target.l3_gbps)
-    return target.l3_gbps * 1e9

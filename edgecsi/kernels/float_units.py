@@ -1,7 +1,7 @@
 """Ways to multiply fp32 inputs with stored weights, for `dense_loop.multiply`.
 
 Weights are fp32, int8 (widened on the way in, scaled at the end), 4-bit indices into a table of 16 that stays
-in registers, or single weights whose inputs are picked out of a window of neighbouring ones.
+in registers, 8-bit ones into one of 256, or single weights whose inputs are picked out of a window of neighbouring ones.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class FloatUnit:
 
     def __init__(self, lanes: int, outputs: int, dtype: str, raw: bool = False) -> None:
         self.lanes, self.outputs, self.dtype, self.raw = lanes, outputs, dtype, raw
-        self.steps = 1.0 if dtype == "float32" else 3.0
+        self.steps = 1.0 if dtype == "float32" else 2.0 if lanes > 4 else 3.0
 
     @property
     def elements(self) -> int:
@@ -50,6 +50,8 @@ class FloatUnit:
         from edgecsi.kernels import emit as e
 
         value = e.load(buffer, offset, self.outputs)
+        if self.dtype == "int8" and self.lanes == 4 and self.outputs == 16:
+            return _widened(e.let(T.reinterpret(value, dtype="uint8x16")))
         if self.dtype != "float32":
             value = T.cast(value, e.vector_type("float32", self.outputs))
         value = e.let(value)
@@ -75,6 +77,23 @@ class FloatUnit:
         from edgecsi.kernels import emit as e
 
         return sums[0] if len(sums) == 1 else e.shuffle(sums, range(self.outputs))
+
+
+def _widened(codes: Expr) -> list[Expr]:
+    """16 int8 to four vectors of 4 fp32 on ARM: a table lookup puts each into the top byte of an int32."""
+    from tvm.tirx.script import builder as T
+
+    from edgecsi.kernels import emit as e
+
+    result = []
+    for first in range(0, 16, 4):
+        # Bytes 255, 255, 255, first + lane: what is out of range gives 0.
+        index = T.reinterpret(
+            T.ramp(T.int32((first << 24) | 0xFFFFFF), T.int32(1 << 24), 4), dtype="uint8x16"
+        )
+        top = T.reinterpret(e.intrinsic("llvm.aarch64.neon.tbl1", "uint8x16", codes, index), dtype="int32x4")
+        result.append(e.let(e.intrinsic("llvm.aarch64.neon.vcvtfxs2fp", "float32x4", top, T.int32(24))))
+    return result
 
 
 class TableUnit(FloatUnit):
@@ -168,22 +187,111 @@ class TableUnit(FloatUnit):
 
         index = T.shift_right(pairs, e.splat(4, 16, "uint8")) if k else pairs & e.splat(15, 16, "uint8")
         index = e.let(index)
-        planes = [e.intrinsic("llvm.aarch64.neon.tbl1", "uint8x16", t, index) for t in self.tables]
-
-        def zip_(a: Expr, b: Expr, dtype: str) -> list[Expr]:
-            lanes = e.lanes_of(a)
-            halves = (range(lanes // 2), range(lanes // 2, lanes))
-            order = [[n for i in half for n in (i, lanes + i)] for half in halves]
-            return [e.let(T.reinterpret(e.shuffle([a, b], o), dtype=dtype)) for o in order]
-
-        low = zip_(planes[0], planes[1], "int16x8")
-        high = zip_(planes[2], planes[3], "int16x8")
-        return [w for a, b in zip(low, high, strict=True) for w in zip_(a, b, "float32x4")]
+        return floats_of([e.intrinsic("llvm.aarch64.neon.tbl1", "uint8x16", t, index) for t in self.tables])
 
     def total(self, sums: Sequence[Expr]) -> Expr:
         from edgecsi.kernels import emit as e
 
         return e.shuffle(sums, range(16)) if self.arm else sums[0] + sums[1]
+
+
+class ByteTableUnit(FloatUnit):
+    """Weights are bytes: indices into a table of 17 to 256.
+
+    Up to 64 stay in registers: two of AVX-512 are permuted together, on ARM each byte of the fp32 number comes out
+    of a table of 64 bytes. Larger tables, and all on AVX2, are read from the first-level cache.
+    """
+
+    def __init__(self, target: Target, entries: int, raw: bool = False) -> None:
+        self.arm = target.arch == "aarch64"
+        self.small = entries <= 64 and target.lanes_f32 != 8
+        self.pairs = 1 if entries <= 32 else 2
+        super().__init__(target.lanes_f32, 16 if self.arm else target.lanes_f32, "uint8", raw)
+        if self.arm:
+            self.steps = 5.0 if self.small else 12.0
+        else:
+            self.steps = (2.0 if self.pairs == 1 else 5.0) if self.small else float(self.lanes)
+        self.table: Any = None
+        self.registers: list[Expr] = []
+
+    def constant(self, table: NDArray[np.float32]) -> NDArray[Any]:
+        """The table as `prepare` reads it."""
+        full = np.zeros(64 if table.size <= 64 else 256, np.float32)
+        full[: table.size] = table
+        if self.arm and self.small:
+            return np.ascontiguousarray(full.view(np.uint8).reshape(-1, 4).T).reshape(-1)
+        return full
+
+    def prepare(self, table: Any) -> None:
+        """Emit the loads of the table."""
+        from edgecsi.kernels import emit as e
+
+        self.table = table
+        if self.small:
+            total, size = (256, 16) if self.arm else (32 * self.pairs, 16)
+            self.registers = [e.let(e.load(table, at, size)) for at in range(0, total, size)]
+
+    def load_weights(self, buffer: Any, offset: Expr) -> Any:
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        if self.arm and not self.small:
+            places = [T.cast(buffer[offset + k], "int32") for k in range(16)]
+            picked = [self.table[place] for place in places]
+            return [e.let(e.shuffle(picked[k : k + 4], range(4))) for k in range(0, 16, 4)]
+        code = e.let(e.load(buffer, offset, self.outputs))
+        if self.arm:
+            planes = [
+                e.intrinsic("llvm.aarch64.neon.tbl4", "uint8x16", *self.registers[k : k + 4], code)
+                for k in range(0, 16, 4)
+            ]
+            return floats_of(planes)
+        kind = f"float32x{self.lanes}"
+        index = e.let(T.cast(code, f"int32x{self.lanes}"))
+        if not self.small:
+            return [e.let(self._gather(index))]
+        values = [
+            e.intrinsic("llvm.x86.avx512.vpermi2var.ps.512", kind, a, index, b)
+            for a, b in zip(self.registers[::2], self.registers[1::2], strict=True)
+        ]
+        if self.pairs == 1:
+            return [e.let(values[0])]
+        upper = (index & e.splat(32, 16, "int32")) > e.splat(0, 16, "int32")
+        return [e.let(T.Select(upper, values[1], values[0]))]
+
+    def _gather(self, index: Expr) -> Expr:
+        from tvm import tirx
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        kind = f"float32x{self.lanes}"
+        where, nothing = T.address_of(self.table[0]), e.splat(0.0, self.lanes)
+        if self.lanes == 16:
+            every = e.splat(tirx.const(True, "bool"), 16)
+            name = "llvm.x86.avx512.mask.gather.dps.512"
+            return e.intrinsic(name, kind, nothing, where, index, every, tirx.const(4, "int32"))
+        every = T.reinterpret(e.splat(-1, self.lanes, "int32"), dtype=kind)
+        name = "llvm.x86.avx2.gather.d.ps.256"
+        return e.intrinsic(name, kind, nothing, where, index, every, tirx.const(4, "int8"))
+
+
+def floats_of(planes: Sequence[Expr]) -> list[Expr]:
+    """Four vectors of the 1st, 2nd, 3rd, 4th bytes of 16 fp32 numbers to the numbers, four vectors of 4."""
+    from tvm.tirx.script import builder as T
+
+    from edgecsi.kernels import emit as e
+
+    def zip_(a: Expr, b: Expr, dtype: str) -> list[Expr]:
+        lanes = e.lanes_of(a)
+        halves = (range(lanes // 2), range(lanes // 2, lanes))
+        order = [[n for i in half for n in (i, lanes + i)] for half in halves]
+        return [e.let(T.reinterpret(e.shuffle([a, b], o), dtype=dtype)) for o in order]
+
+    low = zip_(planes[0], planes[1], "int16x8")
+    high = zip_(planes[2], planes[3], "int16x8")
+    return [w for a, b in zip(low, high, strict=True) for w in zip_(a, b, "float32x4")]
 
 
 class WindowUnit(FloatUnit):
@@ -196,7 +304,7 @@ class WindowUnit(FloatUnit):
     def __init__(self, lanes: int, dtype: str) -> None:
         super().__init__(lanes, lanes, dtype)
         self.width = 2 * lanes
-        self.steps += 1.0 if lanes == 16 else 3.0
+        self.steps = 6.0
         self.lane: Any = None
 
     def code(self, lane: NDArray[np.int64]) -> NDArray[np.uint8]:
