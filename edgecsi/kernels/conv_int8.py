@@ -234,8 +234,8 @@ class Int8Conv2d(Kernel):
 
     def space(self, op: Conv2d, target: Target) -> dict[str, Sequence[int]]:
         multiple = op.y.group
-        outs = sorted({-(-o // multiple) * multiple for o in (1, 2, 4, 8, 16) if o < 2 * op.weight.shape[0]})
-        return {"outs": outs, "rows": (1, 2, 4), "cols": (1, 2, 4)}
+        outs = {-(-o // multiple) * multiple for o in (1, 2, 4, 8, 16) if o < 2 * op.weight.shape[0]}
+        return {"outs": sorted(outs | {self.knobs(op, target)["outs"]}), "rows": (1, 2, 4), "cols": (1, 2, 4)}
 
     def work(self, plan: Plan, vectors: int, outs: int) -> tuple[float, float]:
         """Instructions of one step of a tile of so many input vectors: multiply-adds, and all others."""

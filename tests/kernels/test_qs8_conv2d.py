@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -159,6 +160,17 @@ def test_values_that_saturate(kernel: str, target: str) -> None:
         convolution(rng, board, kernel, shape, (4, 8), weights=w) for w in (sparse, np.zeros_like(sparse))
     ]
     check(cases, target)
+
+
+def test_vnni_without_avx512(tmp_path: Path) -> None:
+    laptop = tmp_path / "laptop.toml"
+    laptop.write_text(
+        'extends = "x86-64-v3"\nmcpu = "alderlake"\ndot = "avx_vnni"\n'
+        f"features = {[*load('x86-64-v3').features, 'avx_vnni']}\n"
+    )
+    rng, board = np.random.default_rng(8), runs("qs8_conv2d_vnni", str(laptop))
+    shapes = ((16, 8, 3, 3), (8, 9)), ((8, 2, 3, 3), (5, 32)), ((3, 7, 1, 5), (4, 6))
+    check([convolution(rng, board, "qs8_conv2d_vnni", *shape) for shape in shapes], str(laptop))
 
 
 @everywhere
