@@ -148,7 +148,7 @@ def evaluate(
             if name == "decoder" and name in entries:
                 outputs[name] = device.run(bundle, name, x)
             if name in outputs:
-                differences[name] = _difference(outputs[name], expected)
+                differences[name] = difference(outputs[name], expected)
 
     full = outputs.get("full")
     if full is not None and (full.shape != samples.shape or full.shape[1:] != files.SAMPLE):
@@ -225,7 +225,8 @@ def _takes_any_batch(entry: Entry, two: torch.Tensor) -> bool:
         return False
 
 
-def _difference(y: Any, expected: Any) -> Difference:
+def difference(y: Any, expected: Any) -> Difference:
+    """Largest difference of an output to the expected one, absolute and relative."""
     largest = float(np.abs(expected).max())
-    difference = float(np.abs(y.astype(np.float64) - expected).max())
-    return Difference(difference, difference / largest if largest else difference)
+    apart = float(np.abs(y.astype(np.float64) - expected).max())
+    return Difference(apart, apart / largest if largest else apart)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from edgecsi.codegen.library import Linked
     from edgecsi.codegen.program import Entry
+    from edgecsi.device import Device
+    from edgecsi.evaluate import Difference
     from edgecsi.models.load import LoadedModel
 
 Progress = Callable[[float, float, str], None]
@@ -47,6 +49,7 @@ class BuildOptions:
         model: zoo name, ``module:factory``, ``file.py:factory`` or ``.safetensors``. target: name or file.
         out: folder of the bundle; default: the bundle's name. entry: one entry only. weights: replace the weights.
         recipe: post-training compression; calib: its data. input_shape: with the batch.
+        batches: also build entries that take so many inputs at once, ``decoder_b8``.
         dump_ir: folder for the IR after every pass. name: of the bundle. dry_run: stop before code is generated.
         allow_random: a zoo network without shipped weights gets seeded random ones.
     """
@@ -61,6 +64,7 @@ class BuildOptions:
     input_shape: tuple[int, ...] | None = None
     dump_ir: Path | None = None
     name: str | None = None
+    batches: tuple[int, ...] = ()
     dry_run: bool = False
     allow_random: bool = False
 
@@ -154,8 +158,8 @@ def lower(state: Build) -> None:
     for name, entry in state.model.entries.items():
         if wanted is None or name == wanted:
             dump = _dump(state.options.dump_ir, name)
-            state.entries.append(
-                lowering.lower(entry.module, (entry.example_input,), name, state.target, dump)
+            state.entries += lowering.lower(
+                entry.module, (entry.example_input,), name, state.target, dump, state.options.batches
             )
     state.manifest = _manifest(state)
 
@@ -201,10 +205,13 @@ def check(state: Build) -> None:
     with tempfile.TemporaryDirectory(prefix="edgecsi-") as folder:
         trial = bundles.write_bundle(Path(folder) / manifest.name, manifest, state.files)
         found = evaluate(trial, x, data, device=device, reference=state.model)
+        differences = found.differences | {
+            name: _golden_difference(trial, name, device) for name in manifest.entries if _source_entry(name)[1]
+        }
     quantised = any(layer.bits < 32 for e in manifest.entries.values() for layer in e.layers)
     allowed = QUANTISED_TOLERANCE if quantised else FP32_TOLERANCE
     entries = {}
-    for name, difference in found.differences.items():
+    for name, difference in differences.items():
         full = name == "full"
         entries[name] = bundles.EntryCheck(
             difference.max_abs_diff, difference.max_rel_diff,
@@ -228,6 +235,14 @@ def check(state: Build) -> None:
     state.manifest = replace(
         manifest, check=bundles.Check("passed", "", f"{data} on {device.spec}", len(x), entries)
     )
+
+
+def _golden_difference(bundle: bundles.Bundle, entry: str, device: Device) -> Difference:
+    """A batch entry against PyTorch, on its golden values."""
+    from edgecsi.evaluate import difference
+
+    (x,), (expected,) = bundles.read_golden(bundle, entry)
+    return difference(device.run(bundle, entry, x.reshape(-1, *x.shape[2:])), expected.reshape(-1, *expected.shape[2:]))
 
 
 def write(state: Build) -> None:
@@ -258,25 +273,31 @@ def check_inputs(model: LoadedModel, samples: int) -> tuple[NDArray[Any], str]:
 
 
 def _golden(state: Build) -> Mapping[str, Mapping[str, NDArray[Any]]]:
-    """Inputs and PyTorch's outputs of every entry, one batch of the compiled size per sample."""
+    """Inputs and PyTorch's outputs of every entry, float32 ``[samples, *shape]``; one sample of a batch entry."""
     import torch
 
     assert state.model is not None
     assert state.manifest is not None
-    first, _ = check_inputs(state.model, GOLDEN_SAMPLES * state.model.example_input.shape[0])
-    batch = state.model.example_input.shape[0]
-    x = torch.from_numpy(first.reshape(-1, batch, *first.shape[1:]))
     values: dict[str, dict[str, NDArray[Any]]] = {}
-    given = x
     with torch.no_grad():
-        for name, entry in state.model.entries.items():
-            used = given if name == "decoder" else x
-            y = torch.stack([entry.module(sample) for sample in used])
-            given = y if name == "encoder" else given
-            if name in state.manifest.entries:
-                described = state.manifest.entries[name]
-                values[name] = {described.inputs[0].name: used.numpy(), described.outputs[0].name: y.numpy()}
+        for name, described in state.manifest.entries.items():
+            source, batched = _source_entry(name)
+            shape = described.inputs[0].shape
+            samples = 1 if batched else GOLDEN_SAMPLES
+            channels, _ = check_inputs(state.model, samples * shape[0])
+            x = torch.from_numpy(channels)
+            if source == "decoder":
+                x = state.model.entries["encoder"].module(x)
+            x = x.reshape(samples, *shape)
+            y = torch.stack([state.model.entries[source].module(sample) for sample in x])
+            values[name] = {described.inputs[0].name: x.numpy(), described.outputs[0].name: y.numpy()}
     return values
+
+
+def _source_entry(name: str) -> tuple[str, bool]:
+    """``decoder_b8`` is the model's ``decoder``, for a batch."""
+    source, mark, batch = name.rpartition("_b")
+    return (source, True) if mark and batch.isdigit() else (name, False)
 
 
 def _manifest(state: Build) -> bundles.Manifest:
@@ -287,8 +308,9 @@ def _manifest(state: Build) -> bundles.Manifest:
     target, model = state.target, state.model
     entries = {}
     for entry in state.entries:
-        outer = "codeword" if entry.name == "encoder" else "y"
-        inner = "codeword" if entry.name == "decoder" else "x"
+        source, _ = _source_entry(entry.name)
+        outer = "codeword" if source == "encoder" else "y"
+        inner = "codeword" if source == "decoder" else "x"
         layers = tuple(bundles.Layer(**call.report) for call in entry.calls)
         entries[entry.name] = bundles.Entry(
             tuple(bundles.Tensor(inner if i == 0 else f"{inner}{i}", t.shape) for i, t in enumerate(entry.inputs)),

@@ -39,13 +39,21 @@ ARM_BITS = {
 
 
 @dataclass
+class Loop:
+    """Neighbouring calls that run `count` times, for one sample after the other: (number, C statement)."""
+
+    count: int
+    calls: list[tuple[int, str]]
+
+
+@dataclass
 class Linked:
     """What goes into the object file, each kernel and each constant once."""
 
     functions: dict[str, PrimFunc] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     weights: bytearray = field(default_factory=bytearray)
-    calls: dict[str, list[str]] = field(default_factory=dict)
+    loops: dict[str, list[Loop]] = field(default_factory=dict)
 
 
 def gather(entries: Sequence[Entry]) -> Linked:
@@ -66,18 +74,21 @@ def gather(entries: Sequence[Entry]) -> Linked:
         return offsets[key]
 
     def pointer(call: Call, place: Place) -> str:
+        step = f" + s * {place.stride}" if call.repeat > 1 and place.stride else ""
         match place.kind:
             case "workspace":
-                return f"w + {place.offset}"
+                return f"w + {place.offset}{step}"
             case "constant":
                 return f"c + {constant(call.constants[place.at])}"
+            case "in":
+                return f"(const char *)in{place.at} + {place.offset}{step}"
             case _:
-                base = f"{'in' if place.kind == 'in' else 'out'}{place.at}"
-                return f"(char *){base} + {place.offset}" if place.offset else base
+                return f"(char *)out{place.at} + {place.offset}{step}"
 
     for entry in entries:
-        lines = []
-        for call in entry.calls:
+        loops: list[Loop] = []
+        segment = -1
+        for number, call in enumerate(entry.calls):
             key = (call.kernel, int(structural_hash(call.function)))
             if key not in symbols:
                 symbols[key] = f"k{len(symbols)}_{call.kernel}"
@@ -85,8 +96,11 @@ def gather(entries: Sequence[Entry]) -> Linked:
                 linked.counts[symbols[key]] = len(call.arguments)
             pointers = ", ".join(pointer(call, p) for p in call.arguments)
             comment = "".join(ch if ch.isalnum() or ch in "._- " else "_" for ch in call.layer)
-            lines.append(f"{symbols[key]}({pointers}); /* {comment} */")
-        linked.calls[entry.name] = lines
+            if call.segment != segment:
+                loops.append(Loop(call.repeat, []))
+                segment = call.segment
+            loops[-1].calls.append((number, f"{symbols[key]}({pointers}); /* {comment} */"))
+        linked.loops[entry.name] = loops
     return linked
 
 
@@ -143,7 +157,7 @@ def _driver(name: str, entries: Sequence[Entry], linked: Linked, target: Target)
         parameters += [f"float *out{i}" for i in range(len(entry.outputs))]
         described.append({
             "name": entry.name, "names": names, "parameters": ", ".join(parameters), "workspace": entry.workspace,
-            "calls": linked.calls[entry.name], "tensors": [*entry.inputs, *entry.outputs],
+            "loops": linked.loops[entry.name], "layers": len(entry.calls), "tensors": [*entry.inputs, *entry.outputs],
         })  # fmt: skip
     template = environment().get_template("driver.c.j2")
     return template.render(

@@ -29,11 +29,12 @@ class Tensor:
 @dataclass(frozen=True)
 class Place:
     """Where a pointer argument points: ``in``/``out`` (index of the tensor), ``workspace`` (byte offset) or
-    ``constant`` (index among the call's constants)."""
+    ``constant`` (index among the call's constants). `stride`: bytes to the next sample, in a loop over samples."""
 
     kind: str
     at: int
     offset: int = 0
+    stride: int = 0
 
 
 @dataclass
@@ -43,6 +44,7 @@ class Call:
     Attributes:
         layer: name for people. kernel: name of the kernel. function: its TIR. arguments: in order.
         constants: the arrays that `Place("constant", i)` refers to. report: what the manifest says of it.
+        repeat: how many samples it is called for, one by one; neighbours of one `segment` share a loop.
     """
 
     layer: str
@@ -51,6 +53,8 @@ class Call:
     arguments: list[Place]
     constants: list[NDArray[Any]]
     report: dict[str, Any] = field(default_factory=dict)
+    repeat: int = 1
+    segment: int = 0
 
 
 @dataclass

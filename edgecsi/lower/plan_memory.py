@@ -19,6 +19,27 @@ class Use:
     offset: int = -1
 
 
+@dataclass
+class Need:
+    """What a step reads and writes, its scratch in bytes, and the segment it belongs to; the steps of a looped segment
+    run sample by sample, any other step takes the whole batch at once."""
+
+    reads: list[Value]
+    writes: Value
+    scratch: int = 0
+    segment: int = 0
+    looped: bool = True
+
+
+@dataclass
+class Memory:
+    """Place by ``id(value)`` (constants excepted), place of every step's scratch, workspace bytes."""
+
+    places: dict[int, Place]
+    scratch: list[Place | None]
+    workspace: int
+
+
 def root_of(value: Value) -> tuple[Value, int]:
     """The value whose memory this one lies in, and the byte offset there."""
     offset = 0
@@ -45,44 +66,61 @@ def plan(uses: list[Use]) -> int:
     return max((u.offset + -(-u.size // ALIGN) * ALIGN for u in placed), default=0)
 
 
-def plan_memory(
-    graph: Graph, steps: list[tuple[list[Value], Value, int]]
-) -> tuple[dict[int, Place], list[Place | None], int]:
+def plan_memory(graph: Graph, steps: list[Need], batch: int = 1) -> Memory:
     """Places of all values.
 
-    Args:
-        steps: what each step reads, what it writes, and how many bytes of scratch it needs.
-
-    Returns:
-        place by ``id(value)`` (constants excepted), place of each step's scratch, workspace bytes.
+    With a batch, the steps of a looped segment run for one sample after the other. What passes from one segment to
+    another is stored for every sample; what stays inside of a segment is stored once and used again.
     """
-    outside = {id(v): Place("in", i) for i, v in enumerate(graph.inputs)}
-    outside |= {id(v): Place("out", i) for i, v in enumerate(graph.outputs)}
-    uses: dict[int, Use] = {}
-    scratch: list[Use | None] = []
+    outside = {id(v): Place("in", i, stride=_plain_bytes(v)) for i, v in enumerate(graph.inputs)}
+    outside |= {id(v): Place("out", i, stride=_plain_bytes(v)) for i, v in enumerate(graph.outputs)}
     touched: dict[int, Value] = {}
-    for index, (reads, writes, need) in enumerate(steps):
-        for value in (*reads, writes):
-            if value.data is not None:
-                continue
-            touched[id(value)] = value
-            root, _ = root_of(value)
-            if id(root) in outside:
-                continue
-            size = root.layout.nbytes if root.layout else _plain_bytes(root)
-            use = uses.setdefault(id(root), Use(size, index, index))
-            use.last = index
-        scratch.append(Use(need, index, index) if need else None)
+    segments: dict[int, list[int]] = {}
+    roots: dict[int, Value] = {}
+    scratch = []
+    for index, step in enumerate(steps):
+        for value in (*step.reads, step.writes):
+            if value.data is None:
+                touched[id(value)] = value
+                root, _ = root_of(value)
+                roots[id(root)] = root
+                segments.setdefault(id(root), []).append(index)
+        scratch.append(Use(step.scratch, index, index) if step.scratch else None)
+    uses: dict[int, Use] = {}
+    strides: dict[int, int] = {}
+    for key, indices in segments.items():
+        if key in outside:
+            continue
+        one = -(-_bytes(roots[key]) // ALIGN) * ALIGN
+        first, last = indices[0], indices[-1]
+        crossing = batch > 1 and (len({steps[i].segment for i in indices}) > 1 or not steps[first].looped)
+        if crossing:  # alive for all samples, so for the whole of the loops that touch it
+            inside = [i for i, s in enumerate(steps) if s.segment in (steps[first].segment, steps[last].segment)]
+            first, last = min(inside), max(inside)
+            strides[key] = one
+        uses[key] = Use(one * (batch if crossing else 1), first, last)
     total = plan([*uses.values(), *(s for s in scratch if s)])
     places = {}
     for key, value in touched.items():
         root, offset = root_of(value)
         if id(root) in outside:
             base = outside[id(root)]
-            places[key] = Place(base.kind, base.at, offset)
+            places[key] = Place(base.kind, base.at, offset, base.stride)
         else:
-            places[key] = Place("workspace", 0, uses[id(root)].offset + offset)
-    return places, [Place("workspace", 0, s.offset) if s else None for s in scratch], total
+            places[key] = Place("workspace", 0, uses[id(root)].offset + offset, strides.get(id(root), 0))
+    return Memory(places, [Place("workspace", 0, s.offset) if s else None for s in scratch], total)
+
+
+def sample_stride(graph: Graph, value: Value) -> int:
+    """Bytes from one sample of a value to the next when it is stored for a whole batch."""
+    root, _ = root_of(value)
+    if any(root is v for v in (*graph.inputs, *graph.outputs)):
+        return _plain_bytes(root)
+    return -(-_bytes(root) // ALIGN) * ALIGN
+
+
+def _bytes(value: Value) -> int:
+    return value.layout.nbytes if value.layout else _plain_bytes(value)
 
 
 def _plain_bytes(value: Value) -> int:
