@@ -20,6 +20,8 @@ from edgecsi.target import Target
 
 LONGEST = 4
 """Taps in a chain at most: the input vectors of all of them stay in registers."""
+TRIES = 30
+"""Orders in which the taps are packed into chains."""
 
 
 @register
@@ -76,19 +78,27 @@ class QS8Conv2dNeon(Int8Conv2d):
 
 
 def chains(plan: Plan) -> list[list[int]]:
-    """Steps in runs whose weights add up to at most 255 in magnitude, for every output channel (and every
-    channel group, if `plan.looped`). Largest first, each joined by the largest that fit."""
+    """Steps in as few runs as are found, whose weights add up to at most 255 in magnitude for every output
+    channel (and every channel group, if `plan.looped`)."""
     quads = np.abs(plan.step_quads(0, int(plan.op.weight.shape[0])).astype(np.int64))
     sizes = quads.reshape(-1, len(plan.steps), quads[0].size)
-    left = sorted(range(len(plan.steps)), key=lambda step: -int(sizes[:, step].sum()))
-    result = []
-    while left:
-        chain = [left.pop(0)]
-        total = sizes[:, chain[0]]
-        for step in list(left):
-            if len(chain) < LONGEST and (total + sizes[:, step]).max() <= 255:
-                chain.append(step)
-                left.remove(step)
-                total = total + sizes[:, step]
-        result.append(sorted(chain))
-    return sorted(result)
+    rng = np.random.default_rng(0)
+    found = [_first_fit(sizes, range(len(plan.steps)))]
+    found += [_first_fit(sizes, rng.permutation(len(plan.steps)).tolist()) for _ in range(TRIES)]
+    return min(found, key=len)
+
+
+def _first_fit(sizes: NDArray[np.int64], order: Sequence[int]) -> list[list[int]]:
+    """Put every step into the first run that has room for it; `sizes` is ``[any, steps, any]``."""
+    runs: list[list[int]] = []
+    totals: list[NDArray[np.int64]] = []
+    for step in order:
+        for run, total in zip(runs, totals, strict=True):
+            if len(run) < LONGEST and (total + sizes[:, step]).max() <= 255:
+                run.append(step)
+                total += sizes[:, step]
+                break
+        else:
+            runs.append([step])
+            totals.append(sizes[:, step].copy())
+    return sorted(sorted(run) for run in runs)
