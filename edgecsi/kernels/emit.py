@@ -199,7 +199,7 @@ def step(
         case "clip":
             return T.min(T.max(x, c(p[0])), c(p[1]))
         case "hard_sigmoid":
-            return T.min(T.max(x + c(3), c(0)), c(6)) * c(1 / 6)
+            return T.min(T.max(fence(x) + c(3), c(0)), c(6)) * c(1 / 6)
         case "prelu":
             return T.Select(x > c(0), x, x * channel(s.constants[0]))
         case "scale_channels":
