@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import threading
 from collections.abc import Callable, Mapping
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,13 +17,17 @@ from numpy.typing import ArrayLike, NDArray
 from edgecsi import cpu
 from edgecsi.bundle.manifest import Entry, Manifest, Tensor
 from edgecsi.bundle.read import Bundle, read_bundle
-from edgecsi.errors import BundleError, DataError, DeviceError
+from edgecsi.errors import BundleError, DataError, DeviceError, UsageError
+
+if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
 
 Array = NDArray[np.float32]
 
 _F32 = np.dtype(np.float32)
 # Up to this many elements, copying them costs less than asking numpy for their address.
 _STAGED_ELEMENTS = 16384
+_MAX_THREADS = 256
 
 
 def load(path: str | Path) -> Loaded:
@@ -123,6 +130,75 @@ class Loaded:
                 return target.copy()
         return call.general(inputs, out)
 
+    def run_many(self, x: ArrayLike, entry: str = "full", threads: int = 1) -> Array:
+        """Call one entry for many samples: fast where the bundle was built with ``--batch``.
+
+        Each thread takes an equal share of the samples, and for these the largest batch entries
+        (``<entry>_b64``, ...) that fit. Every sample gets the answer that :meth:`run` gives it: quantised
+        networks bit for bit, others but for the order of fp32 sums.
+
+        Args:
+            x: ``[N, *shape]``, ``shape`` being that of the entry's input without its first axis; any N, but a
+                multiple of the first axis if that is not 1. Other types than float32 are converted.
+            entry: as for :meth:`run`; it has one input and one output.
+            threads: how many threads share the work, the calling one among them, 1 to 256. The library
+                computes without holding Python's lock.
+
+        Returns:
+            float32 ``[N, *shape]`` of the output.
+
+        Raises:
+            DataError: ``x`` does not fit, or the entry has several inputs or outputs.
+            UsageError: an impossible number of threads.
+            BundleError, DeviceError: as :meth:`run` does.
+        """
+        first = self._single(entry)
+        if not isinstance(threads, int) or not 1 <= threads <= _MAX_THREADS:
+            raise UsageError(
+                f"run_many cannot use {threads!r} threads",
+                f"it takes 1 to {_MAX_THREADS}",
+                "give as many as the machine has cores to spare",
+            )
+        samples = _to_samples(x, first.inputs[0])
+        outputs: Array = np.empty((len(samples), *first.outputs[0].shape[1:]), _F32)
+        at_once = first.inputs[0].shape[0]
+        calls = [(size, self._calls[name]) for size, name in self.batch_entries(entry).items()]
+        source, target = samples.ctypes.data, outputs.ctypes.data
+        in_bytes, out_bytes = (4 * t.size // at_once for t in (first.inputs[0], first.outputs[0]))
+
+        def work(begin: int, end: int) -> None:
+            for size, call in calls:
+                workspace = call.workspace.address
+                while end - begin >= size:
+                    places = source + begin * in_bytes, target + begin * out_bytes
+                    if code := call.with_workspace(*places, workspace):
+                        self._fail(call.name, code)
+                    begin += size
+
+        # Shares of whole calls, as equal as can be.
+        units = len(samples) // at_once
+        shares = min(threads, max(units, 1))
+        parts = list(pairwise(units * share // shares * at_once for share in range(shares + 1)))
+        others = [_pool(shares - 1).submit(work, *part) for part in parts[1:]]
+        work(*parts[0])
+        for other in others:
+            other.result()
+        return outputs
+
+    def batch_entries(self, entry: str) -> dict[int, str]:
+        """The functions that compute an entry, by the samples each takes at once, largest first: for example
+        ``{64: "decoder_b64", 8: "decoder_b8", 1: "decoder"}``.
+
+        Raises:
+            BundleError: the bundle has no such entry.
+        """
+        sizes = {self.bundle.entry(entry).inputs[0].shape[0]: entry}
+        for name, described in self.entries.items():
+            source, mark, batch = name.rpartition("_b")
+            if mark and source == entry and batch.isdigit():
+                sizes[described.inputs[0].shape[0]] = name
+        return dict(sorted(sizes.items(), reverse=True))
+
     def strerror(self, code: int) -> str:
         """The library's own words for a code it returned."""
         text: bytes | None = self._strerror(code)
@@ -149,6 +225,19 @@ class Loaded:
         self.bundle.entry(entry)
         return self._calls[entry].profile(inputs)
 
+    def _single(self, entry: str) -> Entry:
+        """The entry, which must map one tensor to one with equally many samples."""
+        described = self.bundle.entry(entry)
+        inputs, outputs = described.inputs, described.outputs
+        if len(inputs) > 1 or len(outputs) > 1 or inputs[0].shape[:1] != outputs[0].shape[:1]:
+            raise DataError(
+                f"run_many cannot be used for {entry}",
+                f"it maps {', '.join(map(_describe, inputs))} to {', '.join(map(_describe, outputs))}, "
+                "not one array of samples to another",
+                "use run for it",
+            )
+        return described
+
     def _fail(self, entry: str, code: int) -> None:
         raise DeviceError(
             f"{self.bundle.library.name} failed in {entry} with code {code}",
@@ -166,6 +255,9 @@ class _Call:
         symbol = f"{loaded.manifest.cname}_{name}"
         self.function = library[symbol]
         self.function.argtypes, self.function.restype = pointers, ctypes.c_int
+        self.with_workspace = library[f"{symbol}_ws"]
+        self.with_workspace.argtypes = [*pointers, ctypes.c_void_p]
+        self.with_workspace.restype = ctypes.c_int
         self.profiler = library[f"{symbol}_profile"]
         self.profiler.argtypes = [*pointers, ctypes.c_void_p, ctypes.c_void_p]
         self.profiler.restype = ctypes.c_int
@@ -175,6 +267,7 @@ class _Call:
             len(entry.inputs) == len(entry.outputs) == 1 and max(first.size, last.size) <= _STAGED_ELEMENTS
         )
         self.staging = _Staging(first, last)
+        self.workspace = _Workspace(entry.workspace)
 
     def general(self, inputs: tuple[ArrayLike, ...], out: Array | None) -> Any:
         arrays = self.convert(inputs)
@@ -239,6 +332,27 @@ class _Staging(threading.local):
         self.buffers = (x, y, x.ctypes.data, y.ctypes.data)
 
 
+class _Workspace(threading.local):
+    """A thread's own workspace for one entry, kept: batches need too much for the stack, and fresh memory is
+    slow."""
+
+    def __init__(self, size: int) -> None:
+        self.held = _aligned(size)
+        self.address: int = self.held.ctypes.data
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Threads that wait for work; starting them for every call would cost more than a small network."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    return ThreadPoolExecutor(threads, "edgecsi")
+
+
+# A forked process has no threads but the forking one: it needs pools of its own.
+os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
 def _aligned(size: int) -> NDArray[np.uint8]:
     """``size`` bytes at an address that 64 divides; at least one, so that there is an address."""
     room = np.empty(size + 64, np.uint8)
@@ -262,7 +376,7 @@ def _distinct_name(path: Path) -> str:
     return f"{path.parent}/{'./' * known.index(file)}{path.name}"
 
 
-def _to_float32(x: ArrayLike, tensor: Tensor) -> Array:
+def _to_real(x: ArrayLike, tensor: Tensor) -> NDArray[Any]:
     try:
         array = np.asarray(x)
     except (ValueError, TypeError) as error:
@@ -275,11 +389,29 @@ def _to_float32(x: ArrayLike, tensor: Tensor) -> Array:
             "real numbers are needed",
             f"give {_describe(tensor)}",
         )
+    return array
+
+
+def _to_samples(x: ArrayLike, tensor: Tensor) -> Array:
+    array = _to_real(x, tensor)
+    at_once, *shape = tensor.shape
+    if array.ndim != len(tensor.shape) or list(array.shape[1:]) != shape or len(array) % at_once:
+        wanted = f"float32 [N, {', '.join(map(str, shape))}]" + (
+            f", N a multiple of {at_once}" if at_once > 1 else ""
+        )
+        raise DataError(
+            f"the input {tensor.name} has shape {array.shape}", "it holds no samples of it", f"give {wanted}"
+        )
+    return np.require(array, _F32, ["C", "A"])
+
+
+def _to_float32(x: ArrayLike, tensor: Tensor) -> Array:
+    array = _to_real(x, tensor)
     if array.shape != tensor.shape:
         raise DataError(
             f"the input {tensor.name} has shape {array.shape}",
             f"the library was built for {tensor.shape}",
-            "pass one sample at a time, batch axis first (edgecsi run takes many)",
+            "pass one sample at a time, batch axis first, or many to run_many",
         )
     # require() also aligns and gives native byte order, and copies only if it must.
     return np.require(array, _F32, ["C", "A"])
