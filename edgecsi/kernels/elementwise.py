@@ -18,12 +18,18 @@ if TYPE_CHECKING:
 
 @register
 class ElementwiseKernel(Kernel):
-    """Any layout to any other of the same shape, row by row."""
+    """Any layout to any other with the same elements, row by row."""
 
     name = "elementwise"
     op = Elementwise
 
     def refuses(self, op: Elementwise, target: Target) -> str:
+        shape = view(op)
+        if as_image(op.x, shape).shape != shape or as_image(op.y, shape).shape != shape:
+            return "a change of shape between two images with halos"
+        flattened = len(op.y.shape) == 2 and shape != lifted(op.y.shape)
+        if flattened and any(step.constants for step in op.epilogue):
+            return "constants for every feature of a flattened image"
         return ""
 
     def knobs(self, op: Elementwise, target: Target) -> Knobs:
@@ -43,7 +49,9 @@ class ElementwiseKernel(Kernel):
 
         from edgecsi.kernels import emit as e
 
-        x, y = as_image(op.x, op.y), as_image(op.y, op.y)
+        shape = view(op)
+        x, y = as_image(op.x, shape), as_image(op.y, shape)
+        features = len(op.y.shape) == 2  # every lane is a channel of its own
         n, channels, height, width = y.shape
         constants = self.constants(op, target, knobs)
         with e.function(op, constants) as (done, buffers):
@@ -56,7 +64,7 @@ class ElementwiseKernel(Kernel):
                     values = T.cast(values, e.vector_type("float32", lanes))
 
                 def place(lay: Layout) -> Any:
-                    image = as_image(lay, op.y)
+                    image = as_image(lay, shape)
                     return image.at(
                         sample,
                         c if image.shape[1] > 1 else 0,
@@ -64,7 +72,7 @@ class ElementwiseKernel(Kernel):
                         w if image.shape[3] > 1 else 0,
                     )
 
-                return finish.value(values, place, c, 1)
+                return finish.value(values, place, w if features else c, lanes if features else 1)
 
             def row(sample: Any, c: Any, h: Any, lanes: int) -> None:
                 for w, some in vector_widths(width, lanes):
@@ -112,15 +120,33 @@ class ElementwiseKernel(Kernel):
         return done.done()
 
 
-def as_image(layout: Layout, like: Layout) -> Layout:
-    """See a tensor of any rank as an image: (N, K) as one row, (N, C, L) as C rows of one channel each."""
-    shape = layout.shape
-    if len(shape) == 4:
-        return layout
+def view(op: Elementwise) -> tuple[int, ...]:
+    """The image as which all tensors are seen: the output's, or the input's if only that has a halo."""
+    for layout in (op.y, op.x):
+        if len(layout.shape) == 4:
+            return layout.shape
+    return lifted(op.y.shape)
+
+
+def lifted(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Any rank as an image: (N, K) as one row, (N, C, L) as C rows of one channel each."""
     if len(shape) == 1:
-        image = (1, 1, 1, shape[0])
-    elif len(shape) == 2:
-        image = (shape[0], 1, 1, shape[1])
-    else:
-        image = (shape[0], shape[1], int(np.prod(shape[2:-1])), shape[-1])
-    return Layout(image, layout.dtype, batch_stride=layout.batch_stride)
+        return 1, 1, 1, shape[0]
+    if len(shape) == 2:
+        return shape[0], 1, 1, shape[1]
+    return shape if len(shape) == 4 else (shape[0], shape[1], int(np.prod(shape[2:-1])), shape[-1])
+
+
+def as_image(layout: Layout, shape: tuple[int, ...]) -> Layout:
+    """See a tensor as an image of this shape, if it has as many elements; else (a gate) as it is."""
+    if layout.shape == shape:
+        return layout
+    contiguous = not any(layout.halo) and layout.group == 1
+    same = int(np.prod(layout.shape)) == int(np.prod(shape)) and layout.shape[0] == shape[0]
+    if contiguous and same:
+        return Layout(shape, layout.dtype, batch_stride=layout.batch_stride)
+    return (
+        layout
+        if len(layout.shape) == 4
+        else Layout(lifted(layout.shape), layout.dtype, batch_stride=layout.batch_stride)
+    )
