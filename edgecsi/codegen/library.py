@@ -14,6 +14,7 @@ from edgecsi.codegen.compile import compile_object
 from edgecsi.codegen.interface import environment
 from edgecsi.codegen.program import ALIGN, Call, Entry, Place
 from edgecsi.codegen.zig import zig_cc
+from edgecsi.errors import ToolchainError
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -113,7 +114,7 @@ def build_library(
         name: C identifier, the prefix of every symbol. manifest: JSON that ``<name>_manifest()`` returns.
 
     Raises:
-        ToolchainError: the compiler or the linker failed.
+        ToolchainError: the compiler or the linker failed, or there is no room for temporary files.
     """
     driver = _driver(name, entries, linked, target)
     blob = (
@@ -124,21 +125,29 @@ def build_library(
         'edgecsi_manifest:\n.incbin "manifest.json"\n.byte 0\n'
     )
     exports = f"{{ global: {name}_*; __tvm_ffi_*; local: *; }};\n"
-    with tempfile.TemporaryDirectory(prefix="edgecsi-") as folder:
-        where = Path(folder)
-        (where / "kernels.o").write_bytes(compile_object(linked.functions, target))
-        (where / "weights.bin").write_bytes(linked.weights)
-        (where / "manifest.json").write_bytes(manifest)
-        (where / "blob.S").write_text(blob)
-        (where / "driver.c").write_text(driver)
-        (where / "exports.map").write_text(exports)
-        zig_cc(
-            ["-shared", "-fPIC", "-O2", "-g0", "-Wall", "-Werror", "-Wl,--gc-sections", "-Wl,--build-id=none", "-s",
-             "-Wl,--version-script=exports.map", f"-Wl,-soname,lib{name.replace(chr(95), chr(45))}.so", "-o", "library.so",
-             "driver.c", "blob.S", "kernels.o", "-lm"],
-            triple=f"{target.arch}-linux-gnu.{target.glibc}", cwd=where,
-        )  # fmt: skip
-        return (where / "library.so").read_bytes()
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgecsi-") as folder:
+            where = Path(folder)
+            (where / "kernels.o").write_bytes(compile_object(linked.functions, target))
+            (where / "weights.bin").write_bytes(linked.weights)
+            (where / "manifest.json").write_bytes(manifest)
+            (where / "blob.S").write_text(blob)
+            (where / "driver.c").write_text(driver)
+            (where / "exports.map").write_text(exports)
+            zig_cc(
+                ["-shared", "-fPIC", "-O2", "-g0", "-Wall", "-Werror", "-Wl,--gc-sections", "-Wl,--build-id=none", "-s",
+                 "-Wl,--version-script=exports.map", f"-Wl,-soname,lib{name.replace(chr(95), chr(45))}.so", "-o", "library.so",
+                 "driver.c", "blob.S", "kernels.o", "-lm"],
+                triple=f"{target.arch}-linux-gnu.{target.glibc}", cwd=where,
+            )  # fmt: skip
+            return (where / "library.so").read_bytes()
+
+    except OSError as error:
+        raise ToolchainError(
+            f"the library could not be linked in {tempfile.gettempdir()}",
+            str(error),
+            "make room for temporary files, or set TMPDIR to another folder",
+        ) from error
 
 
 def _driver(name: str, entries: Sequence[Entry], linked: Linked, target: Target) -> str:

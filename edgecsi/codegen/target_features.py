@@ -54,3 +54,17 @@ def check_features(target: Target) -> FeatureCheck:
         undeclared=tuple(name for name in derived if name not in target.features),
         unused=tuple(name for name in target.features if name not in derived),
     )
+
+
+def refuse_undeclared_features(target: Target) -> None:
+    """Refuse a target whose libraries could use instructions that they do not ask the CPU for.
+
+    Raises:
+        TargetError: LLVM does not know the target's ``mcpu``, or uses features that the target does not declare.
+    """
+    if undeclared := check_features(target).undeclared:
+        raise TargetError(
+            f"target {target.id} does not declare {', '.join(undeclared)}",
+            f"LLVM uses them for {target.mcpu}, and a CPU without them would crash instead of being refused",
+            "add them to features in the target's file, or choose another mcpu",
+        )

@@ -161,6 +161,8 @@ def vectorise(function: tvm.tirx.PrimFunc, lanes: int) -> tvm.tirx.PrimFunc:
             continue
         extent = int(schedule.get(spatial[-1]).extent)
         if extent == 1:
+            if reduce:
+                _reduce_in_lanes(schedule, block, reduce, lanes)
             continue
         width = min(lanes, extent)
         inner = spatial[-1]
@@ -175,3 +177,22 @@ def vectorise(function: tvm.tirx.PrimFunc, lanes: int) -> tvm.tirx.PrimFunc:
         except s_tir.ScheduleError:
             continue
     return schedule.mod["main"]
+
+
+def _reduce_in_lanes(schedule: Any, block: Any, reduce: list[Any], lanes: int) -> None:
+    """A reduction to single numbers (a mean over images): as many partial results side by side as divide the innermost
+    loop, and these reduced at the end."""
+    from tvm import s_tir
+
+    extent = int(schedule.get(reduce[-1]).extent)
+    width = max(n for n in range(1, lanes + 1) if extent % n == 0)
+    if width == 1:
+        return
+    try:
+        _, inner = schedule.split(reduce[-1], [None, width])
+        partial = schedule.rfactor(inner, -1)
+        outermost = schedule.get_loops(partial)[-len(reduce) - 1]
+        schedule.vectorize(schedule.get_loops(partial)[-1])
+        schedule.decompose_reduction(partial, outermost)
+    except s_tir.ScheduleError:
+        return
