@@ -152,8 +152,10 @@ def compress(state: Build) -> None:
 def lower(state: Build) -> None:
     """Lower to kernels."""
     from edgecsi import lower as lowering
+    from edgecsi.codegen.target_features import refuse_undeclared_features
 
     assert state.model is not None
+    refuse_undeclared_features(state.target)
     wanted = state.options.entry
     for name, entry in state.model.entries.items():
         if wanted is None or name == wanted:
@@ -217,7 +219,9 @@ def check(state: Build) -> None:
             difference.max_abs_diff, difference.max_rel_diff,
             found.nmse_db if full else None, found.nmse_db_pytorch if full else None,
         )  # fmt: skip
-        if not difference.max_rel_diff <= allowed:
+        if not difference.max_rel_diff <= allowed and (
+            quantised or not _as_exact_as_pytorch(state, name, x, device)
+        ):
             raise CheckFailed(
                 f"{name} of {manifest.name} for {target.id} is wrong",
                 f"it differs from PyTorch by {difference.max_rel_diff:.1e} of the largest output "
@@ -243,6 +247,35 @@ def _golden_difference(bundle: bundles.Bundle, entry: str, device: Device) -> Di
 
     (x,), (expected,) = bundles.read_golden(bundle, entry)
     return difference(device.run(bundle, entry, x.reshape(-1, *x.shape[2:])), expected.reshape(-1, *expected.shape[2:]))
+
+
+def _as_exact_as_pytorch(state: Build, entry: str, x: NDArray[Any], device: Device) -> bool:
+    """Whether an fp32 entry is as near to the answer in double precision as PyTorch is, within a factor of two.
+
+    Asked when the two fp32 answers are apart: in a network that amplifies rounding, PyTorch's part of the difference
+    is as large as the library's, and neither is wrong.
+    """
+    import copy
+
+    import torch
+
+    from edgecsi.evaluate import difference
+
+    assert state.model is not None
+    assert state.manifest is not None
+    source, _ = _source_entry(entry)
+    module = state.model.entries[source].module
+    with torch.no_grad():
+        given = torch.from_numpy(x)
+        if source == "decoder":
+            given = state.model.entries["encoder"].module(given)
+        rows = state.manifest.entries[entry].inputs[0].shape[0]
+        given = given[: len(given) // rows * rows]
+        exact = copy.deepcopy(module).double()(given.double()).numpy()
+        pytorch = difference(module(given).numpy(), exact).max_rel_diff
+    with tempfile.TemporaryDirectory(prefix="edgecsi-") as folder:
+        trial = bundles.write_bundle(Path(folder) / state.manifest.name, state.manifest, state.files)
+        return difference(device.run(trial, entry, given.numpy()), exact).max_rel_diff <= 2 * pytorch
 
 
 def write(state: Build) -> None:
