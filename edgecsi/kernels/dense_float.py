@@ -97,7 +97,7 @@ class FloatDense(Kernel):
         unit = self.unit(op, target, knobs)
         batch = op.x.shape[0]
         packed = self._all(op, target, knobs)
-        constants = self.constants(op, target, knobs)
+        constants = [*packed.values(), *e.epilogue_constants(op)]
         stride = self._copy_stride(op, knobs)
         loop = Loop(
             self.parts(op, target, knobs), knobs["unroll"], knobs["sets"], knobs["samples"], blocks=stride
@@ -160,28 +160,29 @@ class BlockDense(FloatDense):
             if self.rows and self.rows % (16 if target.arch == "aarch64" else target.lanes_f32):
                 return f"blocks of {self.rows} outputs do not fill a vector"
             return ""
-        kind = np.int8 if self.weights == "qs8w" else np.float32
-        if op.table is not None or op.weight.dtype != kind:
-            return f"the weights are not {np.dtype(kind)}"
+        if reason := _refuses_weights(op, self.weights):
+            return reason
         if self.weights == "f32" and not self.rows:
             small = self.compact(op)
-            if small.inputs is None and small.outputs is None:
+            if small.inputs is None and small.outputs is None and op.table is None:
                 return "no input and no output is left out by the weights"
         return ""
 
     def compact(self, op: Dense) -> Compact:
-        return Compact(op.weight) if self.rows else compact(op.weight, op.dense_weight() != 0)
+        stored = _stored(op, self.weights)
+        return Compact(stored) if self.rows else compact(stored, op.dense_weight() != 0)
 
     def unit(self, op: Dense, target: Target, knobs: Knobs) -> FloatUnit:
         raw = self.copies_input(op, knobs)
         if self.weights == "lut16":
             return TableUnit(target, raw)
-        if op.table is not None:
+        if self.weights == "lut256":
+            assert op.table is not None
             return ByteTableUnit(target, op.table.size, raw)
         lanes = min(target.lanes_f32, self.rows or 16)
         # Int8 is loaded 16 at a time where registers are narrow, then widened step by step.
         outputs = min(self.rows or 16, 16) if self.weights == "qs8w" and target.arch == "aarch64" else lanes
-        return FloatUnit(lanes, outputs, str(op.weight.dtype), raw)
+        return FloatUnit(lanes, outputs, str(_stored(op, self.weights).dtype), raw)
 
     def knobs(self, op: Dense, target: Target) -> Knobs:
         plain = {"rows": self.rows or 16, "unroll": 1}
@@ -261,12 +262,13 @@ class BlockDense(FloatDense):
         unit = self.unit(op, target, knobs)
         parts = self.parts(op, target, knobs)
         filler = 0
-        if op.table is not None:
+        indices = op.table is not None and self.weights != "f32"
+        if op.table is not None and indices:
             zeros = np.flatnonzero(op.table == 0)
             filler = int(zeros[0]) if zeros.size else 0
         small = self.compact(op)
         weight = small.weight
-        if op.table is not None and self.rows:
+        if op.table is not None and indices and self.rows:
             # Several entries may be 0; the blocks are found by one.
             weight = np.where(op.table[weight] == 0, np.uint8(filler), weight)
         places = dense_loop.positions(op.x, 1)
@@ -307,38 +309,41 @@ class SliceDense(FloatDense):
     def refuses(self, op: Dense, target: Target) -> str:
         if reason := super().refuses(op, target):
             return reason
-        kind = np.int8 if self.weights == "qs8w" else np.float32
-        if op.table is not None or op.weight.dtype != kind:
-            return f"the weights are not {np.dtype(kind)}"
+        if reason := _refuses_weights(op, self.weights):
+            return reason
         if target.lanes_f32 != self.rows:
             return f"{target.id} has {target.lanes_f32} lanes, not {self.rows}"
         if self.rows > 4 and op.x.size < 2 * self.rows:
             return "there are fewer inputs than a window has"
-        if (op.weight != 0).mean() > 0.6:
+        if (_stored(op, self.weights) != 0).mean() > 0.6:
             return "too few weights are 0"
         return ""
 
     def unit(self, op: Dense, target: Target, knobs: Knobs) -> WindowUnit | GatherUnit:
-        kind = str(op.weight.dtype)
+        kind = str(_stored(op, self.weights).dtype)
         return GatherUnit(self.rows, kind) if self.rows == 4 else WindowUnit(self.rows, kind)
 
     def knobs(self, op: Dense, target: Target) -> Knobs:
         samples = shared_samples(op.x.shape[0], target, 1)
-        return {"unroll": 4, "sets": 4 if samples == 1 else 1, "samples": samples}
+        # Windows that begin at a line of the cache are read faster, but more of them are needed.
+        align = {16: 16, 8: 4, 4: 1}[self.rows]
+        return {"unroll": 4, "sets": 4 if samples == 1 else 1, "samples": samples, "align": align}
 
     def space(self, op: Dense, target: Target) -> dict[str, Any]:
         return {
             "unroll": (2, 4, 8),
             "sets": (1, 2, 4),
             "samples": tuple(s for s in (1, 2, 4, 8) if s <= op.x.shape[0]),
+            "align": (1, self.rows // 2, self.rows) if self.rows > 4 else (1,),
         }
 
     def _width(self, op: Dense, target: Target, knobs: Knobs) -> int:
         return min(self.unit(op, target, knobs).width, op.x.sample)
 
     def cost(self, op: Dense, target: Target, knobs: Knobs) -> Cost:
-        unit = self.unit(op, target, knobs)
-        slices = count_slices(op.weight, self.rows, self._width(op, target, knobs), knobs["unroll"])
+        unit, stored = self.unit(op, target, knobs), _stored(op, self.weights)
+        width = self._width(op, target, knobs)
+        slices = count_slices(stored, self.rows, width, knobs["align"], knobs["unroll"])
         window = isinstance(unit, WindowUnit)
         return dense_loop.cost(
             target,
@@ -346,7 +351,7 @@ class SliceDense(FloatDense):
             blocks=slices,
             panels=-(-op.weight.shape[0] // self.rows),
             vectors=1,
-            vector_bytes=self.rows * (op.weight.itemsize + (1 if window else 2)),
+            vector_bytes=self.rows * (stored.itemsize + (1 if window else 2)),
             instructions=unit.steps,
             index_bytes=2 if window else 0,
             samples=knobs["samples"],
@@ -363,15 +368,30 @@ class SliceDense(FloatDense):
         places = dense_loop.positions(op.x, 1)
         assert places is not None
         # As it lies in memory, gaps included: a window is what one load brings.
-        spread = np.zeros((op.weight.shape[0], op.x.sample), op.weight.dtype)
-        spread[:, places] = op.weight
-        slices = pack_slices(spread, self.rows, self._width(op, target, knobs), knobs["unroll"])
+        stored = _stored(op, self.weights)
+        spread = np.zeros((stored.shape[0], op.x.sample), stored.dtype)
+        spread[:, places] = stored
+        width = self._width(op, target, knobs)
+        slices = pack_slices(spread, self.rows, width, knobs["align"], knobs["unroll"])
         packed = {"weights": slices.values.reshape(-1), "start": slices.start}
         if isinstance(unit, WindowUnit):
             packed |= {"lane": unit.code(slices.lane).reshape(-1), "index": narrow(slices.window)}
         else:
             packed["lane"] = narrow((slices.window[:, None] + slices.lane).reshape(-1))
         return packed
+
+
+def _stored(op: Dense, weights: str) -> NDArray[Any]:
+    """The weights as a kernel of this kind stores them; fp32 ones are taken out of their table here."""
+    return op.dense_weight() if weights == "f32" else op.weight
+
+
+def _refuses_weights(op: Dense, weights: str) -> str:
+    """Why fp32 or int8 weights cannot be stored, if so."""
+    kind = np.int8 if weights == "qs8w" else np.float32
+    if op.table is not None and (weights != "f32" or op.table.size <= 16):
+        return "the weights are indices of a table"
+    return "" if _stored(op, weights).dtype == kind else f"the weights are not {np.dtype(kind)}"
 
 
 def _copy(op: Dense, target: Target, x: Any, scratch: Any, stride: int, inputs: Any | None) -> None:

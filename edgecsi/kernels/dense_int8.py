@@ -63,7 +63,7 @@ class Int8Dense(Kernel):
         if self.rows:
             vectors = self.rows // dot.outputs
             mean = float(block_mask(op.weight, self.rows, 4).sum(1).mean())
-            unroll = 8 if mean >= 32 else 4 if mean >= 8 else 2
+            unroll = 8 if mean >= 32 and target.arch == "aarch64" else 4 if mean >= 8 else 2
             rows = self.rows
         else:
             vectors = dense_vectors(samples, target, dot.accumulators)
@@ -219,7 +219,7 @@ class Int8Dense(Kernel):
         small = self._compact(op)
         batch = op.x.shape[0]
         packed = self._pack(op, target, knobs)
-        constants = self.constants(op, target, knobs)
+        constants = [*packed.values(), *e.epilogue_constants(op)]
         room = self._workspace(op, target, knobs)
         loop = Loop(
             parts=sections(small.weight.shape[0], knobs["rows"], self.rows or dot.outputs),

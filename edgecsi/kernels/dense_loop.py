@@ -208,7 +208,7 @@ def _block_sums(
 def shared_samples(batch: int, target: Target, accumulators: int) -> int:
     """How many samples should share a loaded block: a power of two.
 
-    x86 reads an input as part of an instruction; ARM loads it, so that it pays to load as many weights as inputs.
+    x86 reads an input as part of an instruction; ARM loads it, and so should load as many weights as inputs.
     """
     most = 8 if target.vector_registers == 32 and target.arch == "x86_64" and accumulators == 1 else 4
     if accumulators > 2:
@@ -489,7 +489,8 @@ def cost(
     loads = blocks * (tiles * (vectors + (1 if index_bytes else 0)) + batch)
     work = blocks * vectors * batch * instructions
     overhead = 12 * panels * batch
-    compute = max(loads, work) / rate + overhead / rate
+    # Loads and arithmetic overlap, but not wholly.
+    compute = (max(loads, work) + 0.25 * min(loads, work) + overhead) / rate
     seconds = max(compute, stored / (read_gbps(target, stored) * 1e9)) + batch * prepared / (
         target.l1_gbps * 1e9
     )

@@ -1,4 +1,4 @@
-"""Dense layer with fp32 activations, fp32 weights, inputs and outputs without any weight left out."""
+"""Dense layer, fp32 activations and weights, without unused inputs and outputs; or weights taken out of a table."""
 
 from edgecsi.kernels.base import register
 from edgecsi.kernels.dense_float import BlockDense

@@ -1,7 +1,8 @@
 """Ways to multiply fp32 inputs with stored weights, for `dense_loop.multiply`.
 
 Weights are fp32, int8 (widened on the way in, scaled at the end), 4-bit indices into a table of 16 that stays
-in registers, 8-bit ones into one of 256, or single weights whose inputs are picked out of a window of neighbouring ones.
+in registers, 8-bit ones into one of 256, or single weights whose inputs are picked
+out of a window of neighbours.
 """
 
 from __future__ import annotations
@@ -198,8 +199,8 @@ class TableUnit(FloatUnit):
 class ByteTableUnit(FloatUnit):
     """Weights are bytes: indices into a table of 17 to 256.
 
-    Up to 64 stay in registers: two of AVX-512 are permuted together, on ARM each byte of the fp32 number comes out
-    of a table of 64 bytes. Larger tables, and all on AVX2, are read from the first-level cache.
+    Up to 64 stay in registers: two of AVX-512 are permuted together, on ARM each byte of the fp32 number is
+    looked up in a table of 64 bytes. Larger tables, and all on AVX2, are read from the first-level cache.
     """
 
     def __init__(self, target: Target, entries: int, raw: bool = False) -> None:
@@ -304,7 +305,7 @@ class WindowUnit(FloatUnit):
     def __init__(self, lanes: int, dtype: str) -> None:
         super().__init__(lanes, lanes, dtype)
         self.width = 2 * lanes
-        self.steps = 6.0
+        self.steps = 5.0 if lanes == 16 else 6.0
         self.lane: Any = None
 
     def code(self, lane: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -160,8 +160,8 @@ class Slices:
     start: NDArray[np.int32]
 
 
-def pack_slices(weight: NDArray[Any], rows: int, width: int, multiple: int) -> Slices:
-    """Weights in slices whose inputs all lie within a window of `width` neighbouring inputs.
+def pack_slices(weight: NDArray[Any], rows: int, width: int, align: int, multiple: int) -> Slices:
+    """Weights in slices whose inputs all lie in a window of `width` inputs, from a multiple of `align` on.
 
     Every output's weights are taken from left to right; a slice's window begins at the leftmost that waits,
     and takes along those of the other outputs that lie in it.
@@ -182,7 +182,7 @@ def pack_slices(weight: NDArray[Any], rows: int, width: int, multiple: int) -> S
             low = int(waiting.min())
             if low == never:
                 break
-            low = max(0, min(low, inputs - width))
+            low = max(0, min(low // align * align, inputs - width))
             taken = waiting < min(low + width, inputs)
             at = np.where(taken, waiting, waiting.min())
             values.append(np.where(taken, panel[every, at], 0))
@@ -204,10 +204,10 @@ def pack_slices(weight: NDArray[Any], rows: int, width: int, multiple: int) -> S
     )
 
 
-def count_slices(weight: NDArray[Any], rows: int, width: int, multiple: int) -> int:
+def count_slices(weight: NDArray[Any], rows: int, width: int, align: int, multiple: int) -> int:
     """About how many slices `pack_slices` makes, from a few panels."""
     panels = -(-weight.shape[0] // rows)
     some = sorted({int(i) for i in np.linspace(0, panels - 1, 4)})
     sample = np.concatenate([weight[p * rows : (p + 1) * rows] for p in some])
-    slices = int(pack_slices(sample, rows, width, multiple).start[-1]) * multiple
+    slices = int(pack_slices(sample, rows, width, align, multiple).start[-1]) * multiple
     return int(slices * panels / len(some))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgecsi.kernels.base import Kernel, all_kernels
+from edgecsi.kernels.base import Kernel, all_kernels, candidates
 from edgecsi.kernels.dense_float import BlockDense, SliceDense
 from edgecsi.kernels.harness import Case
 from edgecsi.kernels.layout import Layout
@@ -173,6 +173,26 @@ def test_every_knob_gives_the_same(target: str) -> None:
             base = dict(kernel.knobs(op, board))
             for name, values in kernel.space(op, board).items():
                 found += [Case(kernel, op, one.inputs, base | {name: v}) for v in {values[0], values[-1]}]
+        return found
+
+    check(cases, target)
+
+
+@on_targets("x86-64-v3", "host", "rpi4")
+def test_large_tables_are_looked_up_when_that_is_faster(target: str) -> None:
+    """Kernels with fp32 weights take clustered ones too; all give the same."""
+
+    def cases(board: Target) -> list[Case]:
+        found = []
+        for entries in (17, 64, 200):
+            rng = rng_of("tables", entries)
+            table = rng.standard_normal(entries).astype(np.float32)
+            table[5] = 0
+            weight = np.where(rng.random((50, 70)) < 0.3, rng.integers(0, entries, (50, 70)), 5)
+            op = Dense(x=Layout((1, 70)), y=Layout((1, 50)), weight=weight.astype(np.uint8), table=table)
+            chosen = [k for k, _, _ in candidates(op, board)[0]]
+            assert {"f32_lut256_dense", "f32_compact_dense", "f32_bsr16x1_dense"} <= {k.name for k in chosen}
+            found += [case(rng, kernel, op) for kernel in chosen]
         return found
 
     check(cases, target)
