@@ -66,12 +66,14 @@ class Int8Dense(Kernel):
             unroll = 8 if mean >= 32 and target.arch == "aarch64" else 4 if mean >= 8 else 2
             rows = self.rows
         else:
-            vectors = dense_vectors(samples, target, dot.accumulators)
+            # One sample is bound by the caches: narrow panels are read fastest.
+            alone = samples == 1 and dot.vector == 64
+            vectors = 2 if alone else dense_vectors(samples, target, dot.accumulators)
             vectors = min(vectors, -(-outputs // dot.outputs))
             rows = vectors * dot.outputs
             unroll = next(u for u in (4, 2, 1) if groups % u == 0 or u == dot.together)
         busy = vectors * dot.accumulators * samples
-        sets = max(1, min(unroll // dot.together, 8 // busy))
+        sets = max(1, min(unroll // dot.together, (8 if self.rows else 4) // busy))
         return {"rows": rows, "unroll": unroll, "sets": sets, "samples": samples}
 
     def space(self, op: Dense, target: Target) -> dict[str, Any]:

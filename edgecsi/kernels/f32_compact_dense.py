@@ -1,4 +1,4 @@
-"""Dense layer, fp32 activations and weights, without unused inputs and outputs; or weights taken out of a table."""
+"""Dense layer in fp32 without unused inputs and outputs, or with weights that were taken out of a table."""
 
 from edgecsi.kernels.base import register
 from edgecsi.kernels.dense_float import BlockDense
