@@ -172,6 +172,7 @@ class Detection:
     """
 
     metric = "ber"
+    held_out = 200_000
 
     def __init__(self, spec: str, batch: int) -> None:
         import torch
@@ -185,8 +186,8 @@ class Detection:
         self.steps = transmissions.per_epoch // self._batch
         span = fullycon.TEST_SNR_DB[0], fullycon.TEST_SNR_DB[-1]
         # an epoch number that no training reaches, so that validation shares no noise with it
-        held_out = fullycon.transmit(200_000, span, np.random.default_rng((self._seed, 2**31)))
-        self._received, self._sent = map(torch.from_numpy, held_out)
+        validation = fullycon.transmit(self.held_out, span, np.random.default_rng((self._seed, 2**31)))
+        self._received, self._sent = map(torch.from_numpy, validation)
 
     def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         import torch

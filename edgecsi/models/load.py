@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgecsi.errors import ModelError
 from edgecsi.models import registry
-from edgecsi.models.checkpoints import check_module, load_weights, read_metadata, sha256
+from edgecsi.models.checkpoints import check_module, load_weights, read_metadata, read_state, sha256
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -61,8 +61,9 @@ def load_model(
     """Find, make and check a network.
 
     Args:
-        spec: a zoo name, ``package.module:factory``, ``path/file.py:factory``, or a ``.safetensors`` file
-            that names its model. A factory takes no arguments and returns a module, or
+        spec: a zoo name, one with a recipe whose result ships (``csinet-cr4+int8-static``),
+            ``package.module:factory``, ``path/file.py:factory``, or a ``.safetensors`` file that names its
+            model. A factory takes no arguments and returns a module, or
             ``(module, example_input)``; it is the user's own code and is executed.
         weights: file to take the weights from, or ``encoder.pth,decoder.pth``.
         input_shape: shape of the input with its batch; needed if neither zoo nor factory tells.
@@ -83,7 +84,7 @@ def load_model(
     files = files or own_weights
     metadata: dict[str, str] = {}
     if files:
-        metadata = load_weights(module, files, family=family)
+        module, metadata = _with_weights(module, files, family)
     elif family is not None:
         if not allow_random:
             raise ModelError(
@@ -93,7 +94,8 @@ def load_model(
             )
         _randomise(module)
     module.eval()
-    check_module(module, name)
+    if "compression" not in metadata:
+        check_module(module, name)
     module.to(torch.float32)
     if input_shape is not None:
         example = _example(input_shape)
@@ -115,6 +117,8 @@ def load_model(
 
 def _make(spec: str, has_weights: bool) -> tuple[str, nn.Module, Tensor | None, str | None, list[Path]]:
     """(name, module, example input, zoo family, files of its own weights)."""
+    if "+" in spec and (variant := registry.WEIGHTS / f"{spec}.safetensors").is_file():
+        spec = str(variant)  # a compressed network that ships: model+recipe
     if spec.endswith(".safetensors"):
         path = Path(spec)
         name, config = _recorded_model(path)
@@ -124,6 +128,18 @@ def _make(spec: str, has_weights: bool) -> tuple[str, nn.Module, Tensor | None, 
         return name, module, example, None, []
     shipped = registry.find(spec).weights
     return (*_from_zoo(spec, {}), [shipped] if shipped and not has_weights else [])
+
+
+def _with_weights(
+    module: nn.Module, files: list[Path], family: str | None
+) -> tuple[nn.Module, dict[str, str]]:
+    """The network with the weights of its files; a compressed file also says how the layers changed."""
+    if len(files) == 1 and files[0].suffix == ".safetensors" and "compression" in read_metadata(files[0]):
+        from edgecsi.compress import rebuild
+
+        state, metadata = read_state(files[0])
+        return rebuild(module, metadata, state), metadata
+    return module, load_weights(module, files, family=family)
 
 
 def _recorded_model(path: Path) -> tuple[str, dict[str, Any]]:
@@ -156,7 +172,7 @@ def _from_factory(spec: str) -> tuple[str, nn.Module, Tensor | None]:
     try:
         made = factory()
     # the factory is the user's code: whatever it raises is reported as the model's fault, with its own words
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise ModelError(
             f"{spec} failed",
             f"{type(error).__name__}: {error}",

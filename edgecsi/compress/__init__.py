@@ -1,0 +1,22 @@
+"""Make a network smaller: prune, quantise, cluster, factor, distil, by a recipe.
+
+Names are imported when they are used, so that ``edgecsi --help`` needs no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from edgecsi.compress.run import CompressResult, Progress, apply_post_training, compress
+    from edgecsi.compress.store import rebuild
+
+__all__ = ["CompressResult", "Progress", "apply_post_training", "compress", "rebuild"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "store" if name == "rebuild" else "run"
+    return getattr(import_module(f"edgecsi.compress.{module}"), name)

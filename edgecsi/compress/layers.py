@@ -1,0 +1,143 @@
+"""Compressed layers as PyTorch modules, each a thin shell around the operators of :mod:`edgecsi.compress.ops`.
+
+A layer is made from tensors and a few plain numbers and nothing else: ``type(layer)(**layer.attributes(),
+**layer.tensors())`` is the same layer. So a file with the numbers as JSON and the tensors rebuilds it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from edgecsi.compress import ops
+
+
+class CompressedLayer(nn.Module):
+    """Base: tensors are buffers, ``attributes`` are numbers that JSON can hold."""
+
+    def __init__(self, tensors: dict[str, Tensor | None], attributes: dict[str, Any]) -> None:
+        super().__init__()
+        self._attributes = attributes
+        self._tensors = tuple(tensors)
+        for name, tensor in tensors.items():
+            self.register_buffer(name, tensor)
+
+    def attributes(self) -> dict[str, Any]:
+        return dict(self._attributes)
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {name: value for name in self._tensors if (value := getattr(self, name)) is not None}
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{key}={value}" for key, value in self._attributes.items())
+
+
+class StaticConv2d(CompressedLayer):
+    """``quantize``, then ``qs8_conv2d``: float32 ``[N, C, H, W]`` in, ``[N, O, H', W']`` out, int8 between.
+
+    Args:
+        weight: int8 ``[O, C/groups, KH, KW]``, of `bits` bits. weight_scale: float32 ``[O]``.
+        bias: int32 ``[O]``, or ``[O, H', W']`` if the input has an `offset`: the response to that constant differs
+            at the border.
+        scale, zero_point, offset: quantisation of the input. padding: top, bottom, left, right.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor | None = None,
+        *,
+        scale: float,
+        zero_point: int,
+        offset: float,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        groups: int,
+        bits: int = 8,
+    ) -> None:
+        numbers = {"scale": scale, "zero_point": zero_point, "offset": offset, "bits": bits}
+        window = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        super().__init__({"weight": weight, "weight_scale": weight_scale, "bias": bias}, numbers | window)
+        self.scale, self.zero_point, self.offset = scale, zero_point, offset
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Padding cells hold the code of `offset`, which adds nothing; what true zeros add is in the bias map.
+        codes = ops.quantize(x, self.scale, self.zero_point, self.offset)
+        y: Tensor = ops.qs8_conv2d(
+            codes, self.weight, self.weight_scale, self.bias, self.scale, self.zero_point, self.zero_point,
+            self.stride, self.padding, self.dilation, self.groups,
+        )  # fmt: skip
+        return y
+
+
+class StaticLinear(CompressedLayer):
+    """``quantize``, then ``qs8_linear``: float32 ``[..., I] -> [..., O]``, int8 between.
+
+    Args:
+        weight: int8 ``[O, I]``, of `bits` bits. weight_scale: float32 ``[O]``. bias: int32 ``[O]``.
+        scale, zero_point, offset: quantisation of the input.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor | None = None,
+        *,
+        scale: float,
+        zero_point: int,
+        offset: float,
+        bits: int = 8,
+    ) -> None:
+        numbers = {"scale": scale, "zero_point": zero_point, "offset": offset, "bits": bits}
+        super().__init__({"weight": weight, "weight_scale": weight_scale, "bias": bias}, numbers)
+        self.scale, self.zero_point, self.offset = scale, zero_point, offset
+
+    def forward(self, x: Tensor) -> Tensor:
+        codes = ops.quantize(x, self.scale, self.zero_point, self.offset)
+        y: Tensor = ops.qs8_linear(
+            codes, self.weight, self.weight_scale, self.bias, self.scale, self.zero_point
+        )
+        return y
+
+
+class DynamicLinear(CompressedLayer):
+    """``qd8_linear``: the input is quantised sample by sample. weight int8 ``[O, I]`` of `bits` bits, weight_scale
+    and bias float32 ``[O]``."""
+
+    def __init__(
+        self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, bits: int = 8
+    ) -> None:
+        super().__init__({"weight": weight, "weight_scale": weight_scale, "bias": bias}, {"bits": bits})
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = ops.qd8_linear(x, self.weight, self.weight_scale, self.bias)
+        return y
+
+
+class WeightOnlyLinear(CompressedLayer):
+    """``qs8w_linear``: the input stays float32. Tensors as in :class:`DynamicLinear`."""
+
+    def __init__(
+        self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, bits: int = 8
+    ) -> None:
+        super().__init__({"weight": weight, "weight_scale": weight_scale, "bias": bias}, {"bits": bits})
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = ops.qs8w_linear(x, self.weight, self.weight_scale, self.bias)
+        return y
+
+
+class ClusteredLinear(CompressedLayer):
+    """``lut_linear``: the weight is ``table[index]``; index uint8 ``[O, I]``, table float32 ``[K]``."""
+
+    def __init__(self, index: Tensor, table: Tensor, bias: Tensor | None = None) -> None:
+        super().__init__({"index": index, "table": table, "bias": bias}, {})
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = ops.lut_linear(x, self.index, self.table, self.bias)
+        return y

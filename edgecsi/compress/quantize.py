@@ -1,0 +1,560 @@
+"""Quantisation: batch normalisation folded, ranges calibrated, layers replaced by their integer form.
+
+Inputs of a CSI network lie around 0.5 with a deviation of a few hundredths. The error of an int8 weight times 0.5
+would drown the signal, so such a constant is subtracted before quantising and its exact response goes into the
+bias: for a padded convolution as a map, because the response differs at the border.
+
+Further in, images are mostly background: large values that hardly differ from sample to sample. Rounding them makes
+an error that hardly differs either, so it is measured and taken back through the bias (Nagel et al.,
+arXiv 1906.04721), position by position where an image has so few channels that a map of it costs next to nothing.
+And a trained dense layer has large weights on inputs that never vary, which rounding makes vary. So each layer is
+fitted anew, by least squares, to give the fp32 network's output from the rounded input.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from edgecsi.compress.layers import (
+    CompressedLayer,
+    DynamicLinear,
+    StaticConv2d,
+    StaticLinear,
+    WeightOnlyLinear,
+)
+from edgecsi.compress.recipe import Quantize, matches
+from edgecsi.errors import DataError, ModelError, RecipeError
+
+_KEPT_VALUES = 1 << 19  # of a layer's inputs, enough for a range
+_PERCENTILE = 0.9999
+_SHRINKS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the full range
+_TRIED_SAMPLES = 128
+_MAP_BYTES = 8192  # a bias may be a map of [O, H, W] if it takes no more: two channels of a CSI image
+_BIAS_UNITS = 1 << 24  # a bias keeps at least float32's precision, and stays far from int32's end
+
+
+@dataclass(frozen=True)
+class Range:
+    """How a layer's input is quantised: `scale`, `zero_point` and `offset` as in :class:`edgecsi.kernels.ops.Quant`."""
+
+    scale: float
+    zero_point: int
+    offset: float
+
+    def rounded(self, x: Tensor) -> Tensor:
+        """What is left of an input after quantisation."""
+        steps = ((x - self.offset) / self.scale).round_().clamp_(-self.zero_point, 255 - self.zero_point)
+        return steps * self.scale + self.offset
+
+
+def layers_of(module: nn.Module, step: Quantize) -> dict[str, nn.Conv2d | nn.Linear]:
+    """The layers a step quantises, by name: static takes convolutions too, the others dense layers only."""
+    kinds = (nn.Conv2d, nn.Linear) if step.mode == "static" else (nn.Linear,)
+    found = {
+        name: part
+        for name, part in module.named_modules()
+        if isinstance(part, kinds) and not matches(name, step.keep_fp32)
+    }
+    if not found:
+        raise RecipeError(
+            "there is no layer to quantise",
+            f"keep-fp32 = {list(step.keep_fp32)} leaves none, or the network has none",
+            "keep fewer layers",
+        )
+    return found
+
+
+def fold_batch_norm(module: nn.Module, example: Tensor) -> None:
+    """Multiply every batch normalisation that follows a convolution into it, in place; it becomes an Identity.
+
+    Which follows which is seen by running the network once. A network that this would change is left as it is.
+
+    Raises:
+        ModelError: the folded network computes something else (a convolution used twice, for instance).
+    """
+    made_by: dict[int, nn.Conv2d] = {}
+    kept: list[Tensor] = []  # alive, so that ids are not used again
+    pairs: dict[str, nn.Conv2d] = {}
+
+    def after_convolution(conv: nn.Module, _inputs: Any, output: Tensor) -> None:
+        kept.append(output)
+        made_by[id(output)] = conv  # type: ignore[assignment]
+
+    def before_norm(name: str) -> Callable[..., None]:
+        def look(_norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            if id(inputs[0]) in made_by:
+                pairs[name] = made_by[id(inputs[0])]
+
+        return look
+
+    hooks = [
+        part.register_forward_hook(after_convolution)
+        for part in module.modules()
+        if isinstance(part, nn.Conv2d)
+    ] + [
+        part.register_forward_pre_hook(before_norm(name))
+        for name, part in module.named_modules()
+        if isinstance(part, nn.BatchNorm2d) and part.running_var is not None
+    ]
+    module.eval()
+    try:
+        with torch.no_grad():
+            before = module(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, conv in pairs.items():
+        _fold(conv, module.get_submodule(name))  # type: ignore[arg-type]
+        module.set_submodule(name, nn.Identity())
+    with torch.no_grad():
+        after = module(example)
+    if not torch.allclose(before, after, rtol=1e-3, atol=1e-4 * max(1.0, float(before.abs().max()))):
+        raise ModelError(
+            "batch normalisation cannot be folded",
+            f"the network's output would change by {float((before - after).abs().max()):.2g}",
+            "let every convolution feed its normalisation alone, and use it once",
+        )
+
+
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    with torch.no_grad():
+        factor = torch.rsqrt(norm.running_var.double() + norm.eps)
+        shift = -norm.running_mean.double() * factor
+        if conv.bias is not None:
+            shift += conv.bias.double() * factor
+        if norm.affine:
+            factor, shift = factor * norm.weight, shift * norm.weight + norm.bias
+        conv.weight.copy_(conv.weight * factor[:, None, None, None])
+        conv.bias = nn.Parameter(shift.float())
+
+
+@torch.no_grad()
+def calibrate(module: nn.Module, samples: Tensor, step: Quantize) -> dict[str, Range]:
+    """Run samples ``[N, …]`` through the network and choose the range of every layer's input."""
+    watched = layers_of(module, step)
+    seen: dict[str, list[Tensor]] = {name: [] for name in watched}
+
+    def watch(name: str) -> Callable[..., None]:
+        return lambda _layer, inputs: seen[name].append(inputs[0].detach())
+
+    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in watched.items()]
+    module.eval()
+    try:
+        for part in samples[: step.samples].split(64):
+            module(part)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    ranges = {}
+    for name, layer in watched.items():
+        if not seen[name]:
+            raise ModelError(f"{name} is never used", "so its range is not known", "add it to keep-fp32")
+        x = torch.cat(seen.pop(name))
+        if isinstance(layer, nn.Linear):
+            x = x[..., (layer.weight != 0).any(0)]  # inputs that are pruned away have no say
+        offset = _offset(x)
+        low, high = _limits(x - offset, step.calibration, name)
+        ranges[name] = _range(low, high, offset)
+    if step.calibration == "output":
+        _shrink(module, watched, ranges, samples[:_TRIED_SAMPLES])
+    return ranges
+
+
+def _range(low: float, high: float, offset: float) -> Range:
+    """255 steps from low to high; zero is a code, padding and pruned inputs rely on it."""
+    scale = max(high - low, 1e-8) / 255
+    return Range(scale, min(max(round(-low / scale), 0), 255), offset)
+
+
+def _shrink(
+    module: nn.Module, layers: Mapping[str, nn.Module], ranges: dict[str, Range], samples: Tensor
+) -> None:
+    """Narrow every range, with the one layer's input rounded, to where the network's output errs least.
+
+    A few strong inputs may be clipped to round all others finer; how much only the output can tell.
+    """
+    wanted = module(samples)
+    for name, layer in layers.items():
+        full, best = ranges[name], float("inf")
+        for share in _SHRINKS:
+            tried = dataclasses.replace(full, scale=full.scale * share)
+            hook = layer.register_forward_pre_hook(lambda _l, x, tried=tried: (tried.rounded(x[0]),))
+            try:
+                error = float((module(samples) - wanted).square().mean())
+            finally:
+                hook.remove()
+            if error < best:
+                best, ranges[name] = error, tried
+
+
+def _offset(x: Tensor) -> float:
+    """The constant that the values lie around, or 0 if they are spread wider than they are far from it."""
+    if x.numel() == 0:
+        return 0.0
+    mean, deviation = float(x.mean()), float(x.std()) if x.numel() > 1 else 0.0
+    return round(mean, 2) if abs(mean) > 3 * deviation else 0.0
+
+
+def _limits(x: Tensor, method: str, name: str) -> tuple[float, float]:
+    if x.numel() == 0:
+        return 0.0, 1.0
+    values = x.flatten()
+    if not bool(values.isfinite().all()):
+        raise DataError(f"the input of {name} is NaN or infinite", "it cannot be quantised", "check the data")
+    low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
+    if len(values) > _KEPT_VALUES:
+        chosen = torch.randint(len(values), (_KEPT_VALUES,), generator=torch.Generator().manual_seed(0))
+        values = values[chosen]
+    if method in ("minmax", "output"):
+        return low, high
+    if method == "percentile":
+        ordered = values.sort().values
+        last = len(ordered) - 1
+        return (
+            min(float(ordered[round((1 - _PERCENTILE) * last)]), 0.0),
+            max(float(ordered[round(_PERCENTILE * last)]), 0.0),
+        )
+    best, chosen_limits = float("inf"), (low, high)
+    for shrink in torch.linspace(1.0, 0.3, 29).tolist():
+        scale = max((high - low) * shrink, 1e-8) / 255
+        zero_point = min(max(round(-low * shrink / scale), 0), 255)
+        codes = (torch.round(values / scale) + zero_point).clamp_(0, 255)
+        error = float(((codes - zero_point) * scale - values).square().mean())
+        if error < best:
+            best, chosen_limits = error, (low * shrink, high * shrink)
+    return chosen_limits
+
+
+def quantize_weight(weight: Tensor, bits: int = 8, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Symmetric codes per output channel: int8 ``[O, …]`` in ±(2^(bits-1) - 1) and their scale, float32 ``[O]``.
+
+    Below 8 bits the scale is the one, of 20 shrunk ones, with the least squared error. Zeros stay zeros. A scale is
+    at least `floor`, ``[O]``.
+    """
+    top = 2 ** (bits - 1) - 1
+    flat = weight.detach().flatten(1).float()
+    scale = flat.abs().amax(1) / top
+    if bits < 8:
+        scales = [scale * shrink for shrink in torch.linspace(1.0, 0.4, 20).tolist()]
+        errors = [
+            ((flat / _column(s)).round_().clamp_(-top, top) * _column(s) - flat).square().sum(1)
+            for s in scales
+        ]
+        scale = torch.stack(scales)[torch.stack(errors).argmin(0), torch.arange(len(scale))]
+    if floor is not None:
+        scale = torch.maximum(scale, floor.float())
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+    codes = (flat / _column(scale)).round_().clamp_(-top, top)
+    return codes.to(torch.int8).reshape(weight.shape), scale
+
+
+def _column(scale: Tensor) -> Tensor:
+    return scale.clamp_min(1e-30)[:, None]
+
+
+class Rounded(nn.Module):
+    """A layer that computes in fp32 what its integer form will compute: weight and input are rounded as there.
+
+    Gradients pass the rounding unchanged (Bengio et al., arXiv 1308.3432), so it can be trained.
+
+    Args:
+        layer: what it stands for; its weight goes on training.
+        measured: range of the input, static only; ``bias`` then holds the response to ``measured.offset`` too.
+        shapes: of input and output; convolutions need them.
+    """
+
+    def __init__(
+        self,
+        layer: nn.Conv2d | nn.Linear,
+        step: Quantize,
+        measured: Range | None,
+        shapes: tuple[torch.Size, torch.Size] | None = None,
+    ) -> None:
+        super().__init__()
+        self.layer, self.step, self.measured = layer, step, measured
+        self.step_of_input = 0.0  # size of a rounding step, as last seen
+        outputs = len(layer.weight)
+        bias = torch.zeros(outputs).double() if layer.bias is None else layer.bias.detach().double()
+        offset = 0.0 if measured is None else measured.offset
+        if isinstance(layer, nn.Linear):
+            bias = bias + layer.weight.detach().double().sum(1) * offset
+        elif shapes is not None and (offset or 4 * shapes[1][1:].numel() <= _MAP_BYTES):
+            constant = torch.full((1, *shapes[0][1:]), offset, dtype=torch.float64)
+            response = functional.conv2d(
+                functional.pad(constant, _four_sides(layer)), layer.weight.detach().double(), None, layer.stride, 0, layer.dilation, layer.groups
+            )  # fmt: skip
+            bias = response[0] + bias[:, None, None]
+        layer.bias = None
+        self.bias = nn.Parameter(bias.float())
+        self.log_scale = nn.Parameter(torch.tensor(0.0 if measured is None else math.log(measured.scale)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        layer = self.layer
+        with torch.no_grad():
+            codes, scale = self._codes()
+            rounded = codes * scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
+        weight = layer.weight + (rounded - layer.weight).detach()
+        x = self._round_input(x)
+        if isinstance(layer, nn.Linear):
+            return functional.linear(x, weight, self.bias)
+        # `x` is what differs from the offset now, so padding with 0 is padding with the offset
+        y = functional.conv2d(
+            functional.pad(x, _four_sides(layer)), weight, None, layer.stride, 0, layer.dilation, layer.groups
+        )
+        return y + (self.bias if self.bias.ndim == 3 else self.bias[:, None, None])
+
+    def patches(self, x: Tensor) -> Tensor:
+        """What the integer layer multiplies with its weights, less the offset: ``[N, P, K]``, P positions."""
+        x = self._round_input(x)
+        layer = self.layer
+        if isinstance(layer, nn.Linear):
+            return x.flatten(0, -2)[:, None]
+        padded = functional.pad(x, _four_sides(layer))
+        unfolded = functional.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
+        return unfolded.transpose(1, 2)
+
+    def integer(self) -> CompressedLayer:
+        """The integer form."""
+        layer, step, measured = self.layer, self.step, self.measured
+        codes, scale = self._codes()
+        bias = self.bias.detach()
+        if measured is None:
+            kind = DynamicLinear if step.mode == "dynamic" else WeightOnlyLinear
+            return kind(codes, scale, bias, bits=step.bits)
+        measured = dataclasses.replace(measured, scale=float(self.log_scale.detach().exp()))
+        unit = (measured.scale * scale.double()).reshape(-1, *[1] * (bias.ndim - 1))
+        units = (bias.double() / unit).round().to(torch.int32)
+        numbers: dict[str, Any] = {**asdict(measured), "bits": step.bits}
+        if isinstance(layer, nn.Linear):
+            return StaticLinear(codes, scale, units, **numbers)
+        left, right, top, bottom = _four_sides(layer)
+        window = {"stride": list(layer.stride), "padding": [top, bottom, left, right]}
+        return StaticConv2d(
+            codes, scale, units, **numbers, **window, dilation=list(layer.dilation), groups=layer.groups
+        )
+
+    def _codes(self) -> tuple[Tensor, Tensor]:
+        floor = None
+        if self.measured is not None:
+            floor = (
+                self.bias.detach().abs().flatten(1)
+                if self.bias.ndim > 1
+                else self.bias.detach().abs()[:, None]
+            )
+            floor = floor.amax(1) / (float(self.log_scale.detach().exp()) * _BIAS_UNITS)
+        return quantize_weight(self.layer.weight, self.step.bits, floor)
+
+    def _round_input(self, x: Tensor) -> Tensor:
+        """What the integer layer sees of its input, less the offset."""
+        if self.measured is not None:
+            # the step trains too (Esser et al., arXiv 1902.08153)
+            scale, zero = self.log_scale.exp(), self.measured.zero_point
+            self.step_of_input = float(scale.detach())
+            steps = ((x - self.measured.offset) / scale).clamp(-zero, 255 - zero)
+            return (steps + (steps.detach().round() - steps.detach())) * scale
+        if self.step.mode == "dynamic":
+            unit = x.detach().abs().amax(-1, keepdim=True).div(127).clamp_min(1e-30)
+            self.step_of_input = float(unit.mean())
+            return x + ((x.detach() / unit).round_() * unit - x.detach())
+        return x
+
+
+def _four_sides(conv: nn.Conv2d) -> tuple[int, int, int, int]:
+    """Padding as left, right, top, bottom."""
+    if conv.padding_mode != "zeros":
+        raise ModelError(
+            f"a convolution pads with {conv.padding_mode!r}",
+            "int8 convolutions pad with zeros",
+            "add it to keep-fp32",
+        )
+    if conv.padding == "valid":
+        return (0, 0, 0, 0)
+    if conv.padding == "same":
+        (top, left), (height, width) = (
+            [(d * (k - 1)) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)],
+            [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)],
+        )
+        return (left, width - left, top, height - top)
+    rows, columns = conv.padding
+    return (int(columns), int(columns), int(rows), int(rows))
+
+
+@torch.no_grad()
+def start_rounding(module: nn.Module, step: Quantize, samples: Tensor | None, example: Tensor) -> None:
+    """Make the network compute with rounded weights and inputs, in place, as accurately as can be without training.
+
+    Args:
+        samples: float32 ``[N, …]`` to find ranges and mean errors with; may be missing unless static.
+        example: one input, to see the network's structure with.
+
+    Raises:
+        RecipeError: nothing to quantise. DataError: static without samples, or with bad ones.
+    """
+    fold_batch_norm(module, example)
+    if samples is None or len(samples) == 0:
+        if step.mode == "static":
+            raise DataError(
+                "static quantisation needs calibration data",
+                "the range of every layer's input is measured on it",
+                "give --calib DATA, or use int8-dynamic",
+            )
+        for name, layer in layers_of(module, step).items():
+            module.set_submodule(name, Rounded(layer, step, None))
+        return
+    samples = samples[: step.samples]
+    ranges = calibrate(module, samples, step) if step.mode == "static" else {}
+    reference = copy.deepcopy(module)
+    # in the order of the network, so that a layer also makes up for what is left of the errors before it
+    for name, size in _in_order(module, samples[:1], layers_of(module, step)).items():
+        layer = module.get_submodule(name)
+        assert isinstance(layer, nn.Conv2d | nn.Linear)
+        rounded = Rounded(layer, step, ranges.get(name), size)
+        module.set_submodule(name, rounded)
+        _fit(rounded, reference.get_submodule(name), module, reference, samples)
+
+
+def _in_order(
+    module: nn.Module, example: Tensor, layers: Mapping[str, nn.Module]
+) -> dict[str, tuple[torch.Size, torch.Size]]:
+    """Shapes of input and output of layers, in the order in which they run."""
+    shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
+    hooks = [
+        layer.register_forward_hook(
+            lambda _layer, inputs, output, name=name: shapes.update({name: (inputs[0].shape, output.shape)})
+        )
+        for name, layer in layers.items()
+    ]
+    try:
+        module(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return shapes
+
+
+def _fit(
+    rounded: Rounded, original: nn.Module, module: nn.Module, reference: nn.Module, samples: Tensor
+) -> None:
+    """Choose weight and bias so that the layer's output is the reference network's, in the least squares.
+
+    A fit to few samples can be worse for all others, so the weight is taken from three quarters of the samples, and
+    only if it does better on the last quarter. Weights with zeros, and grouped convolutions, keep their values.
+    """
+    layer = rounded.layer
+    used = (layer.weight != 0).flatten(1).any(0)
+    grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1
+    if grouped:
+        return
+    border = len(samples) * 3 // 4
+    if border and bool((layer.weight.flatten(1)[:, used] != 0).all()):
+        fit = _Moments(rounded, original, module, reference, samples[:border])
+        check = _Moments(rounded, original, module, reference, samples[border:])
+        noise = rounded.step_of_input**2 / 12 * fit.count  # also where these few samples do not show it
+        xx = fit.xx[used][:, used]
+        xx += torch.eye(len(xx), dtype=xx.dtype) * max(noise, 1e-9 * float(xx.diagonal().mean()) + 1e-30)
+        fitted = torch.zeros_like(layer.weight).flatten(1).double()
+        fitted[:, used] = torch.linalg.solve(xx, fit.xy[used]).T
+        if check.error(fitted) < check.error(layer.weight.flatten(1).double()):
+            layer.weight.copy_(fitted.reshape(layer.weight.shape))
+    # the bias takes what is left of the mean error, for the weight as it will be rounded
+    whole = _Moments(rounded, original, module, reference, samples)
+    codes, scale = quantize_weight(layer.weight, rounded.step.bits)
+    weight = codes.flatten(1).double() * scale.double()[:, None]
+    bias = (whole.y_mean - whole.x_mean @ weight.T).T
+    rounded.bias.copy_(bias.reshape(rounded.bias.shape))
+
+
+class _Moments:
+    """Sums over samples of a rounded layer's inputs, as patches, and the fp32 layer's outputs, less their means: of
+    every position where the bias is a map, of all positions otherwise.
+
+    Attributes:
+        xx, xy: ``[K, K]`` and ``[K, O]``. x_mean, y_mean: ``[P, K]`` and ``[P, O]``. count: of patches.
+    """
+
+    def __init__(
+        self, rounded: Rounded, original: nn.Module, module: nn.Module, reference: nn.Module, samples: Tensor
+    ) -> None:
+        seen: dict[str, Tensor] = {}
+        hooks = [
+            rounded.register_forward_pre_hook(lambda _layer, inputs: seen.update(x=inputs[0])),
+            original.register_forward_hook(lambda _layer, _inputs, output: seen.update(y=output)),
+        ]
+        zero = torch.zeros((), dtype=torch.float64)
+        self.xx, self.xy, x_sum, y_sum, samples_seen = zero, zero, zero, zero, 0
+        try:
+            for part in samples.split(64):
+                module(part)
+                reference(part)
+                x, y = rounded.patches(seen["x"]), seen["y"]
+                y = y.flatten(2).transpose(1, 2) if y.ndim == 4 else y.flatten(0, -2)[:, None]
+                flat_x, flat_y = x.flatten(0, 1).double(), y.flatten(0, 1).double()
+                self.xx, self.xy = self.xx + flat_x.T @ flat_x, self.xy + flat_x.T @ flat_y
+                x_sum, y_sum = x_sum + x.double().sum(0), y_sum + y.double().sum(0)
+                samples_seen += len(x)
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self.count = samples_seen * len(x_sum)
+        self.x_mean, self.y_mean = x_sum / samples_seen, y_sum / samples_seen
+        weight = samples_seen
+        if rounded.bias.ndim == 1:
+            self.x_mean, self.y_mean = self.x_mean.mean(0, keepdim=True), self.y_mean.mean(0, keepdim=True)
+            weight = self.count
+        self.xx = self.xx - weight * self.x_mean.T @ self.x_mean
+        self.xy = self.xy - weight * self.x_mean.T @ self.y_mean
+
+    def error(self, weight: Tensor) -> float:
+        """Squared error of the outputs with this weight ``[O, K]``, up to a constant."""
+        return float(((weight @ self.xx) * weight).sum() - 2 * (weight.T * self.xy).sum())
+
+
+@torch.no_grad()
+def finish_rounding(module: nn.Module) -> None:
+    """Replace what :func:`start_rounding` put in by integer layers, in place."""
+    for name, part in list(module.named_modules()):
+        if isinstance(part, Rounded):
+            module.set_submodule(name, part.integer())
+
+
+def quantize(module: nn.Module, step: Quantize, samples: Tensor | None, example: Tensor) -> nn.Module:
+    """Replace the layers of a trained network by their integer form, in place, without training.
+
+    Arguments and errors are those of :func:`start_rounding`.
+    """
+    start_rounding(module, step, samples, example)
+    finish_rounding(module)
+    return module.eval()
+
+
+@torch.no_grad()
+def sensitivity(
+    module: nn.Module,
+    step: Quantize,
+    samples: Tensor | None,
+    example: Tensor,
+    score: Callable[[nn.Module], float],
+) -> list[tuple[str, float]]:
+    """What each layer costs: the score with it alone in int8, less the score of the fp32 network, worst first.
+
+    Args:
+        module: not changed. score: lower is better, NMSE in dB for instance.
+    """
+    before = score(module)
+    costs = []
+    names = list(layers_of(module, step))
+    for name in names:
+        alone = dataclasses.replace(step, keep_fp32=tuple(other for other in names if other != name))
+        costs.append((name, score(quantize(copy.deepcopy(module), alone, samples, example)) - before))
+    return sorted(costs, key=lambda cost: -cost[1])

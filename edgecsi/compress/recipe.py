@@ -1,0 +1,415 @@
+"""Recipes: what to do to a network, a small TOML file whose name says it all (``prune90-bsr16x1-int8``).
+
+    description = "..."
+    [[steps]]
+    do = "prune"
+    pattern = "bsr16x1"
+    sparsity = 0.9
+
+Steps run in order, each on the result of the one before. The fields of the classes below are the keys a step may
+have (written with ``-`` for ``_``); any other key is an error.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import tomllib
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, field, fields
+from fnmatch import fnmatchcase
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from edgecsi.errors import RecipeError
+
+_MAX_BYTES = 1 << 16
+_MAX_STEPS = 20
+
+
+def _key(
+    default: Any = MISSING,
+    *,
+    choices: tuple[Any, ...] = (),
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A key of a step, with the values it may take."""
+    return field(default=default, metadata={"choices": choices, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class Pattern:
+    """Which weights are zero together.
+
+    ``rows`` x ``columns`` neighbouring outputs x inputs form a block; 0 means all of them. With ``group`` > 0 it
+    is N:M instead: of every ``group`` neighbouring inputs ``keep`` stay.
+    """
+
+    name: str
+    rows: int = 1
+    columns: int = 1
+    keep: int = 0
+    group: int = 0
+
+    @staticmethod
+    def parse(name: str) -> Pattern:
+        """Read ``unstructured``, ``bsr16x4``, ``2:4``, ``rows`` or ``columns``.
+
+        Raises:
+            RecipeError: none of these.
+        """
+        if name in ("unstructured", "rows", "columns"):
+            return Pattern(name, rows=0 if name == "columns" else 1, columns=0 if name == "rows" else 1)
+        if (match := re.fullmatch(r"bsr(\d{1,4})x(\d{1,4})", name)) and min(map(int, match.groups())) > 0:
+            return Pattern(name, int(match[1]), int(match[2]))
+        if (match := re.fullmatch(r"(\d{1,2}):(\d{1,2})", name)) and 0 < int(match[1]) < int(match[2]):
+            return Pattern(name, keep=int(match[1]), group=int(match[2]))
+        raise RecipeError(
+            f"there is no pattern {name!r}",
+            "patterns are unstructured, rows, columns, bsr{ROWS}x{COLUMNS} and N:M with N < M",
+            "for example bsr16x1 (16 neighbouring outputs, 1 input) or 2:4",
+        )
+
+
+@dataclass(frozen=True)
+class Prune:
+    """Set weights to zero, gradually, while the network trains on.
+
+    Attributes:
+        pattern: which weights go together, see :class:`Pattern`.
+        sparsity: share of the weights of the chosen layers that is zero in the end; N:M patterns state it themselves.
+        scope: ``layer`` prunes every layer by that share; ``global`` ranks the blocks of all layers together;
+            ``sensitivity`` measures what each layer costs and shares the zeros out so that the sum costs least.
+        criterion: what a weight is worth: ``magnitude`` (w²); ``fisher`` (w²·E[g²], the increase of the loss to
+            second order, from the optimiser's running mean of squared gradients); or ``reconstruct``: what the
+            output loses when the weights that stay make up for it, found in closed form from data. Then there
+            is no ramp: the network is pruned at once, and all epochs recover.
+        layers: names of the layers to prune (glob patterns). exclude: and of those not to.
+        epochs: training in total. ramp: share of it in which the zeros grow, by a cubic (Zhu & Gupta,
+            arXiv 1710.01878); the rest recovers. lr: highest learning rate, decays by a cosine.
+        rewind: begin again from the unpruned weights under the mask that was found, for as many epochs again
+            (Renda et al., arXiv 2003.02389: learning-rate rewinding keeps the weights, weight rewinding does not).
+        codeword: change the codeword first, without changing what the network computes: ``permute`` it, so that
+            outputs with like weights share a block, or ``rotate`` it to its principal components.
+        teacher: weight of imitating the network the recipe began with (0 to 1).
+    """
+
+    do = "prune"
+    pattern: str = _key()
+    sparsity: float = _key(0.0, low=0.0, high=0.999)
+    scope: str = _key("layer", choices=("layer", "global", "sensitivity"))
+    criterion: str = _key("magnitude", choices=("magnitude", "fisher", "reconstruct"))
+    layers: tuple[str, ...] = _key(("*",))
+    exclude: tuple[str, ...] = _key(())
+    epochs: int = _key(20, low=0, high=100_000)
+    ramp: float = _key(0.6, low=0.0, high=1.0)
+    lr: float = _key(1e-3, low=1e-8, high=1.0)
+    rewind: str = _key("none", choices=("none", "learning-rate", "weights"))
+    codeword: str = _key("keep", choices=("keep", "permute", "rotate"))
+    teacher: float = _key(0.0, low=0.0, high=1.0)
+
+    def explain(self) -> str:
+        what = f"set {_percent(self.share)} of the weights to zero ({self.pattern}, per {self.scope}, {self.criterion})"
+        return f"{what}{_training(self.epochs, self.lr)}"
+
+    @property
+    def share(self) -> float:
+        """Share of zeros in the end."""
+        pattern = Pattern.parse(self.pattern)
+        return 1 - pattern.keep / pattern.group if pattern.group else self.sparsity
+
+
+@dataclass(frozen=True)
+class Quantize:
+    """Store weights, or compute altogether, in int8. Batch normalisation is folded first.
+
+    Attributes:
+        mode: ``static``: all convolutions and dense layers compute in int8, ranges come from calibration data;
+            ``dynamic``: dense layers compute in int8, each sample finds its own range; ``weights``: dense weights
+            are int8, activations stay fp32.
+        bits: of a weight, symmetric per output channel.
+        calibration: how a static range follows from the data: ``minmax``, ``percentile`` (99.99 %), ``mse`` (least
+            squared error of the layer's input) or ``output`` (of the network's output). samples: how many.
+        keep_fp32: layers to leave alone (glob patterns).
+        epochs: quantisation-aware training (straight-through gradients); 0 means after training, without.
+        lr, teacher: as in :class:`Prune`.
+    """
+
+    do = "quantize"
+    mode: str = _key("static", choices=("static", "dynamic", "weights"))
+    bits: int = _key(8, low=2, high=8)
+    calibration: str = _key("output", choices=("minmax", "percentile", "mse", "output"))
+    samples: int = _key(512, low=1, high=100_000)
+    keep_fp32: tuple[str, ...] = _key(())
+    epochs: int = _key(0, low=0, high=100_000)
+    lr: float = _key(1e-4, low=1e-8, high=1.0)
+    teacher: float = _key(0.0, low=0.0, high=1.0)
+
+    def explain(self) -> str:
+        what = {
+            "static": f"compute every layer in int8, ranges by {self.calibration} of {self.samples} samples",
+            "dynamic": "int8 weights, activations of dense layers quantised sample by sample",
+            "weights": "int8 weights of dense layers, fp32 activations",
+        }[self.mode]
+        bits = f", weights of {self.bits} bits" if self.bits != 8 else ""
+        kept = f", but keep {', '.join(self.keep_fp32)}" if self.keep_fp32 else ""
+        return what + bits + kept + _training(self.epochs, self.lr)
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Let the weights of a dense layer share a few values: an index per weight and a table (k-means).
+
+    Attributes:
+        centroids: values per layer. Zeros stay zero, they are one of them.
+        layers, exclude: as in :class:`Prune`. epochs, lr, teacher: training of the table.
+    """
+
+    do = "cluster"
+    centroids: int = _key(16, choices=(16, 32, 64, 256))
+    layers: tuple[str, ...] = _key(("*",))
+    exclude: tuple[str, ...] = _key(())
+    epochs: int = _key(2, low=0, high=100_000)
+    lr: float = _key(1e-4, low=1e-8, high=1.0)
+    teacher: float = _key(0.0, low=0.0, high=1.0)
+
+    def explain(self) -> str:
+        return f"give each dense layer {self.centroids} values to share{_training(self.epochs, self.lr)}"
+
+
+@dataclass(frozen=True)
+class LowRank:
+    """Replace a dense layer by two thinner ones, by singular value decomposition.
+
+    Attributes:
+        energy: keep the singular values that hold this share of the sum of squares. budget: if above 0, instead
+            the rank at which the two layers have this share of the weights.
+        layers, exclude, epochs, lr, teacher: as in :class:`Prune`.
+    """
+
+    do = "low-rank"
+    energy: float = _key(0.99, low=0.0, high=1.0)
+    budget: float = _key(0.0, low=0.0, high=1.0)
+    layers: tuple[str, ...] = _key(("*",))
+    exclude: tuple[str, ...] = _key(())
+    epochs: int = _key(5, low=0, high=100_000)
+    lr: float = _key(5e-4, low=1e-8, high=1.0)
+    teacher: float = _key(0.0, low=0.0, high=1.0)
+
+    def explain(self) -> str:
+        rank = (
+            f"{_percent(self.budget)} of the weights"
+            if self.budget
+            else f"{_percent(self.energy)} of the energy"
+        )
+        return f"factor each dense layer in two, keeping {rank}{_training(self.epochs, self.lr)}"
+
+
+@dataclass(frozen=True)
+class Distill:
+    """Train on, imitating a teacher's output and codeword.
+
+    Attributes:
+        teacher_model: name or file of the teacher; empty means the network the recipe began with.
+        teacher: weight of imitation, 1 means that the data's own target is ignored.
+        epochs, lr: as in :class:`Prune`.
+    """
+
+    do = "distill"
+    teacher_model: str = _key("")
+    teacher: float = _key(0.5, low=0.0, high=1.0)
+    epochs: int = _key(10, low=1, high=100_000)
+    lr: float = _key(1e-3, low=1e-8, high=1.0)
+
+    def explain(self) -> str:
+        return f"imitate {self.teacher_model or 'the network it began with'}{_training(self.epochs, self.lr)}"
+
+
+Step = Prune | Quantize | Cluster | LowRank | Distill
+_KINDS: dict[str, type[Step]] = {kind.do: kind for kind in (Prune, Quantize, Cluster, LowRank, Distill)}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A sequence of steps under a name; ``text`` is the TOML it was read from."""
+
+    name: str
+    description: str
+    steps: tuple[Step, ...]
+    text: str
+
+    @cached_property
+    def post_training(self) -> bool:
+        """True if it needs no training, so that ``edgecsi build --recipe`` takes it."""
+        return all(isinstance(step, Quantize) and step.epochs == 0 for step in self.steps)
+
+    @cached_property
+    def needs_calibration(self) -> bool:
+        """True if it needs data although it does not train."""
+        return any(isinstance(step, Quantize) and step.mode == "static" for step in self.steps)
+
+    def explain(self) -> list[str]:
+        """One line a step, in plain words."""
+        return [f"{number}. {step.do}: {step.explain()}" for number, step in enumerate(self.steps, 1)]
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that come with edgecsi."""
+    return sorted(file.name.removesuffix(".toml") for file in _shipped() if file.name.endswith(".toml"))
+
+
+def load(name: str | Path) -> Recipe:
+    """A recipe by name, or from a ``.toml`` file.
+
+    Raises:
+        RecipeError: there is none, or it is wrong; the message names the key.
+    """
+    text, path = str(name), Path(name)
+    if text in (known := list_recipes()):
+        return parse(resources.files("edgecsi").joinpath("recipes", f"{text}.toml").read_text("utf-8"), text)
+    if path.suffix != ".toml":
+        close = difflib.get_close_matches(text, known, 3)
+        raise RecipeError(
+            f"there is no recipe {text!r}",
+            f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}",
+            "see `edgecsi recipes`, or give a .toml file",
+        )
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise RecipeError(
+                f"{path} is {path.stat().st_size:,} bytes long", "a recipe is small", "check the file"
+            )
+        content = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path} cannot be read", str(error), "check the path") from error
+    return parse(content, path.stem)
+
+
+def parse(text: str, name: str) -> Recipe:
+    """A recipe from the text of its TOML file; raises :class:`RecipeError` as :func:`load`."""
+    try:
+        document = tomllib.loads(text)
+    except (tomllib.TOMLDecodeError, RecursionError) as error:
+        raise RecipeError(f"recipe {name} is not valid TOML", str(error), "correct the file") from error
+    _refuse_unknown(name, document, ("description", "steps"))
+    description, steps = document.get("description", ""), document.get("steps", [])
+    if not isinstance(description, str):
+        raise RecipeError(f"recipe {name}: description is {description!r}", "it must be text", "quote it")
+    tables = isinstance(steps, list) and all(isinstance(step, dict) for step in steps)
+    if not tables or not 1 <= len(steps) <= _MAX_STEPS:
+        raise RecipeError(
+            f"recipe {name} has no steps to run",
+            f"it needs 1 to {_MAX_STEPS} tables [[steps]]",
+            'add one, for example [[steps]] with do = "quantize"',
+        )
+    made = tuple(_step(f"recipe {name}, step {number}", raw) for number, raw in enumerate(steps, 1))
+    _check_order(name, made)
+    return Recipe(name, description, made, text)
+
+
+def matches(name: str, layers: tuple[str, ...], exclude: tuple[str, ...] = ()) -> bool:
+    """True if a layer's name is among ``layers`` and not among ``exclude`` (both glob patterns)."""
+    return any(fnmatchcase(name, glob) for glob in layers) and not any(
+        fnmatchcase(name, glob) for glob in exclude
+    )
+
+
+def _step(where: str, raw: dict[str, Any]) -> Step:
+    kind = _KINDS.get(raw["do"]) if isinstance(raw.get("do"), str) else None
+    if kind is None:
+        raise RecipeError(
+            f"{where}: do = {raw.get('do')!r}",
+            f"a step does one of {', '.join(_KINDS)}",
+            "choose one of them",
+        )
+    known = {entry.name.replace("_", "-"): entry for entry in fields(kind)}
+    _refuse_unknown(where, raw, ("do", *known))
+    values: dict[str, Any] = {}
+    for key, entry in known.items():
+        if key in raw:
+            values[entry.name] = _value(f"{where}: {key}", raw[key], str(entry.type), entry.metadata)
+        elif entry.default is MISSING:
+            raise RecipeError(f"{where}: {key} is missing", f"a step {kind.do!r} needs it", "add it")
+    step = kind(**values)
+    if isinstance(step, Prune):
+        pattern = Pattern.parse(step.pattern)
+        if pattern.group and step.sparsity and abs(step.sparsity - step.share) > 1e-9:
+            raise RecipeError(
+                f"{where}: sparsity is {step.sparsity}",
+                f"{step.pattern} means {step.share:g}",
+                "leave it out",
+            )
+        if step.share == 0:
+            raise RecipeError(
+                f"{where}: sparsity is 0", "nothing would be pruned", "give a share such as 0.9"
+            )
+    return step
+
+
+def _value(where: str, value: Any, kind: str, limits: Any) -> Any:
+    def refuse(expected: str) -> RecipeError:
+        return RecipeError(f"{where} is {value!r}", f"expected {expected}", "correct the recipe")
+
+    if kind == "tuple[str, ...]":
+        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
+            raise refuse("a list of layer names, such as ['encoder.*']")
+        return tuple(value)
+    types: dict[str, tuple[type, ...]] = {
+        "str": (str,),
+        "bool": (bool,),
+        "int": (int,),
+        "float": (int, float),
+    }
+    if not isinstance(value, types[kind]) or (isinstance(value, bool) and kind != "bool"):
+        raise refuse(
+            {"str": "text", "bool": "true or false", "int": "a whole number", "float": "a number"}[kind]
+        )
+    if limits["choices"] and value not in limits["choices"]:
+        raise refuse(f"one of {', '.join(map(str, limits['choices']))}")
+    if limits["low"] is not None and not limits["low"] <= value <= limits["high"]:
+        raise refuse(f"{limits['low']:g} to {limits['high']:g}")
+    return float(value) if kind == "float" else value
+
+
+def _check_order(name: str, steps: tuple[Step, ...]) -> None:
+    """Int8 and clustered layers are final: nothing can train behind them."""
+    for before, after in zip(steps, steps[1:], strict=False):
+        if isinstance(before, Quantize):
+            raise RecipeError(
+                f"recipe {name}: {after.do} comes after quantize",
+                "int8 weights cannot be trained further",
+                "make quantize the last step",
+            )
+        if isinstance(before, Cluster) and not isinstance(after, Quantize):
+            raise RecipeError(
+                f"recipe {name}: {after.do} comes after cluster",
+                "it would break up the shared values",
+                "put it before cluster",
+            )
+
+
+def _refuse_unknown(where: str, table: dict[str, Any], known: tuple[str, ...]) -> None:
+    for key in table:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            raise RecipeError(
+                f"{where}: unknown key {key!r}",
+                f"known are {', '.join(known)}",
+                f"did you mean {close[0]!r}?" if close else "remove it",
+            )
+
+
+def _shipped() -> Iterator[Any]:
+    folder = resources.files("edgecsi").joinpath("recipes")
+    yield from folder.iterdir() if folder.is_dir() else ()
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:g} %"
+
+
+def _training(epochs: int, lr: float) -> str:
+    return f", in {epochs} epochs of training (learning rate {lr:g})" if epochs else ", without training"

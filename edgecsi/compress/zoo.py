@@ -1,0 +1,78 @@
+"""The compressed networks that ship, and how they were made: ``python -m edgecsi.compress.zoo [--only TEXT]``.
+
+Every job is resumable and skipped when its file is there, so the program can be stopped and started at will.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from edgecsi.compress import recipe as recipes
+
+CHANNELS = "cdl-ac:24000:seed=1"
+TRANSMISSIONS = "mimo:500000"
+
+_NETWORKS = ("csinet-cr4", "csinet-cr16", "crnet-cr16", "fullycon")
+_QUANTISED = ("int8-dynamic", "int8-static")
+_JOINT = {
+    "csinet-cr4": ("prune85-bsr16x4-int8", "prune90-bsr16x4-int8"),
+    "csinet-cr16": ("prune75-bsr16x4-int8", "prune90-bsr16x4-int8"),
+    "crnet-cr16": ("prune75-bsr16x4-int8", "prune90-bsr16x4-int8"),
+    "fullycon": ("prune80-bsr4x1-int8",),
+}
+_OTHERS = ("prune90", "prune90-bsr16x1", "prune90-bsr16x4", "cluster16")
+# 16 does not divide the 20 outputs of the detector, nor 200
+_FITTING = {"fullycon": ("prune90", "prune90-bsr4x1", "cluster16")}
+
+
+def jobs() -> list[tuple[str, str, str]]:
+    """Network, recipe and data of every compressed network that ships, the most wanted first."""
+    pairs = [(network, recipe) for network in _NETWORKS for recipe in _JOINT[network]]
+    pairs += [(network, recipe) for network in _NETWORKS for recipe in _QUANTISED]
+    pairs += [(network, recipe) for network in _NETWORKS for recipe in _FITTING.get(network, _OTHERS)]
+    return [(n, r, TRANSMISSIONS if n == "fullycon" else CHANNELS) for n, r in pairs]
+
+
+def path_of(network: str, recipe: str) -> Path:
+    """Where a compressed network ships."""
+    from edgecsi.models.registry import WEIGHTS
+
+    return WEIGHTS / f"{network}+{recipe}.safetensors"
+
+
+def make(network: str, recipe: str, data: str) -> None:
+    """Make one of them, unless it is there."""
+    from edgecsi.compress.run import Progress, compress
+
+    def report(at: Progress) -> None:
+        now = time.strftime("%H:%M:%S")
+        place = f"step {at.step}/{at.steps} {at.kind}, epoch {at.epoch}/{at.epochs}"
+        print(f"{now} {network} {recipe}: {place}, score {at.score:.5g}", flush=True)
+
+    out = path_of(network, recipe)
+    if out.exists():
+        return
+    result = compress(network, recipes.load(recipe), data, out, batch=1000 if data == TRANSMISSIONS else 100,
+                      progress=report)  # fmt: skip
+    share = result.bytes_after / result.bytes_before
+    print(f"{out.name}: {result.metric} {result.before:.5g} -> {result.after:.5g}, {share:.1%} of the bytes")
+
+
+def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(prog="python -m edgecsi.compress.zoo", description=__doc__)
+    parser.add_argument("--only", default="", help="jobs whose NETWORK+RECIPE contains this text")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch")
+    options = parser.parse_args(arguments)
+    import torch
+
+    torch.set_num_threads(options.threads)
+    for network, recipe, data in jobs():
+        if options.only in f"{network}+{recipe}":
+            make(network, recipe, data)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

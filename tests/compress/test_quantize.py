@@ -1,0 +1,206 @@
+"""Quantised networks: exact in integers, close in NMSE, zeros kept."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from edgecsi.compress import apply_post_training, recipe
+from edgecsi.compress.layers import StaticConv2d, StaticLinear
+from edgecsi.compress.quantize import (
+    Rounded,
+    fold_batch_norm,
+    quantize,
+    quantize_weight,
+    sensitivity,
+    start_rounding,
+)
+from edgecsi.compress.recipe import Quantize
+from edgecsi.errors import DataError, ModelError, RecipeError
+from edgecsi.kernels.layout import Layout
+from edgecsi.kernels.ops import Conv2d, Dense, Quant
+from edgecsi.models.blocks import ConvBN
+from edgecsi.models.csinet import RefineNet
+
+
+class Tiny(nn.Module):
+    """A small network of the shape of CsiNet, for 2x8x8 images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(ConvBN(2, 2, 3), nn.LeakyReLU(0.3), nn.Flatten(), nn.Linear(128, 16))
+        self.decoder = nn.Sequential(
+            nn.Linear(16, 128), nn.Unflatten(1, (2, 8, 8)), RefineNet(), ConvBN(2, 2, 3), nn.Sigmoid()
+        )
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.decoder(self.encoder(x))
+        return y
+
+
+@pytest.fixture(scope="module")
+def samples() -> torch.Tensor:
+    """Like channels: around 0.5, with energy in the first columns, on few dimensions."""
+    generator = torch.Generator().manual_seed(3)
+    basis = torch.randn(12, 2, 8, 8, generator=generator) * torch.tensor([1.0, 0.5, 0.2, *[0.02] * 5])
+    weights = torch.randn(400, 12, generator=generator)
+    return (0.5 + 0.03 * torch.einsum("nk,kchw->nchw", weights, basis)).clamp(0, 1)
+
+
+@pytest.fixture(scope="module")
+def network(samples: torch.Tensor) -> nn.Module:
+    """Trained a little, so that normalisation and weights are what they are in real ones."""
+    torch.manual_seed(0)
+    module = Tiny()
+    optimizer = torch.optim.Adam(module.parameters(), 5e-3)
+    for _ in range(60):
+        optimizer.zero_grad()
+        (module(samples) - samples).square().mean().backward()
+        optimizer.step()
+    return module.eval().requires_grad_(False)
+
+
+def error_db(wanted: torch.Tensor, got: torch.Tensor) -> float:
+    error = (wanted - got).square().sum() / (wanted - wanted.mean(0)).square().sum()
+    return float(10 * torch.log10(error))
+
+
+def test_folding_changes_nothing_and_leaves_no_normalisation(
+    network: nn.Module, samples: torch.Tensor
+) -> None:
+    folded = copy.deepcopy(network)
+    fold_batch_norm(folded, samples[:1])
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
+    torch.testing.assert_close(folded(samples), network(samples), rtol=1e-4, atol=1e-5)
+
+
+def test_a_convolution_used_twice_is_refused() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2)
+            nn.init.constant_(self.norm.weight, 3.0)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y: torch.Tensor = self.norm(self.conv(x)) + self.conv(x)
+            return y
+
+    with pytest.raises(ModelError, match="cannot be folded"):
+        fold_batch_norm(Twice(), torch.rand(1, 2, 8, 8))
+
+
+@pytest.mark.parametrize(("mode", "limit_db"), [("static", -12), ("dynamic", -25), ("weights", -30)])
+def test_int8_stays_close_to_fp32(
+    network: nn.Module, samples: torch.Tensor, mode: str, limit_db: float
+) -> None:
+    text = f'[[steps]]\ndo = "quantize"\nmode = "{mode}"'
+    small = apply_post_training(network, samples[:1], recipe.parse(text, "t"), samples).requires_grad_(False)
+    assert error_db(network.encoder(samples), small.encoder(samples)) < -20
+    assert error_db(network(samples), small(samples)) < limit_db
+
+
+def test_training_form_computes_what_the_integers_compute(network: nn.Module, samples: torch.Tensor) -> None:
+    rounded = copy.deepcopy(network)
+    start_rounding(rounded, Quantize(), samples, samples[:1])
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    layers = {name: part for name, part in rounded.named_modules() if isinstance(part, Rounded)}
+    for name, part in layers.items():
+        part.register_forward_hook(lambda _p, i, o, name=name: seen.update({name: (i[0], o)}))
+    with torch.no_grad():
+        rounded(samples[:4])
+        for name, part in layers.items():
+            x, y = seen[name]
+            assert error_db(y, part.integer()(x)) < -40, name
+
+
+def test_static_layers_equal_the_kernels_reference(network: nn.Module, samples: torch.Tensor) -> None:
+    module = quantize(copy.deepcopy(network), Quantize(), samples, samples[:1])
+    seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+    static = {n: p for n, p in module.named_modules() if isinstance(p, StaticConv2d | StaticLinear)}
+    assert len(static) == 7
+    for name, part in static.items():
+        part.register_forward_hook(lambda _p, i, o, name=name: seen.update({name: (i[0], o)}))
+    module(samples[:2])
+    for name, part in static.items():
+        x, y = (t.numpy() for t in seen[name])
+        quant = Quant(part.scale, part.zero_point, part.offset)
+        codes = quant.codes(np.ascontiguousarray(x))
+        common = {
+            "weight": part.weight.numpy(),
+            "bias": part.bias.numpy(),
+            "scale": part.weight_scale.numpy(),
+            "x_quant": quant,
+        }
+        op: Conv2d | Dense
+        if isinstance(part, StaticConv2d):
+            x_layout = Layout(x.shape, dtype="uint8", fill=part.zero_point)
+            op = Conv2d(x=x_layout, y=Layout(y.shape), padding=tuple(part.padding), **common)
+        else:
+            op = Dense(x=Layout(x.shape, dtype="uint8"), y=Layout(y.shape), **common)
+        np.testing.assert_array_equal(y, op.compute(codes), err_msg=name)
+
+
+def test_the_response_to_the_constant_is_exact_at_the_border_too() -> None:
+    torch.manual_seed(1)
+    layer = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1, bias=False))
+    constant = torch.full((1, 2, 8, 8), 0.5)
+    data = constant + 0.02 * torch.randn(64, 2, 8, 8)
+    small = quantize(copy.deepcopy(layer), Quantize(), data, constant)
+    assert small[0].offset == 0.5
+    assert small[0].bias.shape == (4, 8, 8)
+    torch.testing.assert_close(small(constant), layer(constant), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("bits", [8, 6, 4])
+def test_weights_are_symmetric_and_keep_zeros(bits: int) -> None:
+    weight = torch.randn(8, 40)
+    weight[:, ::3] = 0
+    weight[5] = 0
+    codes, scale = quantize_weight(weight, bits)
+    assert int(codes.abs().max()) <= 2 ** (bits - 1) - 1
+    assert bool((codes[weight == 0] == 0).all())
+    assert bool((scale > 0).all())
+
+
+def test_pruned_weights_stay_zero_in_int8(network: nn.Module, samples: torch.Tensor) -> None:
+    pruned = copy.deepcopy(network)
+    with torch.no_grad():
+        pruned.encoder[3].weight[:, ::2] = 0
+        pruned.decoder[0].weight[torch.rand(128, 16) < 0.5] = 0
+    small = quantize(copy.deepcopy(pruned), Quantize(), samples, samples[:1])
+    for name in ("encoder.3", "decoder.0"):
+        before, after = pruned.get_submodule(name).weight, small.get_submodule(name).weight
+        assert bool((after[before == 0] == 0).all())
+
+
+def test_sensitivity_names_every_layer_and_the_worst_first(network: nn.Module, samples: torch.Tensor) -> None:
+    step = Quantize(keep_fp32=("decoder.2.*",))
+    costs = sensitivity(network, step, samples, samples[:1], lambda m: error_db(samples, m(samples)))
+    assert len(costs) == 4
+    assert costs == sorted(costs, key=lambda c: -c[1])
+
+
+def test_layers_are_kept_and_errors_are_clear(network: nn.Module, samples: torch.Tensor) -> None:
+    small = quantize(copy.deepcopy(network), Quantize(keep_fp32=("decoder.*",)), samples, samples[:1])
+    assert isinstance(small.decoder[0], nn.Linear)
+    assert isinstance(small.encoder[3], StaticLinear)
+    with pytest.raises(RecipeError, match="no layer to quantise"):
+        quantize(copy.deepcopy(network), Quantize(keep_fp32=("*",)), samples, samples[:1])
+    with pytest.raises(DataError, match="calibration data"):
+        apply_post_training(network, samples[:1], "int8-static")
+    with pytest.raises(DataError, match="NaN"):
+        apply_post_training(network, samples[:1], "int8-static", samples * float("nan"))
+    trained = recipe.parse('[[steps]]\ndo = "prune"\npattern = "rows"\nsparsity = 0.5', "trains")
+    with pytest.raises(RecipeError, match="trains"):
+        apply_post_training(network, samples[:1], trained)
+
+
+def test_a_fit_to_few_samples_is_not_trusted(network: nn.Module, samples: torch.Tensor) -> None:
+    few = quantize(copy.deepcopy(network), Quantize(mode="weights"), samples[:6], samples[:1]).requires_grad_(
+        False
+    )
+    assert error_db(network(samples), few(samples)) < -25

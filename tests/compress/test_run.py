@@ -1,0 +1,209 @@
+"""A whole recipe: written whole or not at all, the same after a restart, and rebuilt by whoever loads the file."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edgecsi.channels.shipped import test_set as shipped_channels
+from edgecsi.compress import Progress, compress, recipe
+from edgecsi.compress.layers import ClusteredLinear, StaticLinear
+from edgecsi.compress.run import densities
+from edgecsi.errors import DataError, ModelError, RecipeError
+from edgecsi.models.checkpoints import read_metadata, write_weights
+from edgecsi.models.load import load_model
+from edgecsi.models.registry import create
+from edgecsi.train import Detection
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module", autouse=True)
+def short_scores() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Detection, "held_out", 1000)
+        patch.setattr(Detection, "report", lambda self, model: {})
+        yield
+
+
+def untrained(name: str, folder: Path) -> str:
+    torch.manual_seed(0)
+    out = folder / f"{name}.safetensors"
+    write_weights(out, create(name).state_dict(), {"model": name})
+    return str(out)
+
+
+@pytest.fixture(scope="module")
+def detector(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return untrained("fullycon", tmp_path_factory.mktemp("detector"))
+
+
+@pytest.fixture(scope="module")
+def csi_network(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return untrained("csinet-cr64", tmp_path_factory.mktemp("csi"))
+
+
+@pytest.fixture(scope="module")
+def channels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A COST2100 file of 60 samples."""
+    from scipy.io import savemat
+
+    path = tmp_path_factory.mktemp("data") / "DATA_Htrainin.mat"
+    savemat(path, {"HT": shipped_channels(60).reshape(60, 2048)})
+    return path
+
+
+PRUNE = 'do = "prune"\npattern = "bsr4x1"\nsparsity = 0.5\nepochs = 2\n'
+RECIPES = {
+    "prune": f"[[steps]]\n{PRUNE}",
+    "rewound": f'[[steps]]\n{PRUNE}rewind = "weights"\nteacher = 0.5',
+    "fisher": f'[[steps]]\n{PRUNE}criterion = "fisher"\nscope = "global"',
+    "sensitivity": f'[[steps]]\n{PRUNE}scope = "sensitivity"',
+    "reconstruct-int8": f'[[steps]]\n{PRUNE}criterion = "reconstruct"\n[[steps]]\ndo = "quantize"\nepochs = 2',
+    "cluster": f'[[steps]]\n{PRUNE}\n[[steps]]\ndo = "cluster"\ncentroids = 16\nepochs = 2',
+    "factor": '[[steps]]\ndo = "low-rank"\nbudget = 0.5\nepochs = 1\n[[steps]]\ndo = "quantize"\nmode = "dynamic"',
+    "distill": '[[steps]]\ndo = "distill"\nepochs = 2',
+}
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_killed_run_ends_with_the_same_file(detector: str, tmp_path: Path, name: str) -> None:
+    chosen = recipe.parse(RECIPES[name], name)
+    straight, resumed = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    events: list[Progress] = []
+    compress(detector, chosen, "mimo:2000", straight, progress=events.append)
+
+    for stop in sorted({1, len(events) // 2, len(events) - 1} - {0}):
+        seen = 0
+
+        def kill(_: Progress, stop: int = stop) -> None:
+            nonlocal seen
+            seen += 1
+            if seen == stop:
+                raise Killed
+
+        resumed.unlink(missing_ok=True)
+        with pytest.raises(Killed):
+            compress(detector, chosen, "mimo:2000", resumed, resume=False, progress=kill)
+        assert not resumed.exists()
+        compress(detector, chosen, "mimo:2000", resumed)
+        assert resumed.read_bytes() == straight.read_bytes(), f"killed at {events[stop - 1]}"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+
+
+def test_the_file_is_all_that_is_needed(detector: str, tmp_path: Path) -> None:
+    out = tmp_path / "small.safetensors"
+    result = compress(detector, recipe.parse(RECIPES["reconstruct-int8"], "mine"), "mimo:2000", out)
+    loaded = load_model(str(out))
+    assert loaded.name == "fullycon"
+    assert isinstance(loaded.module.layers.fc2, StaticLinear)
+    assert result.density == densities(loaded.module)
+    assert sum(result.density.values()) / 5 == pytest.approx(0.5, abs=0.01)
+    assert result.bytes_after < result.bytes_before / 4.5
+    record = json.loads(read_metadata(out)["compression"])
+    assert record["recipe"] == "mine"
+    assert record["recipe_text"] == RECIPES["reconstruct-int8"]
+    assert record["before"] == result.before
+    assert record["after"] == result.after
+    assert [step["kind"] for step in record["steps"]] == ["prune", "quantize"]
+    assert torch.export.export(loaded.module, (loaded.example_input,))
+
+
+def test_clusters_are_few_and_keep_zeros(detector: str, tmp_path: Path) -> None:
+    out = tmp_path / "clustered.safetensors"
+    compress(detector, recipe.parse(RECIPES["cluster"], "t"), "mimo:2000", out)
+    module = load_model(str(out)).module
+    assert isinstance(module.layers.fc2, ClusteredLinear)
+    assert len(module.layers.fc2.table) == 16
+    assert densities(module)["layers.fc2"] == pytest.approx(0.5, abs=0.02)
+
+
+def test_channels_of_the_papers_work_everywhere(csi_network: str, channels: Path, tmp_path: Path) -> None:
+    text = '[[steps]]\ndo = "prune"\npattern = "bsr16x1"\nsparsity = 0.8\nepochs = 1\nramp = 0.5\n'
+    text += '[[steps]]\ndo = "quantize"\nsamples = 16'
+    result = compress(csi_network, recipe.parse(text, "t"), channels, tmp_path / "o.safetensors", batch=16)
+    assert result.metric == "nmse_db"
+    y = load_model(str(result.path)).module(torch.from_numpy(shipped_channels(2)))
+    assert y.shape == (2, 2, 32, 32)
+
+
+def test_errors_leave_nothing_half_written(
+    csi_network: str, detector: str, channels: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "o.safetensors"
+    chosen = recipe.parse(RECIPES["prune"], "t")
+    with pytest.raises(DataError):
+        compress(detector, chosen, channels, out)
+    with pytest.raises(DataError):
+        compress(csi_network, chosen, "mimo:100", out)
+    bad = tmp_path / "bad.npy"
+    np.save(bad, np.full((20, 2, 32, 31), 0.5, np.float32))
+    with pytest.raises(DataError, match="shape"):
+        compress(csi_network, chosen, bad, out)
+    with pytest.raises(RecipeError, match="does not divide"):
+        compress(detector, recipe.parse(RECIPES["prune"].replace("4x1", "7x1"), "t"), "mimo:2000", out)
+    with pytest.raises(RecipeError, match="no .safetensors file"):
+        compress(detector, chosen, "mimo:2000", tmp_path / "o.pth")
+    with pytest.raises(ModelError, match="the loss became"):
+        compress(detector, recipe.parse(RECIPES["distill"] + "\nlr = 1.0\nteacher = 0.0", "t"), "mimo:2000",
+                 out, weights=_damaged(detector, tmp_path))  # fmt: skip
+    assert not out.exists()
+
+
+def test_a_state_of_another_run_is_refused(detector: str, tmp_path: Path) -> None:
+    out = tmp_path / "o.safetensors"
+
+    def kill(_: Progress) -> None:
+        raise Killed
+
+    with pytest.raises(Killed):
+        compress(detector, recipe.parse(RECIPES["prune"], "t"), "mimo:2000", out, progress=kill)
+    with pytest.raises(ModelError, match=r"belongs to another run\nit differs in recipe"):
+        compress(detector, recipe.parse(RECIPES["fisher"], "t"), "mimo:2000", out)
+    out.with_suffix(".resume").write_bytes(b"torn")
+    with pytest.raises(ModelError, match="cannot be read"):
+        compress(detector, recipe.parse(RECIPES["prune"], "t"), "mimo:2000", out)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda record: record.pop("structure"),
+        lambda record: record["structure"].append({"path": "layers.fc9", "kind": "StaticLinear"}),
+        lambda record: record["structure"][0].update(kind="Linear"),
+        lambda record: record["structure"][0].update(path="layers.relu1"),
+        lambda record: record["structure"][0].update(surprise=1),
+        lambda record: record["structure"][0].pop("scale"),
+        lambda record: record["structure"].pop(),
+    ],
+)
+def test_damaged_files_are_refused(detector: str, tmp_path: Path, damage: object) -> None:
+    from safetensors.torch import load_file, save_file
+
+    out = tmp_path / "o.safetensors"
+    text = '[[steps]]\ndo = "quantize"'
+    compress(detector, recipe.parse(text, "t"), "mimo:2000", out)
+    metadata = read_metadata(out)
+    record = json.loads(metadata["compression"])
+    damage(record)  # type: ignore[operator]
+    save_file(load_file(out), out, metadata | {"compression": json.dumps(record)})
+    with pytest.raises(ModelError, match="do not fit the model"):
+        load_model(str(out))
+
+
+def _damaged(weights: str, folder: Path) -> str:
+    """A copy whose numbers are so large that the first loss is infinite."""
+    from safetensors.torch import load_file, save_file
+
+    path = folder / "damaged.safetensors"
+    shutil.copy(weights, path)
+    save_file({key: value * 1e20 for key, value in load_file(path).items()}, path, read_metadata(path))
+    return str(path)
