@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +40,7 @@ def import_torch(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> Im
     """Export `module` at the shapes of `example` and translate it to Relax.
 
     Raises:
-        ModelError: torch.export refuses the module, or a shape is dynamic.
+        ModelError: torch.export refuses the module, a shape is dynamic, or a tensor holds NaN.
         UnsupportedOperators: operators TVM cannot import, all of them, with module paths.
     """
     import torch
@@ -65,6 +65,7 @@ def import_torch(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> Im
                     f"{spec.target} is written during the forward pass",
                     "return new tensors instead of changing buffers in place",
                 )
+        _no_nan(program.constants)
         known = ExportedProgramImporter().create_convert_map()
         missing = []
         for node in program.graph.nodes:
@@ -95,6 +96,19 @@ def import_torch(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> Im
         name: (array, sources.get(name, name)) for name, array in zip(names[inputs:], arrays, strict=True)
     }
     return Imported(relax, parameters, inputs)
+
+
+def _no_nan(constants: Mapping[str, Any]) -> None:
+    """Refuse tensors that are neither parameters nor buffers and hold NaN; infinity may be a mask's."""
+    import torch
+
+    bad = [name for name, held in constants.items() if isinstance(held, torch.Tensor) and held.isnan().any()]
+    if bad:
+        raise ModelError(
+            f"tensors of the model hold NaN: {', '.join(bad[:20])}",
+            "everything computed from them is NaN",
+            "initialise them",
+        )
 
 
 def _pass_through(node: Any, importer: Any) -> Any:

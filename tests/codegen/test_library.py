@@ -53,7 +53,8 @@ def _pointer(array: np.ndarray) -> ctypes._Pointer:
 
 def _readelf(*arguments: str | Path) -> str:
     return subprocess.run(
-        ["readelf", "-W", *arguments], capture_output=True, text=True, check=True, env={**os.environ, "LC_ALL": "C"}
+        ["readelf", "-W", *arguments], env={**os.environ, "LC_ALL": "C"}, capture_output=True, text=True,
+        check=True,
     ).stdout  # fmt: skip
 
 

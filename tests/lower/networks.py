@@ -1,4 +1,4 @@
-"""Networks as a user would write them, one factory each: ``edgecsi build tests/lower/networks.py:attention``."""
+"""Networks as a user would write them, one factory each; build one with ``tests/lower/networks.py:attention``."""
 
 from __future__ import annotations
 
@@ -103,7 +103,7 @@ def transposed() -> tuple[nn.Module, Tensor]:
 
 
 class Mixed(nn.Module):
-    """Everything around the layers: chunk, cat, pad, mean, pooling, bilinear upsampling, rarer activations."""
+    """Everything around the layers: chunk, cat, pad, mean, pooling, upsampling, rarer activations."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,7 +150,7 @@ def views() -> tuple[nn.Module, Tensor]:
 
 
 class Branches(nn.Module):
-    """Concatenations that can be written in place: of odd channel counts, of one tensor twice, of another one."""
+    """Concatenations that can be written in place, of odd channel counts, and one of the other."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -196,8 +196,9 @@ def batched() -> tuple[nn.Module, Tensor]:
 
 
 NETWORKS = {
-    f.__name__: f
-    for f in (
-        attention, attention_gelu, grouped, strided, recurrent, transposed, mixed, views, branches, pass_through, batched,
+    made.__name__: made
+    for made in (
+        attention, attention_gelu, grouped, strided, recurrent, transposed, mixed, views, branches,
+        pass_through, batched,
     )
 }  # fmt: skip

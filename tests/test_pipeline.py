@@ -1,0 +1,155 @@
+"""The build as a whole: its stages, what it makes, and what it does when its own check fails."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgecsi import load, pipeline
+from edgecsi.bundle import read_bundle
+from edgecsi.errors import CheckFailed, DataError, InputError, RecipeError, UsageError
+from edgecsi.pipeline import STAGES, BuildOptions, build
+from tests._builds import NETWORKS, pytorch
+
+NETWORK = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Linear(12, 5)
+        self.decoder = nn.Sequential(nn.Linear(5, 12), nn.Tanh())
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
+def make():
+    return Net().eval(), torch.zeros(1, 12)
+
+def layer():
+    torch.manual_seed(0)
+    return nn.Linear(48, 32).eval(), torch.zeros(1, 48)
+"""
+
+
+@pytest.fixture
+def network(tmp_path: Path) -> Path:
+    path = tmp_path / "net.py"
+    path.write_text(NETWORK)
+    return path
+
+
+def test_every_stage_is_announced_in_order(network: Path, tmp_path: Path) -> None:
+    told: list[tuple[float, float, str]] = []
+    result = build(
+        BuildOptions(f"{network}:make", "host", out=tmp_path / "out"), lambda *step: told.append(step)
+    )
+    assert [done for done, _, _ in told] == list(range(len(STAGES) + 1))
+    assert {total for _, total, _ in told} == {len(STAGES)}
+    assert all(what and "\n" not in what for _, _, what in told)
+    assert result.bundle is not None
+    assert set(result.manifest.entries) == {"encoder", "decoder", "full"}
+    assert read_bundle(tmp_path / "out").manifest == result.manifest
+
+
+def test_a_dry_run_plans_and_writes_nothing(network: Path, tmp_path: Path) -> None:
+    result = build(BuildOptions(f"{network}:make", "rpi4", out=tmp_path / "out", dry_run=True))
+    assert result.bundle is None
+    assert [layer.op for layer in result.manifest.entries["encoder"].layers] == ["dense"]
+    assert not (tmp_path / "out").exists()
+
+
+def test_one_entry_alone(network: Path, tmp_path: Path) -> None:
+    build(BuildOptions(f"{network}:make", "host", out=tmp_path / "out", entry="decoder"))
+    loaded = load(tmp_path / "out")
+    assert set(loaded.entries) == {"decoder"}
+    assert loaded.run(np.zeros((1, 5), np.float32), entry="decoder").shape == (1, 12)
+    with pytest.raises(UsageError, match="encoder, decoder, full"):
+        build(BuildOptions(f"{network}:make", "host", entry="middle"))
+
+
+def test_the_encoders_output_is_the_decoders_input(network: Path, tmp_path: Path) -> None:
+    build(BuildOptions(f"{network}:make", "host", out=tmp_path / "out"))
+    loaded = load(tmp_path / "out")
+    x = np.random.default_rng(0).random((1, 12), np.float32)
+    assert np.allclose(loaded.run(loaded.run(x, entry="encoder"), entry="decoder"), loaded.run(x), atol=1e-6)
+
+
+def test_the_batch_is_compiled_in(tmp_path: Path) -> None:
+    build(BuildOptions(f"{NETWORKS}:batched", "host", out=tmp_path / "out", input_shape=(5, 2, 8, 8)))
+    from tests.lower.networks import batched
+
+    module, _ = batched()
+    x = np.random.default_rng(0).random((5, 2, 8, 8), np.float32)
+    wanted = pytorch(module, x)
+    assert np.abs(load(tmp_path / "out").run(x) - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "expected"),
+    [("net.py:make", None, "make"), ("net.py:make", "My Net 2", "my-net-2"), ("net.py:make", "../up", "up")],
+)
+def test_the_bundles_name(network: Path, tmp_path: Path, model: str, name: str | None, expected: str) -> None:
+    options = BuildOptions(f"{tmp_path / model}", "host", name=name, dry_run=True)
+    manifest = build(options).manifest
+    assert (manifest.name, manifest.library) == (expected, f"lib{expected}.so")
+
+
+@pytest.mark.parametrize("name", ["", "4x4", "---", "é", "n" * 61])
+def test_a_name_that_is_no_c_identifier_is_refused(network: Path, name: str) -> None:
+    if name:
+        with pytest.raises(InputError, match="--name"):
+            build(BuildOptions(f"{network}:make", "host", name=name, dry_run=True))
+
+
+def test_a_wrong_answer_is_never_written(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from edgecsi.codegen import library
+
+    gather = library.gather
+
+    def broken(entries):  # type: ignore[no-untyped-def]
+        linked = gather(entries)
+        linked.weights[0:4] = np.float32(1e3).tobytes()
+        return linked
+
+    monkeypatch.setattr(library, "gather", broken)
+    with pytest.raises(CheckFailed, match="nothing was written"):
+        build(BuildOptions(f"{network}:make", "host", out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_an_emulator_the_check_is_recorded_as_not_run(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pipeline.shutil, "which", lambda program: None)
+    result = build(BuildOptions(f"{network}:make", "rpi4", out=tmp_path / "out"))
+    assert result.manifest.check.status == "not run"
+    assert "qemu-user" in result.manifest.check.reason
+    assert read_bundle(tmp_path / "out").manifest.check.status == "not run"
+
+
+@pytest.mark.parametrize("factory", ["make", "layer"])
+def test_a_recipe_that_needs_no_data(network: Path, tmp_path: Path, factory: str) -> None:
+    result = build(BuildOptions(f"{network}:{factory}", "host", out=tmp_path / "out", recipe="int8-dynamic"))
+    assert result.manifest.model.recipe == "int8-dynamic"
+    for layer in result.manifest.entries["full"].layers:
+        if layer.op == "dense":
+            assert layer.bits == 8
+
+
+@pytest.mark.parametrize(
+    ("recipe", "kind"),
+    [("int8-static", DataError), ("prune75-bsr16x4-int8", RecipeError), ("shrink", RecipeError)],
+)
+def test_a_recipe_that_a_build_cannot_apply(
+    network: Path, tmp_path: Path, recipe: str, kind: type[Exception]
+) -> None:
+    with pytest.raises(kind):
+        build(BuildOptions(f"{network}:make", "host", out=tmp_path / "out", recipe=recipe))
+    assert not (tmp_path / "out").exists()
