@@ -191,16 +191,23 @@ class BlockDense(FloatDense):
         batch = op.x.shape[0]
         per = unit.accumulators
         samples = shared_samples(batch, target, per)
+        arm = target.arch == "aarch64"
+        # On ARM tables take up registers, 4 or 16 of them; what more iterations need at once spills.
+        tables = arm and self.weights.startswith("lut")
+        crowded = arm and self.weights == "lut256"
         if self.rows:
             vectors = self.rows // unit.outputs
             mean = float(self._mask(op, self.rows).sum(1).mean())
-            unroll = 8 if unit.together == 8 else 4 if mean >= 8 else 2
+            unroll = 2 if mean < 8 or crowded else 8 if arm and self.weights == "f32" and mean >= 32 else 4
         else:
             vectors = min(dense_vectors(samples, target, per), -(-outputs // unit.outputs))
-            unroll = 8 if unit.together == 8 else 4
-            if inputs % unroll and unit.together <= 2:
-                unroll = next(u for u in (2, 1) if u == unit.together or inputs % u == 0)
-        sets = max(1, min(unroll // unit.together, 8 // (vectors * per * samples)))
+            vectors = 1 if crowded else vectors
+            unroll = 2 if tables else 4
+        if unit.together == 8:
+            unroll = 8
+        elif not self.rows and inputs % unroll:
+            unroll = next(u for u in (2, 1) if u == unit.together or inputs % u == 0)
+        sets = 1 if crowded else max(1, min(unroll // unit.together, 8 // (vectors * per * samples)))
         rows = self.rows or vectors * unit.outputs
         return {"rows": rows, "unroll": unroll, "sets": sets, "samples": samples}
 

@@ -346,17 +346,17 @@ class WindowUnit(FloatUnit):
 
 
 class GatherUnit(FloatUnit):
-    """Single weights, one of each output, whose inputs are loaded one by one.
+    """Single weights, one of each output, whose inputs are loaded one by one; each output has its own sum.
 
     `lane` is the buffer of where they lie in a sample's memory.
     """
 
     width = 1 << 30
-    steps = 4.0
 
-    def __init__(self, lanes: int, dtype: str) -> None:
-        super().__init__(lanes, lanes, dtype)
-        self.steps = 1.0 + 2 * lanes
+    def __init__(self, outputs: int, dtype: str) -> None:
+        super().__init__(1, outputs, dtype)
+        # Bound by its loads: place and input of each weight, and the weights.
+        self.steps = 2.0 * outputs + 1.0
         self.lane: Any = None
 
     def load_weights(self, buffer: Any, offset: Expr) -> Any:
@@ -364,8 +364,8 @@ class GatherUnit(FloatUnit):
 
         from edgecsi.kernels import emit as e
 
-        weights = super().load_weights(buffer, offset)
-        return [weights[0], [e.let(T.cast(self.lane[offset + i], "int32")) for i in range(self.lanes)]]
+        places = [e.let(T.cast(self.lane[offset + k], "int32")) for k in range(self.outputs)]
+        return list(zip(super().load_weights(buffer, offset), places, strict=True))
 
     def load_input(self, buffer: Any, offset: Expr) -> Any:
         return buffer, offset
@@ -373,6 +373,9 @@ class GatherUnit(FloatUnit):
     def step(self, sums: Sequence[Expr], weights: Sequence[Any], inputs: Sequence[Any]) -> list[Expr]:
         from edgecsi.kernels import emit as e
 
-        (w, places), (buffer, offset) = weights[0], inputs[0]
-        x = e.shuffle([buffer[offset + p] for p in places], range(self.lanes))
-        return [sums[0] + w * x]
+        buffer, offset = inputs[0]
+        # The fences keep LLVM from collecting the sums in a vector, which takes more instructions.
+        return [
+            e.fence(total) + w * e.fence(buffer[offset + place])
+            for total, (w, place) in zip(sums, weights[0], strict=True)
+        ]
