@@ -7,6 +7,7 @@ Each stage takes the `Build`, adds what it made, and leaves the rest alone.
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import tempfile
@@ -208,7 +209,9 @@ def check(state: Build) -> None:
         trial = bundles.write_bundle(Path(folder) / manifest.name, manifest, state.files)
         found = evaluate(trial, x, data, device=device, reference=state.model)
         differences = found.differences | {
-            name: _golden_difference(trial, name, device) for name in manifest.entries if _source_entry(name)[1]
+            name: _golden_difference(trial, name, device)
+            for name in manifest.entries
+            if _source_entry(name)[1]
         }
     quantised = any(layer.bits < 32 for e in manifest.entries.values() for layer in e.layers)
     allowed = QUANTISED_TOLERANCE if quantised else FP32_TOLERANCE
@@ -246,7 +249,9 @@ def _golden_difference(bundle: bundles.Bundle, entry: str, device: Device) -> Di
     from edgecsi.evaluate import difference
 
     (x,), (expected,) = bundles.read_golden(bundle, entry)
-    return difference(device.run(bundle, entry, x.reshape(-1, *x.shape[2:])), expected.reshape(-1, *expected.shape[2:]))
+    return difference(
+        device.run(bundle, entry, x.reshape(-1, *x.shape[2:])), expected.reshape(-1, *expected.shape[2:])
+    )
 
 
 def _as_exact_as_pytorch(state: Build, entry: str, x: NDArray[Any], device: Device) -> bool:
@@ -350,7 +355,7 @@ def _manifest(state: Build) -> bundles.Manifest:
             tuple(bundles.Tensor(outer if i == 0 else f"{outer}{i}", t.shape) for i, t in enumerate(entry.outputs)),
             entry.workspace, entry.macs, entry.weight_bytes, layers,
         )  # fmt: skip
-    recipe = state.options.recipe or model.metadata.get("recipe_name")
+    trained = json.loads(model.metadata.get("compression", "{}")).get("recipe")
     return bundles.Manifest(
         name=state.name,
         library=f"lib{state.name}.so",
@@ -360,7 +365,10 @@ def _manifest(state: Build) -> bundles.Manifest:
             str(codegen.llvm_version_major()), version("ziglang"),
         ),
         model=bundles.ModelInfo(
-            state.options.model, model.metadata.get("model", model.name), model.sha256, recipe
+            _without_folder(state.options.model),
+            model.metadata.get("model", model.name),
+            model.sha256,
+            state.options.recipe or trained,
         ),
         target=bundles.TargetInfo(
             target.id, target.arch, target.triple, target.mcpu, target.mattr, target.features, target.glibc,
@@ -398,6 +406,11 @@ def _dump(folder: Path | None, entry: str) -> Callable[[str, str], None]:
 
 def _out(state: Build) -> Path:
     return state.options.out or Path(state.name)
+
+
+def _without_folder(model: str) -> str:
+    """MODEL as the manifest names it: where a file lay is nobody's business and differs between machines."""
+    return Path(model).name if model.endswith(".safetensors") or "/" in model.partition(":")[0] else model
 
 
 def _default_name(model: str) -> str:

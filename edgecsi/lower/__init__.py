@@ -20,6 +20,7 @@ from edgecsi.lower.from_relax import from_relax
 from edgecsi.lower.fuse_elementwise import as_elementwise, fuse_elementwise, merge_views
 from edgecsi.lower.graph import Graph
 from edgecsi.lower.import_torch import finite, import_torch
+from edgecsi.lower.integers_in_fp32 import integers_in_fp32
 from edgecsi.lower.plan_calls import Planner, describe
 from edgecsi.lower.recognise_activations import recognise_activations
 from edgecsi.lower.recognise_layers import recognise_layers
@@ -78,6 +79,7 @@ def lower(
                 "inputs and outputs of a library are float32",
                 "convert inside of the module",
             )
+    integers_in_fp32(graph, target)
     choose_layouts(graph, target)
     dump("choose_layouts", str(graph))
     planner = Planner(graph, select_kernels(graph, target), target)

@@ -98,6 +98,8 @@ def _place(graph: Graph, value: Value, target: Target) -> None:
     producer = graph.producer(value)
     parts = producer.inputs if producer is not None and producer.op == "concat" else []
     halo, group, fill = _wanted(graph, [value, *parts], target)
+    if group > 1 and producer is not None and not _writes_groups(producer):
+        producer = _quantize_apart(graph, producer)
     free = (
         len(value.shape) == 4
         and producer is not None
@@ -122,6 +124,24 @@ def _place(graph: Graph, value: Value, target: Target) -> None:
         conv.inputs[0] = copy
 
 
+def _writes_groups(node: Node) -> bool:
+    """fp32 layers store one channel after the other; int8 convolutions and copies also store channels side by side."""
+    return node.op in ("elementwise", "concat") or (
+        node.op == "conv2d" and node.attrs.get("x_quant") is not None
+    )
+
+
+def _quantize_apart(graph: Graph, node: Node) -> Node:
+    """Let `node` store fp32, and a copy behind it the codes; returns the copy."""
+    value = node.output
+    plain = Value(f"{value.name}_fp32", value.shape)
+    plain.layout = Layout(plain.shape)
+    copy = Node("elementwise", [plain], value, path=node.path, y_quant=node.y_quant)
+    node.output, node.y_quant = plain, None
+    graph.insert_after(node, copy)
+    return copy
+
+
 def _is_operand_only(node: Node, value: Value) -> bool:
     return all(v is not value for v in node.inputs)
 
@@ -135,8 +155,8 @@ def _wanted(graph: Graph, values: list[Value], target: Target) -> tuple[tuple[in
             if node.op != "conv2d" or node.inputs[0] is not value:
                 continue
             halo = np.maximum(halo, node.attrs["padding"])
+            fill = node.attrs.get("fill", 0)
             if value.dtype == "uint8":
-                fill = node.attrs["fill"]
                 quantised.append(as_op(node))
     top, bottom, left, right = (int(h) for h in halo)
     wide = (top, bottom, left, right)

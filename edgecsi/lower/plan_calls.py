@@ -77,7 +77,16 @@ class Planner:
             if step.report["predicted_us"] is not None:
                 report["predicted_us"] = round(step.report["predicted_us"] * repeat, 3)
             calls.append(
-                Call(report["name"], report["kernel"], step.function, arguments, constants, report, repeat, need.segment)
+                Call(
+                    report["name"],
+                    report["kernel"],
+                    step.function,
+                    arguments,
+                    constants,
+                    report,
+                    repeat,
+                    need.segment,
+                )
             )
         inputs = [Tensor(v.name, (v.shape[0] * batch, *v.shape[1:])) for v in self.graph.inputs]
         outputs = [Tensor(v.name, (v.shape[0] * batch, *v.shape[1:])) for v in self.graph.outputs]
@@ -115,13 +124,19 @@ class Planner:
         """A fully connected layer for the whole batch, with the kernel that is best for that."""
         op = choice.op
         operands = [v for f in choice.node.epilogue if (v := f.operand) is not None]
-        layouts = iter([self._batched(v, s.operand, batch) for v, s in zip(operands, _binary(op), strict=True)])
-        epilogue = tuple(replace(s, operand=next(layouts)) if s.operand is not None else s for s in op.epilogue)
+        layouts = iter(
+            [self._batched(v, s.operand, batch) for v, s in zip(operands, _binary(op), strict=True)]
+        )
+        epilogue = tuple(
+            replace(s, operand=next(layouts)) if s.operand is not None else s for s in op.epilogue
+        )
         x, y = self._batched(choice.reads[0], op.x, batch), self._batched(choice.node.output, op.y, batch)
         wide = replace(op, x=x, y=y, epilogue=epilogue)
         found, _ = candidates(wide, self.target)
         kernel, knobs, cost = found[0]
-        return self._step(Choice(choice.node, wide, kernel, knobs, cost, f"for {batch} at once", choice.reads))
+        return self._step(
+            Choice(choice.node, wide, kernel, knobs, cost, f"for {batch} at once", choice.reads)
+        )
 
     def _batched(self, value: Value, layout: Layout | None, batch: int) -> Layout:
         assert layout is not None

@@ -95,7 +95,9 @@ def plan_memory(graph: Graph, steps: list[Need], batch: int = 1) -> Memory:
         first, last = indices[0], indices[-1]
         crossing = batch > 1 and (len({steps[i].segment for i in indices}) > 1 or not steps[first].looped)
         if crossing:  # alive for all samples, so for the whole of the loops that touch it
-            inside = [i for i, s in enumerate(steps) if s.segment in (steps[first].segment, steps[last].segment)]
+            inside = [
+                i for i, s in enumerate(steps) if s.segment in (steps[first].segment, steps[last].segment)
+            ]
             first, last = min(inside), max(inside)
             strides[key] = one
         uses[key] = Use(one * (batch if crossing else 1), first, last)
