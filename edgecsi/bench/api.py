@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.bench import measure, statistics
+from edgecsi.bench import measure, statistics, throughput
 from edgecsi.bench.environment import judge, machine, snapshot
+from edgecsi.bench.layers import layer_times
 from edgecsi.bench.measure import FULL, QUICK, Answer, Call, Progress, Protocol, Series
 from edgecsi.bench.peers import Array, Run, find_peers
-from edgecsi.bench.report import Comparison, Engine, LayerTime, Measured, Result, Skipped
+from edgecsi.bench.report import Comparison, Engine, Measured, Result, Skipped
 from edgecsi.bundle import Bundle, Loaded, Manifest, read_bundle, read_golden
 from edgecsi.device import Device, Emulated, open_device
 from edgecsi.errors import CheckFailed, DeviceError, ToolchainError, UsageError
@@ -38,24 +39,32 @@ def run_bench(
     entry: str = "full",
     device: str | Device = "local",
     quick: bool = False,
+    seconds: float | None = None,
     against: Sequence[str] = (),
     load_module: Loader | None = None,
+    batch: int | None = None,
+    threads: int = 1,
     progress: Progress | None = None,
 ) -> Result:
-    """Measures one entry of a bundle, batch as built, one thread.
+    """Measures one entry of a bundle: latencies on one thread, or the throughput of batches.
 
     Args:
         path: the bundle's folder.
         entry: ``encoder``, ``decoder``, ``full``, ...
         device: where; a name or a device.
         quick: the cut-down protocol.
+        seconds: spend so many on every engine, instead of what the protocol says.
         against: peers to compare with, on ``local`` only.
         load_module: gives the PyTorch model that the peers take, from the bundle's manifest; needed with
             ``against``.
+        batch: measure samples a second: every thread takes so many at once (:meth:`Loaded.run_many`), and the
+            peers are measured in batches of 1, 8 and 64 on 1 and 2 threads.
+        threads: of edgecsi, with ``batch``.
         progress: told how far it is.
 
     Returns:
-        The result. Under emulation it has the answer and the instruction count, and no latencies.
+        The result. Under emulation it has the answer and the instruction count, and no latencies; with
+        ``batch`` it has the throughput, and no latencies.
 
     Raises:
         BundleError: no bundle, no such entry, or a changed file.
@@ -68,6 +77,8 @@ def run_bench(
     described = bundle.entry(entry)
     opened = open_device(device) if isinstance(device, str) else device
     protocol = QUICK if quick else FULL
+    if seconds is not None:
+        protocol = replace(protocol, seconds=seconds)
     if peers and opened.spec != "local":
         raise UsageError(
             f"other engines cannot be measured on {opened.spec}",
@@ -89,23 +100,23 @@ def run_bench(
             "use --device local",
         )
 
+    if peers and load_module is None:
+        raise UsageError(
+            "other engines need the PyTorch model", "a bundle holds none", "pass load_module= with against="
+        )
     loaded = Loaded(bundle)
     inputs, expected = read_golden(bundle, entry)
+    if batch is not None:
+        return _throughput(
+            loaded, entry, protocol, batch, threads, against, load_module, (inputs, expected), progress
+        )
     sample = [array[0] for array in inputs]
     answers = {OWN: _check_bundle(loaded, entry, inputs, expected)}
     versions = {OWN: bundle.manifest.created_with.edgecsi}
     calls: dict[str, Call] = {OWN: lambda: loaded.run(*sample, entry=entry)}
     skipped: list[Skipped] = []
-    if peers:
-        if load_module is None:
-            raise UsageError(
-                "other engines need the PyTorch model",
-                "a bundle holds none",
-                "pass load_module= with against=",
-            )
-        module = load_module(bundle.manifest)
-        if bundle.manifest.model.recipe is None:
-            _check_same_weights(module, entry, sample[0], expected[0][0], bundle.manifest.model.spec)
+    if peers and load_module is not None:
+        module = _checked_module(load_module, bundle.manifest, entry, sample[0], expected[0][0])
         prepared = prepare_peers(module, sample[0], entry, against, progress)
         skipped = prepared.skipped
         answers |= prepared.answers
@@ -135,7 +146,7 @@ def run_bench(
         skipped=tuple(skipped),
         c_call=statistics.summarise(c_call / 1e3),
         cold_starts=tuple(measure.cold_start(bundle.path, entry, protocol.cold_starts)),
-        layers=_layer_times(loaded, entry, sample, 20 if quick else 200),
+        layers=layer_times(loaded, entry, sample, passes=20 if quick else 200),
     )
 
 
@@ -260,6 +271,56 @@ def _emulated(bundle: Bundle, entry: str, device: Device, protocol: Protocol) ->
     )
 
 
+def _throughput(
+    loaded: Loaded,
+    entry: str,
+    protocol: Protocol,
+    batch: int,
+    threads: int,
+    against: Sequence[str],
+    load_module: Loader | None,
+    golden: tuple[Sequence[Array], Sequence[Array]],
+    progress: Progress | None,
+) -> Result:
+    manifest = loaded.manifest
+    inputs, expected = (_as_samples(arrays[0]) for arrays in golden)
+    count = batch * threads
+    x = throughput.repeated(inputs, count)
+    found = _worst(
+        OWN,
+        [loaded.run_many(x, entry, threads)],
+        [throughput.repeated(expected, count)],
+        _tolerance(manifest, entry),
+    )
+    version = manifest.created_with.edgecsi
+    call: Call = lambda: loaded.run_many(x, entry, threads)  # noqa: E731
+    settings = [throughput.Setting(OWN, version, found, batch, threads, count, call)]
+    skipped: list[Skipped] = []
+    if against and load_module is not None:
+        module = _checked_module(load_module, manifest, entry, golden[0][0][0], golden[1][0][0])
+        others, skipped = throughput.peer_settings(
+            module, inputs, entry, against, lambda x: pytorch_output(module, x, entry), progress
+        )
+        settings += others
+    before = snapshot()
+    measured, cores = throughput.measure_rates(settings, protocol, progress)
+    after = snapshot()
+    notes = [f"edgecsi got {cores:.1f} of {threads} cores"] if cores < FEW * threads else []
+    return Result(
+        bundle=_measured(loaded.bundle),
+        entry=entry,
+        device="local",
+        protocol=protocol,
+        machine=machine(),
+        before=before,
+        after=after,
+        validity=judge(before, after, notes=notes),
+        answer=found,
+        skipped=tuple(skipped),
+        throughput=measured,
+    )
+
+
 def _as_samples(array: NDArray[np.float32]) -> NDArray[np.float32]:
     """Golden arrays ``[samples, *shape]`` as devices take them: ``[samples * shape[0], *shape[1:]]``."""
     return array.reshape(-1, *array.shape[2:])
@@ -286,9 +347,14 @@ def _tolerance(manifest: Manifest, entry: str) -> float:
     return max(measure.TOLERANCE, 2 * checked.max_rel_diff if checked is not None else 0.0)
 
 
-def _check_same_weights(module: nn.Module, entry: str, x: Array, expected: Array, spec: str) -> None:
+def _checked_module(load: Loader, manifest: Manifest, entry: str, x: Array, expected: Array) -> nn.Module:
+    """The model for the peers; it has the bundle's weights, unless these are quantised."""
+    module, spec = load(manifest), manifest.model.spec
+    if manifest.model.recipe is not None or any(layer.bits < 32 for layer in manifest.entries[entry].layers):
+        return module
     try:
         measure.answer(spec, pytorch_output(module, x, entry), expected, SAME_WEIGHTS)
+        return module
     except CheckFailed as error:
         raise CheckFailed(
             f"{spec} is not the model that the bundle was built from",
@@ -353,21 +419,4 @@ def _measured(bundle: Bundle) -> Measured:
         recipe=manifest.model.recipe,
         target=manifest.target.id,
         library_bytes=manifest.files[manifest.library].bytes,
-    )
-
-
-def _layer_times(loaded: Loaded, entry: str, sample: Sequence[Array], passes: int) -> tuple[LayerTime, ...]:
-    layers = loaded.entries[entry].layers
-    measured = np.array([loaded.profile(*sample, entry=entry) for _ in range(passes)])
-    medians = np.median(measured, axis=0) / 1e3
-    return tuple(
-        LayerTime(
-            name=layer.name,
-            kernel=layer.kernel,
-            us=float(us),
-            predicted_us=layer.predicted_us,
-            gbps=layer.bytes / max(1e3 * float(us), 1e-3),
-            gmacs=layer.macs / max(1e3 * float(us), 1e-3),
-        )
-        for layer, us in zip(layers, medians, strict=True)
     )

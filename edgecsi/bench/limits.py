@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
+import os
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from edgecsi.bench.environment import Machine, Validity, judge, machine, snapshot
 from edgecsi.bench.native_code import program_output
+from edgecsi.device.toolchain import cache_dir
 
 
 @dataclass(frozen=True)
@@ -32,30 +38,57 @@ class Limits:
     vector_bytes: int
     validity: Validity
 
-    def read_us(self, size: int) -> float:
-        """Microseconds one pass over ``size`` bytes takes at least, with the rate of the next larger
-        working set."""
+    def read_rate(self, size: int) -> float:
+        """GB/s with which a working set of ``size`` bytes is read again and again: that of the next larger
+        one measured."""
         rate = next((rate for held, rate in sorted(self.read_gbps.items()) if held >= size), None)
-        return size / (1e3 * (rate if rate is not None else self.read_gbps[max(self.read_gbps)]))
+        return rate if rate is not None else self.read_gbps[max(self.read_gbps)]
+
+
+def known_limits() -> Limits:
+    """This machine's limits, measured when they are needed for the first time and kept in the user's cache.
+
+    Raises:
+        ToolchainError: as :func:`measure_limits`.
+    """
+    here = machine()
+    with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
+        tree = json.loads(_kept().read_text(encoding="utf-8"))
+        if tree["machine"]["cpu"] == here.cpu:
+            return _limits(tree, here, Validity(**tree["validity"]))
+    return measure_limits()
 
 
 def measure_limits() -> Limits:
-    """Measures this machine's limits; takes a few seconds (and a few more to compile, the first time).
+    """Measures this machine's limits and keeps them for :func:`known_limits`; takes a few seconds (and a few
+    more to compile, the first time).
 
     Raises:
         ToolchainError: the measuring program cannot be built or run.
     """
     before = snapshot()
     measured = json.loads(program_output("limits.c"))
-    after = snapshot()
+    found = _limits(measured, machine(), judge(before, snapshot()))
+    with contextlib.suppress(OSError):  # a cache that cannot be written costs a few seconds the next time
+        beside = _kept().with_suffix(f".{os.getpid()}.tmp")
+        beside.write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
+        os.replace(beside, _kept())
+    return found
+
+
+def _kept() -> Path:
+    return cache_dir() / "bench" / "limits.json"
+
+
+def _limits(measured: dict[str, Any], where: Machine, validity: Validity) -> Limits:
     return Limits(
-        machine=machine(),
-        read_gbps={int(size): rate for size, rate in measured["read_gbps"].items()},
-        fp32_gflops=measured["fp32_gflops"],
-        int8_gops=measured["int8_gops"],
-        int8_instruction=measured["int8_instruction"],
-        vector_bytes=measured["vector_bytes"],
-        validity=judge(before, after),
+        machine=where,
+        read_gbps={int(size): float(rate) for size, rate in measured["read_gbps"].items()},
+        fp32_gflops=float(measured["fp32_gflops"]),
+        int8_gops=float(measured["int8_gops"]),
+        int8_instruction=str(measured["int8_instruction"]),
+        vector_bytes=int(measured["vector_bytes"]),
+        validity=validity,
     )
 
 

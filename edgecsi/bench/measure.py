@@ -137,7 +137,7 @@ def interleave(
     Returns:
         name → series; all have the same number of rounds.
     """
-    with _undisturbed():
+    with undisturbed():
         settled: dict[str, bool] = {}
         length: dict[str, int] = {}
         for name, call in calls.items():
@@ -270,7 +270,7 @@ def cold_start(bundle: Path, entry: str, repeats: int, timeout: float = 120.0) -
 
 
 @contextmanager
-def _undisturbed() -> Iterator[None]:
+def undisturbed() -> Iterator[None]:
     """No garbage collection between two clock readings (as ``timeit`` does)."""
     enabled = gc.isenabled()
     gc.collect()

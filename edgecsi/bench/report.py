@@ -8,7 +8,7 @@ import math
 import os
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -17,7 +17,7 @@ import numpy as np
 
 from edgecsi.bench.environment import Machine, Snapshot, Validity
 from edgecsi.bench.measure import Answer, ColdStart, Protocol
-from edgecsi.bench.statistics import Ratio, Summary
+from edgecsi.bench.statistics import Interval, Ratio, Summary
 from edgecsi.errors import DataError, ToolchainError
 
 SCHEMA = 1
@@ -89,7 +89,18 @@ class Skipped:
 
 @dataclass(frozen=True)
 class LayerTime:
-    """One layer's median in µs from separate passes, and the rates it means (GB/s of weights, GMAC/s)."""
+    """One layer's median in µs from separate passes, and the rates it means.
+
+    Attributes:
+        name, kernel: as in the manifest.
+        us: measured.
+        predicted_us: what the choice of the kernel was based on; None for kernels without an estimate.
+        gbps: GB/s of weights.
+        gmacs: GMAC/s, zeros that are left out not counted.
+        bound: what this machine's limits say must take longest: reading the weights or multiplying; None if
+            there is neither, or the limits are not known.
+        share: the least possible time, by that limit, over ``us``.
+    """
 
     name: str
     kernel: str
@@ -97,6 +108,51 @@ class LayerTime:
     predicted_us: float | None
     gbps: float
     gmacs: float
+    bound: Literal["bytes", "MACs"] | None = None
+    share: float | None = None
+
+
+@dataclass(frozen=True)
+class Rate:
+    """One engine's throughput in one setting.
+
+    Attributes:
+        name, version: of the engine.
+        answer: its difference to PyTorch, found before timing.
+        batch: samples that one thread (edgecsi) or one call (the others) takes at once.
+        threads: how many.
+        median: samples per second, over the rounds.
+        interval: of the median.
+        rounds: samples per second of every round, in order.
+    """
+
+    name: str
+    version: str
+    answer: Answer
+    batch: int
+    threads: int
+    median: float
+    interval: Interval
+    rounds: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Gain:
+    """Samples per second of edgecsi over those of a peer in its best setting; above 1, edgecsi is faster."""
+
+    to: str
+    batch: int
+    threads: int
+    ratio: Ratio
+
+
+@dataclass(frozen=True)
+class Throughput:
+    """Batches on several threads: edgecsi first, then every peer in every setting; and edgecsi against the
+    best setting of each peer."""
+
+    rates: tuple[Rate, ...]
+    gains: tuple[Gain, ...]
 
 
 @dataclass(frozen=True)
@@ -120,6 +176,7 @@ class Result:
         cold_starts: fresh processes.
         layers: where the time goes.
         instructions: of one inference, counted under emulation.
+        throughput: of batches; a measurement of its own, without latencies.
     """
 
     bundle: Measured
@@ -138,6 +195,7 @@ class Result:
     cold_starts: tuple[ColdStart, ...] = ()
     layers: tuple[LayerTime, ...] = ()
     instructions: int | None = None
+    throughput: Throughput | None = None
     schema: int = SCHEMA
     kind: Literal["edgecsi bench"] = "edgecsi bench"
 
@@ -208,7 +266,15 @@ def read_result(path: Path) -> Result:
 def table(result: Result) -> str:
     """The result as plain text for a terminal."""
     return "\n\n".join(
-        part for part in (_head(result), _latencies(result), _notes(result), _layers(result)) if part
+        part
+        for part in (
+            _head(result),
+            _latencies(result),
+            _throughput(result.throughput),
+            _notes(result),
+            layer_table(result.layers),
+        )
+        if part
     )
 
 
@@ -279,9 +345,10 @@ def number(value: float | None) -> str:
 
 def _head(result: Result) -> str:
     protocol = "quick protocol" if result.protocol.quick else "full protocol"
+    threads = "one thread, " if result.throughput is None else ""
     lines = [
         f"{result.bundle.name}, entry {result.entry}, for {result.bundle.target} on {result.device}",
-        f"{result.machine.cpu}, {result.machine.cores} cores; one thread, {protocol}, {result.after.date}",
+        f"{result.machine.cpu}, {result.machine.cores} cores; {threads}{protocol}, {result.after.date}",
         f"differs from PyTorch by {result.answer.max_rel_diff:.1e} of the largest output",
         f"validity: {result.validity.state}" + "".join(f"\n  {reason}" for reason in result.validity.reasons),
     ]
@@ -353,13 +420,38 @@ def _notes(result: Result) -> str:
     return "\n".join(lines)
 
 
-def _layers(result: Result) -> str:
-    if not result.layers:
+def _throughput(found: Throughput | None) -> str:
+    if found is None:
         return ""
-    total = sum(layer.us for layer in result.layers)
-    rows = [["layer", "kernel", "µs", "share", "predicted", "GB/s", "GMAC/s"]]
+    rows = [["samples/s", "batch", "threads", "median", "95 % interval"]]
     rows += [
         [
+            f"{rate.name} {rate.version}",
+            str(rate.batch),
+            str(rate.threads),
+            f"{rate.median:,.0f}",
+            f"{rate.interval.low:,.0f}-{rate.interval.high:,.0f}",
+        ]
+        for rate in found.rates
+    ]
+    lines = [
+        f"edgecsi does {ratio_text(gain.ratio)} times the samples/s of {gain.to} at its best, "
+        f"batch {gain.batch} on {gain.threads} thread{'s' if gain.threads > 1 else ''}"
+        for gain in found.gains
+    ]
+    return "\n".join([columns(rows), *lines])
+
+
+def layer_table(layers: Sequence[LayerTime]) -> str:
+    """Measured layers as plain text; empty if there are none."""
+    if not layers:
+        return ""
+    total = sum(layer.us for layer in layers)
+    known = any(layer.share is not None for layer in layers)
+    rows = [["layer", "kernel", "µs", "of all", "predicted", "GB/s", "GMAC/s"]]
+    rows[0] += ["of the limit"] if known else []
+    for layer in layers:
+        row = [
             layer.name,
             layer.kernel,
             f"{layer.us:.2f}",
@@ -368,8 +460,9 @@ def _layers(result: Result) -> str:
             number(layer.gbps),
             number(layer.gmacs),
         ]
-        for layer in result.layers
-    ]
+        if known:
+            row.append("-" if layer.share is None else f"{layer.share:.0%} {layer.bound}")
+        rows.append(row)
     return columns(rows)
 
 
@@ -381,7 +474,7 @@ def _decode(kind: Any, value: Any, path: str) -> Any:
             raise ValueError(f"{path} is {value!r}")
         return value
     if origin in (types.UnionType, typing.Union):
-        if value is None:
+        if value is None and type(None) in arguments:
             return None
         return _decode(next(member for member in arguments if member is not type(None)), value, path)
     if origin is tuple and isinstance(value, list):

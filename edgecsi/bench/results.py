@@ -17,29 +17,40 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from edgecsi.bench.cycles import estimate_cycles
 from edgecsi.bench.environment import judge, machine, other_load, snapshot
 from edgecsi.bench.limits import limits_table, measure_limits
 from edgecsi.bench.measure import timed
-from edgecsi.bench.report import Result, number, read_result
+from edgecsi.bench.report import Result, read_result
 from edgecsi.bench.results_page import outcome, page
 from edgecsi.bench.scenarios import FACTS, SCENARIOS, Fact, Scenario
 from edgecsi.bundle import Loaded, read_bundle, read_golden
+from edgecsi.channels.shipped import test_set
 from edgecsi.codegen.zig import zig_cc
 from edgecsi.device import Local
 from edgecsi.errors import DataError, DeviceError, EdgecsiError, ToolchainError
+from edgecsi.models import registry
 
 QUIET = 0.05
 """Cores' worth of other work with which measuring may begin."""
 KEPT_SAMPLES = 2000
 QUANTILES = (0.0, 1.0, 5.0, 10.0, 25.0, 50.0, 75.0, 90.0, 95.0, 99.0, 99.9, 100.0)
 BINS = 100
-COMMAND_TIMEOUT = 1800.0
+COMMAND_TIMEOUT = 600.0
+BUILDERS = 2
+"""Builds at a time, before anything is timed."""
 EDGECSI = [sys.executable, "-m", "edgecsi"]
+CALIBRATION, CALIBRATION_SAMPLES = "calibration.npy", 64
+"""The beginning of the shipped test set. Finding int8 ranges with all of it takes a minute a network, and
+changes no latency."""
+KINDS = ("scenario", "fact", "limits", "cycles")
 Json = dict[str, Any]
 
 
@@ -48,6 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m edgecsi.bench.results", description=__doc__)
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder that holds results.md")
     parser.add_argument("--quick", action="store_true", help="the cut-down protocol; the report says so")
+    parser.add_argument(
+        "--seconds", type=float, default=2.5, metavar="S", help="for every engine and scenario, at least"
+    )
     parser.add_argument("--only", default="", metavar="TEXT", help="scenarios and facts whose name has it")
     parser.add_argument("--table", action="store_true", help="measure nothing, write the table again")
     parser.add_argument(
@@ -60,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if not chosen.anyway:
                 require_quiet()
             folder.mkdir(parents=True, exist_ok=True)
-            measure_all(folder, chosen.only, chosen.quick, _say)
+            measure_all(folder, chosen.only, None if chosen.quick else chosen.seconds, _say)
         write_text(chosen.docs / "results.md", page(read_all(folder)))
     except EdgecsiError as error:
         _say(f"error: {error}")
@@ -85,53 +99,100 @@ def require_quiet(seconds: float = 2.0) -> None:
         )
 
 
-def measure_all(folder: Path, only: str, quick: bool, say: Callable[[str], None]) -> None:
-    """Measures the scenarios and facts whose name contains ``only``; a failure is kept as the result."""
+def measure_all(folder: Path, only: str, seconds: float | None, say: Callable[[str], None]) -> None:
+    """Measures the scenarios and facts whose name contains ``only``.
+
+    Everything is built first, two builds at a time; what is timed then has the machine to itself. Whatever
+    fails is kept as the result of that item, and the rest goes on.
+
+    Args:
+        folder: for the raw results.
+        only: part of the names.
+        seconds: for every engine and scenario; None for the quick protocol.
+        say: told what is being done.
+    """
     scenarios = [scenario for scenario in SCENARIOS if only in scenario.name]
-    facts = [fact for fact in FACTS if only in fact.name]
+    items: dict[str, Callable[[Path], Json]] = {
+        scenario.name: partial(measure_scenario, scenario, seconds=seconds) for scenario in scenarios
+    }
+    items |= {fact.name: partial(measure_fact, fact) for fact in FACTS if only in fact.name}
+    items |= {name: item for name, item in (("limits", _limits), ("cycles", _cycles)) if only in name}
+    begin = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="edgecsi-results-") as scratch:
-        for scenario in scenarios:
-            say(f"{scenario.name} ...")
-            stored = measure_scenario(scenario, Path(scratch), quick)
-            write_json(folder / f"{scenario.name}.json", stored)
-            say(f"  {stored['error'][1] if 'error' in stored else outcome(stored)}")
-        for fact in facts:
-            say(f"{fact.name} ...")
-            stored = measure_fact(fact, Path(scratch))
-            write_json(folder / f"{fact.name}.json", stored)
-            value = stored["error"][1] if "error" in stored else f"{number(stored['value'])} {fact.unit}"
-            say(f"  {value}")
-    if only in "limits":
-        say("limits ...")
-        limits = measure_limits()
-        write_json(
-            folder / "limits.json",
-            {"kind": "limits", **dataclasses.asdict(limits), "text": limits_table(limits)},
-        )
+        np.save(Path(scratch) / CALIBRATION, test_set(CALIBRATION_SAMPLES))
+        build_all(scenarios, Path(scratch), say)
+        for number_done, (name, item) in enumerate(items.items(), 1):
+            say(f"{number_done}/{len(items)} {name}, {time.monotonic() - begin:.0f} s ...")
+            try:
+                stored = item(Path(scratch))
+            except Exception as error:  # one item must not cost the others; what it was stands in the page
+                stored = {"kind": _kind(name), "error": _words(error)}
+            write_json(folder / f"{name}.json", stored)
+            say(f"  {stored['error'][1] or stored['error'][0] if 'error' in stored else outcome(stored)}")
 
 
-def measure_scenario(scenario: Scenario, scratch: Path, quick: bool) -> Json:
-    """Builds the scenario's bundle (once per model, recipe and target) and measures it."""
-    stored: Json = {"kind": "scenario", "scenario": dataclasses.asdict(scenario), "quick": quick}
-    bundle = scratch / _slug(scenario.model, scenario.recipe, scenario.target)
-    build = ["build", scenario.model, "--target", scenario.target, "-o", bundle.name]
-    if scenario.recipe:
-        build += ["--recipe", scenario.recipe]
-    if scenario.calibration:
-        build += ["--calib", scenario.calibration]
-    bench = ["bench", bundle.name, "--entry", scenario.entry, "--device", scenario.device]
+def build_all(scenarios: Sequence[Scenario], scratch: Path, say: Callable[[str], None]) -> None:
+    """Builds the bundles of all scenarios, each once, into ``scratch``; a failure is kept beside them."""
+    commands = {slug(scenario): build_command(scenario) for scenario in scenarios}
+    say(f"building {len(commands)} bundles ...")
+
+    def build(name: str, command: list[str]) -> None:
+        begin = time.monotonic()
+        try:
+            run_edgecsi(command, scratch, threads=1)
+        except Exception as error:  # told by the scenarios that need this bundle
+            write_json(scratch / f"{name}.error", {"error": _words(error)})
+        say(f"  {name}, {time.monotonic() - begin:.0f} s")
+
+    with ThreadPoolExecutor(BUILDERS) as pool:
+        list(pool.map(build, commands, commands.values()))
+
+
+def build_command(scenario: Scenario) -> list[str]:
+    """The arguments of ``edgecsi`` that build a scenario's bundle."""
+    model, recipe, calibration = source(scenario)
+    command = ["build", model, "--target", scenario.target, "-o", slug(scenario)]
+    command += ["--recipe", recipe] if recipe else []
+    command += ["--calib", CALIBRATION] if calibration else []
+    command += ["--batch", str(scenario.batch)] if scenario.batch else []
+    return command + (["--random-weights"] if _without_weights(model) else [])
+
+
+def source(scenario: Scenario) -> tuple[str, str, str]:
+    """(model, recipe, calibration): the shipped compressed network if there is one."""
+    if scenario.shipped and (registry.WEIGHTS / f"{scenario.shipped}.safetensors").is_file():
+        return scenario.shipped, "", ""
+    return scenario.model, scenario.recipe, scenario.calibration
+
+
+def measure_scenario(scenario: Scenario, scratch: Path, seconds: float | None) -> Json:
+    """Measures a scenario; :func:`build_all` has built its bundle."""
+    model, _, _ = source(scenario)
+    bundle = slug(scenario)
+    command = ["bench", bundle, "--entry", scenario.entry, "--device", scenario.device]
     if scenario.against:
-        bench += ["--against", ",".join(scenario.against), "--model", scenario.model]
-    bench += ["--json", "result.json"] + (["--quick"] if quick else [])
-    stored["commands"] = [" ".join(["edgecsi", *command]) for command in (build, bench)]
+        command += ["--against", ",".join(scenario.against), "--model", model]
+    if scenario.batch:
+        command += ["--batch", str(scenario.batch), "--threads", str(scenario.threads)]
+    command += ["--quick"] if seconds is None else ["--seconds", f"{seconds:g}"]
+    command += ["--json", "result.json"]
+    random = ":" in model or _without_weights(model)
+    stored: Json = {
+        "kind": "scenario",
+        "scenario": dataclasses.asdict(scenario),
+        "quick": seconds is None,
+        "weights": "random" if random else "trained",
+        "commands": [" ".join(["edgecsi", *part]) for part in (build_command(scenario), command)],
+    }
+    failed = scratch / f"{bundle}.error"
+    if failed.exists():
+        stored.update(json.loads(failed.read_text(encoding="utf-8")))
+        return stored
     try:
-        if not bundle.exists():
-            run_edgecsi(build, scratch)
-        run_edgecsi(bench, scratch)
-        stored |= reduced(read_result(scratch / "result.json"))
+        run_edgecsi(command, scratch)
+        return stored | reduced(read_result(scratch / "result.json"))
     except EdgecsiError as error:
-        stored["error"] = [error.what, error.why, error.fix]
-    return stored
+        return stored | {"error": _words(error)}
 
 
 def reduced(result: Result) -> Json:
@@ -169,6 +230,7 @@ def measure_fact(fact: Fact, scratch: Path) -> Json:
         "build_seconds": build_seconds,
         "help_seconds": help_seconds,
         "run_overhead_us": run_overhead_us,
+        "joint_library_kb": joint_library_kb,
         "program_memory_mb": program_memory_mb,
     }[fact.name]
     stored: Json = {
@@ -181,7 +243,7 @@ def measure_fact(fact: Fact, scratch: Path) -> Json:
         stored["values"] = measure(scratch)
         stored["value"] = float(np.median(stored["values"]))
     except EdgecsiError as error:
-        stored["error"] = [error.what, error.why, error.fix]
+        stored["error"] = _words(error)
     after = snapshot()
     stored["validity"] = dataclasses.asdict(judge(before, after))
     stored["date"] = after.date
@@ -190,10 +252,7 @@ def measure_fact(fact: Fact, scratch: Path) -> Json:
 
 def build_seconds(scratch: Path) -> list[float]:
     """Three builds of CsiNet CR 1/4 for this machine, each a fresh process, in seconds."""
-    return [
-        _seconds(lambda: run_edgecsi(["build", "csinet-cr4", "--target", "host", "-o", "timed"], scratch))
-        for _ in range(3)
-    ]
+    return [_seconds(lambda: run_edgecsi(_plain_build("csinet-cr4", "timed"), scratch)) for _ in range(3)]
 
 
 def help_seconds(scratch: Path) -> list[float]:
@@ -212,6 +271,15 @@ def run_overhead_us(scratch: Path) -> list[float]:
         from_c = np.median(device.time(bundle, "full", x, 50))
         differences.append(float(from_python - from_c) / 1e3)
     return differences
+
+
+def joint_library_kb(scratch: Path) -> list[float]:
+    """Size of the library of the joint CsiNet CR 1/4, all entries of batch 1, in kB (1000 bytes)."""
+    scenario = next(s for s in SCENARIOS if s.name == "csinet-cr4-joint90-host")
+    bundle = scratch / slug(scenario)
+    if not bundle.exists():
+        run_edgecsi(build_command(scenario), scratch)
+    return [read_bundle(bundle).library.stat().st_size / 1e3]
 
 
 def program_memory_mb(scratch: Path) -> list[float]:
@@ -253,13 +321,15 @@ def peak_memory_mb(command: Sequence[str | Path], libraries: Path) -> float:
     return peak * 1024 / 1e6
 
 
-def run_edgecsi(arguments: Sequence[str], folder: Path) -> None:
-    """Runs one edgecsi command in a fresh process.
+def run_edgecsi(arguments: Sequence[str], folder: Path, threads: int | None = None) -> None:
+    """Runs one edgecsi command in a fresh process; PyTorch keeps to ``threads`` in it, if given.
 
     Raises:
         ToolchainError: it failed; its own words are the reason.
     """
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    if threads is not None:
+        environment["OMP_NUM_THREADS"] = str(threads)
     try:
         done = subprocess.run(
             [*EDGECSI, *arguments],
@@ -287,11 +357,13 @@ def read_all(folder: Path) -> dict[str, Json]:
     found: dict[str, Json] = {}
     for path in sorted(folder.glob("*.json")):
         try:
-            found[path.stem] = json.loads(path.read_text(encoding="utf-8"))
+            stored = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise DataError(
                 f"{path} is no raw result", str(error), "delete it, and measure it again"
             ) from None
+        if isinstance(stored, dict) and stored.get("kind") in KINDS:  # reports of trainings lie there too
+            found[path.stem] = stored
     return found
 
 
@@ -323,16 +395,51 @@ def _compact(value: Any, depth: int) -> str:
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
+def _limits(_scratch: Path) -> Json:
+    limits = measure_limits()
+    return {"kind": "limits", **dataclasses.asdict(limits), "text": limits_table(limits)}
+
+
+def _cycles(scratch: Path) -> Json:
+    scenario = next(s for s in SCENARIOS if s.name.startswith("instructions-csinet-cr4-joint90"))
+    model, recipe, calibration = source(scenario)
+    cycles = estimate_cycles(model, recipe, str(scratch / CALIBRATION) if calibration else "")
+    return {"kind": "cycles", **dataclasses.asdict(cycles)}
+
+
 def _csinet_cr16(scratch: Path) -> Path:
-    bundle = scratch / _slug("csinet-cr16", "", "host")
+    bundle = scratch / "csinet-cr16-host"
     if not bundle.exists():
-        run_edgecsi(["build", "csinet-cr16", "--target", "host", "-o", bundle.name], scratch)
+        run_edgecsi(_plain_build("csinet-cr16", bundle.name), scratch)
     return bundle
 
 
-def _slug(model: str, recipe: str, target: str) -> str:
-    parts = [model.rpartition(":")[2].replace("_", "-"), *([recipe] if recipe else []), target]
-    return "-".join(parts)
+def _plain_build(model: str, out: str) -> list[str]:
+    random = ["--random-weights"] if _without_weights(model) else []
+    return ["build", model, "--target", "host", "-o", out, *random]
+
+
+def _without_weights(model: str) -> bool:
+    """Whether this is a network of the zoo, and ships without weights."""
+    return ":" not in model and "+" not in model and registry.find(model).weights is None
+
+
+def slug(scenario: Scenario) -> str:
+    """The folder of a scenario's bundle; scenarios that differ only in the entry share it."""
+    model, recipe, _ = source(scenario)
+    name = re.sub(r"[^A-Za-z0-9]+", "-", model.rpartition(":")[2])
+    batch = f"batch{scenario.batch}" if scenario.batch else ""
+    return "-".join(part for part in (name, recipe, scenario.target, batch) if part)
+
+
+def _kind(name: str) -> str:
+    return name if name in KINDS else "fact" if any(fact.name == name for fact in FACTS) else "scenario"
+
+
+def _words(error: Exception) -> list[str]:
+    if isinstance(error, EdgecsiError):
+        return [error.what, error.why, error.fix]
+    return [type(error).__name__, str(error) or type(error).__name__, "this is a bug of edgecsi"]
 
 
 def _seconds(call: Callable[[], object]) -> float:

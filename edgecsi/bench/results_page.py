@@ -36,10 +36,19 @@ Medians in µs, all engines in one interleaved run (cold L2 in brackets).
 
 ## Compressed networks
 
-The same, with zeros and int8. ONNX Runtime still runs the dense fp32 model, as zeros gain it nothing.
-`x86` is the portable AVX2 build.
+The same, with zeros and int8, built without tuning. ONNX Runtime still runs the dense fp32 model, as zeros
+gain it nothing. `x86` is the portable AVX2 build. *Random* weights have the shapes and the zeros of the
+compressed network, but have learned nothing; latency does not depend on that.
 
 {kernels}
+
+## Batches
+
+Samples a second: edgecsi with batches of 64 on each of two threads, ONNX Runtime fp32 with batches of 1, 8
+and 64 on one and two threads, in one interleaved run. The ratio is to ONNX Runtime's best; above 1, edgecsi
+is faster.
+
+{batches}
 
 ## Instructions on the Raspberry Pi's CPUs
 
@@ -47,6 +56,10 @@ Counted exactly under QEMU user mode, per inference. A proxy, no latency: it say
 on a board bytes are time.
 
 {instructions}
+
+### Cycles, estimated
+
+{cycles}
 
 ## The tool itself
 
@@ -65,15 +78,25 @@ def page(stored: Mapping[str, Json]) -> str:
         main=_ratios(stored, MAIN),
         engines=_engines(stored),
         kernels=_ratios(stored, KERNELS),
+        batches=_batches(stored),
         instructions=_instructions(stored),
+        cycles=_cycles(stored.get("cycles")),
         facts=_facts(stored),
-        limits=f"```\n{stored['limits']['text']}\n```" if "limits" in stored else "Not measured.",
+        limits=_limits(stored.get("limits")),
     )
 
 
 def outcome(stored: Json) -> str:
-    """A scenario's result in a few words."""
+    """A result in a few words."""
+    if stored["kind"] == "fact":
+        return f"{number(stored['value'])} {stored['fact']['unit']}"
+    if stored["kind"] != "scenario":
+        return "done"
     result = stored["result"]
+    if result["throughput"] is not None:
+        rate = result["throughput"]["rates"][0]["median"]
+        gains = [f", {gain['ratio']['ratio']:.2f} × {gain['to']}" for gain in result["throughput"]["gains"]]
+        return f"{rate:,.0f} samples/s{''.join(gains)}"
     if result["instructions"] is not None:
         return f"{result['instructions'] / 1e6:.3f} M instructions"
     found = _to_onnxruntime(stored)
@@ -97,6 +120,16 @@ def _about(stored: Mapping[str, Json]) -> str:
     lines = [f"- Measured: {' to '.join(dict.fromkeys([dates[0], dates[-1]])) if dates else 'not yet'}"]
     lines += [f"- Machine: {line}" for line in sorted(machines)]
     lines += [f"- Engines: {', '.join(versions)}"] if versions else []
+    seconds = sorted(
+        {
+            entry["result"]["protocol"]["seconds"]
+            for entry in stored.values()
+            if "result" in entry and not entry["quick"]
+        }
+    )
+    if seconds:
+        spent = " to ".join(f"{value:g}" for value in dict.fromkeys([seconds[0], seconds[-1]]))
+        lines.append(f"- Time: at least {spent} s for every engine and row, and 1,000 calls")
     lines += ["- Some rows were measured with the quick protocol, and are marked so."] if quick else []
     return "\n".join(lines)
 
@@ -122,6 +155,7 @@ def _ratios(stored: Mapping[str, Json], group: str) -> str:
     rows = [
         [
             "what",
+            "weights",
             "built for",
             "edgecsi µs",
             "ONNX Runtime µs",
@@ -133,11 +167,11 @@ def _ratios(stored: Mapping[str, Json], group: str) -> str:
         ]
     ]
     for scenario in SCENARIOS:
-        if scenario.group != group or scenario.device != "local":
+        if scenario.group != group or scenario.device != "local" or scenario.batch:
             continue
         bar = "" if scenario.bar is None else f"≤ {scenario.bar:g}"
         entry = stored.get(scenario.name)
-        head = [scenario.title, scenario.target]
+        head = [scenario.title, "" if entry is None else entry.get("weights", ""), scenario.target]
         if entry is None or "error" in entry:
             rows.append([*head, "", "", _why_not(entry), bar, "", "", ""])
             continue
@@ -188,19 +222,89 @@ def _engines(stored: Mapping[str, Json]) -> str:
 
 
 def _instructions(stored: Mapping[str, Json]) -> str:
-    rows = [["what", "millions", "bar", "reached"]]
+    rows = [["what", "weights", "millions", "bar", "reached"]]
     for scenario in SCENARIOS:
         if scenario.device != "emulate":
             continue
         bar = "" if scenario.bar is None else f"≤ {scenario.bar:g}"
         entry = stored.get(scenario.name)
-        title = f"{scenario.title}{', int8' if scenario.recipe else ', fp32'}"
+        head = [scenario.title, "" if entry is None else entry.get("weights", "")]
         if entry is None or "error" in entry:
-            rows.append([title, _why_not(entry), bar, ""])
+            rows.append([*head, _why_not(entry), bar, ""])
             continue
         millions = entry["result"]["instructions"] / 1e6
-        rows.append([title, f"**{millions:.3f}**", bar, _reached(millions, scenario.bar)])
+        rows.append([*head, f"**{millions:.3f}**", bar, _reached(millions, scenario.bar)])
     return markdown(rows)
+
+
+def _batches(stored: Mapping[str, Json]) -> str:
+    """A table of all settings under a line with the outcome, for each scenario with batches."""
+    parts = []
+    for scenario in SCENARIOS:
+        if not scenario.batch:
+            continue
+        entry = stored.get(scenario.name)
+        title = f"{scenario.title}, batch {scenario.batch} on {scenario.threads} threads"
+        if entry is None or "error" in entry:
+            parts.append(f"{title}: {_why_not(entry)}.")
+            continue
+        found = entry["result"]["throughput"]
+        lines = [
+            f"{title}, {entry['weights']} weights: **{gain['ratio']['ratio']:.2f}** times "
+            f"({gain['ratio']['interval']['low']:.2f}-{gain['ratio']['interval']['high']:.2f}) the samples a "
+            f"second of {gain['to']} at its best (bar ≥ {scenario.bar:g}, reached: "
+            f"{'yes' if gain['ratio']['ratio'] >= (scenario.bar or 0) else 'no'}; {_validity(entry)})."
+            for gain in found["gains"]
+        ]
+        rows = [["engine", "batch", "threads", "samples/s", "95 %"]]
+        rows += [
+            [
+                f"{rate['name']} {rate['version']}",
+                str(rate["batch"]),
+                str(rate["threads"]),
+                f"{rate['median']:,.0f}",
+                f"{rate['interval']['low']:,.0f}-{rate['interval']['high']:,.0f}",
+            ]
+            for rate in found["rates"]
+        ]
+        parts += ["\n".join(lines) or f"{title}: not compared.", markdown(rows)]
+    return "\n\n".join(parts)
+
+
+def _cycles(entry: Json | None) -> str:
+    if entry is None or "error" in entry:
+        return f"Not estimated: {_why_not(entry)}."
+    rows = [["CPU", "layer", "kernel", "instructions", "cycles", "MACs", "MACs per cycle", "thousand cycles"]]
+    for row in entry["loops"]:
+        estimated = row["thousand_cycles"]
+        rows.append(
+            [
+                row["cpu"],
+                row["layer"],
+                row["kernel"],
+                str(row["instructions"]),
+                f"{row['cycles']:.1f}",
+                str(row["macs"]),
+                f"{row['macs'] / row['cycles']:.1f}",
+                "" if estimated is None else f"{estimated:.1f}",
+            ]
+        )
+    sums = [
+        f"{cpu}: {sum(r['thousand_cycles'] or 0 for r in entry['loops'] if r['cpu'] == cpu):.0f} thousand"
+        for cpu in dict.fromkeys(row["cpu"] for row in entry["loops"])
+    ]
+    return (
+        f"An estimate by {entry['tool']} of the innermost loop that multiplies most, for {entry['model']}: "
+        "instructions, cycles and multiply-adds of one pass of the loop, everything in the L1 cache; the "
+        f"last column is that for all multiply-adds of the layer. Sums: {', '.join(sums)}. "
+        f"{entry['notes']}\n\n" + markdown(rows)
+    )
+
+
+def _limits(entry: Json | None) -> str:
+    if entry is None or "error" in entry:
+        return f"Not measured: {_why_not(entry)}."
+    return f"```\n{entry['text']}\n```"
 
 
 def _facts(stored: Mapping[str, Json]) -> str:
@@ -223,7 +327,7 @@ def _to_onnxruntime(entry: Json) -> Json | None:
 
 
 def _why_not(entry: Json | None) -> str:
-    return "not measured" if entry is None else f"failed: {entry['error'][1][:120]}"
+    return "not measured" if entry is None else f"failed: {(entry['error'][1] or entry['error'][0])[:120]}"
 
 
 def _validity(entry: Json) -> str:

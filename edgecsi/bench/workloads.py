@@ -46,11 +46,6 @@ def mlp_block16x4() -> Workload:
     return _pruned(_mlp(), 16, 4, SPARSITY)
 
 
-def csinet_cr4() -> Workload:
-    """CsiNet CR 1/4, dense."""
-    return _zoo("csinet-cr4")
-
-
 def csinet_cr4_block90() -> Workload:
     """CsiNet CR 1/4 with 90 % of the 16×4 blocks of its dense layers zero."""
     return _pruned(_zoo("csinet-cr4"), 16, 4, SPARSITY)
@@ -61,19 +56,9 @@ def csinet_cr4_block75() -> Workload:
     return _pruned(_zoo("csinet-cr4"), 16, 4, 0.75)
 
 
-def csinet_cr16() -> Workload:
-    """CsiNet CR 1/16, dense."""
-    return _zoo("csinet-cr16")
-
-
 def csinet_cr16_block90() -> Workload:
     """CsiNet CR 1/16 with 90 % of the 16×4 blocks of its dense layers zero."""
     return _pruned(_zoo("csinet-cr16"), 16, 4, SPARSITY)
-
-
-def crnet_cr4() -> Workload:
-    """CRNet CR 1/4, dense."""
-    return _zoo("crnet-cr4")
 
 
 def crnet_cr4_block90() -> Workload:

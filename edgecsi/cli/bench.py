@@ -20,6 +20,26 @@ if TYPE_CHECKING:
 @click.option("--entry", default="full", show_default=True, help="encoder, decoder or full.")
 @click.option("--device", default="local", show_default=True, help="local, or emulate (counts instructions).")
 @click.option("--against", default="", metavar="ENGINES", help="onnxruntime,openvino,litert,executorch,torch")
+@click.option(
+    "--batch",
+    type=click.IntRange(1, 1024),
+    metavar="N",
+    help="Measure samples a second instead, every thread taking N at once.",
+)
+@click.option(
+    "--threads",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    metavar="T",
+    help="Threads for --batch.",
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(0.01, 3600),
+    metavar="S",
+    help="Measure every engine for S seconds  [default: 10, or 0.5 with --quick].",
+)
 @click.option("--quick", is_flag=True, help="Measure less; the report says so.")
 @click.option("--model", help="PyTorch model for the other engines, where the bundle's is none of the zoo.")
 @click.option("--weights", metavar="FILE", help="Weights of the model, if the bundle was built with others.")
@@ -39,6 +59,9 @@ def command(
     entry: str,
     device: str,
     against: str,
+    batch: int | None,
+    threads: int,
+    seconds: float | None,
     quick: bool,
     model: str | None,
     weights: str | None,
@@ -47,6 +70,7 @@ def command(
     json_to: str | None,
 ) -> None:
     """Measure the latency of BUNDLE: one thread, one call a sample, percentiles with confidence intervals.
+    With --batch, measure its throughput.
 
     With --against, other engines run the same weights on the same input in turns with it. On `emulate` there
     are no latencies, but the exact number of instructions.
@@ -54,8 +78,13 @@ def command(
     \b
     Example:
       edgecsi bench csinet-host --against onnxruntime --json bench.json
+      edgecsi bench csinet-host --entry decoder --batch 64 --threads 2 --against onnxruntime
       edgecsi bench --limits
     """
+    if threads > 1 and batch is None:
+        raise click.UsageError("--threads needs --batch: a single inference runs on one thread")
+    if batch is not None and device != "local":
+        raise click.UsageError("--batch is measured on --device local only")
     if limits is (bundle is not None):
         raise click.UsageError("give either a BUNDLE or --limits")
     if bundle is None:
@@ -63,10 +92,9 @@ def command(
         return
     from edgecsi.bench import report as results
     from edgecsi.bench.api import run_bench
-    from edgecsi.evaluate import reference_model
 
     def load_module(manifest: Manifest) -> nn.Module:
-        return reference_model(manifest, model, weights).module
+        return _fp32_model(manifest, model, weights)
 
     engines = [name.strip() for name in against.split(",") if name.strip()]
     with progress("measuring") as update:
@@ -75,6 +103,9 @@ def command(
             entry=entry,
             device=device,
             quick=quick,
+            seconds=seconds,
+            batch=batch,
+            threads=threads,
             against=engines,
             load_module=load_module,
             progress=update,
@@ -87,6 +118,21 @@ def command(
             write_text(Path(json_to), results.to_json(result))
     if plot is not None:
         results.plot(result, plot)
+
+
+def _fp32_model(manifest: Manifest, model: str | None, weights: str | None) -> nn.Module:
+    """What the other engines run: the bundle's model, or where that has layers of edgecsi's own (int8,
+    clustered), the uncompressed network, which costs the same with any weights."""
+    import json
+
+    from edgecsi.compress.layers import CompressedLayer
+    from edgecsi.evaluate import reference_model
+    from edgecsi.models import registry
+
+    loaded = reference_model(manifest, model, weights)
+    if any(isinstance(part, CompressedLayer) for part in loaded.module.modules()):
+        return registry.create(loaded.name, **json.loads(loaded.metadata["config"]))
+    return loaded.module
 
 
 def _limits(json_to: str | None) -> None:

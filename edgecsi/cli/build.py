@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecsi.cli.inspect import layer_table
+from edgecsi.cli.inspect import Measured, layer_table, measure_layers
 from edgecsi.cli.output import columns, json_option, pairs, progress, report
 
 if TYPE_CHECKING:
@@ -62,6 +62,11 @@ def _shape(_context: click.Context, _option: click.Parameter, text: str | None) 
 @click.option(
     "--explain", is_flag=True, help="Show the plan: every layer's kernel and why, knobs, bytes, MACs."
 )
+@click.option(
+    "--measure",
+    is_flag=True,
+    help="With --explain: also time every layer on this machine, and say how near it is to what is possible.",
+)
 @click.option("--dry-run", is_flag=True, help="Plan only: nothing is compiled or written.")
 @click.option(
     "--dump-ir", type=click.Path(path_type=Path), metavar="DIR", help="Write the IR after every pass."
@@ -80,6 +85,7 @@ def command(
     batches: tuple[int, ...],
     name: str | None,
     explain: bool,
+    measure: bool,
     dry_run: bool,
     dump_ir: Path | None,
     json_to: str | None,
@@ -95,6 +101,8 @@ def command(
       edgecsi build csinet-cr4 --target rpi4 -o csinet-pi
       edgecsi build my_net.py:make --input-shape 1,2,32,32 --target host --explain
     """
+    if measure and (dry_run or not explain):
+        raise click.UsageError("--measure needs --explain, and a library: leave --dry-run away")
     from edgecsi.bundle.manifest import to_json
     from edgecsi.pipeline import BuildOptions, build
 
@@ -115,14 +123,18 @@ def command(
     )
     with progress(f"building {model} for {target}") as update:
         result = build(options, update)
-    report(to_json(result.manifest), lambda: _text(result, explain), json_to)
+    measured = measure_layers(result.bundle) if measure and result.bundle is not None else None
+    tree = to_json(result.manifest) | ({"measured": measured.layers} if measured else {})
+    report(tree, lambda: _text(result, explain, measured), json_to)
 
 
-def _text(result: BuildResult, explain: bool) -> str:
+def _text(result: BuildResult, explain: bool, measured: Measured | None) -> str:
     manifest, bundle = result.manifest, result.bundle
     parts = []
     if explain:
         parts += [f"{name}\n{layer_table(entry)}" for name, entry in sorted(manifest.entries.items())]
+    if measured is not None:
+        parts.append(measured.text())
     rows = []
     for name, entry in sorted(manifest.entries.items()):
         checked = manifest.check.entries.get(name)

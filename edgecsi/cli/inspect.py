@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,15 +12,18 @@ import click
 from edgecsi.cli.output import columns, json_option, pairs, report
 
 if TYPE_CHECKING:
+    from edgecsi.bench.report import LayerTime
     from edgecsi.bundle import Bundle, Entry, Tensor
 
 
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--layers", is_flag=True, help="List the layers of every entry, with kernel and reason.")
+@click.option("--measure", is_flag=True, help="Time the layers of every entry, where BUNDLE runs here.")
 @json_option
-def command(bundle: Path, layers: bool, json_to: str | None) -> None:
-    """Verify every file of BUNDLE and show what it is. The library is not loaded, so any machine will do.
+def command(bundle: Path, layers: bool, measure: bool, json_to: str | None) -> None:
+    """Verify every file of BUNDLE and show what it is. Without --measure the library is not loaded, so any
+    machine will do.
 
     \b
     Example:
@@ -28,10 +33,12 @@ def command(bundle: Path, layers: bool, json_to: str | None) -> None:
     from edgecsi.bundle.manifest import to_json
 
     found = read_bundle(bundle)
-    report(to_json(found.manifest), lambda: _text(found, layers), json_to)
+    measured = measure_layers(found) if measure else None
+    tree = to_json(found.manifest) | ({"measured": measured.layers} if measured else {})
+    report(tree, lambda: _text(found, layers, measured), json_to)
 
 
-def _text(bundle: Bundle, layers: bool) -> str:
+def _text(bundle: Bundle, layers: bool, measured: Measured | None) -> str:
     manifest = bundle.manifest
     target, model, check = manifest.target, manifest.model, manifest.check
     head: dict[str, object] = {
@@ -64,7 +71,54 @@ def _text(bundle: Bundle, layers: bool) -> str:
     parts = [pairs(head), entries]
     if layers:
         parts += [f"{name}\n{layer_table(entry)}" for name, entry in sorted(manifest.entries.items())]
+    if measured is not None:
+        parts.append(measured.text())
     return "\n\n".join(parts)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """The times of layers by entry; or, with no layers, why they could not be measured."""
+
+    layers: Mapping[str, tuple[LayerTime, ...]]
+    heading: str
+
+    def text(self) -> str:
+        """For people: a table for each entry."""
+        from edgecsi.bench.report import layer_table
+
+        tables = [f"{name}, measured\n{layer_table(times)}" for name, times in self.layers.items()]
+        return "\n\n".join([*tables, self.heading])
+
+
+def measure_layers(bundle: Bundle) -> Measured:
+    """Time the layers of a bundle on this machine, with their shares of what it can do at best.
+
+    Args:
+        bundle: for any target; of one that cannot run here, the result says why.
+
+    Raises:
+        BundleError, ToolchainError: it cannot be loaded, or the limits cannot be measured.
+    """
+    from edgecsi.bench import layers, limits
+    from edgecsi.bundle.load import check_runs_here
+    from edgecsi.errors import DeviceError
+
+    try:
+        check_runs_here(bundle)
+    except DeviceError as error:
+        return Measured({}, f"layers are not measured: {error.why}")
+    known = limits.known_limits()
+    heading = (
+        f"the limits of {known.machine.cpu}: {known.fp32_gflops:.0f} GFLOP/s, "
+        f"{known.int8_gops:.0f} GOP/s in int8, reading {_rates(known.read_gbps)} GB/s"
+    )
+    return Measured(layers.measure_layers(bundle, known), heading)
+
+
+def _rates(read_gbps: Mapping[int, float]) -> str:
+    """The fastest rate, and the slowest."""
+    return f"{max(read_gbps.values()):.0f} to {min(read_gbps.values()):.0f}"
 
 
 def _entry_row(bundle: Bundle, name: str, entry: Entry) -> tuple[object, ...]:

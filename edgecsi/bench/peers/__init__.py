@@ -7,7 +7,7 @@ timed the way its users call it: numpy array in, numpy array out.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,17 @@ class Peer(Protocol):
         Raises:
             ToolchainError: the engine cannot convert this network.
         """
+        ...
+
+
+@runtime_checkable
+class Batched(Peer, Protocol):
+    """An engine that can also be measured with batches on several threads."""
+
+    def prepare_threads(
+        self, module: nn.Module, example: Array, entry: str, threads: Sequence[int]
+    ) -> list[Run]:
+        """As :meth:`Peer.prepare`, once for each number of threads."""
         ...
 
 

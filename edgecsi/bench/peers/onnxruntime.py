@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from edgecsi.bench.peers import Array, Run
@@ -24,20 +25,30 @@ class OnnxRuntime:
         return version_of("onnxruntime")
 
     def prepare(self, module: nn.Module, example: Array, entry: str) -> Run:
-        with converting(self.name):
-            import onnxruntime
-
-            options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = 1
-            options.inter_op_num_threads = 1
-            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-            session = onnxruntime.InferenceSession(
-                to_onnx(module, example, entry), options, providers=["CPUExecutionProvider"]
-            )
-            name: str = session.get_inputs()[0].name
-
-        def run(x: Array) -> Array:
-            output: Array = session.run(None, {name: x})[0]
-            return output
-
+        (run,) = self.prepare_threads(module, example, entry, [1])
         return run
+
+    def prepare_threads(
+        self, module: nn.Module, example: Array, entry: str, threads: Sequence[int]
+    ) -> list[Run]:
+        """One session for each number of intra-op threads, all of the same ONNX model."""
+        with converting(self.name):
+            model = to_onnx(module, example, entry)
+            return [_session(model, count) for count in threads]
+
+
+def _session(model: bytes, threads: int) -> Run:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    name: str = session.get_inputs()[0].name
+
+    def run(x: Array) -> Array:
+        output: Array = session.run(None, {name: x})[0]
+        return output
+
+    return run

@@ -1,0 +1,175 @@
+"""How many samples a second: batches on several threads, against the best that another engine makes of them.
+
+A base station decodes for many terminals at once. There the time of one call says little; what counts is how
+many samples a second all threads together get through.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgecsi.bench import measure, statistics
+from edgecsi.bench.measure import Answer, Call, Progress, Protocol
+from edgecsi.bench.peers import Array, Batched, find_peers
+from edgecsi.bench.report import Gain, Rate, Skipped, Throughput
+from edgecsi.errors import CheckFailed, ToolchainError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+PEER_BATCHES = (1, 8, 64)
+PEER_THREADS = (1, 2)
+REST = 0.005
+"""Seconds between two turns: threads of the engine before may still spin, waiting for work."""
+ROUNDS = 20
+"""At least; turns last at least as long as the protocol says."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """An engine ready to be measured: one call computes ``samples`` samples."""
+
+    name: str
+    version: str
+    answer: Answer
+    batch: int
+    threads: int
+    samples: int
+    call: Call
+
+
+def measure_rates(
+    settings: Sequence[Setting], protocol: Protocol, progress: Progress | None = None
+) -> tuple[Throughput, float]:
+    """Measures settings in turns; the first one is compared with the best of every other engine.
+
+    Args:
+        settings: edgecsi first.
+        protocol: its ``seconds`` are spent on every setting (at least 20 rounds, at most ``limit``).
+        progress: told after every round.
+
+    Returns:
+        What was found, and how many cores the first setting kept busy.
+    """
+    with measure.undisturbed():
+        counts = [_calls_a_turn(setting.call, protocol) for setting in settings]
+        rounds: list[list[float]] = [[] for _ in settings]
+        spent = [0.0 for _ in settings]
+        computed, done = 0.0, 0.0
+        while done < 1.0 and max(spent) < protocol.limit:
+            for index, setting in enumerate(settings):
+                time.sleep(REST)
+                for _ in range(protocol.settle):
+                    setting.call()
+                begin_computing, begin = time.process_time(), time.perf_counter()
+                for _ in range(counts[index]):
+                    setting.call()
+                seconds = time.perf_counter() - begin
+                computed += time.process_time() - begin_computing if index == 0 else 0.0
+                rounds[index].append(seconds / (counts[index] * setting.samples))
+                spent[index] += seconds
+            done = min(len(rounds[0]) / ROUNDS, min(spent) / protocol.seconds, 1.0)
+            if progress is not None:
+                progress(done, 1.0, "measuring batches")
+    rates = tuple(_rate(setting, times) for setting, times in zip(settings, rounds, strict=True))
+    best: dict[str, int] = {}
+    for index, rate in enumerate(rates[1:], 1):
+        if rate.name not in best or rate.median > rates[best[rate.name]].median:
+            best[rate.name] = index
+    gains = tuple(
+        Gain(
+            name,
+            rates[index].batch,
+            rates[index].threads,
+            # The other's time over ours is our rate over the other's.
+            statistics.ratio(_single(rounds[index]), _single(rounds[0])),
+        )
+        for name, index in best.items()
+    )
+    return Throughput(rates, gains), computed / max(spent[0], 1e-9)
+
+
+def peer_settings(
+    module: nn.Module,
+    samples: Array,
+    entry: str,
+    names: Sequence[str],
+    reference: Callable[[Array], Array],
+    progress: Progress | None = None,
+) -> tuple[list[Setting], list[Skipped]]:
+    """Other engines in every batch of 1, 8, 64 and on 1 and 2 threads, each checked against PyTorch.
+
+    Args:
+        module: the model, float32.
+        samples: float32 ``[N, *shape]``, N ≥ 1; repeated as often as a batch needs.
+        entry: which part of the model.
+        names: of the engines.
+        reference: what PyTorch answers.
+        progress: told which engine is being prepared.
+
+    Returns:
+        What can be measured; and the engines that cannot, with the reason.
+    """
+    settings: list[Setting] = []
+    skipped: list[Skipped] = []
+    for peer in find_peers(names):
+        if (reason := peer.available()) is not None:
+            skipped.append(Skipped(peer.name, reason, peer.install))
+            continue
+        if not isinstance(peer, Batched):
+            skipped.append(
+                Skipped(peer.name, "batches are measured against onnxruntime only", "--against onnxruntime")
+            )
+            continue
+        try:
+            for done, batch in enumerate(PEER_BATCHES):
+                if progress is not None:
+                    progress(done, len(PEER_BATCHES), f"preparing {peer.name} for batches of {batch}")
+                x = repeated(samples, batch)
+                expected = reference(x)
+                prepared = peer.prepare_threads(module, x, entry, PEER_THREADS)
+                for threads, run in zip(PEER_THREADS, prepared, strict=True):
+                    found = measure.answer(peer.name, run(x), expected, measure.TOLERANCE)
+                    call = _bound(run, x)
+                    settings.append(Setting(peer.name, peer.version(), found, batch, threads, batch, call))
+        except (ToolchainError, CheckFailed) as error:
+            skipped.append(Skipped(peer.name, f"{error.what}: {error.why}", error.fix))
+    return settings, skipped
+
+
+def repeated(samples: Array, count: int) -> Array:
+    """``count`` samples: those there are, again and again."""
+    return np.ascontiguousarray(np.resize(samples, (count, *samples.shape[1:])))
+
+
+def _bound(run: Callable[[Array], Array], x: Array) -> Call:
+    return lambda: run(x)
+
+
+def _calls_a_turn(call: Call, protocol: Protocol) -> int:
+    _, median = measure.warm_up(call, limit=2.0)
+    return max(1, math.ceil(protocol.turn * 1e9 / median))
+
+
+def _rate(setting: Setting, seconds_a_sample: Sequence[float]) -> Rate:
+    rounds = 1 / np.array(seconds_a_sample)
+    return Rate(
+        name=setting.name,
+        version=setting.version,
+        answer=setting.answer,
+        batch=setting.batch,
+        threads=setting.threads,
+        median=float(np.median(rounds)),
+        interval=statistics.median_interval(rounds),
+        rounds=tuple(float(rate) for rate in rounds),
+    )
+
+
+def _single(values: Sequence[float]) -> list[statistics.Floats]:
+    return [np.array([value], np.float64) for value in values]
