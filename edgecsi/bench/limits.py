@@ -55,7 +55,8 @@ def known_limits() -> Limits:
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         tree = json.loads(_kept().read_text(encoding="utf-8"))
         if tree["machine"]["cpu"] == here.cpu:
-            return _limits(tree, here, Validity(**tree["validity"]))
+            validity = Validity(tree["validity"]["state"], tuple(tree["validity"]["reasons"]))
+            return _limits(tree, here, validity)
     return measure_limits()
 
 

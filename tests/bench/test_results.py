@@ -17,7 +17,16 @@ from edgecsi import target
 from edgecsi.bench import results, results_page, workloads
 from edgecsi.bench.environment import Machine, Snapshot, Validity
 from edgecsi.bench.measure import QUICK, Answer
-from edgecsi.bench.report import Comparison, Engine, Measured, Result, write_result
+from edgecsi.bench.report import (
+    Comparison,
+    Engine,
+    Gain,
+    Measured,
+    Rate,
+    Result,
+    Throughput,
+    write_result,
+)
 from edgecsi.bench.scenarios import FACTS, SCENARIOS
 from edgecsi.bench.statistics import Interval, Ratio, summarise
 from edgecsi.errors import DataError, DeviceError, ToolchainError
@@ -62,20 +71,31 @@ def result(**changes: Any) -> Result:
     return dataclasses.replace(made, **changes)
 
 
+def throughput() -> Throughput:
+    interval, exact = Interval(90.0, 110.0), Answer(0.0, 0.0)
+    rates = (
+        Rate("edgecsi", "1.0", exact, 64, 2, 400.0, interval, (400.0,)),
+        Rate("onnxruntime", "2.0", exact, 8, 2, 100.0, interval, (100.0,)),
+    )
+    return Throughput(rates, (Gain("onnxruntime", 8, 2, Ratio(4.0, Interval(3.9, 4.1), 20)),))
+
+
 @pytest.fixture
 def fake_edgecsi(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Stands for the command line: remembers what was called, and leaves the result that bench would."""
     called: list[list[str]] = []
 
-    def run(arguments: list[str], folder: Path) -> None:
+    def run(arguments: list[str], folder: Path, threads: int | None = None) -> None:
         called.append(list(arguments))
         if arguments[0] == "build":
-            if "int8-static" in arguments:
-                raise ToolchainError("edgecsi build failed", "no such recipe", "wait")
+            if "x86" in arguments:
+                raise ToolchainError("edgecsi build failed", "no such target", "wait")
             (folder / arguments[arguments.index("-o") + 1]).mkdir()
         if arguments[0] == "bench":
             emulated = "emulate" in arguments
             found = result(engines=(), comparisons=(), instructions=2_345_678) if emulated else result()
+            if "--batch" in arguments:
+                found = result(engines=(), comparisons=(), throughput=throughput())
             write_result(found, folder / arguments[arguments.index("--json") + 1])
 
     monkeypatch.setattr(results, "run_edgecsi", run)
@@ -100,6 +120,8 @@ def test_all_scenarios_are_measured_kept_and_written(
 ) -> None:
     said: list[str] = []
     monkeypatch.setattr(results, "_say", said.append)
+    (tmp_path / "results").mkdir()
+    (tmp_path / "results" / "csinet-cr16-training.json").write_text('{"machine": "another report"}')
     assert results.main(["--docs", str(tmp_path), "--anyway", "--quick", "--only", "csinet-cr4"]) == 0
     stored = results.read_all(tmp_path / "results")
     assert "csinet-cr4-full" in stored
@@ -107,15 +129,22 @@ def test_all_scenarios_are_measured_kept_and_written(
     for path in (tmp_path / "results").iterdir():
         assert path.stat().st_size < 100_000
     assert stored["csinet-cr4-full"]["commands"][0].startswith("edgecsi build csinet-cr4 --target host -o ")
-    assert stored["csinet-cr4-block90-full-int8-static-host"]["error"][1] == "no such recipe"
+    assert stored["csinet-cr4-joint90-x86"]["error"][1] == "no such target"
+    assert stored["csinet-cr4-joint90-host"]["result"]["bundle"]["library_bytes"] == 1000
+    builds = [command for command in fake_edgecsi if command[0] == "build"]
+    assert len({command[command.index("-o") + 1] for command in builds}) == len(builds)
+    batch = next(command for command in fake_edgecsi if "--threads" in command)
+    assert batch[batch.index("--batch") + 1] == "64"
     text = (tmp_path / "results.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| CsiNet CR 1/4, full, fp32 |"))
     assert (
         "**0.250** (0.240-0.260) | ≤ 0.7 | yes | 0.300 | suspect; other processes used 1.00 of a core; quick"
         in row
     )
-    assert "| csinet-cr4, full, rpi4, fp32 | **2.346** | ≤ 2.4 | yes |" in text
-    assert "failed: no such recipe" in text
+    assert "| CsiNet CR 1/4, full, fp32, rpi4 | trained | **2.346** | ≤ 2.4 | yes |" in text
+    assert "failed: no such target" in text
+    assert "**4.00** times (3.90-4.10) the samples a second of onnxruntime at its best (bar ≥ 3" in text
+    assert "| onnxruntime 2.0 | 8 | 2 | 100 | 90-110 |" in text
     assert "- Machine: A CPU, 2 cores (L2 1024K)" in text
     assert "2026-01-02" in text
     assert "not measured" in text
@@ -125,10 +154,38 @@ def test_a_bundle_is_built_once_for_its_scenarios(tmp_path: Path, fake_edgecsi: 
     entries = [
         scenario for scenario in SCENARIOS if scenario.name in ("csinet-cr16-full", "csinet-cr16-decoder")
     ]
+    results.build_all(entries, tmp_path, lambda _: None)
     for scenario in entries:
-        results.measure_scenario(scenario, tmp_path, quick=False)
+        stored = results.measure_scenario(scenario, tmp_path, seconds=2.5)
+        assert "--seconds 2.5" in stored["commands"][1]
     assert [command[0] for command in fake_edgecsi] == ["build", "bench", "bench"]
-    assert "--quick" not in fake_edgecsi[1]
+
+
+def test_a_failure_costs_only_its_own_row(
+    tmp_path: Path, fake_edgecsi: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object, **__: object) -> None:
+        raise ZeroDivisionError("nobody expected this")
+
+    monkeypatch.setattr(results, "_say", lambda _: None)
+    monkeypatch.setattr(results, "read_result", broken)
+    assert results.main(["--docs", str(tmp_path), "--anyway", "--only", "linear-90-16x4"]) == 0
+    stored = results.read_all(tmp_path / "results")
+    assert stored["linear-90-16x4-int8-host"]["error"][:2] == ["ZeroDivisionError", "nobody expected this"]
+    assert "failed: nobody expected this" in (tmp_path / "results.md").read_text()
+
+
+def test_shipped_compressed_weights_are_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registry, "WEIGHTS", tmp_path)
+    scenario = next(scenario for scenario in SCENARIOS if scenario.name == "csinet-cr4-joint90-host")
+    assert results.source(scenario) == ("edgecsi.bench.workloads:csinet_cr4_block90", "int8-static", "test")
+    (tmp_path / f"{scenario.shipped}.safetensors").touch()
+    assert results.source(scenario) == ("csinet-cr4+prune90-bsr16x4-int8", "", "")
+    command = results.build_command(scenario)
+    assert "--recipe" not in command
+    assert "--random-weights" not in command
+    dense = next(scenario for scenario in SCENARIOS if scenario.name == "csinet-cr4-full")
+    assert "--random-weights" in results.build_command(dense)
 
 
 def test_the_page_can_be_written_from_nothing(tmp_path: Path) -> None:
@@ -155,7 +212,7 @@ def test_scenarios_name_things_that_exist() -> None:
             module, _, factory = scenario.model.partition(":")
             assert callable(getattr(importlib.import_module(module), factory))
         else:
-            registry.find(scenario.model)
+            registry.find(scenario.model.partition("+")[0])
     assert {scenario.target for scenario in SCENARIOS} <= set(target.list_targets())
 
 
