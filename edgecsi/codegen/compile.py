@@ -84,11 +84,10 @@ def _raw_pointers() -> tvm.ir.transform.Pass:
             declared.append(tirx.DeclBuffer(buffer, data=pointer))
         return tirx.PrimFunc(params, tirx.SeqStmt([*declared, func.body]), func.ret_type, func.attrs)
 
-    @tvm.transform.module_pass(opt_level=0, name="edgecsi.RawPointers")
     def run(mod: tvm.IRModule, _context: object) -> tvm.IRModule:
         return tvm.IRModule({g: unpack(f) for g, f in mod.functions.items()})
 
-    return run
+    return tvm.transform.module_pass(run, opt_level=0, name="edgecsi.RawPointers")
 
 
 def compile_module(functions: Mapping[str, tvm.tirx.PrimFunc], target: Target) -> tvm.runtime.Module:

@@ -124,6 +124,7 @@ def build_library(
         ".globl edgecsi_manifest\n.hidden edgecsi_manifest\n"
         'edgecsi_manifest:\n.incbin "manifest.json"\n.byte 0\n'
     )
+    soname = f"lib{name.replace('_', '-')}.so"
     exports = f"{{ global: {name}_*; __tvm_ffi_*; local: *; }};\n"
     try:
         with tempfile.TemporaryDirectory(prefix="edgecsi-") as folder:
@@ -136,7 +137,7 @@ def build_library(
             (where / "exports.map").write_text(exports)
             zig_cc(
                 ["-shared", "-fPIC", "-O2", "-g0", "-Wall", "-Werror", "-Wl,--gc-sections", "-Wl,--build-id=none", "-s",
-                 "-Wl,--version-script=exports.map", f"-Wl,-soname,lib{name.replace(chr(95), chr(45))}.so", "-o", "library.so",
+                 "-Wl,--version-script=exports.map", f"-Wl,-soname,{soname}", "-o", "library.so",
                  "driver.c", "blob.S", "kernels.o", "-lm"],
                 triple=f"{target.arch}-linux-gnu.{target.glibc}", cwd=where,
             )  # fmt: skip

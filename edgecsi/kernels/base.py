@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 K = TypeVar("K", bound="Kernel")
 Knobs = Mapping[str, int]
-_REGISTRY: dict[str, "Kernel"] = {}
+_REGISTRY: dict[str, Kernel] = {}
 
 
 class Kernel(ABC):

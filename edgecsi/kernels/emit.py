@@ -58,11 +58,10 @@ def function(
     if scratch:
         shapes.append(("scratch", scratch, "uint8"))
     holder = Function()
-    with IRBuilder() as builder:
-        with T.prim_func():
-            T.func_name("kernel")
-            buffers = [T.arg(name, T.buffer((max(size, 1),), dtype)) for name, size, dtype in shapes]
-            yield holder, buffers
+    with IRBuilder() as builder, T.prim_func():
+        T.func_name("kernel")
+        buffers = [T.arg(name, T.buffer((max(size, 1),), dtype)) for name, size, dtype in shapes]
+        yield holder, buffers
     holder.result = builder.get()
 
 
@@ -138,7 +137,7 @@ def zero_halo(buffer: Any, layout: Layout) -> None:
     """Write the halo of an image: every kernel does this for its output."""
     if not any(layout.halo):
         return
-    n, _, height, width = layout.shape
+    n, _, height, _ = layout.shape
     group, pitch = layout.group, layout.pitch * layout.group
     top, bottom = layout.halo[0] * pitch, layout.halo[1] * pitch
     side = layout.lead * group
@@ -402,9 +401,17 @@ class Finish:
         for s in self.op.epilogue:
             operand = None
             if s.operand is not None:
-                scalar = len(s.operand.shape) == 4 and s.operand.shape[2:] == (1, 1) and self.op.y.shape[2:] != (1, 1)
+                scalar = (
+                    len(s.operand.shape) == 4
+                    and s.operand.shape[2:] == (1, 1)
+                    and self.op.y.shape[2:] != (1, 1)
+                )
                 buffer = self.buffers[operand_at]
-                operand = splat(load(buffer, place(s.operand), 1), lanes) if scalar else load(buffer, place(s.operand), lanes)
+                operand = (
+                    splat(load(buffer, place(s.operand), 1), lanes)
+                    if scalar
+                    else load(buffer, place(s.operand), lanes)
+                )
                 operand_at += 1
             offset = constant_at
 

@@ -52,7 +52,9 @@ def compile_cases(cases: Sequence[Case], target: Target) -> bytes:
     return compile_object(functions, target)
 
 
-def run_cases(cases: Sequence[Case], target: Target, *, repeat: int = 0) -> list[tuple[NDArray[Any], NDArray[Any], float]]:
+def run_cases(
+    cases: Sequence[Case], target: Target, *, repeat: int = 0
+) -> list[tuple[NDArray[Any], NDArray[Any], float]]:
     """Outputs of all cases as (memory, logical array, seconds per call).
 
     Native if this CPU can run the target, else under QEMU with the target's exact CPU. Seconds are 0 unless
@@ -76,7 +78,9 @@ def run_cases(cases: Sequence[Case], target: Target, *, repeat: int = 0) -> list
     return results
 
 
-def _run_native(cases: Sequence[Case], everything: list[list[NDArray[Any]]], where: Path, repeat: int) -> list[float]:
+def _run_native(
+    cases: Sequence[Case], everything: list[list[NDArray[Any]]], where: Path, repeat: int
+) -> list[float]:
     zig_cc(["-shared", "-o", where / "k.so", where / "kernels.o", "-lm"])
     library = ctypes.CDLL(str(where / "k.so"))
     seconds = []
@@ -118,7 +122,9 @@ def _aligned(array: NDArray[Any]) -> NDArray[Any]:
     return view
 
 
-def _run_emulated(cases: Sequence[Case], everything: list[list[NDArray[Any]]], target: Target, where: Path) -> None:
+def _run_emulated(
+    cases: Sequence[Case], everything: list[list[NDArray[Any]]], target: Target, where: Path
+) -> None:
     arch = "aarch64" if target.arch == "aarch64" else "x86_64"
     qemu = shutil.which(f"qemu-{arch}")
     if qemu is None:
@@ -136,10 +142,14 @@ def _run_emulated(cases: Sequence[Case], everything: list[list[NDArray[Any]]], t
             offset += array.nbytes
         body.append(f"  k{i}({', '.join(places)});")
     lines += [
-        "int main(int argc, char **argv) {", f"  size_t n = {max(offset, 1)};",
-        "  char *m = aligned_alloc(64, (n + 127) / 64 * 64); FILE *f = fopen(argv[1], \"rb\");",
-        "  if (argc < 2 || !m || !f || fread(m, 1, n, f) != n) return 1;", "  fclose(f);", *body,
-        "  f = fopen(argv[1], \"wb\"); if (!f || fwrite(m, 1, n, f) != n) return 1;", "  return fclose(f); }",
+        "int main(int argc, char **argv) {",
+        f"  size_t n = {max(offset, 1)};",
+        '  char *m = aligned_alloc(64, (n + 127) / 64 * 64); FILE *f = fopen(argv[1], "rb");',
+        "  if (argc < 2 || !m || !f || fread(m, 1, n, f) != n) return 1;",
+        "  fclose(f);",
+        *body,
+        '  f = fopen(argv[1], "wb"); if (!f || fwrite(m, 1, n, f) != n) return 1;',
+        "  return fclose(f); }",
     ]
     (where / "main.c").write_text("\n".join(lines) + "\n")
     zig_cc(
@@ -158,13 +168,23 @@ def _run_emulated(cases: Sequence[Case], everything: list[list[NDArray[Any]]], t
     try:
         done = subprocess.run(
             [qemu, "-cpu", target.emulate or "max", str(where / "run"), str(where / "memory")],
-            capture_output=True, timeout=600, stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=600,
+            stdin=subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired as error:
-        raise DeviceError("a kernel did not end", f"emulating {target.id} took over 600 s", "report this") from error
+        raise DeviceError(
+            "a kernel did not end", f"emulating {target.id} took over 600 s", "report this"
+        ) from error
     if done.returncode:
-        why = "illegal instruction" if done.returncode in (-4, 132) else done.stderr.decode(errors="replace")[-300:]
-        raise DeviceError(f"a kernel crashed on emulated {target.id}", f"status {done.returncode}: {why}", "report this")
+        why = (
+            "illegal instruction"
+            if done.returncode in (-4, 132)
+            else done.stderr.decode(errors="replace")[-300:]
+        )
+        raise DeviceError(
+            f"a kernel crashed on emulated {target.id}", f"status {done.returncode}: {why}", "report this"
+        )
     image = bytearray((where / "memory").read_bytes())
     for array, at in spots:
         array[:] = np.frombuffer(image, array.dtype, array.size, at)

@@ -89,9 +89,7 @@ class Layout:
     @property
     def is_plain(self) -> bool:
         """True when the elements are contiguous in the order of the shape."""
-        return (
-            not any(self.halo) and self.group == 1 and (self.shape[0] == 1 or self.stride == self.sample)
-        )
+        return not any(self.halo) and self.group == 1 and (self.shape[0] == 1 or self.stride == self.sample)
 
     def at(self, n: Any, c: Any, h: Any, w: Any) -> Any:
         """Offset of a pixel of an image; integers or TIR expressions. `c` must be an int if group > 1.
@@ -137,7 +135,9 @@ class Layout:
     def _index(self) -> NDArray[np.int64]:
         if len(self.shape) != 4:
             per = np.arange(self.sample).reshape(self.shape[1:])
-            return per[None] + (np.arange(self.shape[0]) * self.stride).reshape(-1, *[1] * (len(self.shape) - 1))
+            return per[None] + (np.arange(self.shape[0]) * self.stride).reshape(
+                -1, *[1] * (len(self.shape) - 1)
+            )
         n, c, h, w = np.ix_(*(np.arange(extent) for extent in self.shape))
         result: NDArray[np.int64] = self.at(n, c, h, w)
         return result

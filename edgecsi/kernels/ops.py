@@ -41,7 +41,8 @@ class Quant:
 
     def codes(self, x: NDArray[np.float32]) -> NDArray[np.uint8]:
         shifted = (x.astype(F32) - F32(self.offset)) * self.inverse
-        return np.clip(np.rint(shifted) + F32(self.zero_point), 0, 255).astype(np.uint8)
+        codes: NDArray[np.uint8] = np.clip(np.rint(shifted) + F32(self.zero_point), 0, 255).astype(np.uint8)
+        return codes
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ class Step:
 
     op and its parameters:
         ``leaky_relu`` (slope), ``relu``, ``relu6``, ``sigmoid``, ``tanh``, ``gelu`` (exact, erf), ``silu``, ``elu``
-        (alpha), ``softplus``, ``exp``, ``sqrt``, ``rsqrt``, ``abs``, ``neg``, ``clip`` (low, high), ``affine`` (scale, shift: x*scale+shift),
+        (alpha), ``softplus``, ``exp``, ``sqrt``, ``rsqrt``, ``abs``, ``neg``, ``clip`` (low, high), ``affine``
+        (scale, shift: x*scale+shift),
         ``hard_sigmoid`` (relu6(x+3)/6), ``prelu`` (a constant, one slope per channel),
         ``scale_channels`` (constants scale[C], shift[C]), ``add``/``mul``/``sub``/``rsub``/``max``/``min`` with another
         tensor (`operand`) of the output's shape, or of shape (N, C, 1, 1) or (N, 1, H, W) (a gate).
@@ -65,8 +67,8 @@ class Step:
 Epilogue = tuple[Step, ...]
 
 
-def apply_step(step: Step, x: NDArray[np.float32], operand: NDArray[np.float32] | None = None) -> NDArray[Any]:
-    """The numpy meaning of one epilogue step, in fp32."""
+def apply_step(step: Step, x: NDArray[np.float32], operand: NDArray[np.float32] | None = None) -> Any:
+    """The numpy meaning of one epilogue step, in fp32: an array of the shape of `x`."""
     p = [F32(v) for v in step.params]
     channel = (1, -1, *[1] * (x.ndim - 2))
     match step.op:
@@ -162,7 +164,7 @@ class Op:
         y = self.compute(*inputs).reshape(self.y.shape)
         for step in self.epilogue:
             operand = extra.pop(0) if step.operand is not None else None
-            y = apply_step(step, y, operand).astype(F32)
+            y = np.asarray(apply_step(step, y, operand), F32)
         return self.y_quant.codes(y) if self.y_quant else y
 
 
@@ -196,7 +198,9 @@ class Conv2d(Op):
         x = inputs[0]
         top, bottom, left, right = self.padding
         integer = self.x_quant is not None
-        wide = x.astype(np.int64) - self.x_quant.zero_point if self.x_quant else x.astype(np.float64)
+        wide: NDArray[Any] = x.astype(np.float64)
+        if self.x_quant:
+            wide = x.astype(np.int64) - self.x_quant.zero_point
         pad_value = self.x.fill - self.x_quant.zero_point if self.x_quant else 0
         wide = np.pad(wide, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=pad_value)
         outs, per, kh, kw = self.weight.shape
@@ -254,9 +258,9 @@ class Dense(Op):
             peak = np.abs(x).max(1, keepdims=True).astype(F32)
             inverse = np.where(peak >= TINY, F32(127) / np.maximum(peak, TINY), F32(0)).astype(F32)
             codes = np.clip(np.rint(x * inverse), -127, 127).astype(np.int64)
-            acc = codes @ w.astype(np.int64).T
+            acc: NDArray[Any] = codes @ w.astype(np.int64).T
             assert self.scale is not None
-            y = acc.astype(F32) * ((peak / F32(127)) * self.scale[None].astype(F32))
+            y: NDArray[np.float32] = acc.astype(F32) * ((peak / F32(127)) * self.scale[None].astype(F32))
             return y + self.bias.astype(F32) if self.bias is not None else y
         if self.x_quant is not None:
             acc = (x.astype(np.int64) - self.x_quant.zero_point) @ w.astype(np.int64).T
@@ -322,7 +326,7 @@ class Softmax(Op):
     def compute(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         x = inputs[0].astype(np.float64)
         e = np.exp(x - x.max(-1, keepdims=True))
-        return (e / e.sum(-1, keepdims=True)).astype(F32)
+        return np.asarray(e / e.sum(-1, keepdims=True), F32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -337,7 +341,7 @@ class LayerNorm(Op):
         x = inputs[0].astype(np.float64)
         y = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + self.eps)
         y = y * self.gamma if self.gamma is not None else y
-        return (y + self.beta if self.beta is not None else y).astype(F32)
+        return np.asarray(y + self.beta if self.beta is not None else y, F32)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -359,15 +363,18 @@ class Pool2d(Op):
         ones = np.pad(np.ones_like(x), spec, constant_values=1.0 if self.count_include_pad else 0.0)
         _, _, height, width = self.y.shape
         picks = [
-            (slice(i, i + (height - 1) * self.stride[0] + 1, self.stride[0]),
-             slice(j, j + (width - 1) * self.stride[1] + 1, self.stride[1]))
-            for i in range(self.window[0]) for j in range(self.window[1])
+            (
+                slice(i, i + (height - 1) * self.stride[0] + 1, self.stride[0]),
+                slice(j, j + (width - 1) * self.stride[1] + 1, self.stride[1]),
+            )
+            for i in range(self.window[0])
+            for j in range(self.window[1])
         ]
         stack = np.stack([data[:, :, r, c] for r, c in picks])
         if is_max:
-            return stack.max(0).astype(F32)
+            return np.asarray(stack.max(0), F32)
         count = np.stack([ones[:, :, r, c] for r, c in picks]).sum(0)
-        return (stack.sum(0) / count).astype(F32)
+        return np.asarray(stack.sum(0) / count, F32)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,6 @@ from edgecsi.kernels.ops import (
 from edgecsi.lower.graph import Graph, Node, Value
 from edgecsi.target import Target
 
-
 # Attributes of a node that its operator takes as they are.
 CONV2D = ("weight", "bias", "padding", "stride", "dilation", "groups", "scale", "x_quant")
 DENSE = ("weight", "bias", "scale", "x_quant", "dynamic", "table")
