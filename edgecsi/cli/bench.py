@@ -131,7 +131,7 @@ def _fp32_model(manifest: Manifest, model: str | None, weights: str | None) -> n
 
     loaded = reference_model(manifest, model, weights)
     if any(isinstance(part, CompressedLayer) for part in loaded.module.modules()):
-        return registry.create(loaded.name, **json.loads(loaded.metadata["config"]))
+        return registry.create(loaded.name, **json.loads(loaded.metadata.get("config", "{}")))
     return loaded.module
 
 

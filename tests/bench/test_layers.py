@@ -129,3 +129,9 @@ def test_what_cannot_run_here_is_not_measured(
     assert main(["inspect", str(made.path), "--measure"]) == 0
     assert "layers are not measured: " in capsys.readouterr().out
     assert cache == []
+
+
+def test_build_measures_only_what_it_explains_and_builds(capsys: pytest.CaptureFixture[str]) -> None:
+    for options in ([], ["--explain", "--dry-run"]):
+        assert main(["build", "csinet-cr4", "--target", "host", "--measure", *options]) == 2
+        assert "--measure needs --explain" in capsys.readouterr().err

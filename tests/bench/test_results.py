@@ -15,6 +15,7 @@ from torch import nn
 
 from edgecsi import target
 from edgecsi.bench import results, results_page, workloads
+from edgecsi.bench.cycles import Cycles, Loop
 from edgecsi.bench.environment import Machine, Snapshot, Validity
 from edgecsi.bench.measure import QUICK, Answer
 from edgecsi.bench.report import (
@@ -138,7 +139,7 @@ def test_all_scenarios_are_measured_kept_and_written(
     text = (tmp_path / "results.md").read_text()
     row = next(line for line in text.splitlines() if line.startswith("| CsiNet CR 1/4, full, fp32 |"))
     assert (
-        "**0.250** (0.240-0.260) | ≤ 0.7 | yes | 0.300 | suspect; other processes used 1.00 of a core; quick"
+        "**0.250** (0.240-0.260) | ≤ 0.7 | yes | 50.2 (0.300) | suspect; other processes used 1.00 of a core; quick"
         in row
     )
     assert "| CsiNet CR 1/4, full, fp32, rpi4 | trained | **2.346** | ≤ 2.4 | yes |" in text
@@ -254,3 +255,15 @@ def test_raw_results_come_back_as_they_were(tmp_path: Path) -> None:
 
 def test_tables_escape_what_would_break_them() -> None:
     assert results_page.markdown([["a", "b"], ["1|2", "3"]]) == "| a | b |\n|---|---|\n| 1\\|2 | 3 |"
+
+
+def test_estimated_cycles_are_added_up_by_cpu(tmp_path: Path) -> None:
+    loop = Loop("cortex-a72", "fc", "f32_dense", 8, 4.0, 16, 10.0)
+    found = Cycles("a-model", "llvm-mca-16", (loop, loop, dataclasses.replace(loop, cpu="cortex-a76")))
+    (tmp_path / "results").mkdir()
+    results.write_json(tmp_path / "results" / "cycles.json", {"kind": "cycles", **dataclasses.asdict(found)})
+    assert results.main(["--docs", str(tmp_path), "--table"]) == 0
+    text = (tmp_path / "results.md").read_text()
+    assert "| cortex-a72 | fc | f32_dense | 8 | 4.0 | 16 | 4.0 | 10.0 |" in text
+    assert "cortex-a72: 20 thousand, cortex-a76: 10 thousand" in text
+    assert "An estimate by llvm-mca-16" in text
