@@ -29,6 +29,7 @@ VERBS = {
     "models": "List the zoo, or show one model.",
     "targets": "List, show and check what can be compiled for.",
     "recipes": "List the compression recipes, or show one.",
+    "experiments": "Repeat the experiments of the source papers.",
     "doctor": "Find missing and broken parts, and what fixes them.",
 }
 
