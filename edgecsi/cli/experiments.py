@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-NAMES = ("erak", "guo-csi", "guo-detection", "patterns")
+from edgecsi.compress.experiments import NAMES
 
 
 @click.group()
