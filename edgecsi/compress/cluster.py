@@ -30,7 +30,8 @@ def kmeans(weight: Tensor, centroids: int) -> tuple[Tensor, Tensor]:
     free = centroids - int(bool(pruned.any()))
     if len(values) == 0:
         return torch.zeros_like(weight, dtype=torch.uint8), torch.zeros(centroids)
-    # in one dimension a cluster is a run of the sorted values: only its ends move, and sums come from a prefix
+    # in one dimension a cluster is a run of the sorted values: only its ends move, and sums come from a
+    # prefix
     prefix = torch.cat([values.new_zeros(1), values.cumsum(0)])
     table = values[((torch.arange(free) + 0.5) / free * len(values)).long()]
     for _ in range(_ROUNDS):
@@ -69,6 +70,9 @@ class _Lookup(torch.autograd.Function):
 
 class Shared(nn.Module):
     """A dense layer whose table trains; a zero that stands for pruned weights stays."""
+
+    index: Tensor
+    trained: Tensor
 
     def __init__(self, layer: nn.Linear, centroids: int) -> None:
         super().__init__()

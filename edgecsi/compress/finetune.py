@@ -43,8 +43,8 @@ class Plan:
     """How long and how fast a step trains, and after whom.
 
     Attributes:
-        epochs, lr: as in the recipe. first_epoch: where the order of the data goes on, so that no two phases of a
-            run see the same order.
+        epochs, lr: as in the recipe. first_epoch: where the order of the data goes on, so that no two phases
+            of a run see the same order.
         teacher: network to imitate. imitation: weight of that, 0 to 1.
     """
 

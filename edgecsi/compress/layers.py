@@ -1,4 +1,4 @@
-"""Compressed layers as PyTorch modules, each a thin shell around the operators of :mod:`edgecsi.compress.ops`.
+"""Compressed layers as PyTorch modules, each a thin shell around operators of :mod:`edgecsi.compress.ops`.
 
 A layer is made from tensors and a few plain numbers and nothing else: ``type(layer)(**layer.attributes(),
 **layer.tensors())`` is the same layer. So a file with the numbers as JSON and the tensors rebuilds it.
@@ -38,8 +38,8 @@ class StaticConv2d(CompressedLayer):
 
     Args:
         weight: int8 ``[O, C/groups, KH, KW]``, of `bits` bits. weight_scale: float32 ``[O]``.
-        bias: int32 ``[O]``, or ``[O, H', W']`` if the input has an `offset`: the response to that constant differs
-            at the border.
+        bias: int32 ``[O]``, or ``[O, H', W']`` if the input has an `offset`: the response to that constant
+            differs at the border.
         scale, zero_point, offset: quantisation of the input. padding: top, bottom, left, right.
     """
 
@@ -106,8 +106,8 @@ class StaticLinear(CompressedLayer):
 
 
 class DynamicLinear(CompressedLayer):
-    """``qd8_linear``: the input is quantised sample by sample. weight int8 ``[O, I]`` of `bits` bits, weight_scale
-    and bias float32 ``[O]``."""
+    """``qd8_linear``: the input is quantised sample by sample. weight int8 ``[O, I]`` of `bits` bits,
+    weight_scale and bias float32 ``[O]``."""
 
     def __init__(
         self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, bits: int = 8

@@ -12,7 +12,7 @@ from edgecsi.errors import RecipeError
 
 @torch.no_grad()
 def factor(layer: nn.Linear, rank: int) -> nn.Sequential:
-    """The best approximation of this rank in the least-squares sense (Eckart & Young): ``reduce``, then ``expand``."""
+    """The best approximation of this rank in the least squares (Eckart & Young): ``reduce``, ``expand``."""
     u, s, v = torch.linalg.svd(layer.weight.double(), full_matrices=False)
     root = s[:rank].sqrt()
     pair = factored(layer.in_features, rank, layer.out_features, layer.bias is not None)

@@ -1,8 +1,8 @@
 """The arithmetic of compressed layers as PyTorch operators, namespace ``edgecsi``.
 
-Every operator is bit for bit what :mod:`edgecsi.kernels.ops` defines, so that a figure measured in PyTorch is the
-figure of the compiled library. Importing this module registers them; ``torch.export`` keeps them whole, and the
-compiler gives each its kernel.
+Every operator is bit for bit what :mod:`edgecsi.kernels.ops` defines, so that a figure measured in PyTorch is
+the figure of the compiled library. Importing this module registers them; ``torch.export`` keeps them whole,
+and the compiler gives each its kernel.
 
 Integer sums are computed in floating point: float32 is exact below 2²⁴, float64 far beyond every int32 sum.
 """
@@ -57,7 +57,8 @@ def qs8_conv2d(
     """Convolution of uint8 codes ``[N, C, H, W]`` with an int8 weight ``[O, C/groups, KH, KW]``.
 
     Args:
-        weight_scale: float32 ``[O]``. bias: int32 ``[O]`` or ``[O, H', W']`` in units of x_scale·weight_scale.
+        weight_scale: float32 ``[O]``. bias: int32 ``[O]`` or ``[O, H', W']`` in units of
+            x_scale·weight_scale.
         fill: code of the padding cells. padding: top, bottom, left, right.
 
     Returns:
@@ -174,7 +175,7 @@ def _(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> T
     schema="(Tensor x, Tensor index, Tensor table, Tensor? bias) -> Tensor",
 )
 def lut_linear(x: Tensor, index: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
-    """Dense layer whose weight is ``table[index]``: index uint8 ``[O, I]``, table float32 of up to 256 entries."""
+    """Dense layer whose weight is ``table[index]``: index uint8 ``[O, I]``, table float32 ``[≤ 256]``."""
     acc = x.double() @ table.double()[index.long()].T
     return (acc if bias is None else acc + bias.double()).float()
 

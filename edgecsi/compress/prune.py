@@ -1,7 +1,7 @@
 """Pruning: gradual, by magnitude or by its effect on the loss, in patterns that kernels can use.
 
-The share of zeros grows with the cubic ramp of Zhu & Gupta (arXiv 1710.01878) while the network trains on; what was
-pruned stays exactly zero.
+The share of zeros grows with the cubic ramp of Zhu & Gupta (arXiv 1710.01878) while the network trains on;
+what was pruned stays exactly zero.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def ramp(done: float, final: float, length: float) -> float:
 
 
 def mask(worth: Tensor, pattern: Pattern, sparsity: float) -> Tensor:
-    """Which weights stay: bool of the shape of `worth` ``[O, I]``, whole blocks, the least worthy are False."""
+    """Which weights stay: bool, of the shape of `worth` ``[O, I]``; the least worthy blocks are False."""
     if pattern.group:
         groups = worth.reshape(len(worth), -1, pattern.group)
         # on the way to N:M every group loses one weight after the other
@@ -170,7 +170,7 @@ class Pruner:
     def _shares_by_sensitivity(
         self, module: nn.Module, score: Callable[[nn.Module], float]
     ) -> dict[str, float]:
-        """Sparsity of each layer at which the costs, measured by pruning one layer at a time, add up to least.
+        """Sparsity of each layer at which the costs, measured one layer at a time, add up to least.
 
         Greedy: the layer whose next step of the grid costs least per weight goes on, until enough is gone.
         """
@@ -206,10 +206,11 @@ class Pruner:
 
 @torch.no_grad()
 def permute_codeword(module: nn.Module, rows: int) -> None:
-    """Reorder the codeword, in place, so that every `rows` neighbouring outputs of the encoder have like weights.
+    """Reorder the codeword, in place: every `rows` neighbouring outputs of the encoder get like weights.
 
-    The encoder's last dense layer and the decoder's first are permuted together: the network computes the same.
-    Groups are made greedily: the strongest output that is left, and those whose magnitudes point most in its direction.
+    The encoder's last dense layer and the decoder's first are permuted together: the network computes the
+    same. Groups are made greedily: the strongest output that is left, and those whose magnitudes point most
+    in its direction.
     """
     pair = codeword_layers(module)
     if pair is None or rows < 2:

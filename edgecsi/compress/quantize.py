@@ -1,14 +1,14 @@
 """Quantisation: batch normalisation folded, ranges calibrated, layers replaced by their integer form.
 
-Inputs of a CSI network lie around 0.5 with a deviation of a few hundredths. The error of an int8 weight times 0.5
-would drown the signal, so such a constant is subtracted before quantising and its exact response goes into the
-bias: for a padded convolution as a map, because the response differs at the border.
+Inputs of a CSI network lie around 0.5 with a deviation of a few hundredths. The error of an int8 weight times
+0.5 would drown the signal, so such a constant is subtracted before quantising and its exact response goes
+into the bias: for a padded convolution as a map, because the response differs at the border.
 
-Further in, images are mostly background: large values that hardly differ from sample to sample. Rounding them makes
-an error that hardly differs either, so it is measured and taken back through the bias (Nagel et al.,
-arXiv 1906.04721), position by position where an image has so few channels that a map of it costs next to nothing.
-And a trained dense layer has large weights on inputs that never vary, which rounding makes vary. So each layer is
-fitted anew, by least squares, to give the fp32 network's output from the rounded input.
+Further in, images are mostly background: large values that hardly differ from sample to sample. Rounding them
+makes an error that hardly differs either, so it is measured and taken back through the bias (Nagel et al.,
+arXiv 1906.04721), position by position where an image has so few channels that a map of it costs next to
+nothing. And a trained dense layer has large weights on inputs that never vary, which rounding makes vary. So
+each layer is fitted anew, by least squares, to give the fp32 network's output from the rounded input.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _BIAS_UNITS = 1 << 24  # a bias keeps at least float32's precision, and stays fa
 
 @dataclass(frozen=True)
 class Range:
-    """How a layer's input is quantised: `scale`, `zero_point` and `offset` as in :class:`edgecsi.kernels.ops.Quant`."""
+    """How a layer's input is quantised, with the names of :class:`edgecsi.kernels.ops.Quant`."""
 
     scale: float
     zero_point: int
@@ -74,9 +74,10 @@ def layers_of(module: nn.Module, step: Quantize) -> dict[str, nn.Conv2d | nn.Lin
 
 
 def fold_batch_norm(module: nn.Module, example: Tensor) -> None:
-    """Multiply every batch normalisation that follows a convolution into it, in place; it becomes an Identity.
+    """Multiply every batch normalisation behind a convolution into it, in place; an Identity is left.
 
-    Which follows which is seen by running the network once. A network that this would change is left as it is.
+    Which follows which is seen by running the network once. A network that this would change is left as it
+    is.
 
     Raises:
         ModelError: the folded network computes something else (a convolution used twice, for instance).
@@ -151,7 +152,7 @@ def calibrate(module: nn.Module, samples: Tensor, step: Quantize) -> dict[str, R
     hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in watched.items()]
     module.eval()
     try:
-        for part in samples[: step.samples].split(64):
+        for part in torch.split(samples[: step.samples], 64):
             module(part)
     finally:
         for hook in hooks:
@@ -237,10 +238,10 @@ def _limits(x: Tensor, method: str, name: str) -> tuple[float, float]:
 
 
 def quantize_weight(weight: Tensor, bits: int = 8, floor: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Symmetric codes per output channel: int8 ``[O, …]`` in ±(2^(bits-1) - 1) and their scale, float32 ``[O]``.
+    """Symmetric codes per output: int8 ``[O, …]`` in ±(2^(bits-1) - 1), and their scale, float32 ``[O]``.
 
-    Below 8 bits the scale is the one, of 20 shrunk ones, with the least squared error. Zeros stay zeros. A scale is
-    at least `floor`, ``[O]``.
+    Below 8 bits the scale is the one, of 20 shrunk ones, with the least squared error. Zeros stay zeros. A
+    scale is at least `floor`, ``[O]``.
     """
     top = 2 ** (bits - 1) - 1
     flat = weight.detach().flatten(1).float()
@@ -264,13 +265,14 @@ def _column(scale: Tensor) -> Tensor:
 
 
 class Rounded(nn.Module):
-    """A layer that computes in fp32 what its integer form will compute: weight and input are rounded as there.
+    """A layer that computes in fp32 what its integer form will compute: weight and input are rounded.
 
     Gradients pass the rounding unchanged (Bengio et al., arXiv 1308.3432), so it can be trained.
 
     Args:
         layer: what it stands for; its weight goes on training.
-        measured: range of the input, static only; ``bias`` then holds the response to ``measured.offset`` too.
+        measured: range of the input, static only; ``bias`` then holds the response to ``measured.offset``
+            too.
         shapes: of input and output; convolutions need them.
     """
 
@@ -292,7 +294,8 @@ class Rounded(nn.Module):
         elif shapes is not None and (offset or 4 * shapes[1][1:].numel() <= _MAP_BYTES):
             constant = torch.full((1, *shapes[0][1:]), offset, dtype=torch.float64)
             response = functional.conv2d(
-                functional.pad(constant, _four_sides(layer)), layer.weight.detach().double(), None, layer.stride, 0, layer.dilation, layer.groups
+                functional.pad(constant, _four_sides(layer)), layer.weight.detach().double(), None,
+                layer.stride, 0, layer.dilation, layer.groups
             )  # fmt: skip
             bias = response[0] + bias[:, None, None]
         layer.bias = None
@@ -339,7 +342,7 @@ class Rounded(nn.Module):
         if isinstance(layer, nn.Linear):
             return StaticLinear(codes, scale, units, **numbers)
         left, right, top, bottom = _four_sides(layer)
-        window = {"stride": list(layer.stride), "padding": [top, bottom, left, right]}
+        window: dict[str, Any] = {"stride": list(layer.stride), "padding": [top, bottom, left, right]}
         return StaticConv2d(
             codes, scale, units, **numbers, **window, dilation=list(layer.dilation), groups=layer.groups
         )
@@ -381,18 +384,16 @@ def _four_sides(conv: nn.Conv2d) -> tuple[int, int, int, int]:
     if conv.padding == "valid":
         return (0, 0, 0, 0)
     if conv.padding == "same":
-        (top, left), (height, width) = (
-            [(d * (k - 1)) // 2 for d, k in zip(conv.dilation, conv.kernel_size, strict=True)],
-            [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)],
-        )
-        return (left, width - left, top, height - top)
+        height, width = (d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True))
+        return (width // 2, width - width // 2, height // 2, height - height // 2)
+    assert not isinstance(conv.padding, str)
     rows, columns = conv.padding
-    return (int(columns), int(columns), int(rows), int(rows))
+    return (columns, columns, rows, rows)
 
 
 @torch.no_grad()
 def start_rounding(module: nn.Module, step: Quantize, samples: Tensor | None, example: Tensor) -> None:
-    """Make the network compute with rounded weights and inputs, in place, as accurately as can be without training.
+    """Make the network compute with rounded weights and inputs, in place, as accurately as data allows.
 
     Args:
         samples: float32 ``[N, …]`` to find ranges and mean errors with; may be missing unless static.
@@ -409,17 +410,16 @@ def start_rounding(module: nn.Module, step: Quantize, samples: Tensor | None, ex
                 "the range of every layer's input is measured on it",
                 "give --calib DATA, or use int8-dynamic",
             )
-        for name, layer in layers_of(module, step).items():
-            module.set_submodule(name, Rounded(layer, step, None))
+        for name, dense in layers_of(module, step).items():
+            module.set_submodule(name, Rounded(dense, step, None))
         return
     samples = samples[: step.samples]
     ranges = calibrate(module, samples, step) if step.mode == "static" else {}
     reference = copy.deepcopy(module)
     # in the order of the network, so that a layer also makes up for what is left of the errors before it
-    for name, size in _in_order(module, samples[:1], layers_of(module, step)).items():
-        layer = module.get_submodule(name)
-        assert isinstance(layer, nn.Conv2d | nn.Linear)
-        rounded = Rounded(layer, step, ranges.get(name), size)
+    layers = layers_of(module, step)
+    for name, size in _in_order(module, samples[:1], layers).items():
+        rounded = Rounded(layers[name], step, ranges.get(name), size)
         module.set_submodule(name, rounded)
         _fit(rounded, reference.get_submodule(name), module, reference, samples)
 
@@ -448,8 +448,9 @@ def _fit(
 ) -> None:
     """Choose weight and bias so that the layer's output is the reference network's, in the least squares.
 
-    A fit to few samples can be worse for all others, so the weight is taken from three quarters of the samples, and
-    only if it does better on the last quarter. Weights with zeros, and grouped convolutions, keep their values.
+    A fit to few samples can be worse for all others, so the weight is taken from three quarters of the
+    samples, and only if it does better on the last quarter. Weights with zeros, and grouped convolutions,
+    keep their values.
     """
     layer = rounded.layer
     used = (layer.weight != 0).flatten(1).any(0)
@@ -476,8 +477,8 @@ def _fit(
 
 
 class _Moments:
-    """Sums over samples of a rounded layer's inputs, as patches, and the fp32 layer's outputs, less their means: of
-    every position where the bias is a map, of all positions otherwise.
+    """Sums over samples of a rounded layer's inputs, as patches, and the fp32 layer's outputs, less their
+    means: of every position where the bias is a map, of all positions otherwise.
 
     Attributes:
         xx, xy: ``[K, K]`` and ``[K, O]``. x_mean, y_mean: ``[P, K]`` and ``[P, O]``. count: of patches.
@@ -494,7 +495,7 @@ class _Moments:
         zero = torch.zeros((), dtype=torch.float64)
         self.xx, self.xy, x_sum, y_sum, samples_seen = zero, zero, zero, zero, 0
         try:
-            for part in samples.split(64):
+            for part in torch.split(samples, 64):
                 module(part)
                 reference(part)
                 x, y = rounded.patches(seen["x"]), seen["y"]
@@ -546,7 +547,7 @@ def sensitivity(
     example: Tensor,
     score: Callable[[nn.Module], float],
 ) -> list[tuple[str, float]]:
-    """What each layer costs: the score with it alone in int8, less the score of the fp32 network, worst first.
+    """What each layer costs: the score with it alone in int8, less that of the fp32 network; worst first.
 
     Args:
         module: not changed. score: lower is better, NMSE in dB for instance.

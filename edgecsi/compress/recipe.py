@@ -6,8 +6,8 @@
     pattern = "bsr16x1"
     sparsity = 0.9
 
-Steps run in order, each on the result of the one before. The fields of the classes below are the keys a step may
-have (written with ``-`` for ``_``); any other key is an error.
+Steps run in order, each on the result of the one before. The fields of the classes below are the keys a step
+may have (written with ``-`` for ``_``); any other key is an error.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from fnmatch import fnmatchcase
 from functools import cached_property
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,8 +45,8 @@ def _key(
 class Pattern:
     """Which weights are zero together.
 
-    ``rows`` x ``columns`` neighbouring outputs x inputs form a block; 0 means all of them. With ``group`` > 0 it
-    is N:M instead: of every ``group`` neighbouring inputs ``keep`` stay.
+    ``rows`` x ``columns`` neighbouring outputs x inputs form a block; 0 means all of them. With ``group`` > 0
+    it is N:M instead: of every ``group`` neighbouring inputs ``keep`` stay.
     """
 
     name: str
@@ -80,20 +81,22 @@ class Prune:
 
     Attributes:
         pattern: which weights go together, see :class:`Pattern`.
-        sparsity: share of the weights of the chosen layers that is zero in the end; N:M patterns state it themselves.
+        sparsity: share of the weights of the chosen layers that is zero in the end; N:M patterns state it
+            themselves.
         scope: ``layer`` prunes every layer by that share; ``global`` ranks the blocks of all layers together;
-            ``sensitivity`` measures what each layer costs and shares the zeros out so that the sum costs least.
-        criterion: what a weight is worth: ``magnitude`` (w²); ``fisher`` (w²·E[g²], the increase of the loss to
-            second order, from the optimiser's running mean of squared gradients); or ``reconstruct``: what the
-            output loses when the weights that stay make up for it, found in closed form from data. Then there
-            is no ramp: the network is pruned at once, and all epochs recover.
+            ``sensitivity`` measures what each layer costs and shares the zeros out so that the sum costs
+            least.
+        criterion: what a weight is worth: ``magnitude`` (w²); ``fisher`` (w²·E[g²], the increase of the loss
+            to second order, from the optimiser's running mean of squared gradients); or ``reconstruct``: what
+            the output loses when the weights that stay make up for it, found in closed form from data. Then
+            there is no ramp: the network is pruned at once, and all epochs recover.
         layers: names of the layers to prune (glob patterns). exclude: and of those not to.
         epochs: training in total. ramp: share of it in which the zeros grow, by a cubic (Zhu & Gupta,
             arXiv 1710.01878); the rest recovers. lr: highest learning rate, decays by a cosine.
         rewind: begin again from the unpruned weights under the mask that was found, for as many epochs again
-            (Renda et al., arXiv 2003.02389: learning-rate rewinding keeps the weights, weight rewinding does not).
-        codeword: change the codeword first, without changing what the network computes: ``permute`` it, so that
-            outputs with like weights share a block, or ``rotate`` it to its principal components.
+            (Renda et al., arXiv 2003.02389: ``learning-rate`` keeps the weights, ``weights`` does not).
+        codeword: change the codeword first, without changing what the network computes: ``permute`` it, so
+            that outputs with like weights share a block, or ``rotate`` it to its principal components.
         teacher: weight of imitating the network the recipe began with (0 to 1).
     """
 
@@ -112,8 +115,8 @@ class Prune:
     teacher: float = _key(0.0, low=0.0, high=1.0)
 
     def explain(self) -> str:
-        what = f"set {_percent(self.share)} of the weights to zero ({self.pattern}, per {self.scope}, {self.criterion})"
-        return f"{what}{_training(self.epochs, self.lr)}"
+        how = f"{self.pattern}, {self.scope}, by {self.criterion}"
+        return f"set {_percent(self.share)} of the weights to zero ({how}){_training(self.epochs, self.lr)}"
 
     @property
     def share(self) -> float:
@@ -127,12 +130,13 @@ class Quantize:
     """Store weights, or compute altogether, in int8. Batch normalisation is folded first.
 
     Attributes:
-        mode: ``static``: all convolutions and dense layers compute in int8, ranges come from calibration data;
-            ``dynamic``: dense layers compute in int8, each sample finds its own range; ``weights``: dense weights
-            are int8, activations stay fp32.
+        mode: ``static``: all convolutions and dense layers compute in int8, ranges come from calibration
+            data; ``dynamic``: dense layers compute in int8, each sample has its own range; ``weights``: dense
+            weights are int8, activations stay fp32.
         bits: of a weight, symmetric per output channel.
-        calibration: how a static range follows from the data: ``minmax``, ``percentile`` (99.99 %), ``mse`` (least
-            squared error of the layer's input) or ``output`` (of the network's output). samples: how many.
+        calibration: how a static range follows from the data: ``minmax``, ``percentile`` (99.99 %), ``mse``
+            (least squared error of the layer's input) or ``output`` (of the network's output). samples: how
+            many.
         keep_fp32: layers to leave alone (glob patterns).
         epochs: quantisation-aware training (straight-through gradients); 0 means after training, without.
         lr, teacher: as in :class:`Prune`.
@@ -185,8 +189,8 @@ class LowRank:
     """Replace a dense layer by two thinner ones, by singular value decomposition.
 
     Attributes:
-        energy: keep the singular values that hold this share of the sum of squares. budget: if above 0, instead
-            the rank at which the two layers have this share of the weights.
+        energy: keep the singular values that hold this share of the sum of squares. budget: if above 0,
+            instead the rank at which the two layers have this share of the weights.
         layers, exclude, epochs, lr, teacher: as in :class:`Prune`.
     """
 
@@ -371,17 +375,17 @@ def _value(where: str, value: Any, kind: str, limits: Any) -> Any:
         raise refuse(f"one of {', '.join(map(str, limits['choices']))}")
     if limits["low"] is not None and not limits["low"] <= value <= limits["high"]:
         raise refuse(f"{limits['low']:g} to {limits['high']:g}")
-    return float(value) if kind == "float" else value
+    return value if kind != "float" else float(str(value))
 
 
 def _check_order(name: str, steps: tuple[Step, ...]) -> None:
     """Int8 and clustered layers are final: nothing can train behind them."""
-    for before, after in zip(steps, steps[1:], strict=False):
-        if isinstance(before, Quantize):
+    for before, after in pairwise(steps):
+        if isinstance(before, Quantize) and not (isinstance(after, Quantize) and after.epochs == 0):
             raise RecipeError(
                 f"recipe {name}: {after.do} comes after quantize",
                 "int8 weights cannot be trained further",
-                "make quantize the last step",
+                "quantise last; what one step keeps, another one without epochs may still quantise",
             )
         if isinstance(before, Cluster) and not isinstance(after, Quantize):
             raise RecipeError(

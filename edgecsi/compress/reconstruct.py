@@ -1,9 +1,9 @@
 """Pruning by reconstruction: which weights go, and what the others become, follows from data in closed form.
 
-A dense layer is a least-squares problem: with the covariance H of its input, removing the input q from an output
-costs w_q² / [H⁻¹]_qq, and the weights that stay can make up for it (optimal brain surgeon: Hassibi & Stork, 1993;
-for whole layers: Frantar & Alistarh, arXiv 2208.11580). It takes seconds instead of epochs, and training from there
-has little left to repair.
+A dense layer is a least-squares problem: with the covariance H of its input, removing the input q from an
+output costs w_q² / [H⁻¹]_qq, and the weights that stay can make up for it (optimal brain surgeon: Hassibi &
+Stork, 1993; for whole layers: Frantar & Alistarh, arXiv 2208.11580). It takes seconds instead of epochs, and
+training from there has little left to repair.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _GRADIENTS = 500  # samples that say how much an output weighs
 
 @dataclass
 class Moments:
-    """Covariance of a layer's inputs, float64 ``[I, I]``, with the wanted outputs ``[I, O]``, and the means."""
+    """Covariance of a layer's inputs ``[I, I]``, with the wanted outputs ``[I, O]``, and means; float64."""
 
     xx: Tensor
     xy: Tensor
@@ -44,8 +44,8 @@ def reconstruct(
     """Prune dense layers in place, one after the other, each making up for what was lost before it.
 
     Args:
-        layers: by name, in any order. shares: sparsity of each, or one number to be shared out over all of them by
-            what their blocks are worth.
+        layers: by name, in any order. shares: sparsity of each, or one number to be shared out over all of
+            them by what their blocks are worth.
         samples: inputs of the network, float32 ``[N, …]``.
 
     Returns:
@@ -79,7 +79,7 @@ def reconstruct(
 def prune_layer(
     moments: Moments, importance: Tensor, pattern: Pattern, sparsity: float
 ) -> tuple[Tensor, Tensor]:
-    """Weight float64 ``[O, I]`` and mask of a layer at this sparsity; `importance` of each output, ``[O]``."""
+    """Weight and mask ``[O, I]`` of a layer at this sparsity; `importance` of each output, ``[O]``."""
     outputs = moments.xy.shape[1]
     rows = outputs if pattern.name == "columns" else (pattern.rows or 1)
     weight, inverse = _solve(moments, None)
@@ -102,18 +102,18 @@ def prune_layer(
 
 @torch.no_grad()
 def rotate_codeword(module: nn.Module, samples: Tensor) -> None:
-    """Turn the codeword, in place, so that its energy gathers in its first entries; the network computes the same.
+    """Turn the codeword, in place, so that its energy gathers in few entries; the network computes the same.
 
-    Between the encoder's last dense layer and the decoder's first everything is linear. The new codeword holds the
-    principal components of what the decoder makes of it, strongest first.
+    Between the encoder's last dense layer and the decoder's first everything is linear. The new codeword
+    holds the principal components of what the decoder makes of it, strongest first, its mean is 0.
     """
     pair = codeword_layers(module)
-    if pair is None:
+    if pair is None or pair[0].bias is None or pair[1].bias is None:
         return
     last, first = pair
     seen: list[Tensor] = []
     with _watching(last, lambda _x, y: seen.append(y)):
-        for part in samples.split(_BATCH):
+        for part in torch.split(samples, _BATCH):
             module(part)
     code = torch.cat(seen).double()
     mean = code.mean(0)
@@ -123,17 +123,14 @@ def rotate_codeword(module: nn.Module, samples: Tensor) -> None:
     values, basis = torch.linalg.eigh(image)
     size = last.out_features
     basis, values = basis[:, -size:].flip(1), values[-size:].flip(0).clamp_min(0)
-    # entries end up with the spread of the old codeword, weights neither vanish nor explode
-    unit = (values + 1e-6 * values[0]).sqrt().sqrt()
+    # every entry gets the same spread: a codeword with one step for all is then rounded best
+    unit = (values + 1e-6 * values[0]).sqrt()
     turn = (basis / unit).T @ weight
-    new = basis * unit
-    # whatever of the decoder's weight lies outside the basis sees the mean codeword only: that goes to the bias
-    if first.bias is not None:
-        first.bias.add_((weight @ mean - new @ (turn @ mean)).float())
+    # what is constant does not belong into the codeword, and takes from the range it is rounded in
     last.weight.copy_(turn @ last.weight.double())
-    if last.bias is not None:
-        last.bias.copy_(turn @ last.bias.double())
-    first.weight.copy_(new)
+    last.bias.copy_(turn @ (last.bias.double() - mean))
+    first.bias.add_((weight @ mean).float())
+    first.weight.copy_(basis * unit)
 
 
 def _solve(moments: Moments, used: Tensor | None, outputs: slice | None = None) -> tuple[Tensor, Tensor]:
@@ -158,7 +155,7 @@ def _moments(module: nn.Module, reference: nn.Module, name: str, samples: Tensor
         _watching(layer, lambda x, _y: x_parts.append(x)),
         _watching(original, lambda _x, y: y_parts.append(y)),
     ):
-        for part in samples.split(_BATCH):
+        for part in torch.split(samples, _BATCH):
             module(part)
             if reference is not module:
                 reference(part)
@@ -174,8 +171,8 @@ def _moments(module: nn.Module, reference: nn.Module, name: str, samples: Tensor
 
 
 def _importance(module: nn.Module, layers: Mapping[str, nn.Linear], samples: Tensor) -> dict[str, Tensor]:
-    """How much an error of each output of a layer weighs in the network's output, float64 ``[O]``: the mean square of
-    the gradient of random sums of the output (a Gauss-Newton diagonal)."""
+    """How much an error of each output of a layer weighs in the network's output, float64 ``[O]``: the mean
+    square of the gradient of random sums of the output (a Gauss-Newton diagonal)."""
     found = dict.fromkeys(layers, torch.zeros(()))
     outputs: dict[str, Tensor] = {}
     generator = torch.Generator().manual_seed(0)
@@ -183,7 +180,7 @@ def _importance(module: nn.Module, layers: Mapping[str, nn.Linear], samples: Ten
     with ExitStack() as stack:
         for name in layers:
             stack.enter_context(_watching(module.get_submodule(name), _keep_gradient(outputs, name)))
-        for part in samples.split(_BATCH):
+        for part in torch.split(samples, _BATCH):
             with torch.enable_grad():
                 result = module(part)
                 (result * torch.randn(result.shape, generator=generator)).sum().backward()
@@ -206,10 +203,13 @@ def _order(module: nn.Module, layers: Mapping[str, nn.Linear], example: Tensor) 
     seen: list[str] = []
     with ExitStack() as stack, torch.no_grad():
         for name in layers:
-            watch = _watching(module.get_submodule(name), lambda _x, _y, name=name: seen.append(name))
-            stack.enter_context(watch)
+            stack.enter_context(_watching(module.get_submodule(name), _append(seen, name)))
         module(example)
     return list(dict.fromkeys(seen))
+
+
+def _append(seen: list[str], name: str) -> Callable[[Tensor, Tensor], None]:
+    return lambda _x, _y: seen.append(name)
 
 
 @contextmanager

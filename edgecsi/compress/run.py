@@ -22,8 +22,8 @@ from edgecsi.compress.finetune import Hooks, Plan, State, fine_tune, score
 from edgecsi.compress.low_rank import factor_layers
 from edgecsi.compress.prune import Pruner, permute_codeword
 from edgecsi.compress.quantize import finish_rounding, quantize, start_rounding
-from edgecsi.compress.reconstruct import reconstruct, rotate_codeword
 from edgecsi.compress.recipe import Cluster, Distill, LowRank, Pattern, Prune, Quantize, Recipe, Step
+from edgecsi.compress.reconstruct import reconstruct, rotate_codeword
 from edgecsi.compress.size import density, stored_bytes
 from edgecsi.compress.store import rebuild, structure
 from edgecsi.errors import DataError, ModelError, RecipeError
@@ -62,7 +62,8 @@ class CompressResult:
     Attributes:
         path: the ``.safetensors`` file.
         metric: ``nmse_db`` or ``ber``, on held-out data. before, after: its value.
-        bytes_before, bytes_after: stored bytes of the weights, see :func:`edgecsi.compress.size.stored_bytes`.
+        bytes_before, bytes_after: stored bytes of the weights, see
+            :func:`edgecsi.compress.size.stored_bytes`.
         steps: score behind every step. density: share of non-zero weights, by dense layer.
         figures: on the test set, see :meth:`edgecsi.train.Task.report`.
     """
@@ -97,15 +98,16 @@ def compress(
     Args:
         model: as MODEL everywhere: zoo name, factory, or ``.safetensors``. weights: replace its weights.
         recipe: name, ``.toml`` file, or a parsed one.
-        data: channels (file or spec, see :func:`edgecsi.channels.files.load`), a tenth of which is held out; for
-            ``fullycon`` ``mimo:N``, N transmissions an epoch.
+        data: channels (file or spec, see :func:`edgecsi.channels.files.load`), a tenth of which is held out;
+            for ``fullycon`` ``mimo:N``, N transmissions an epoch.
         out: file to write, ending in ``.safetensors``.
         seed: of the order of the data. batch: samples per step of the optimiser.
         resume: go on with an interrupted run instead of starting over.
         progress: called after every epoch and every step.
 
     Raises:
-        RecipeError, ModelError, DataError: see their text. Nothing is written then, but the state to resume from.
+        RecipeError, ModelError, DataError: see their text. Nothing is written then, but the state to resume
+            from.
     """
     from edgecsi.models.checkpoints import write_weights
     from edgecsi.models.load import load_model
@@ -193,7 +195,7 @@ def apply_post_training(
         raise RecipeError(
             f"recipe {chosen.name} trains",
             "a build applies recipes that only quantise; training takes hours and data",
-            f"run `edgecsi compress MODEL --recipe {chosen.name} --data DATA -o OUT.safetensors`, then build OUT",
+            f"edgecsi compress MODEL --recipe {chosen.name} --data DATA -o OUT.safetensors, then build OUT",
         )
     copied = copy.deepcopy(module)
     if isinstance(copied, nn.Conv2d | nn.Linear):

@@ -17,8 +17,9 @@ _POINTER = 4  # bytes per row of blocks
 def stored_bytes(module: nn.Module) -> int:
     """Bytes of all weights and biases, every dense layer in its smallest form.
 
-    A dense layer is stored whole, or as its non-zero blocks (the best of a few shapes) with 2 bytes each for their
-    place and 4 a row of blocks; integer weights take `bits`, clustered ones log2(entries) and the table.
+    A dense layer is stored whole, or as its non-zero blocks (the best of a few shapes) with 2 bytes each for
+    their place and 4 a row of blocks; integer weights take `bits`, clustered ones log2(entries) and the
+    table.
     """
     total = 0.0
     for part in module.modules():
@@ -26,8 +27,8 @@ def stored_bytes(module: nn.Module) -> int:
             tensors = part.tensors()
             bits = part.attributes().get("bits", 8)
             if isinstance(part, ClusteredLinear):
-                bits = max(1, (len(part.table) - 1).bit_length())
-                weight = part.table[part.index.long()]
+                bits = max(1, (len(tensors["table"]) - 1).bit_length())
+                weight = tensors["table"][tensors["index"].long()]
             else:
                 weight = tensors["weight"]
             total += _weight_bytes(weight, bits / 8)

@@ -1,7 +1,8 @@
 """How a compressed network is written down and rebuilt: its structure as JSON, its numbers as tensors.
 
-The structure lists the layers that differ from the network's own: integer and clustered layers, factored ones,
-convolutions that took in their batch normalisation. Masks are not stored, they are the zeros of the weights.
+The structure lists the layers that differ from the network's own: integer and clustered layers, factored
+ones, convolutions that took in their batch normalisation. Masks are not stored, they are the zeros of the
+weights.
 """
 
 from __future__ import annotations
@@ -45,15 +46,14 @@ def structure(module: nn.Module, original: nn.Module) -> list[Record]:
             if part.bias is not None:
                 records.append({"path": path, "kind": "FoldedConv2d"})
         elif isinstance(part, nn.Sequential) and isinstance(before, nn.Linear):
-            reduce = part.reduce
-            rank = reduce.out_features if isinstance(reduce, nn.Linear) else len(reduce.weight)
-            records.append({"path": path, "kind": "LowRank", "rank": int(rank)})
+            weight: Any = part[0].weight  # of `reduce`, which may be quantised by now: [rank, inputs]
+            records.append({"path": path, "kind": "LowRank", "rank": len(weight)})
     return records
 
 
 def factored(inputs: int, rank: int, outputs: int, bias: bool) -> nn.Sequential:
     """Two dense layers ``reduce`` and ``expand`` in place of one."""
-    layers = OrderedDict(
+    layers: OrderedDict[str, nn.Module] = OrderedDict(
         reduce=nn.Linear(inputs, rank, bias=False), expand=nn.Linear(rank, outputs, bias=bias)
     )
     return nn.Sequential(layers)
@@ -64,7 +64,7 @@ def rebuild(module: nn.Module, metadata: dict[str, str], tensors: dict[str, Tens
 
     Args:
         module: the original network; changed in place.
-        metadata: of the safetensors file; ``metadata["compression"]`` is what :func:`edgecsi.compress.compress` wrote.
+        metadata: of the file; ``metadata["compression"]`` is what :func:`edgecsi.compress.compress` wrote.
         tensors: of the file.
 
     Returns:
@@ -120,7 +120,8 @@ def _replace(module: nn.Module, record: Record, tensors: dict[str, Tensor]) -> N
     else:
         weight = own["index" if kind == "ClusteredLinear" else "weight"]
         assert weight.shape == before.weight.shape, f"{path} has the shape {list(weight.shape)}"
-        layer = _LAYERS[kind](**own, **record)
+        make: Any = _LAYERS[kind]
+        layer: CompressedLayer = make(**own, **record)
         _check(layer, path)
         module.set_submodule(path, layer)
 

@@ -1,4 +1,4 @@
-"""The compressed networks that ship, and how they were made: ``python -m edgecsi.compress.zoo [--only TEXT]``.
+"""The compressed networks that ship, and how they are made: ``python -m edgecsi.compress.zoo [--only TEXT]``.
 
 Every job is resumable and skipped when its file is there, so the program can be stopped and started at will.
 """
@@ -21,7 +21,7 @@ _JOINT = {
     "csinet-cr4": ("prune85-bsr16x4-int8", "prune90-bsr16x4-int8"),
     "csinet-cr16": ("prune75-bsr16x4-int8", "prune90-bsr16x4-int8"),
     "crnet-cr16": ("prune75-bsr16x4-int8", "prune90-bsr16x4-int8"),
-    "fullycon": ("prune80-bsr4x1-int8",),
+    "fullycon": ("prune70-bsr4x1-int8",),
 }
 _OTHERS = ("prune90", "prune90-bsr16x1", "prune90-bsr16x4", "cluster16")
 # 16 does not divide the 20 outputs of the detector, nor 200

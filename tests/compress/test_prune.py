@@ -117,8 +117,9 @@ def test_the_codeword_can_be_permuted_and_rotated_for_free(pair: Pair, samples: 
     assert int(halves.sum()) == 2, "outputs with like zeros share a block"
     rotate_codeword(pair, samples)
     torch.testing.assert_close(pair(samples), before, rtol=1e-3, atol=1e-4)
-    spread = pair.encoder(samples).std(0)
-    assert bool((spread[:10].min() > 100 * spread[10:].max()).all()), "ten dimensions carry everything"
+    spread = pair.encoder(samples).detach().std(0)
+    assert bool((spread[:10] - 1).abs().max() < 0.01), "all are spread alike"
+    assert float(spread[10:].max()) < 0.1, "ten dimensions carry everything"
 
 
 @pytest.mark.parametrize("name", ["unstructured", "bsr4x1", "bsr8x4", "2:4", "columns", "rows"])

@@ -1,4 +1,4 @@
-"""A whole recipe: written whole or not at all, the same after a restart, and rebuilt by whoever loads the file."""
+"""A whole recipe: written whole or not at all, the same after a restart, rebuilt by whoever loads it."""
 
 from __future__ import annotations
 
@@ -62,14 +62,15 @@ def channels(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 PRUNE = 'do = "prune"\npattern = "bsr4x1"\nsparsity = 0.5\nepochs = 2\n'
+QUANTIZE = '[[steps]]\ndo = "quantize"\n'
 RECIPES = {
     "prune": f"[[steps]]\n{PRUNE}",
     "rewound": f'[[steps]]\n{PRUNE}rewind = "weights"\nteacher = 0.5',
     "fisher": f'[[steps]]\n{PRUNE}criterion = "fisher"\nscope = "global"',
     "sensitivity": f'[[steps]]\n{PRUNE}scope = "sensitivity"',
-    "reconstruct-int8": f'[[steps]]\n{PRUNE}criterion = "reconstruct"\n[[steps]]\ndo = "quantize"\nepochs = 2',
+    "reconstruct-int8": f'[[steps]]\n{PRUNE}criterion = "reconstruct"\n{QUANTIZE}epochs = 2',
     "cluster": f'[[steps]]\n{PRUNE}\n[[steps]]\ndo = "cluster"\ncentroids = 16\nepochs = 2',
-    "factor": '[[steps]]\ndo = "low-rank"\nbudget = 0.5\nepochs = 1\n[[steps]]\ndo = "quantize"\nmode = "dynamic"',
+    "factor": f'[[steps]]\ndo = "low-rank"\nbudget = 0.5\nepochs = 1\n{QUANTIZE}mode = "dynamic"',
     "distill": '[[steps]]\ndo = "distill"\nepochs = 2',
 }
 
@@ -150,7 +151,7 @@ def test_errors_leave_nothing_half_written(
         compress(csi_network, chosen, bad, out)
     with pytest.raises(RecipeError, match="does not divide"):
         compress(detector, recipe.parse(RECIPES["prune"].replace("4x1", "7x1"), "t"), "mimo:2000", out)
-    with pytest.raises(RecipeError, match="no .safetensors file"):
+    with pytest.raises(RecipeError, match=r"no \.safetensors file"):
         compress(detector, chosen, "mimo:2000", tmp_path / "o.pth")
     with pytest.raises(ModelError, match="the loss became"):
         compress(detector, recipe.parse(RECIPES["distill"] + "\nlr = 1.0\nteacher = 0.0", "t"), "mimo:2000",

@@ -59,7 +59,7 @@ def channels(quick: bool) -> NDArray[Any]:
 def figures(module: nn.Module, samples: NDArray[Any], dense_bytes: int) -> dict[str, Any]:
     """NMSE, rho and size of a network."""
     x = torch.from_numpy(samples)
-    y = torch.cat([module(part) for part in x.split(128)]).numpy()
+    y = torch.cat([module(part) for part in torch.split(x, 128)]).numpy()
     size = stored_bytes(module)
     return {
         "nmse_db": round(nmse_db(samples, y), 3),
@@ -94,7 +94,16 @@ def write(result: Result, folder: Path, command: str) -> list[Path]:
     paths = [folder / f"{result.name}{suffix}" for suffix in (".json", ".md", ".svg")]
     content = {"command": command, "about": result.about, "rows": result.rows, "curves": result.curves}
     _replace(paths[0], json.dumps(content, indent=1) + "\n")
-    lines = [f"# {result.title}", "", result.about, "", *table(result.rows), "", f"![figure]({paths[2].name})", ""]
+    lines = [
+        f"# {result.title}",
+        "",
+        result.about,
+        "",
+        *table(result.rows),
+        "",
+        f"![figure]({paths[2].name})",
+        "",
+    ]
     lines += [f"Made by `{command}`.", ""]
     _replace(paths[1], "\n".join(lines))
     _draw(result, paths[2])

@@ -48,7 +48,8 @@ def run(quick: bool, say: Say) -> Result:
             found = figures(module, held_out, size)
             loss = round(found["nmse_db"] - base, 3)
             rows.append({"model": name, "method": method, "loss_db": loss, **found, **latency(name, method)})
-            say(f"{name} {method}: {found['nmse_db']:.2f} dB ({loss:+.2f}), {found['bytes_share']:.1%} of the bytes")
+            share = f"{found['bytes_share']:.1%} of the bytes"
+            say(f"{name} {method}: {found['nmse_db']:.2f} dB ({loss:+.2f}), {share}")
 
         add(name, "dense", dense.module)
         curve: tuple[list[float], list[float], list[float]] = ([1.0], [base], [])
@@ -60,7 +61,9 @@ def run(quick: bool, say: Say) -> Result:
         curves[f"{name}, pruned"] = curve
         both: tuple[list[float], list[float], list[float]] = ([], [], [])
         if quick:
-            small = apply_post_training(dense.module, dense.example_input, recipes.load("int8-dynamic"), samples)
+            small = apply_post_training(
+                dense.module, dense.example_input, recipes.load("int8-dynamic"), samples
+            )
             add(name, "int8-dynamic", small)
         for recipe in () if quick else _SHIPPED:
             if (path := zoo.path_of(name, recipe)).exists():
@@ -69,19 +72,28 @@ def run(quick: bool, say: Say) -> Result:
                 both[1].append(rows[-1]["nmse_db"])
         if both[0]:
             order = sorted(range(len(both[0])), key=lambda i: both[0][i])
-            curves[f"{name}, shipped recipes"] = ([both[0][i] for i in order], [both[1][i] for i in order], [])
+            curves[f"{name}, shipped recipes"] = (
+                [both[0][i] for i in order],
+                [both[1][i] for i in order],
+                [],
+            )
     about = (
-        "NMSE, rho and stored bytes (`edgecsi.compress.size`; gzip of the raw tensors for comparison) on the shipped "
-        "test set (CDL-A/C). Rows called *untrained* are pruned by reconstruction without an epoch of training; the "
-        "others are the shipped weights. The paper reports −86.5 % size and −76.2 % time for pruning with "
-        "quantisation. Latencies come from built bundles and are empty until there are some."
+        "NMSE, rho and stored bytes (`edgecsi.compress.size`; gzip of the raw tensors beside it) on the "
+        "shipped test set (CDL-A/C). Rows called *untrained* are pruned by reconstruction without training; "
+        "the others are the shipped weights. The paper reports −86.5 % size and −76.2 % time for pruning "
+        "with quantisation. Latencies come from built bundles and are empty until there are some."
     )
-    return Result("erak", "CsiNet compressed", about, rows, ("share of the fp32 bytes", "NMSE (dB)", False), curves)
+    return Result(
+        "erak", "CsiNet compressed", about, rows, ("share of the fp32 bytes", "NMSE (dB)", False), curves
+    )
 
 
 def latency(name: str, method: str) -> dict[str, Any]:
-    """Median microseconds of a bundle's full entry on this machine, from ``bench-results``: the JSON reports that
-    ``edgecsi bench`` wrote there as ``MODEL+RECIPE.json`` (``MODEL.json`` for dense); empty if there is none."""
+    """Median microseconds of a bundle's full entry on this machine.
+
+    They come from ``bench-results``: the JSON reports that ``edgecsi bench`` wrote there as
+    ``MODEL+RECIPE.json`` (``MODEL.json`` for dense). Empty if there is none.
+    """
     import json
 
     stem = name if method == "dense" else f"{name}+{method}"

@@ -17,7 +17,7 @@ from edgecsi.compress.size import stored_bytes
 from edgecsi.models.load import load_model
 
 _PATTERNS = ("unstructured", "bsr4x1", "bsr8x1", "bsr16x1", "bsr16x4", "2:4")
-_SPARSITIES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95)
+_SPARSITIES = (0.6, 0.75, 0.85, 0.9, 0.95)
 _BUDGET_DB = 0.5
 
 
@@ -48,11 +48,13 @@ def run(quick: bool, say: Say) -> Result:
             curve[1].append(row["loss_db"])
         curves[f"{name} {pattern}"] = curve
     about = (
-        "Pruned by reconstruction with the codeword rotated to its principal components, no training; loss in NMSE "
-        "against the same dense network, on the shipped test set (CDL-A/C). Sparsity that costs "
+        "Pruned by reconstruction with the codeword rotated to its principal components, no training; loss "
+        "in NMSE against the same dense network, on the shipped test set (CDL-A/C). Sparsity that costs "
         f"{_BUDGET_DB} dB, by interpolation: {_at_budget(curves)}."
     )
-    return Result("patterns", "What zeros cost, by pattern", about, rows, ("zeros", "loss (dB)", False), curves)
+    return Result(
+        "patterns", "What zeros cost, by pattern", about, rows, ("zeros", "loss (dB)", False), curves
+    )
 
 
 def _at_budget(curves: dict[str, tuple[list[float], list[float], list[float]]]) -> str:
