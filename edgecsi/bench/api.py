@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgecsi.bench import measure, statistics, throughput
 from edgecsi.bench.environment import judge, machine, snapshot
 from edgecsi.bench.layers import layer_times
+from edgecsi.bench.limits import kept_limits
 from edgecsi.bench.measure import FULL, QUICK, Answer, Call, Progress, Protocol, Series
 from edgecsi.bench.peers import Array, Run, find_peers
 from edgecsi.bench.report import Comparison, Engine, Measured, Result, Skipped
@@ -146,7 +147,7 @@ def run_bench(
         skipped=tuple(skipped),
         c_call=statistics.summarise(c_call / 1e3),
         cold_starts=tuple(measure.cold_start(bundle.path, entry, protocol.cold_starts)),
-        layers=layer_times(loaded, entry, sample, passes=20 if quick else 200),
+        layers=layer_times(loaded, entry, sample, kept_limits(), 20 if quick else 200),
     )
 
 

@@ -51,13 +51,18 @@ def known_limits() -> Limits:
     Raises:
         ToolchainError: as :func:`measure_limits`.
     """
+    return kept_limits() or measure_limits()
+
+
+def kept_limits() -> Limits | None:
+    """This machine's limits if they were measured before; nothing is measured now."""
     here = machine()
     with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError):
         tree = json.loads(_kept().read_text(encoding="utf-8"))
         if tree["machine"]["cpu"] == here.cpu:
             validity = Validity(tree["validity"]["state"], tuple(tree["validity"]["reasons"]))
             return _limits(tree, here, validity)
-    return measure_limits()
+    return None
 
 
 def measure_limits() -> Limits:

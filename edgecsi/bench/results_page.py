@@ -25,6 +25,8 @@ raw result holds the commands that repeat it.
 One interleaved run a row, one thread, batch 1, Python to Python. The ratio is edgecsi's time over ONNX
 Runtime's fp32 time for the same model, with its 95 % interval; below 1, edgecsi is faster. *Cold L2* is
 edgecsi's time, and its ratio to ONNX Runtime's, where other code has filled the L2 cache between two calls.
+In brackets behind edgecsi's time: what of it is the C call, the rest being Python's; and what this core's
+limits (below) ask for at least, layer by layer: reading the weights or multiplying.
 
 {main}
 
@@ -157,7 +159,7 @@ def _ratios(stored: Mapping[str, Json], group: str) -> str:
             "what",
             "weights",
             "built for",
-            "edgecsi µs",
+            "edgecsi µs (C call, limit)",
             "ONNX Runtime µs",
             "ratio (95 %)",
             "bar",
@@ -177,17 +179,19 @@ def _ratios(stored: Mapping[str, Json], group: str) -> str:
             continue
         found = _to_onnxruntime(entry)
         own, own_cold = (entry["result"]["engines"][0][state]["median"] for state in ("warm", "cold"))
+        c_call = entry["result"]["c_call"]
+        own_times = f"{number(own)} ({number(c_call and c_call['median'])}, {number(_least_us(entry))})"
         if found is None:
             skipped = entry["result"]["skipped"]
             why = skipped[0]["reason"] if skipped else "not compared"
-            rows.append([*head, number(own), why, "", bar, "", number(own_cold), _validity(entry)])
+            rows.append([*head, own_times, why, "", bar, "", number(own_cold), _validity(entry)])
             continue
         warm, cold = found["warm"], found["cold"]
         peer = next(e for e in entry["result"]["engines"] if e["name"] == "onnxruntime")
         rows.append(
             [
                 *head,
-                number(own),
+                own_times,
                 number(peer["warm"]["median"]),
                 f"**{warm['ratio']:.3f}** ({warm['interval']['low']:.3f}-{warm['interval']['high']:.3f})",
                 bar,
@@ -197,6 +201,14 @@ def _ratios(stored: Mapping[str, Json], group: str) -> str:
             ]
         )
     return markdown(rows)
+
+
+def _least_us(entry: Json) -> float | None:
+    """What the layers take at least on this machine: reading the weights, or multiplying."""
+    shares = [
+        layer["share"] * layer["us"] for layer in entry["result"]["layers"] if layer["share"] is not None
+    ]
+    return sum(shares) if shares else None
 
 
 def _engines(stored: Mapping[str, Json]) -> str:

@@ -22,6 +22,7 @@ from edgecsi.bench.report import (
     Comparison,
     Engine,
     Gain,
+    LayerTime,
     Measured,
     Rate,
     Result,
@@ -68,6 +69,11 @@ def result(**changes: Any) -> Result:
         answer=Answer(0.0, 0.0),
         engines=(engine("edgecsi", 25), engine("onnxruntime", 100)),
         comparisons=(Comparison("onnxruntime", ratio, dataclasses.replace(ratio, ratio=0.3)),),
+        c_call=summarise([23.0]),
+        layers=(
+            LayerTime("fc", "f32_dense", 10.0, None, 1.0, 1.0, "bytes", 0.5),
+            LayerTime("relu", "elementwise", 1.0, None, 0.0, 0.0),
+        ),
     )
     return dataclasses.replace(made, **changes)
 
@@ -142,6 +148,7 @@ def test_all_scenarios_are_measured_kept_and_written(
         "**0.250** (0.240-0.260) | ≤ 0.7 | yes | 50.2 (0.300) | suspect; other processes used 1.00 of a core; quick"
         in row
     )
+    assert "| 25.0 (23.0, 5.00) | 100 |" in row.replace("100.0", "100")
     assert "| CsiNet CR 1/4, full, fp32, rpi4 | trained | **2.346** | ≤ 2.4 | yes |" in text
     assert "failed: no such target" in text
     assert "**4.00** times (3.90-4.10) the samples a second of onnxruntime at its best (bar ≥ 3" in text
