@@ -344,7 +344,7 @@ def number(value: float | None) -> str:
 
 
 def _head(result: Result) -> str:
-    protocol = "quick protocol" if result.protocol.quick else "full protocol"
+    protocol = "quick protocol" if result.protocol.quick else f"{result.protocol.seconds:g} s an engine"
     threads = "one thread, " if result.throughput is None else ""
     lines = [
         f"{result.bundle.name}, entry {result.entry}, for {result.bundle.target} on {result.device}",

@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder that holds results.md")
     parser.add_argument("--quick", action="store_true", help="the cut-down protocol; the report says so")
     parser.add_argument(
-        "--seconds", type=float, default=2.5, metavar="S", help="for every engine and scenario, at least"
+        "--seconds", type=float, default=2.0, metavar="S", help="for every engine and scenario, at least"
     )
     parser.add_argument("--only", default="", metavar="TEXT", help="scenarios and facts whose name has it")
     parser.add_argument("--table", action="store_true", help="measure nothing, write the table again")

@@ -285,7 +285,7 @@ def _batches(stored: Mapping[str, Json]) -> str:
 
 def _cycles(entry: Json | None) -> str:
     if entry is None or "error" in entry:
-        return f"Not estimated: {_why_not(entry)}."
+        return f"{_why_not(entry).capitalize()}."
     rows = [["CPU", "layer", "kernel", "instructions", "cycles", "MACs", "MACs per cycle", "thousand cycles"]]
     for row in entry["loops"]:
         estimated = row["thousand_cycles"]
@@ -315,7 +315,7 @@ def _cycles(entry: Json | None) -> str:
 
 def _limits(entry: Json | None) -> str:
     if entry is None or "error" in entry:
-        return f"Not measured: {_why_not(entry)}."
+        return f"{_why_not(entry).capitalize()}."
     return f"```\n{entry['text']}\n```"
 
 
