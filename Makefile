@@ -13,7 +13,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/edgecsi demo
 
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 lint: $(VENV)/stamp
 	$(BIN)/ruff check .
