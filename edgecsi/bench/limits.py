@@ -39,10 +39,10 @@ class Limits:
     validity: Validity
 
     def read_rate(self, size: int) -> float:
-        """GB/s with which a working set of ``size`` bytes is read again and again: that of the next larger
-        one measured."""
-        rate = next((rate for held, rate in sorted(self.read_gbps.items()) if held >= size), None)
-        return rate if rate is not None else self.read_gbps[max(self.read_gbps)]
+        """GB/s with which a working set of ``size`` bytes is read again and again: the best of those measured
+        that are as large or larger, as a smaller one cannot be slower."""
+        rates = [rate for held, rate in self.read_gbps.items() if held >= size]
+        return max(rates, default=self.read_gbps[max(self.read_gbps)])
 
 
 def known_limits() -> Limits:
