@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,6 +12,7 @@ from torch.nn import functional
 
 from edgecsi.compress.layers import ClusteredLinear
 from edgecsi.compress.recipe import Cluster, matches
+from edgecsi.compress.reconstruct import compensate, in_order, moments_of, solve_rows
 from edgecsi.errors import RecipeError
 
 _ROUNDS = 60
@@ -74,9 +77,8 @@ class Shared(nn.Module):
     index: Tensor
     trained: Tensor
 
-    def __init__(self, layer: nn.Linear, centroids: int) -> None:
+    def __init__(self, layer: nn.Linear, index: Tensor, table: Tensor) -> None:
         super().__init__()
-        index, table = kmeans(layer.weight, centroids)
         self.register_buffer("index", index.long())
         self.table = nn.Parameter(table)
         self.bias = layer.bias
@@ -96,25 +98,48 @@ class Shared(nn.Module):
         return ClusteredLinear(self.index.to(torch.uint8), table, bias)
 
 
-def start_sharing(module: nn.Module, step: Cluster) -> None:
+@torch.no_grad()
+def start_sharing(module: nn.Module, step: Cluster, samples: Tensor) -> None:
     """Give every chosen dense layer its table, in place.
+
+    A layer is first fitted to its data, so that no centroid is spent on weights of inputs that never vary, and then
+    its weights take the nearest centroid input by input, so that the errors cancel.
+
+    Args:
+        samples: inputs of the network, float32 ``[N, …]``.
 
     Raises:
         RecipeError: the recipe chooses no layer.
     """
-    found = [
-        (name, part)
+    found = {
+        name: part
         for name, part in module.named_modules()
         if isinstance(part, nn.Linear) and matches(name, step.layers, step.exclude)
-    ]
+    }
     if not found:
         raise RecipeError(
             "there is no layer to cluster",
             f"no dense layer is called like {list(step.layers)} and not like {list(step.exclude)}",
             "change layers or exclude",
         )
-    for name, layer in found:
-        module.set_submodule(name, Shared(layer, step.centroids))
+    reference = copy.deepcopy(module).eval()
+    module.eval()
+    for name in in_order(reference, found, samples[:1]):
+        layer = found[name]
+        moments = moments_of(module, reference, name, samples)
+        weight = solve_rows(layer.weight.double(), moments.xx, moments.xy)
+        table = kmeans(weight, step.centroids)[1].double()
+        rounded = compensate(weight, moments.xx, _nearest_of(table))
+        layer.weight.copy_(rounded)
+        if layer.bias is not None:
+            layer.bias.copy_(moments.y_mean - rounded @ moments.x_mean)
+        index = torch.searchsorted((table[1:] + table[:-1]) / 2, rounded)
+        module.set_submodule(name, Shared(layer, index, table.float()))
+
+
+def _nearest_of(table: Tensor) -> Callable[[Tensor, Tensor], Tensor]:
+    middle = (table[1:] + table[:-1]) / 2
+    return lambda values, _rows: table[torch.searchsorted(middle, values.contiguous())]
 
 
 def finish_sharing(module: nn.Module) -> None:

@@ -8,7 +8,8 @@ Further in, images are mostly background: large values that hardly differ from s
 makes an error that hardly differs either, so it is measured and taken back through the bias (Nagel et al.,
 arXiv 1906.04721), position by position where an image has so few channels that a map of it costs next to
 nothing. And a trained dense layer has large weights on inputs that never vary, which rounding makes vary. So
-each layer is fitted anew, by least squares, to give the fp32 network's output from the rounded input.
+each layer is fitted anew, by least squares, to give the fp32 network's output from the rounded input, and its
+weights are rounded so that their errors cancel.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from edgecsi.compress.layers import (
     WeightOnlyLinear,
 )
 from edgecsi.compress.recipe import Quantize, matches
+from edgecsi.compress.reconstruct import compensate, solve_rows
 from edgecsi.errors import DataError, ModelError, RecipeError
 
 _KEPT_VALUES = 1 << 19  # of a layer's inputs, enough for a range
@@ -285,6 +287,7 @@ class Rounded(nn.Module):
     ) -> None:
         super().__init__()
         self.layer, self.step, self.measured = layer, step, measured
+        self.chosen: tuple[Tensor, Tensor] | None = None  # codes and scale other than the nearest
         self.step_of_input = 0.0  # size of a rounding step, as last seen
         outputs = len(layer.weight)
         bias = torch.zeros(outputs).double() if layer.bias is None else layer.bias.detach().double()
@@ -305,7 +308,7 @@ class Rounded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         layer = self.layer
         with torch.no_grad():
-            codes, scale = self._codes()
+            codes, scale = self.codes()
             rounded = codes * scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
         weight = layer.weight + (rounded - layer.weight).detach()
         x = self._round_input(x)
@@ -330,7 +333,7 @@ class Rounded(nn.Module):
     def integer(self) -> CompressedLayer:
         """The integer form."""
         layer, step, measured = self.layer, self.step, self.measured
-        codes, scale = self._codes()
+        codes, scale = self.codes()
         bias = self.bias.detach()
         if measured is None:
             kind = DynamicLinear if step.mode == "dynamic" else WeightOnlyLinear
@@ -347,7 +350,10 @@ class Rounded(nn.Module):
             codes, scale, units, **numbers, **window, dilation=list(layer.dilation), groups=layer.groups
         )
 
-    def _codes(self) -> tuple[Tensor, Tensor]:
+    def codes(self) -> tuple[Tensor, Tensor]:
+        """The weight's int8 codes and their scale."""
+        if self.chosen is not None:
+            return self.chosen
         floor = None
         if self.measured is not None:
             floor = (
@@ -422,6 +428,8 @@ def start_rounding(module: nn.Module, step: Quantize, samples: Tensor | None, ex
         rounded = Rounded(layers[name], step, ranges.get(name), size)
         module.set_submodule(name, rounded)
         _fit(rounded, reference.get_submodule(name), module, reference, samples)
+        if step.epochs:
+            rounded.chosen = None  # the weight is going to move
 
 
 def _in_order(
@@ -446,34 +454,56 @@ def _in_order(
 def _fit(
     rounded: Rounded, original: nn.Module, module: nn.Module, reference: nn.Module, samples: Tensor
 ) -> None:
-    """Choose weight and bias so that the layer's output is the reference network's, in the least squares.
+    """Choose weight, codes and bias so that the layer's output is the reference network's, in the least squares.
 
-    A fit to few samples can be worse for all others, so the weight is taken from three quarters of the
-    samples, and only if it does better on the last quarter. Weights with zeros, and grouped convolutions,
-    keep their values.
+    What is chosen from three quarters of the samples can be worse for all others, so the last quarter decides
+    between the weight as it is and the fitted one, each rounded to nearest and with compensation. Zeros stay.
     """
     layer = rounded.layer
-    used = (layer.weight != 0).flatten(1).any(0)
-    grouped = isinstance(layer, nn.Conv2d) and layer.groups > 1
-    if grouped:
+    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         return
     border = len(samples) * 3 // 4
-    if border and bool((layer.weight.flatten(1)[:, used] != 0).all()):
+    if border:
         fit = _Moments(rounded, original, module, reference, samples[:border])
         check = _Moments(rounded, original, module, reference, samples[border:])
-        noise = rounded.step_of_input**2 / 12 * fit.count  # also where these few samples do not show it
-        xx = fit.xx[used][:, used]
-        xx += torch.eye(len(xx), dtype=xx.dtype) * max(noise, 1e-9 * float(xx.diagonal().mean()) + 1e-30)
-        fitted = torch.zeros_like(layer.weight).flatten(1).double()
-        fitted[:, used] = torch.linalg.solve(xx, fit.xy[used]).T
-        if check.error(fitted) < check.error(layer.weight.flatten(1).double()):
-            layer.weight.copy_(fitted.reshape(layer.weight.shape))
-    # the bias takes what is left of the mean error, for the weight as it will be rounded
+        # rounding makes noise also where these few samples do not show it
+        noise = rounded.step_of_input**2 / 12 * fit.count
+        xx = fit.xx + torch.eye(len(fit.xx), dtype=fit.xx.dtype) * (
+            noise + 1e-9 * float(fit.xx.diagonal().mean())
+        )
+        plain = layer.weight.flatten(1).double()
+        _, scale = rounded.codes()
+        tried = []
+        for weight in (plain, solve_rows(plain, xx, fit.xy)):
+            size = torch.maximum(scale, quantize_weight(weight, rounded.step.bits)[1])
+            if rounded.step.bits < 8:
+                size = scale
+            top = 2 ** (rounded.step.bits - 1) - 1
+            for codes in (_nearest(weight, size, top), _compensated(weight, size, top, xx)):
+                error = check.error(codes * size.double()[:, None])
+                tried.append((error, weight, codes, size))
+        _, weight, codes, size = min(tried, key=lambda candidate: candidate[0])
+        layer.weight.copy_(weight.reshape(layer.weight.shape))
+        rounded.chosen = codes.to(torch.int8).reshape(layer.weight.shape), size
+    # the bias takes what is left of the mean error, for the weight as it is rounded
     whole = _Moments(rounded, original, module, reference, samples)
-    codes, scale = quantize_weight(layer.weight, rounded.step.bits)
-    weight = codes.flatten(1).double() * scale.double()[:, None]
-    bias = (whole.y_mean - whole.x_mean @ weight.T).T
+    codes, size = rounded.codes()
+    bias = (whole.y_mean - whole.x_mean @ (codes.flatten(1).double() * size.double()[:, None]).T).T
     rounded.bias.copy_(bias.reshape(rounded.bias.shape))
+
+
+def _nearest(weight: Tensor, scale: Tensor, top: int) -> Tensor:
+    return (weight / scale.double()[:, None]).round().clamp(-top, top)
+
+
+def _compensated(weight: Tensor, scale: Tensor, top: int, xx: Tensor) -> Tensor:
+    """Codes ``[O, K]`` whose errors cancel."""
+    unit = scale.double()
+
+    def nearest(values: Tensor, rows: Tensor) -> Tensor:
+        return (values / unit[rows]).round().clamp(-top, top) * unit[rows]
+
+    return (compensate(weight, xx, nearest) / unit[:, None]).round()
 
 
 class _Moments:

@@ -145,7 +145,7 @@ class Quantize:
     do = "quantize"
     mode: str = _key("static", choices=("static", "dynamic", "weights"))
     bits: int = _key(8, low=2, high=8)
-    calibration: str = _key("output", choices=("minmax", "percentile", "mse", "output"))
+    calibration: str = _key("mse", choices=("minmax", "percentile", "mse", "output"))
     samples: int = _key(512, low=1, high=100_000)
     keep_fp32: tuple[str, ...] = _key(())
     epochs: int = _key(0, low=0, high=100_000)

@@ -57,14 +57,14 @@ def reconstruct(
     if isinstance(shares, float):
         worth = {}
         for name in layers:
-            moments = _moments(reference, reference, name, samples)
+            moments = moments_of(reference, reference, name, samples)
             weight, inverse = _solve(moments, None)
             worth[name] = importance[name][:, None] * weight.square() / inverse
         found = global_masks(worth, pattern, shares)
         shares = {name: 1 - float(kept.double().mean()) for name, kept in found.items()}
     masks = {}
-    for name in _order(reference, layers, samples[:1]):
-        moments = _moments(module, reference, name, samples)
+    for name in in_order(reference, layers, samples[:1]):
+        moments = moments_of(module, reference, name, samples)
         weight, kept = prune_layer(moments, importance[name], pattern, shares[name])
         layer = layers[name]
         with torch.no_grad():
@@ -98,6 +98,45 @@ def prune_layer(
                 weight[part, used] = fitted
                 inverse[part, used] = diagonal
     return weight, kept
+
+
+def solve_rows(weight: Tensor, xx: Tensor, xy: Tensor) -> Tensor:
+    """Least-squares weight ``[O, K]`` with the zeros of `weight`, from ``xx [K, K]`` and ``xy [K, O]``."""
+    fitted = torch.zeros_like(weight)
+    for rows, columns in _supports(weight):
+        solution = torch.linalg.solve(xx[columns][:, columns], xy[columns][:, rows])
+        fitted[rows[:, None], columns] = solution.T
+    return fitted
+
+
+def compensate(weight: Tensor, xx: Tensor, nearest: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Round a weight ``[O, K]`` input by input, the inputs that follow making up for each error (Frantar et al.,
+    arXiv 2210.17323). Zeros stay.
+
+    Args:
+        xx: covariance of the inputs ``[K, K]``. nearest: (values, numbers of their rows) -> rounded values.
+    """
+    result = torch.zeros_like(weight)
+    for rows, columns in _supports(weight):
+        inverse = torch.linalg.inv(xx[columns][:, columns])
+        factor = torch.linalg.cholesky((inverse + inverse.T) / 2, upper=True)
+        left = weight[rows][:, columns]
+        found = torch.empty_like(left)
+        for i in range(len(columns)):
+            found[:, i] = nearest(left[:, i], rows)
+            error = (left[:, i] - found[:, i]) / factor[i, i]
+            left[:, i:] -= error[:, None] * factor[i, i:]
+        result[rows[:, None], columns] = found
+    return result
+
+
+def _supports(weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Rows that have their zeros in the same places: (row numbers, numbers of the columns they use)."""
+    patterns, which = torch.unique(weight != 0, dim=0, return_inverse=True)
+    for number, pattern in enumerate(patterns):
+        columns = pattern.nonzero()[:, 0]
+        if len(columns):
+            yield (which == number).nonzero()[:, 0], columns
 
 
 @torch.no_grad()
@@ -144,7 +183,7 @@ def _solve(moments: Moments, used: Tensor | None, outputs: slice | None = None) 
 
 
 @torch.no_grad()
-def _moments(module: nn.Module, reference: nn.Module, name: str, samples: Tensor) -> Moments:
+def moments_of(module: nn.Module, reference: nn.Module, name: str, samples: Tensor) -> Moments:
     """Of the inputs as they are in `module` and the outputs as they were in `reference`."""
     layer, original = module.get_submodule(name), reference.get_submodule(name)
     assert isinstance(layer, nn.Linear)
@@ -198,7 +237,7 @@ def _keep_gradient(outputs: dict[str, Tensor], name: str) -> Callable[[Tensor, T
     return look
 
 
-def _order(module: nn.Module, layers: Mapping[str, nn.Linear], example: Tensor) -> list[str]:
+def in_order(module: nn.Module, layers: Mapping[str, nn.Linear], example: Tensor) -> list[str]:
     """Names of the layers as they run."""
     seen: list[str] = []
     with ExitStack() as stack, torch.no_grad():

@@ -280,7 +280,7 @@ class _Run:
             self._train(step, self._keep_zeros(), running)
             finish_rounding(self.module)
         elif isinstance(step, Cluster):
-            start_sharing(self.module, step)
+            start_sharing(self.module, step, self._samples(_FIT_SAMPLES))
             self._train(step, Hooks(), running)
             finish_sharing(self.module)
         elif isinstance(step, LowRank):

@@ -18,21 +18,24 @@ TRANSMISSIONS = "mimo:500000"
 _NETWORKS = ("csinet-cr4", "csinet-cr16", "crnet-cr16", "fullycon")
 _QUANTISED = ("int8-dynamic", "int8-static")
 _JOINT = {
-    "csinet-cr4": ("prune85-bsr16x4-int8", "prune90-bsr16x4-int8"),
+    "csinet-cr4": ("prune80-bsr16x4-int8", "prune90-bsr16x4-int8"),
     "csinet-cr16": ("prune75-bsr16x4-int8", "prune90-bsr16x4-int8"),
     "crnet-cr16": ("prune75-bsr16x4-int8", "prune90-bsr16x4-int8"),
     "fullycon": ("prune70-bsr4x1-int8",),
 }
-_OTHERS = ("prune90", "prune90-bsr16x1", "prune90-bsr16x4", "cluster16")
-# 16 does not divide the 20 outputs of the detector, nor 200
-_FITTING = {"fullycon": ("prune90", "prune90-bsr4x1", "cluster16")}
+# fp32 files are large: 16x4 blocks ship in fp32 for one network, for the others in int8 only
+_OTHERS = ("cluster16", "prune90-bsr16x1", "prune90")
+_MORE = {
+    "csinet-cr16": (*_OTHERS, "prune90-bsr16x4"),
+    "fullycon": ("cluster16", "prune90-bsr4x1", "prune90"),  # 16 does not divide its layers
+}
 
 
 def jobs() -> list[tuple[str, str, str]]:
     """Network, recipe and data of every compressed network that ships, the most wanted first."""
     pairs = [(network, recipe) for network in _NETWORKS for recipe in _JOINT[network]]
     pairs += [(network, recipe) for network in _NETWORKS for recipe in _QUANTISED]
-    pairs += [(network, recipe) for network in _NETWORKS for recipe in _FITTING.get(network, _OTHERS)]
+    pairs += [(network, recipe) for network in _NETWORKS for recipe in _MORE.get(network, _OTHERS)]
     return [(n, r, TRANSMISSIONS if n == "fullycon" else CHANNELS) for n, r in pairs]
 
 

@@ -28,7 +28,7 @@ _SHIPPED = (
     "prune90-bsr16x1",
     "prune90-bsr16x4",
     "prune75-bsr16x4-int8",
-    "prune85-bsr16x4-int8",
+    "prune80-bsr16x4-int8",
     "prune90-bsr16x4-int8",
 )
 

@@ -45,7 +45,7 @@ def run(quick: bool, say: Say) -> Result:
             dense.module, dense.example_input, recipes.parse(text, "bits"), samples
         )
     clustered = copy.deepcopy(dense.module)
-    start_sharing(clustered, Cluster(centroids=16))
+    start_sharing(clustered, Cluster(centroids=16), samples)
     finish_sharing(clustered)
     networks["16 clusters, untrained"] = clustered
     if not quick:

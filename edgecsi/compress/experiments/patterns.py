@@ -23,7 +23,7 @@ _BUDGET_DB = 0.5
 
 def run(quick: bool, say: Say) -> Result:
     """CsiNet at 1/16 with every pattern, at 1/4 with the blocks (single weights take too long there)."""
-    samples = training_samples(300 if quick else 2000)
+    samples = training_samples(300 if quick else 1500)
     held_out = channels(quick)
     rows = []
     curves: dict[str, tuple[list[float], list[float], list[float]]] = {}
