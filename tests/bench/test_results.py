@@ -185,10 +185,10 @@ def test_a_failure_costs_only_its_own_row(
 
 def test_shipped_compressed_weights_are_preferred(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "WEIGHTS", tmp_path)
-    scenario = next(scenario for scenario in SCENARIOS if scenario.name == "csinet-cr4-joint90-host")
-    assert results.source(scenario) == ("edgecsi.bench.workloads:csinet_cr4_block90", "int8-static", "test")
+    scenario = next(scenario for scenario in SCENARIOS if scenario.shipped)
+    assert results.source(scenario) == ("csinet-cr4", "int8-static", "test")
     (tmp_path / f"{scenario.shipped}.safetensors").touch()
-    assert results.source(scenario) == ("csinet-cr4+prune90-bsr16x4-int8", "", "")
+    assert results.source(scenario) == ("csinet-cr4+int8-static", "", "")
     command = results.build_command(scenario)
     assert "--recipe" not in command
     assert "--random-weights" not in command
