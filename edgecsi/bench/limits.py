@@ -13,7 +13,7 @@ from typing import Any
 
 from edgecsi.bench.environment import Machine, Validity, judge, machine, snapshot
 from edgecsi.bench.native_code import program_output
-from edgecsi.device.toolchain import cache_dir
+from edgecsi.cache import cache_dir
 
 
 @dataclass(frozen=True)

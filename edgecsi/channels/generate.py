@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecsi.cache import cache_dir
 from edgecsi.errors import DataError, ToolchainError
 
 ANTENNAS = 32
@@ -128,14 +129,6 @@ def generate(
     if cache:
         _write_cache(stored, samples)
     return samples
-
-
-def cache_dir() -> Path:
-    """Where generated channels are kept: ``$EDGECSI_CACHE``, else ``$XDG_CACHE_HOME/edgecsi``, else
-    ``~/.cache/edgecsi``."""
-    if own := os.environ.get("EDGECSI_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgecsi"
 
 
 def _paths(member: str, seed: int) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -14,18 +14,12 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from edgecsi.cache import cache_dir
 from edgecsi.codegen.zig import zig_cc
 from edgecsi.errors import ToolchainError
 
 _HERE = Path(__file__).parent
 _COMPILE_SECONDS = 900  # zig builds its static C library first, which takes minutes on a busy small machine
-
-
-def cache_dir() -> Path:
-    """``$EDGECSI_CACHE``, else ``$XDG_CACHE_HOME/edgecsi``, else ``~/.cache/edgecsi``."""
-    if own := os.environ.get("EDGECSI_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgecsi"
 
 
 def runner(arch: str) -> Path:

@@ -51,7 +51,7 @@ class QS8Conv2dNeon(Int8Conv2d):
         return np.ascontiguousarray(np.tile(quads.reshape(-1, 1, 2), (1, 8, 1))).reshape(-1)
 
     def add(self, plan: Plan, x: Any, at: Sequence[Any], w: Any, weight: Any, acc: Any, outs: int) -> None:
-        raise NotImplementedError("steps are added in chains")
+        raise AssertionError("steps are added in chains")
 
     def sums(self, plan: Plan, x: Any, at: Sequence[Any], w: Any, weight: Any, acc: Any, outs: int) -> None:
         from edgecsi.kernels import emit as e

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from edgecsi.cache import cache_dir
 from edgecsi.channels import generate as generator
-from edgecsi.channels.generate import ChannelSpec, cache_dir, generate, is_spec, parse_spec
+from edgecsi.channels.generate import ChannelSpec, generate, is_spec, parse_spec
 from edgecsi.channels.shipped import test_set as shipped_set
 from edgecsi.errors import DataError
 

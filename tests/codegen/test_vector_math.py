@@ -46,7 +46,7 @@ class Unary(Kernel):
         return {"lanes": LANES[target.arch]}
 
     def cost(self, op: Elementwise, target: Target, knobs: Knobs) -> Cost:
-        raise NotImplementedError
+        return Cost(0.0, 0, 0)
 
     def emit(self, op: Elementwise, target: Target, knobs: Knobs) -> Any:
         from tvm import tirx
