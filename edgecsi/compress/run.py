@@ -21,7 +21,7 @@ from edgecsi.compress.cluster import finish_sharing, start_sharing
 from edgecsi.compress.finetune import Hooks, Plan, State, fine_tune, score
 from edgecsi.compress.low_rank import factor_layers
 from edgecsi.compress.prune import Pruner, permute_codeword
-from edgecsi.compress.quantize import finish_rounding, quantize, start_rounding
+from edgecsi.compress.quantize import finish_rounding, quantize, sensitivity, start_rounding
 from edgecsi.compress.recipe import Cluster, Distill, LowRank, Pattern, Prune, Quantize, Recipe, Step
 from edgecsi.compress.reconstruct import reconstruct, rotate_codeword
 from edgecsi.compress.size import density, stored_bytes
@@ -206,6 +206,45 @@ def apply_post_training(
     return copied
 
 
+def layer_costs(
+    model: str, recipe: str | Path | Recipe, data: str | Path, *, weights: str | None = None, seed: int = 0
+) -> tuple[str, list[tuple[str, float]]]:
+    """What each layer costs that a recipe's first ``quantize`` step would turn into int8, one at a time.
+
+    Returns:
+        the metric, and (layer, score with it in int8 less the score of the fp32 network), worst first. A layer that
+        costs much belongs into ``keep-fp32``.
+
+    Raises:
+        RecipeError: the recipe does not quantise. ModelError, DataError: as :func:`compress`.
+    """
+    from edgecsi.models.load import load_model
+
+    chosen = recipe if isinstance(recipe, Recipe) else recipes.load(recipe)
+    step = next((step for step in chosen.steps if isinstance(step, Quantize)), None)
+    if step is None:
+        raise RecipeError(
+            f"recipe {chosen.name} does not quantise", "sensitivity is the price of int8", "try int8-static"
+        )
+    loaded = load_model(model, weights)
+    _check_input(loaded.example_input)
+    task = make_task(_family(loaded.example_input), str(data), 100, seed, None)
+    samples = _first_inputs(task, step.samples)
+    return task.metric, sensitivity(
+        loaded.module, step, samples, loaded.example_input, lambda module: score(module, task)
+    )
+
+
+def _first_inputs(task: Task, count: int) -> Tensor:
+    """Training inputs, float32 ``[≤ count, …]``."""
+    parts: list[Tensor] = []
+    for x, _ in task.batches(0):
+        parts.append(x)
+        if sum(map(len, parts)) >= count:
+            break
+    return torch.cat(parts)[:count]
+
+
 def _check_input(example: Tensor) -> None:
     """Only what the tasks know how to teach can be trained."""
     if tuple(example.shape[1:]) not in (SAMPLE, _DETECTOR_INPUT):
@@ -383,13 +422,7 @@ class _Run:
         return self.started.eval()
 
     def _samples(self, count: int) -> Tensor:
-        """Training inputs to calibrate with."""
-        parts: list[Tensor] = []
-        for x, _ in self.task.batches(0):
-            parts.append(x)
-            if sum(map(len, parts)) >= count:
-                break
-        return torch.cat(parts)[:count]
+        return _first_inputs(self.task, count)
 
     def _report(self, step: Step, epoch: int, loss: float, now: float) -> None:
         if self.progress is not None:

@@ -14,7 +14,7 @@ import torch
 from edgecsi.channels.shipped import test_set as shipped_channels
 from edgecsi.compress import Progress, compress, recipe
 from edgecsi.compress.layers import ClusteredLinear, StaticLinear
-from edgecsi.compress.run import densities
+from edgecsi.compress.run import densities, layer_costs
 from edgecsi.errors import DataError, ModelError, RecipeError
 from edgecsi.models.checkpoints import read_metadata, write_weights
 from edgecsi.models.load import load_model
@@ -208,3 +208,11 @@ def _damaged(weights: str, folder: Path) -> str:
     shutil.copy(weights, path)
     save_file({key: value * 1e20 for key, value in load_file(path).items()}, path, read_metadata(path))
     return str(path)
+
+
+def test_layers_have_a_price(detector: str) -> None:
+    metric, costs = layer_costs(detector, "int8-static", "mimo:2000")
+    assert metric == "ber"
+    assert {name for name, _ in costs} == {f"layers.fc{i}" for i in range(1, 6)}
+    with pytest.raises(RecipeError, match="does not quantise"):
+        layer_costs(detector, "distill", "mimo:2000")

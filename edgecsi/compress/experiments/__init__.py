@@ -1,4 +1,4 @@
-"""The experiments of the two source papers on our data: ``python -m edgecsi.compress.experiments NAME``.
+"""The experiments of the two source papers on our data: ``edgecsi experiments run NAME [--quick]``.
 
 Each file has one function ``run(quick, say) -> Result``, written as ``docs/results/NAME.json``, ``.md`` and
 ``.svg``.

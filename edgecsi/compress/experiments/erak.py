@@ -21,6 +21,7 @@ from edgecsi.models.load import load_model
 
 _SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
 _SHIPPED = (
+    "int8-weights",
     "int8-dynamic",
     "int8-static",
     "cluster16",
