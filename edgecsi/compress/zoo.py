@@ -21,7 +21,7 @@ _JOINT = {
     "csinet-cr4": ("prune80-bsr16x4-int8", "prune90-bsr16x4-int8"),
     "csinet-cr16": ("prune75-bsr16x4-int8", "prune90-bsr16x4-int8"),
     "crnet-cr16": ("prune75-bsr16x4-int8",),  # at 90 % nothing is left of its NMSE
-    "fullycon": ("prune70-bsr4x1-int8",),
+    "fullycon": ("prune72-bsr4x1-int8", "prune70-bsr4x1-int8"),
 }
 # fp32 files are large: 16x4 blocks ship in fp32 for one network, for the others in int8 only
 _OTHERS = ("cluster16", "prune90-bsr16x1", "prune90")

@@ -36,7 +36,7 @@ _SHIPPED = (
 
 def run(quick: bool, say: Say) -> Result:
     """Dense, pruned at five rates, and every compressed CsiNet that ships."""
-    samples = training_samples(300 if quick else 2000)
+    samples = training_samples(300 if quick else 1200)
     held_out = channels(quick)
     rows: list[dict[str, Any]] = []
     curves: dict[str, tuple[list[float], list[float], list[float]]] = {}

@@ -21,7 +21,15 @@ from edgecsi.compress.size import stored_bytes
 from edgecsi.models import fullycon
 from edgecsi.models.load import load_model
 
-_SHIPPED = ("int8-dynamic", "int8-static", "prune90", "prune90-bsr4x1", "cluster16", "prune70-bsr4x1-int8")
+_SHIPPED = (
+    "int8-dynamic",
+    "int8-static",
+    "prune90",
+    "prune90-bsr4x1",
+    "cluster16",
+    "prune70-bsr4x1-int8",
+    "prune72-bsr4x1-int8",
+)
 _ERRORS = 100  # wanted at every point
 _CHUNK = 50_000
 _MOST = 2_000_000
