@@ -15,7 +15,7 @@ from edgecsi.models.load import load_model
 from edgecsi.train import train
 
 _NETWORKS = ("convcsinet-cr16", "convsqucsinet-cr16")
-_SAMPLES, _EPOCHS = 8000, 4
+_SAMPLES, _EPOCHS = 4000, 3
 
 
 def run(quick: bool, say: Say) -> Result:
