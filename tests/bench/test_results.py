@@ -200,7 +200,7 @@ def test_the_page_can_be_written_from_nothing(tmp_path: Path) -> None:
     assert results.main(["--docs", str(tmp_path), "--table"]) == 0
     text = (tmp_path / "results.md").read_text()
     assert "Measured: not yet" in text
-    assert all(scenario.title in text for scenario in SCENARIOS)
+    assert all(scenario.title in text for scenario in SCENARIOS if "+" not in scenario.model)
 
 
 def test_it_refuses_to_begin_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
