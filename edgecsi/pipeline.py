@@ -340,7 +340,8 @@ def _source_entry(name: str) -> tuple[str, bool]:
 
 def _manifest(state: Build) -> bundles.Manifest:
     import torch
-    from tvm.target import codegen
+
+    from edgecsi.codegen.target_features import llvm_version
 
     assert state.model is not None
     target, model = state.target, state.model
@@ -362,7 +363,7 @@ def _manifest(state: Build) -> bundles.Manifest:
         header=f"{state.name}.h",
         created_with=bundles.Versions(
             version("edgecsi"), torch.__version__, version("apache-tvm"), version("apache-tvm-ffi"),
-            str(codegen.llvm_version_major()), version("ziglang"),
+            llvm_version(), version("ziglang"),
         ),
         model=bundles.ModelInfo(
             _without_folder(state.options.model),

@@ -68,3 +68,10 @@ def refuse_undeclared_features(target: Target) -> None:
             f"LLVM uses them for {target.mcpu}, and a CPU without them would crash instead of being refused",
             "add them to features in the target's file, or choose another mcpu",
         )
+
+
+def llvm_version() -> str:
+    """Major version of the LLVM inside TVM."""
+    from tvm.target import codegen
+
+    return str(codegen.llvm_version_major())
