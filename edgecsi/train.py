@@ -235,6 +235,7 @@ def train(
     lr: float = 2e-3,
     batch: int = 100,
     seed: int = 0,
+    init: str | None = None,
     resume: bool = True,
     threads: int | None = None,
     progress: Callable[[Epoch, int], None] | None = None,
@@ -251,6 +252,8 @@ def train(
         lr: highest learning rate.
         batch: samples a step.
         seed: seed of the first weights and of the order of samples.
+        init: weights to begin with instead of random ones, a name or file as
+            :func:`edgecsi.models.load.load_model` takes it.
         resume: go on from the ``.resume`` file if there is one.
         threads: threads of torch; None leaves it as it is.
         progress: called with (epoch, number of epochs) after each.
@@ -285,6 +288,7 @@ def train(
         "lr": lr,
         "batch": batch,
         "seed": seed,
+        **({} if init is None else {"init": init}),
     }
     task = make_task(info.family, data, batch, seed, data_progress)
     keep_freed_memory()
@@ -293,6 +297,8 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = registry.create(model)
+    if init is not None:
+        _begin_with(network, init, model)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
     optimizer = torch.optim.Adam(network.parameters(), lr, fused=True)
 
@@ -374,6 +380,19 @@ def _one_epoch(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return total / task.steps
+
+
+def _begin_with(network: torch.nn.Module, init: str, model: str) -> None:
+    from edgecsi.models.load import load_model
+
+    try:
+        network.load_state_dict(load_model(init).module.state_dict())
+    except RuntimeError as error:  # other names or shapes
+        raise ModelError(
+            f"{init} does not hold the weights of {model}",
+            " ".join(str(error).split())[:200],
+            "begin with weights of the same network",
+        ) from error
 
 
 def _restore(
@@ -458,7 +477,7 @@ def _finish(
 
 def _command(settings: dict[str, Any], out: Path) -> str:
     """The command line that repeats this training."""
-    options = " ".join(f"--{key} {settings[key]}" for key in ("data", "epochs", "lr", "batch", "seed"))
+    options = " ".join(f"--{key} {value}" for key, value in settings.items() if key != "model")
     return f"edgecsi train {settings['model']} {options} -o {out.name}"
 
 

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     "--batch", type=click.IntRange(min=1), default=100, show_default=True, help="Samples in a batch."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--init", help="Begin with these weights: a name or a file  [default: random].")
 @click.option(
     "--resume/--restart", default=True, show_default=True, help="Go on where a training was interrupted."
 )
@@ -44,6 +45,7 @@ def command(
     lr: float,
     batch: int,
     seed: int,
+    init: str | None,
     resume: bool,
     threads: int | None,
     json_to: str | None,
@@ -73,6 +75,7 @@ def command(
             lr=lr,
             batch=batch,
             seed=seed,
+            init=init,
             resume=resume,
             threads=threads,
             progress=tell,
