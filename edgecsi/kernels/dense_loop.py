@@ -491,7 +491,9 @@ def cost(
     overhead = 12 * panels * batch
     # Loads and arithmetic overlap, but not wholly.
     compute = (max(loads, work) + 0.25 * min(loads, work) + overhead) / rate
-    seconds = max(compute, stored / (read_gbps(target, stored) * 1e9)) + batch * prepared / (
-        target.l1_gbps * 1e9
-    )
-    return Cost(seconds=seconds, bytes=stored, macs=macs * batch)
+    product = max(compute, stored / (read_gbps(target, stored) * 1e9))
+    if index_bytes:
+        # Inputs are loaded later and one by one. Measured with every block stored: 0 to 40 % slower.
+        product *= 1.1
+    prepare = batch * prepared / (target.l1_gbps * 1e9)
+    return Cost(seconds=product + prepare, bytes=stored, macs=macs * batch)

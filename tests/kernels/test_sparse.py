@@ -124,3 +124,21 @@ def test_the_zeros_choose_the_kernel(
     )
     found, _ = candidates(op, load(target))
     assert fits in found[0][0].name, [(k.name, cost.seconds) for k, _, cost in found]
+
+
+@pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4", "rpi4", "rpi5"])
+@pytest.mark.parametrize("batch", [1, 8])
+@pytest.mark.parametrize("kind", ["f32", "int8", "dynamic"])
+def test_few_zeros_are_not_worth_an_index(target: str, batch: int, kind: str) -> None:
+    rng = rng_of(batch, kind)
+    kept = mask(rng, 512, 1024, 16, 1 if kind == "f32" else 4, 0.97)
+    weight = rng.choice([-3, 5], (512, 1024)) * kept
+    op = Dense(
+        x=Layout((batch, 1024)),
+        y=Layout((batch, 512)),
+        weight=weight.astype(np.float32 if kind == "f32" else np.int8),
+        scale=None if kind == "f32" else np.ones(512, np.float32),
+        dynamic=kind == "dynamic",
+    )
+    found, _ = candidates(op, load(target))
+    assert "bsr" not in found[0][0].name, [(k.name, cost.seconds) for k, _, cost in found]
