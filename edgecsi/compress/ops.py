@@ -36,6 +36,29 @@ def _(x: Tensor, scale: float, zero_point: int, offset: float) -> Tensor:
 
 
 @custom_op(
+    "edgecsi::quantize_wide",
+    mutates_args=(),
+    schema="(Tensor x, float scale, int zero_point, float offset, int fine) -> Tensor",
+)
+def quantize_wide(x: Tensor, scale: float, zero_point: int, offset: float, fine: int) -> Tensor:
+    """Two planes of codes, float32 ``[N, C, …]`` to uint8 ``[N, 2C, …]``.
+
+    The first C channels are those of :func:`quantize`; the others hold what these leave over, in steps `fine` times
+    smaller, around the same zero point. `fine` is a power of two.
+    """
+    inverse = float(np.float32(1) / np.float32(scale))
+    steps = (x - offset) * inverse
+    high = torch.round(steps).clamp_(-zero_point, 255 - zero_point)
+    low = torch.round((steps - high) * fine).clamp_(-zero_point, 255 - zero_point)
+    return torch.cat([high, low], 1).add_(zero_point).to(torch.uint8)
+
+
+@quantize_wide.register_fake
+def _(x: Tensor, scale: float, zero_point: int, offset: float, fine: int) -> Tensor:
+    return x.new_empty((x.shape[0], 2 * x.shape[1], *x.shape[2:]), dtype=torch.uint8)
+
+
+@custom_op(
     "edgecsi::qs8_conv2d",
     mutates_args=(),
     schema="(Tensor codes, Tensor weight, Tensor weight_scale, Tensor? bias, float x_scale, int x_zero_point,"

@@ -5,6 +5,7 @@ Quantised arithmetic is defined here once; the PyTorch simulation and every kern
 * a code is ``clip(rne((x - offset) * (1 / scale)) + zero_point, 0, 255)``, `rne` rounds half to even;
 * sums are exact in int32, bias included (in units of ``x.scale * weight.scale``);
 * back to fp32: ``float32(sum) * float32(x.scale * weight.scale[o])``, one rounding each;
+* an input may have two planes of codes for one tensor, see `QuantizeWide`;
 * fp32 steps behind it (activation, residual) are separate fp32 operations, never contracted to an FMA.
 """
 
@@ -297,6 +298,28 @@ class Elementwise(Op):
 
     def compute(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         return inputs[0].astype(F32).reshape(self.y.shape)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class QuantizeWide(Op):
+    """Two planes of codes, fp32 ``[N, C, H, W]`` to uint8 ``[N, 2C, H, W]``: about 11 bits for int8 arithmetic.
+
+    The first C channels are the codes of `y_quant`; the others those of what is left over, in steps of
+    ``1 / fine``, around the same zero point. A convolution reads both, with weights w and ``rne(w / fine)``.
+
+    Attributes:
+        fine: a power of two, so that nothing but the first product is rounded.
+    """
+
+    fine: int
+
+    def reference(self, *inputs: NDArray[Any]) -> NDArray[Any]:
+        assert self.y_quant is not None
+        quant, zero = self.y_quant, F32(self.y_quant.zero_point)
+        steps = (inputs[0].astype(F32) - F32(quant.offset)) * quant.inverse
+        high = np.clip(np.rint(steps), -zero, 255 - zero)
+        low = np.clip(np.rint((steps - high) * F32(self.fine)), -zero, 255 - zero)
+        return (np.concatenate([high, low], 1) + zero).astype(np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

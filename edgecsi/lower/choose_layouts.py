@@ -19,8 +19,8 @@ from edgecsi.lower.select_kernels import as_op
 from edgecsi.target import Target
 
 # Who can write an image into any layout, and who can read one from any.
-WRITES_ANY = {"conv2d", "dense", "elementwise", "pool2d"}
-READS_ANY = {"elementwise", "conv2d", "concat"}
+WRITES_ANY = {"conv2d", "dense", "elementwise", "pool2d", "quantize_wide"}
+READS_ANY = {"elementwise", "conv2d", "concat", "quantize_wide"}
 
 
 def choose_layouts(graph: Graph, target: Target) -> None:
@@ -126,7 +126,7 @@ def _place(graph: Graph, value: Value, target: Target) -> None:
 
 def _writes_groups(node: Node) -> bool:
     """fp32 layers store one channel after the other; int8 convolutions and copies also store channels side by side."""
-    return node.op in ("elementwise", "concat") or (
+    return node.op in ("elementwise", "quantize_wide", "concat") or (
         node.op == "conv2d" and node.attrs.get("x_quant") is not None
     )
 

@@ -46,6 +46,10 @@ def recognise_layers(graph: Graph) -> None:
             case "quantize":
                 _, scale, zero_point, offset = node.attrs.pop("arguments")
                 node.attrs["quant"] = Quant(float(scale), int(zero_point), float(offset))
+            case "quantize_wide":
+                _, scale, zero_point, offset, fine = node.attrs.pop("arguments")
+                node.y_quant = Quant(float(scale), int(zero_point), float(offset))
+                node.attrs["fine"] = int(fine)
             case "qs8_conv2d":
                 arguments = node.attrs.pop("arguments")
                 scale, zero_point, fill, stride, padding, dilation, groups = arguments[4:11]

@@ -20,6 +20,7 @@ from edgecsi.kernels.ops import (
     MatMul,
     Op,
     Pool2d,
+    QuantizeWide,
     Softmax,
     Step,
 )
@@ -112,6 +113,8 @@ def as_op(node: Node) -> Op | None:
             if any(s.constants for s in epilogue) and len(y.shape) != 4:
                 x, y = _rows(node.inputs[0], y.shape[-1]), _rows(node.output, y.shape[-1])
             return Elementwise(x=x, y=y, **common)
+        case "quantize_wide":
+            return QuantizeWide(x=_own(node.inputs[0]), y=y, **common, **a)
     return None
 
 
