@@ -10,7 +10,7 @@ import click
 from edgecsi.cli.output import can_be_written, columns, json_option, pairs, progress, report
 
 if TYPE_CHECKING:
-    from edgecsi.compress import CompressResult, Progress
+    from edgecsi.compress import CompressResult, LayerCosts, Progress
 
 
 @click.command()
@@ -22,10 +22,9 @@ if TYPE_CHECKING:
     "--output",
     "out",
     type=click.Path(path_type=Path),
-    required=True,
     callback=can_be_written,
     metavar="OUT.safetensors",
-    help="Where to write the compressed model; its curve and state lie beside it.",
+    help="Where to write the compressed model; its state lies beside it while it runs.",
 )
 @click.option("--weights", metavar="FILE", help="Weights to begin with, instead of the model's own.")
 @click.option(
@@ -37,16 +36,22 @@ if TYPE_CHECKING:
 @click.option(
     "--resume/--restart", default=True, show_default=True, help="Go on where a run was interrupted."
 )
+@click.option(
+    "--sensitivity",
+    is_flag=True,
+    help="Write no model; say what the recipe costs in each layer alone, and which to keep in fp32.",
+)
 @json_option
 def command(
     model: str,
     recipe: str,
     data: str,
-    out: Path,
+    out: Path | None,
     weights: str | None,
     batch: int,
     seed: int,
     resume: bool,
+    sensitivity: bool,
     json_to: str | None,
 ) -> None:
     """Prune, quantise, cluster, factor or distil MODEL by a recipe, for `edgecsi build` to compile.
@@ -57,9 +62,17 @@ def command(
     Example:
       edgecsi compress csinet-cr4 --recipe int8-dynamic --data cdl-ac:20000:seed=7 -o small.safetensors
       edgecsi build small.safetensors --target rpi4
+      edgecsi compress csinet-cr4 --recipe int8-static --data DATA_Htrainin.mat --sensitivity
     """
-    from edgecsi.compress import compress
+    from edgecsi.compress import compress, layer_costs
 
+    if sensitivity is (out is not None):
+        raise click.UsageError("give either -o OUT.safetensors or --sensitivity")
+    if out is None:
+        with progress(f"measuring {model}") as update:
+            costs = layer_costs(model, recipe, data, weights=weights, seed=seed, progress=update)
+        report(costs, lambda: _costs_text(costs), json_to)
+        return
     with progress(f"compressing {model}") as update:
 
         def tell(now: Progress) -> None:
@@ -67,7 +80,16 @@ def command(
             update(done, now.steps, f"{now.kind}, epoch {now.epoch}/{now.epochs}: {now.score:.4g}")
 
         result = compress(
-            model, recipe, data, out, weights=weights, seed=seed, batch=batch, resume=resume, progress=tell
+            model,
+            recipe,
+            data,
+            out,
+            weights=weights,
+            seed=seed,
+            batch=batch,
+            resume=resume,
+            progress=tell,
+            data_progress=lambda done, total: update(done, total, f"generating {data}"),
         )
     report(result, lambda: _text(result), json_to)
 
@@ -82,3 +104,19 @@ def _text(result: CompressResult) -> str:
     steps = columns(("step", result.metric), [(step.kind, step.score) for step in result.steps])
     layers = columns(("dense layer", "non-zero"), list(result.density.items()))
     return "\n\n".join([pairs(summary), steps, layers])
+
+
+def _costs_text(costs: LayerCosts) -> str:
+    unit = "dB" if costs.metric == "nmse_db" else costs.metric
+    rows = [(cost.step, cost.layer, f"{cost.score:.4g}", f"{cost.cost:+.3g}") for cost in costs.layers]
+    lines = [
+        f"{costs.metric} {costs.before:.4g} on held-out data; with one layer changed, without training:",
+        columns(("step", "layer", costs.metric, f"cost ({unit})"), rows),
+    ]
+    if any(cost.step == "quantize" for cost in costs.layers):
+        kept = ", ".join(f'"{name}"' for name in costs.keep_fp32)
+        lines.append(
+            f"keep-fp32 = [{kept}]\n"
+            f"the other int8 layers then cost no more than {costs.budget:.3g} {unit}, if costs add up"
+        )
+    return "\n\n".join(lines)

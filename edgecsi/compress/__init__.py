@@ -9,10 +9,25 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgecsi.compress.run import CompressResult, Progress, apply_post_training, compress
+    from edgecsi.compress.run import (
+        CompressResult,
+        LayerCosts,
+        Progress,
+        apply_post_training,
+        compress,
+        layer_costs,
+    )
     from edgecsi.compress.store import rebuild
 
-__all__ = ["CompressResult", "Progress", "apply_post_training", "compress", "rebuild"]
+__all__ = [
+    "CompressResult",
+    "LayerCosts",
+    "Progress",
+    "apply_post_training",
+    "compress",
+    "layer_costs",
+    "rebuild",
+]
 
 
 def __getattr__(name: str) -> Any:

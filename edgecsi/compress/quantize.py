@@ -567,25 +567,3 @@ def quantize(module: nn.Module, step: Quantize, samples: Tensor | None, example:
     start_rounding(module, step, samples, example)
     finish_rounding(module)
     return module.eval()
-
-
-@torch.no_grad()
-def sensitivity(
-    module: nn.Module,
-    step: Quantize,
-    samples: Tensor | None,
-    example: Tensor,
-    score: Callable[[nn.Module], float],
-) -> list[tuple[str, float]]:
-    """What each layer costs: the score with it alone in int8, less that of the fp32 network; worst first.
-
-    Args:
-        module: not changed. score: lower is better, NMSE in dB for instance.
-    """
-    before = score(module)
-    costs = []
-    names = list(layers_of(module, step))
-    for name in names:
-        alone = dataclasses.replace(step, keep_fp32=tuple(other for other in names if other != name))
-        costs.append((name, score(quantize(copy.deepcopy(module), alone, samples, example)) - before))
-    return sorted(costs, key=lambda cost: -cost[1])

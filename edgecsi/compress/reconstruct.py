@@ -12,6 +12,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -21,17 +22,32 @@ from edgecsi.compress.recipe import Pattern
 
 _ROUNDS = 6  # removals between which the other weights are fitted anew
 _BATCH = 100
+_WORTH_A_BASIS = 50  # finding it takes as long as so many solutions without
 _GRADIENTS = 500  # samples that say how much an output weighs
 
 
 @dataclass
 class Moments:
-    """Covariance of a layer's inputs ``[I, I]``, with the wanted outputs ``[I, O]``, and means; float64."""
+    """Covariance of a layer's inputs ``[I, I]``, with the wanted outputs ``[I, O]``, and means; float64.
+
+    ``xx`` has ``noise`` added to its diagonal.
+    """
 
     xx: Tensor
     xy: Tensor
     x_mean: Tensor
     y_mean: Tensor
+    noise: float
+
+    @cached_property
+    def basis(self) -> Tensor:
+        """``[I, R]`` whose product with its own transpose is ``xx`` less the noise, up to a thousandth of the
+        noise: inputs that lie on few dimensions make R much smaller than I."""
+        values, vectors = torch.linalg.eigh(self.xx)
+        values = values - self.noise
+        used = values > 1e-3 * self.noise
+        basis: Tensor = vectors[:, used] * values[used].sqrt()
+        return basis
 
 
 def reconstruct(
@@ -55,13 +71,7 @@ def reconstruct(
     module.eval()
     importance = _importance(reference, layers, samples)
     if isinstance(shares, float):
-        worth = {}
-        for name in layers:
-            moments = moments_of(reference, reference, name, samples)
-            weight, inverse = _solve(moments, None)
-            worth[name] = importance[name][:, None] * weight.square() / inverse
-        found = global_masks(worth, pattern, shares)
-        shares = {name: 1 - float(kept.double().mean()) for name, kept in found.items()}
+        shares = _shared_out(reference, layers, importance, pattern, shares, samples)
     masks = {}
     for name in in_order(reference, layers, samples[:1]):
         moments = moments_of(module, reference, name, samples)
@@ -76,6 +86,35 @@ def reconstruct(
     return masks
 
 
+def share_out(
+    module: nn.Module, layers: Mapping[str, nn.Linear], pattern: Pattern, share: float, samples: Tensor
+) -> dict[str, float]:
+    """Sparsity of each layer, by name, if this share of all weights goes where blocks are worth least.
+
+    Arguments are those of :func:`reconstruct`; the module is not changed.
+    """
+    reference = copy.deepcopy(module).eval()
+    importance = _importance(reference, layers, samples)
+    return _shared_out(reference, layers, importance, pattern, share, samples)
+
+
+def _shared_out(
+    reference: nn.Module,
+    layers: Mapping[str, nn.Linear],
+    importance: Mapping[str, Tensor],
+    pattern: Pattern,
+    share: float,
+    samples: Tensor,
+) -> dict[str, float]:
+    worth = {}
+    for name in layers:
+        moments = moments_of(reference, reference, name, samples)
+        weight, inverse = _solve(moments, None)
+        worth[name] = importance[name][:, None] * weight.square() / inverse
+    masks = global_masks(worth, pattern, share)
+    return {name: 1 - float(kept.double().mean()) for name, kept in masks.items()}
+
+
 def prune_layer(
     moments: Moments, importance: Tensor, pattern: Pattern, sparsity: float
 ) -> tuple[Tensor, Tensor]:
@@ -84,6 +123,7 @@ def prune_layer(
     rows = outputs if pattern.name == "columns" else (pattern.rows or 1)
     weight, inverse = _solve(moments, None)
     inverse = inverse.expand(outputs, -1).clone()
+    many = outputs // rows * _ROUNDS > _WORTH_A_BASIS
     kept = torch.ones_like(weight, dtype=torch.bool)
     for number in range(1, _ROUNDS + 1):
         worth = importance[:, None] * weight.square() / inverse * kept
@@ -94,7 +134,8 @@ def prune_layer(
             part = slice(start, start + rows)
             used = kept[start].nonzero()[:, 0]
             if len(used):
-                fitted, diagonal = _solve(moments, used, part)
+                few = many and moments.basis.shape[1] < len(used)
+                fitted, diagonal = (_solve_by_basis if few else _solve)(moments, used, part)
                 weight[part, used] = fitted
                 inverse[part, used] = diagonal
     return weight, kept
@@ -175,11 +216,26 @@ def rotate_codeword(module: nn.Module, samples: Tensor) -> None:
 def _solve(moments: Moments, used: Tensor | None, outputs: slice | None = None) -> tuple[Tensor, Tensor]:
     """Best weights ``[O, len(used)]`` on some of the inputs, and the diagonal of the inverse covariance."""
     xx = moments.xx if used is None else moments.xx[used][:, used]
-    xy = moments.xy if used is None else moments.xy[used]
     factor = torch.linalg.cholesky(xx)
     inverse = torch.cholesky_inverse(factor)
-    wanted = xy if outputs is None else xy[:, outputs]
-    return (inverse @ wanted).T, inverse.diagonal()
+    return (inverse @ _wanted(moments, used, outputs)).T, inverse.diagonal()
+
+
+def _solve_by_basis(moments: Moments, used: Tensor, outputs: slice) -> tuple[Tensor, Tensor]:
+    """As :func:`_solve`, through the few dimensions that the inputs lie on (Woodbury's identity)."""
+    basis = moments.basis[used]
+    small = basis.T @ basis
+    small.diagonal().add_(moments.noise)
+    factor = torch.linalg.cholesky(small)
+    turned = torch.linalg.solve_triangular(factor, basis.T, upper=False)
+    wanted = _wanted(moments, used, outputs)
+    weight = (wanted - turned.T @ (turned @ wanted)) / moments.noise
+    return weight.T, (1 - turned.square().sum(0)) / moments.noise
+
+
+def _wanted(moments: Moments, used: Tensor | None, outputs: slice | None) -> Tensor:
+    xy = moments.xy if used is None else moments.xy[used]
+    return xy if outputs is None else xy[:, outputs]
 
 
 @torch.no_grad()
@@ -205,8 +261,9 @@ def moments_of(module: nn.Module, reference: nn.Module, name: str, samples: Tens
     xx, xy = x.T @ x / len(x), x.T @ y / len(x)
     # as much noise as rounding to 8 bits makes: what survives that is also ready to be quantised
     step = float(x.max() - x.min()) / 255
-    xx += torch.eye(len(xx), dtype=xx.dtype) * (step**2 / 12 + 1e-12)
-    return Moments(xx, xy, x_mean, y_mean)
+    noise = step**2 / 12 + 1e-12
+    xx.diagonal().add_(noise)
+    return Moments(xx, xy, x_mean, y_mean, noise)
 
 
 def _importance(module: nn.Module, layers: Mapping[str, nn.Linear], samples: Tensor) -> dict[str, Tensor]:

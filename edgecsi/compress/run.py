@@ -6,8 +6,9 @@ import copy
 import json
 import math
 import os
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ from edgecsi.compress import recipe as recipes
 from edgecsi.compress.cluster import finish_sharing, start_sharing
 from edgecsi.compress.finetune import Hooks, Plan, State, fine_tune, score
 from edgecsi.compress.low_rank import factor_layers
-from edgecsi.compress.prune import Pruner, permute_codeword
-from edgecsi.compress.quantize import finish_rounding, quantize, sensitivity, start_rounding
+from edgecsi.compress.prune import Pruner, global_masks, mask, permute_codeword
+from edgecsi.compress.quantize import finish_rounding, layers_of, quantize, start_rounding
 from edgecsi.compress.recipe import Cluster, Distill, LowRank, Pattern, Prune, Quantize, Recipe, Step
-from edgecsi.compress.reconstruct import reconstruct, rotate_codeword
+from edgecsi.compress.reconstruct import reconstruct, rotate_codeword, share_out
 from edgecsi.compress.size import density, stored_bytes
 from edgecsi.compress.store import rebuild, structure
 from edgecsi.errors import DataError, ModelError, RecipeError
@@ -90,6 +91,7 @@ def compress(
     batch: int = 100,
     resume: bool = True,
     progress: Callable[[Progress], None] | None = None,
+    data_progress: Callable[[int, int], None] | None = None,
 ) -> CompressResult:
     """Compress a network and write it as a ``.safetensors`` file that ``edgecsi build`` takes.
 
@@ -104,6 +106,7 @@ def compress(
         seed: of the order of the data. batch: samples per step of the optimiser.
         resume: go on with an interrupted run instead of starting over.
         progress: called after every epoch and every step.
+        data_progress: called with (done, wanted) while channels are generated.
 
     Raises:
         RecipeError, ModelError, DataError: see their text. Nothing is written then, but the state to resume
@@ -118,7 +121,7 @@ def compress(
         raise RecipeError(f"{out} is no .safetensors file", "that is what is written", "name it so")
     loaded = load_model(model, weights)
     _check_input(loaded.example_input)
-    task = make_task(_family(loaded.example_input), str(data), batch, seed, None)
+    task = make_task(_family(loaded.example_input), str(data), batch, seed, data_progress)
     settings = {
         "model": model,
         "weights": loaded.sha256,
@@ -206,33 +209,138 @@ def apply_post_training(
     return copied
 
 
-def layer_costs(
-    model: str, recipe: str | Path | Recipe, data: str | Path, *, weights: str | None = None, seed: int = 0
-) -> tuple[str, list[tuple[str, float]]]:
-    """What each layer costs that a recipe's first ``quantize`` step would turn into int8, one at a time.
+@dataclass(frozen=True)
+class LayerCost:
+    """What a step costs that is done to one layer alone: the network's score then, and that less the score
+    of the network as it was."""
 
-    Returns:
-        the metric, and (layer, score with it in int8 less the score of the fp32 network), worst first. A layer that
-        costs much belongs into ``keep-fp32``.
+    step: str
+    layer: str
+    score: float
+    cost: float
+
+
+@dataclass(frozen=True)
+class LayerCosts:
+    """The price of every layer that a recipe changes.
+
+    Attributes:
+        metric: ``nmse_db`` or ``ber``, on held-out data. before: its value for the network as it is.
+        layers: worst first, step by step.
+        budget: what all int8 layers together may cost: 0.3 dB, or a tenth of the bit error rate.
+        keep_fp32: the fewest layers to keep, worst first, so that the costs of the others add up to less.
+    """
+
+    metric: str
+    before: float
+    layers: tuple[LayerCost, ...]
+    budget: float
+    keep_fp32: tuple[str, ...]
+
+
+def layer_costs(
+    model: str,
+    recipe: str | Path | Recipe,
+    data: str | Path,
+    *,
+    weights: str | None = None,
+    seed: int = 0,
+    progress: Callable[[int, int, str], None] | None = None,
+) -> LayerCosts:
+    """What each layer costs that a recipe's ``prune`` and ``quantize`` steps change, one at a time, without training.
+
+    Every layer is tried on the network as it was given, so the price of a ``quantize`` step is that of int8
+    alone, whatever comes before it in the recipe.
+
+    Args:
+        progress: called with (done, wanted, what) while channels are generated and before every layer.
 
     Raises:
-        RecipeError: the recipe does not quantise. ModelError, DataError: as :func:`compress`.
+        RecipeError: the recipe neither prunes nor quantises. ModelError, DataError: as :func:`compress`.
     """
     from edgecsi.models.load import load_model
 
+    def tell(done: int, total: int, what: str) -> None:
+        if progress is not None:
+            progress(done, total, what)
+
     chosen = recipe if isinstance(recipe, Recipe) else recipes.load(recipe)
-    step = next((step for step in chosen.steps if isinstance(step, Quantize)), None)
-    if step is None:
+    steps = [step for step in chosen.steps if isinstance(step, Prune | Quantize)]
+    if not steps:
         raise RecipeError(
-            f"recipe {chosen.name} does not quantise", "sensitivity is the price of int8", "try int8-static"
+            f"recipe {chosen.name} neither prunes nor quantises",
+            "sensitivity is the price of zeros or of int8, layer by layer",
+            "try int8-static",
         )
     loaded = load_model(model, weights)
     _check_input(loaded.example_input)
-    task = make_task(_family(loaded.example_input), str(data), 100, seed, None)
-    samples = _first_inputs(task, step.samples)
-    return task.metric, sensitivity(
-        loaded.module, step, samples, loaded.example_input, lambda module: score(module, task)
+    generating = partial(tell, what=f"generating {data}")
+    task = make_task(_family(loaded.example_input), str(data), 100, seed, generating)
+
+    def rate(module: nn.Module) -> float:
+        return score(module, task)
+
+    before = rate(loaded.module)
+    found: list[LayerCost] = []
+    for step in steps:
+        samples = _first_inputs(task, step.samples if isinstance(step, Quantize) else _FIT_SAMPLES)
+        if isinstance(step, Quantize):
+            changed = _changed_by_int8(loaded.module, step, samples, loaded.example_input)
+        else:
+            changed = _changed_by_pruning(loaded.module, step, samples, rate)
+        costs = []
+        for number, (name, module) in enumerate(changed, 1):
+            tell(number, 0, f"{step.do}: {name}")
+            after = rate(module)
+            costs.append(LayerCost(step.do, name, after, after - before))
+        found += sorted(costs, key=lambda cost: -cost.cost)
+    budget = 0.3 if task.metric == "nmse_db" else before / 10
+    quantised = [cost for cost in found if cost.step == Quantize.do]
+    kept = 0
+    while sum(max(cost.cost, 0.0) for cost in quantised[kept:]) > budget:
+        kept += 1
+    return LayerCosts(
+        task.metric, before, tuple(found), budget, tuple(cost.layer for cost in quantised[:kept])
     )
+
+
+def _changed_by_int8(
+    module: nn.Module, step: Quantize, samples: Tensor, example: Tensor
+) -> Iterator[tuple[str, nn.Module]]:
+    """(layer, copy of the network with this layer alone in int8)."""
+    names = list(layers_of(module, step))
+    for name in names:
+        kept = (*step.keep_fp32, *(other for other in names if other != name))
+        yield (
+            name,
+            quantize(copy.deepcopy(module), replace(step, keep_fp32=kept, epochs=0), samples, example),
+        )
+
+
+def _changed_by_pruning(
+    module: nn.Module, step: Prune, samples: Tensor, rate: Callable[[nn.Module], float]
+) -> Iterator[tuple[str, nn.Module]]:
+    """(layer, copy of the network with this layer alone pruned as far as the step would)."""
+    pattern = Pattern.parse(step.pattern)
+    module = copy.deepcopy(module)
+    _change_codeword(module, step, samples)
+    pruner = Pruner(module, step, rate)
+    shares = pruner.shares
+    if step.scope == "global" and step.criterion == "reconstruct" and not pattern.group:
+        shares = share_out(module, pruner.layers, pattern, step.share, samples)
+    elif step.scope == "global":
+        worth = {name: layer.weight.detach().square() for name, layer in pruner.layers.items()}
+        masks = global_masks(worth, pattern, step.share)
+        shares = {name: 1 - density(kept) for name, kept in masks.items()}
+    for name in pruner.layers:
+        alone = copy.deepcopy(module)
+        layer = alone.get_submodule(name)
+        assert isinstance(layer, nn.Linear)
+        if step.criterion == "reconstruct":
+            reconstruct(alone, {name: layer}, pattern, {name: shares[name]}, samples)
+        with torch.no_grad():
+            layer.weight.mul_(mask(layer.weight.square(), pattern, shares[name]))
+        yield name, alone
 
 
 def _first_inputs(task: Task, count: int) -> Tensor:
@@ -335,11 +443,7 @@ class _Run:
             if "reconstruct" in step.criterion or step.codeword == "rotate"
             else None
         )
-        if step.codeword == "permute":
-            permute_codeword(self.module, pattern.rows)
-        elif step.codeword == "rotate":
-            assert samples is not None
-            rotate_codeword(self.module, samples)
+        _change_codeword(self.module, step, samples)
         total = step.epochs * self.task.steps
         unpruned = copy.deepcopy(self.module.state_dict())
         pruner = Pruner(self.module, step, lambda module: score(module, self.task))
@@ -462,6 +566,14 @@ class _Run:
         description = json.dumps({"structure": json.loads(start["structure"])})
         self.module = rebuild(fresh, {"compression": description}, start["tensors"])
         return state
+
+
+def _change_codeword(module: nn.Module, step: Prune, samples: Tensor | None) -> None:
+    if step.codeword == "permute":
+        permute_codeword(module, Pattern.parse(step.pattern).rows)
+    elif step.codeword == "rotate":
+        assert samples is not None
+        rotate_codeword(module, samples)
 
 
 def _write_beside(path: Path, write: Callable[[Path], object]) -> None:

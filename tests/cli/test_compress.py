@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 
+from edgecsi.channels.shipped import test_set as shipped_channels
 from edgecsi.cli import main
 
 
@@ -33,3 +34,45 @@ def test_compress_refuses_what_makes_no_sense(
     assert main(["compress", *arguments, "-o", str(tmp_path / "x.safetensors")]) == code
     assert "Traceback" not in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("version", ["5", "7.3"])
+def test_channels_of_the_papers_are_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], version: str
+) -> None:
+    path, out = tmp_path / "DATA_Htrainin.mat", tmp_path / "small.safetensors"
+    samples = shipped_channels(40).reshape(40, 2048)
+    if version == "5":
+        from scipy.io import savemat
+
+        savemat(path, {"HT": samples})
+    else:
+        import h5py
+
+        with h5py.File(path, "w") as file:
+            file["HT"] = samples.T  # MATLAB stores columns first
+    options = ["--recipe", "int8-dynamic", "--data", str(path), "--json", "-"]
+    assert main(["compress", "csinet-cr16", "-o", str(out), *options]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["before"] < -15  # the last four samples, read in the right order
+    assert found["after"] < -13
+
+
+def test_sensitivity_prices_every_layer_and_writes_no_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["compress", "csinet-cr16", "--recipe", "int8-dynamic", "--data", "cdl-c:40:seed=1"]
+    assert main([*options, "--sensitivity", "--json", str(tmp_path / "costs.json")]) == 0
+    text = capsys.readouterr().out
+    found = json.loads((tmp_path / "costs.json").read_text())
+    assert {(cost["step"], cost["layer"]) for cost in found["layers"]} == {
+        ("quantize", "encoder.fc"),
+        ("quantize", "decoder.fc"),
+    }
+    for cost in found["layers"]:
+        assert cost["layer"] in text
+        assert cost["cost"] == pytest.approx(cost["score"] - found["before"])
+    assert f"keep-fp32 = [{', '.join(json.dumps(name) for name in found['keep_fp32'])}]" in text
+    assert main([*options, "--sensitivity", "-o", str(tmp_path / "x.safetensors")]) == 2
+    assert main(options) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["costs.json"]

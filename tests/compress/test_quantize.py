@@ -16,7 +16,6 @@ from edgecsi.compress.quantize import (
     fold_batch_norm,
     quantize,
     quantize_weight,
-    sensitivity,
     start_rounding,
 )
 from edgecsi.compress.recipe import Quantize
@@ -175,13 +174,6 @@ def test_pruned_weights_stay_zero_in_int8(network: nn.Module, samples: torch.Ten
     for name in ("encoder.3", "decoder.0"):
         before, after = pruned.get_submodule(name).weight, small.get_submodule(name).weight
         assert bool((after[before == 0] == 0).all())
-
-
-def test_sensitivity_names_every_layer_and_the_worst_first(network: nn.Module, samples: torch.Tensor) -> None:
-    step = Quantize(keep_fp32=("decoder.2.*",))
-    costs = sensitivity(network, step, samples, samples[:1], lambda m: error_db(samples, m(samples)))
-    assert len(costs) == 4
-    assert costs == sorted(costs, key=lambda c: -c[1])
 
 
 def test_layers_are_kept_and_errors_are_clear(network: nn.Module, samples: torch.Tensor) -> None:
