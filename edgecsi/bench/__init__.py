@@ -10,5 +10,6 @@ limits        what this machine's core can do at best; layers: every layer held 
 cycles        what llvm-mca estimates for the hot loops on the Raspberry Pi's CPUs
 report        the result: JSON, text table, picture
 api           run_bench: all of it for one bundle
+shipped       verifies every compressed network that ships, on every target
 results       the script behind docs/results.md; scenarios: what it runs; workloads: networks that do not ship
 """

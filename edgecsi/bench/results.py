@@ -50,7 +50,7 @@ EDGECSI = [sys.executable, "-m", "edgecsi"]
 CALIBRATION, CALIBRATION_SAMPLES = "calibration.npy", 64
 """The beginning of the shipped test set. Finding int8 ranges with all of it takes a minute a network, and
 changes no latency."""
-KINDS = ("scenario", "fact", "limits", "cycles")
+KINDS = ("scenario", "fact", "limits", "cycles", "shipped")
 Json = dict[str, Any]
 
 
@@ -128,7 +128,7 @@ def measure_all(folder: Path, only: str, seconds: float | None, say: Callable[[s
             try:
                 stored = item(Path(scratch))
             except Exception as error:  # one item must not cost the others; what it was stands in the page
-                stored = {"kind": _kind(name), "error": _words(error)}
+                stored = {"kind": _kind(name), "error": words(error)}
             write_json(folder / f"{name}.json", stored)
             say(f"  {stored['error'][1] or stored['error'][0] if 'error' in stored else outcome(stored)}")
 
@@ -143,7 +143,7 @@ def build_all(scenarios: Sequence[Scenario], scratch: Path, say: Callable[[str],
         try:
             run_edgecsi(command, scratch, threads=1)
         except Exception as error:  # told by the scenarios that need this bundle
-            write_json(scratch / f"{name}.error", {"error": _words(error)})
+            write_json(scratch / f"{name}.error", {"error": words(error)})
         say(f"  {name}, {time.monotonic() - begin:.0f} s")
 
     with ThreadPoolExecutor(BUILDERS) as pool:
@@ -194,7 +194,7 @@ def measure_scenario(scenario: Scenario, scratch: Path, seconds: float | None) -
         run_edgecsi(command, scratch)
         return stored | reduced(read_result(scratch / "result.json"))
     except EdgecsiError as error:
-        return stored | {"error": _words(error)}
+        return stored | {"error": words(error)}
 
 
 def reduced(result: Result) -> Json:
@@ -245,7 +245,7 @@ def measure_fact(fact: Fact, scratch: Path) -> Json:
         stored["values"] = measure(scratch)
         stored["value"] = float(np.median(stored["values"]))
     except EdgecsiError as error:
-        stored["error"] = _words(error)
+        stored["error"] = words(error)
     after = snapshot()
     stored["validity"] = dataclasses.asdict(judge(before, after))
     stored["date"] = after.date
@@ -438,7 +438,8 @@ def _kind(name: str) -> str:
     return name if name in KINDS else "fact" if any(fact.name == name for fact in FACTS) else "scenario"
 
 
-def _words(error: Exception) -> list[str]:
+def words(error: Exception) -> list[str]:
+    """An error as raw results keep it: what, why, fix."""
     if isinstance(error, EdgecsiError):
         return [error.what, error.why, error.fix]
     return [type(error).__name__, str(error) or type(error).__name__, "this is a bug of edgecsi"]

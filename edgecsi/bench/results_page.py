@@ -44,6 +44,17 @@ compressed network, but have learned nothing; latency does not depend on that.
 
 {kernels}
 
+## Shipped compressed networks
+
+Whether every compressed network that ships answers on every target what PyTorch's simulation of it answers:
+NMSE in dB on samples of the shipped test set, bit error rate of a detector on random transmissions (samples at
+each of six SNRs, the mean of all). Libraries that this machine's CPU cannot run were run under QEMU with exactly
+the target's CPU. The bar is a difference of {tolerance} dB. *Equal* are the entries whose outputs were those of
+PyTorch bit for bit; behind them the largest difference of any other entry, relative to its largest output.
+`python -m edgecsi.bench.shipped` verifies what has changed since.
+
+{shipped}
+
 ## Batches
 
 Samples a second: edgecsi with batches of 64 on each of two threads, ONNX Runtime fp32 with batches of 1, 8
@@ -80,6 +91,8 @@ def page(stored: Mapping[str, Json]) -> str:
         main=_ratios(stored, MAIN),
         engines=_engines(stored),
         kernels=_ratios(stored, KERNELS),
+        shipped=_shipped(stored.get("shipped")),
+        tolerance=f"{stored.get('shipped', {}).get('tolerance_db', 0.01):g}",
         batches=_batches(stored),
         instructions=_instructions(stored),
         cycles=_cycles(stored.get("cycles")),
@@ -249,6 +262,51 @@ def _instructions(stored: Mapping[str, Json]) -> str:
         millions = entry["result"]["instructions"] / 1e6
         rows.append([*head, f"**{millions:.3f}**", bar, _reached(millions, scenario.bar)])
     return markdown(rows)
+
+
+def _shipped(entry: Json | None) -> str:
+    if entry is None:
+        return "Not verified yet."
+    rows = [
+        [
+            "network",
+            "built for",
+            "run on",
+            "samples",
+            "NMSE or BER",
+            "PyTorch",
+            "difference dB",
+            "equal",
+            "library kB",
+            "reached",
+        ]
+    ]
+    for result in entry["results"].values():
+        head = [result["model"], result["target"], result["cpu"]]
+        if "error" in result:
+            rows.append([*head, "", _why_not(result), "", "", "", "", "no"])
+            continue
+        apart = abs(result["difference_db"])
+        reached = "yes" if apart <= entry["tolerance_db"] else "no"
+        rows.append(
+            [
+                *head,
+                str(result["samples"]),
+                f"{result['edgecsi']:.4g}",
+                f"{result['pytorch']:.4g}",
+                f"{apart:.1g}",
+                _equal(result["differences"]),
+                f"{result['library_bytes'] / 1e3:,.0f}",
+                f"{reached}, before a change" if result["outdated"] else reached,
+            ]
+        )
+    return markdown(rows)
+
+
+def _equal(differences: Mapping[str, float]) -> str:
+    equal = [name for name, apart in differences.items() if apart == 0]
+    largest = max(differences.values(), default=0.0)
+    return "; ".join([", ".join(equal) or "none", *([f"{largest:.0e}"] if largest else [])])
 
 
 def _batches(stored: Mapping[str, Json]) -> str:
