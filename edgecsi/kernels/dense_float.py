@@ -11,19 +11,28 @@ from numpy.typing import NDArray
 from edgecsi.kernels import dense_loop
 from edgecsi.kernels.base import Kernel, Knobs
 from edgecsi.kernels.dense_loop import Loop, dense_vectors, shared_samples
-from edgecsi.kernels.float_units import ByteTableUnit, FloatUnit, GatherUnit, TableUnit, WindowUnit
+from edgecsi.kernels.float_units import (
+    ByteTableUnit,
+    FloatUnit,
+    GatherUnit,
+    PlaneUnit,
+    TableUnit,
+    WindowUnit,
+)
 from edgecsi.kernels.ops import Cost, Dense
 from edgecsi.kernels.sparse import (
     Blocks,
     Compact,
     Section,
+    Slices,
     block_mask,
     compact,
-    count_slices,
+    count_windows,
     narrow,
     pack_all,
     pack_blocks,
     pack_slices,
+    padded,
     sections,
 )
 from edgecsi.target import Target
@@ -100,7 +109,12 @@ class FloatDense(Kernel):
         constants = [*packed.values(), *e.epilogue_constants(op)]
         stride = self._copy_stride(op, knobs)
         loop = Loop(
-            self.parts(op, target, knobs), knobs["unroll"], knobs["sets"], knobs["samples"], blocks=stride
+            parts=self.parts(op, target, knobs),
+            unroll=knobs["unroll"],
+            sets=knobs["sets"],
+            samples=knobs["samples"],
+            blocks=stride,
+            ahead=knobs.get("ahead", 0),
         )
         if loop.unroll % unit.together:
             raise ValueError(f"this format takes {unit.together} inputs at once")
@@ -109,12 +123,15 @@ class FloatDense(Kernel):
             named = dict(zip(packed, buffers[len(op.inputs) :], strict=False))
             finish = e.Finish(op, buffers, 1, len(op.inputs) + len(packed), target)
             x, between, scratch = buffers[0], op.x.stride, buffers[-1]
-            if self.copies_input(op, knobs):
+            if isinstance(unit, PlaneUnit):
+                unit.split(op.x, x, scratch, stride)
+                x, between = scratch, 4 * stride
+            elif self.copies_input(op, knobs):
                 _copy(op, target, x, scratch, stride, named.get("inputs"))
                 x, between = scratch, stride
             if isinstance(unit, TableUnit | ByteTableUnit):
                 unit.prepare(named["table"])
-            elif isinstance(unit, WindowUnit | GatherUnit):
+            elif isinstance(unit, WindowUnit | GatherUnit | PlaneUnit):
                 unit.lane = named["lane"]
 
             def value(total: Any, output: Any, sample: Any) -> Any:
@@ -326,7 +343,7 @@ class SliceDense(FloatDense):
             return "too few weights are 0"
         return ""
 
-    def unit(self, op: Dense, target: Target, knobs: Knobs) -> WindowUnit | GatherUnit:
+    def unit(self, op: Dense, target: Target, knobs: Knobs) -> WindowUnit | GatherUnit | PlaneUnit:
         kind = str(_stored(op, self.weights).dtype)
         return GatherUnit(self.rows, kind) if self.rows == 4 else WindowUnit(self.rows, kind)
 
@@ -347,10 +364,20 @@ class SliceDense(FloatDense):
     def _width(self, op: Dense, target: Target, knobs: Knobs) -> int:
         return min(self.unit(op, target, knobs).width, op.x.sample)
 
+    def _slices(self, op: Dense, target: Target, knobs: Knobs) -> Slices:
+        places = dense_loop.positions(op.x, 1)
+        assert places is not None
+        # As it lies in memory, gaps included: a window is what one load brings.
+        stored = _stored(op, self.weights)
+        spread = np.zeros((stored.shape[0], op.x.sample), stored.dtype)
+        spread[:, places] = stored
+        width = self._width(op, target, knobs)
+        return pack_slices(spread, self.rows, width, knobs["align"], knobs["unroll"])
+
     def cost(self, op: Dense, target: Target, knobs: Knobs) -> Cost:
         unit, stored = self.unit(op, target, knobs), _stored(op, self.weights)
         width = self._width(op, target, knobs)
-        slices = count_slices(stored, self.rows, width, knobs["align"], knobs["unroll"])
+        slices = count_windows(stored, self.rows, width, knobs["align"], knobs["unroll"])
         window = isinstance(unit, WindowUnit)
         return dense_loop.cost(
             target,
@@ -371,21 +398,79 @@ class SliceDense(FloatDense):
         return sections(outputs, self.rows, self.rows)
 
     def pack(self, op: Dense, target: Target, knobs: Knobs) -> dict[str, NDArray[Any]]:
-        unit = self.unit(op, target, knobs)
-        places = dense_loop.positions(op.x, 1)
-        assert places is not None
-        # As it lies in memory, gaps included: a window is what one load brings.
-        stored = _stored(op, self.weights)
-        spread = np.zeros((stored.shape[0], op.x.sample), stored.dtype)
-        spread[:, places] = stored
-        width = self._width(op, target, knobs)
-        slices = pack_slices(spread, self.rows, width, knobs["align"], knobs["unroll"])
+        unit, slices = self.unit(op, target, knobs), self._slices(op, target, knobs)
         packed = {"weights": slices.values.reshape(-1), "start": slices.start}
-        if isinstance(unit, WindowUnit):
-            packed |= {"lane": unit.code(slices.lane).reshape(-1), "index": narrow(slices.window)}
-        else:
+        if isinstance(unit, GatherUnit):
             packed["lane"] = narrow((slices.window[:, None] + slices.lane).reshape(-1))
+        else:
+            packed |= {"lane": unit.code(slices.lane).reshape(-1), "index": narrow(slices.window)}
         return packed
+
+
+class PlaneDense(SliceDense):
+    """Single weights, without any pattern, in slices that share a wide window of the input's byte planes."""
+
+    rows = 16
+
+    def refuses(self, op: Dense, target: Target) -> str:
+        if "avx512vbmi" not in target.features:
+            return f"{target.id} has no avx512vbmi"
+        return super().refuses(op, target)
+
+    def unit(self, op: Dense, target: Target, knobs: Knobs) -> PlaneUnit:
+        return PlaneUnit(str(_stored(op, self.weights).dtype), knobs["slices"])
+
+    def knobs(self, op: Dense, target: Target) -> Knobs:
+        base = {"unroll": 1, "sets": 1, "samples": shared_samples(op.x.shape[0], target, 4), "align": 64}
+        # Int8 is bound by the work of widening it, not by its bytes.
+        base["ahead"] = 2048 if self.weights == "f32" else 0
+        # A window costs as much as four of its slices, but more slices have more fillers.
+        forms = [base | {"slices": slices} for slices in (4, 8)]
+        return min(forms, key=lambda form: self._windows(op, form) * (4 + form["slices"]))
+
+    def space(self, op: Dense, target: Target) -> dict[str, Any]:
+        return {
+            "unroll": (1,),
+            "sets": (1,),
+            "samples": tuple(s for s in (1, 2) if s <= op.x.shape[0]),
+            "align": (16, 32, 64),
+            "ahead": (0, 2048),
+            "slices": (4, 8, 16),
+        }
+
+    def _padded(self, op: Dense) -> NDArray[Any]:
+        """The weights, with columns of zeros up to whole registers of input bytes, two at least."""
+        stored = _stored(op, self.weights)
+        return padded(stored, 1, PlaneUnit.width if stored.shape[1] < PlaneUnit.width else 64)
+
+    def _windows(self, op: Dense, knobs: Knobs) -> int:
+        return count_windows(self._padded(op), 16, PlaneUnit.width, knobs["align"], 1, knobs["slices"])
+
+    def _slices(self, op: Dense, target: Target, knobs: Knobs) -> Slices:
+        return pack_slices(self._padded(op), 16, PlaneUnit.width, knobs["align"], 1, knobs["slices"])
+
+    def copies_input(self, op: Dense, knobs: Knobs) -> bool:
+        return True
+
+    def _copy_stride(self, op: Dense, knobs: Knobs) -> int:
+        return int(self._padded(op).shape[1])
+
+    def cost(self, op: Dense, target: Target, knobs: Knobs) -> Cost:
+        unit, windows = self.unit(op, target, knobs), self._windows(op, knobs)
+        return dense_loop.cost(
+            target,
+            batch=op.x.shape[0],
+            blocks=windows,
+            panels=-(-op.weight.shape[0] // 16),
+            vectors=unit.slices,
+            vector_bytes=16 * (_stored(op, self.weights).itemsize + 1),
+            instructions=unit.steps,
+            index_bytes=2,
+            input_loads=8,
+            samples=knobs["samples"],
+            prepared=8 * op.weight.shape[1],
+            macs=windows * unit.elements,
+        )
 
 
 def _stored(op: Dense, weights: str) -> NDArray[Any]:

@@ -31,7 +31,10 @@ class Unit(Protocol):
         elements: elements of the weight buffer that a block has for these outputs.
         accumulators, lanes, acc_dtype: registers that a vector of weights is summed into.
         together: blocks that one step takes; `packed`: from one vector, else from one each.
+        lane: buffer that is read along with the weights, an element for each of theirs; or None.
     """
+
+    lane: Any
 
     @property
     def outputs(self) -> int: ...
@@ -68,6 +71,7 @@ class Loop:
         unroll: blocks per iteration. sets: independent sums for neighbouring blocks of a panel (hides
             latency).
         samples: samples of the batch that share a loaded block.
+        ahead: bytes of the weights by which they are prefetched, 0 if they are not.
     """
 
     parts: Sequence[Section]
@@ -75,6 +79,7 @@ class Loop:
     sets: int
     samples: int
     blocks: int = 0
+    ahead: int = 0
 
 
 def multiply(
@@ -166,6 +171,8 @@ def _block_sums(
         e.store(registers, r * lanes, e.splat(0, lanes, unit.acc_dtype))
     base = e.let(element)
     with e.serial(count) as q:
+        if loop.ahead:
+            _prefetch(unit, loop, weights, base + q * (loop.unroll * size), loop.unroll * size)
         for step in range(0, loop.unroll, unit.together):
             blocks = range(step, step + unit.together)
             if index is not None:
@@ -203,6 +210,18 @@ def _block_sums(
             totals.append(e.let(unit.total(sums)))
         result.append(totals)
     return result
+
+
+def _prefetch(unit: Unit, loop: Loop, weights: Any, offset: Expr, elements: int) -> None:
+    """Ask for what a later iteration reads, `elements` elements of the weights and of what is beside them."""
+    from edgecsi.kernels import emit as e
+
+    iteration = elements * np.dtype(weights.dtype).itemsize
+    later = max(1, loop.ahead // iteration) * elements
+    for buffer in (weights, unit.lane):
+        if buffer is not None:
+            for at in range(0, elements, 64 // np.dtype(buffer.dtype).itemsize):
+                e.prefetch(buffer, offset + later + at)
 
 
 def shared_samples(batch: int, target: Target, accumulators: int) -> int:
@@ -473,6 +492,7 @@ def cost(
     samples: int,
     prepared: int,
     macs: int,
+    input_loads: int = 1,
 ) -> Cost:
     """Predicted cost of a product.
 
@@ -480,13 +500,13 @@ def cost(
         blocks: stored blocks, each of `vectors` vectors of weights of `vector_bytes`.
         instructions: arithmetic per vector and sample. index_bytes: of a block.
         samples: that share a loaded block. prepared: bytes moved to prepare one sample's input.
-        macs: multiply-adds of one sample, zeros within blocks included.
+        macs: multiply-adds of one sample, zeros within blocks included. input_loads: of a block and sample.
     """
     stored = blocks * (vectors * vector_bytes + index_bytes) + 8 * panels
     # The first-level cache delivers this many vectors a second, and about as many are computed.
     rate = target.l1_gbps * 1e9 / (4 * target.lanes_f32)
     tiles = -(-batch // samples)
-    loads = blocks * (tiles * (vectors + (1 if index_bytes else 0)) + batch)
+    loads = blocks * (tiles * (vectors + (1 if index_bytes else 0)) + batch * input_loads)
     work = blocks * vectors * batch * instructions
     overhead = 12 * panels * batch
     # Loads and arithmetic overlap, but not wholly.

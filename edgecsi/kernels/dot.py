@@ -40,6 +40,7 @@ class Dot(ABC):
 
     inputs = 4
     packed = False
+    lane: Any = None
 
     @property
     def outputs(self) -> int:

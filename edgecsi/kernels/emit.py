@@ -86,6 +86,15 @@ def store(buffer: Any, offset: Expr, value: Expr) -> None:
     T.buffer_store(buffer, value, [offset if lanes == 1 else T.ramp(offset, 1, lanes)])
 
 
+def prefetch(buffer: Any, offset: Expr) -> None:
+    """Ask for the line of the cache with this element; it may lie behind the end."""
+    read, soon, data = (tirx.const(value, "int32") for value in (0, 3, 1))
+    where = T.address_of(buffer[offset])
+    T.evaluate(
+        T.call_llvm_intrin(T.llvm_lookup_intrinsic_id("llvm.prefetch"), where, read, soon, data, dtype="void")
+    )
+
+
 def let(value: Expr) -> Expr:
     """Name a value, so that it is computed once."""
     return T.bind(value)

@@ -1,8 +1,7 @@
 """Ways to multiply fp32 inputs with stored weights, for `dense_loop.multiply`.
 
 Weights are fp32, int8 (widened on the way in, scaled at the end), 4-bit indices into a table of 16 that stays
-in registers, 8-bit ones into one of 256, or single weights whose inputs are picked
-out of a window of neighbours.
+in registers, 8-bit ones into one of 256, or single weights whose inputs are picked out of a window of neighbours.
 """
 
 from __future__ import annotations
@@ -13,6 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecsi.kernels.dense_loop import each_run
+from edgecsi.kernels.layout import Layout
 from edgecsi.target import Target
 
 Expr = Any
@@ -32,6 +33,7 @@ class FloatUnit:
     packed = False
     acc_dtype = "float32"
     steps = 1.0
+    lane: Any = None
 
     def __init__(self, lanes: int, outputs: int, dtype: str, raw: bool = False) -> None:
         self.lanes, self.outputs, self.dtype, self.raw = lanes, outputs, dtype, raw
@@ -279,20 +281,24 @@ class ByteTableUnit(FloatUnit):
 
 
 def floats_of(planes: Sequence[Expr]) -> list[Expr]:
-    """Four vectors of the 1st, 2nd, 3rd, 4th bytes of 16 fp32 numbers to the numbers, four vectors of 4."""
+    """Four vectors of the 1st, 2nd, 3rd, 4th bytes of fp32 numbers to four vectors of the numbers.
+
+    Bytes are zipped within 128 bits, as instructions do: a result has 4 of every 16 numbers.
+    """
     from tvm.tirx.script import builder as T
 
     from edgecsi.kernels import emit as e
 
-    def zip_(a: Expr, b: Expr, dtype: str) -> list[Expr]:
-        lanes = e.lanes_of(a)
-        halves = (range(lanes // 2), range(lanes // 2, lanes))
-        order = [[n for i in half for n in (i, lanes + i)] for half in halves]
-        return [e.let(T.reinterpret(e.shuffle([a, b], o), dtype=dtype)) for o in order]
+    def zip_(a: Expr, b: Expr, size: int, kind: str) -> list[Expr]:
+        lanes, part = e.lanes_of(a), 16 // size
+        order = [
+            [n for at in range(first, lanes, part) for i in range(at, at + part // 2) for n in (i, lanes + i)]
+            for first in (0, part // 2)
+        ]
+        return [e.let(T.reinterpret(e.shuffle([a, b], o), dtype=f"{kind}x{lanes // 2}")) for o in order]
 
-    low = zip_(planes[0], planes[1], "int16x8")
-    high = zip_(planes[2], planes[3], "int16x8")
-    return [w for a, b in zip(low, high, strict=True) for w in zip_(a, b, "float32x4")]
+    low, high = zip_(planes[0], planes[1], 1, "int16"), zip_(planes[2], planes[3], 1, "int16")
+    return [w for a, b in zip(low, high, strict=True) for w in zip_(a, b, 2, "float32")]
 
 
 class WindowUnit(FloatUnit):
@@ -306,7 +312,6 @@ class WindowUnit(FloatUnit):
         super().__init__(lanes, lanes, dtype)
         self.width = 2 * lanes
         self.steps = 5.0 if lanes == 16 else 6.0
-        self.lane: Any = None
 
     def code(self, lane: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Lanes of the window as bytes; on 8 lanes the sign picks the second register."""
@@ -345,6 +350,94 @@ class WindowUnit(FloatUnit):
         return [sums[0] + w * x]
 
 
+class PlaneUnit(FloatUnit):
+    """Single weights whose inputs lie in a window of 128, on CPUs that permute bytes (AVX-512 VBMI).
+
+    The input lies in four planes in the workspace, as `split` leaves it there: the first bytes of all fp32
+    numbers, then the second, and so on. A window of a plane is two registers, out of which one instruction
+    fetches 64 bytes; four planes' are zipped back into 64 numbers. A block is `slices` slices of 16 outputs,
+    4 at a time.
+
+    `lane` is the buffer of `Slices.lane`, a byte for each weight, as `code` writes them.
+    """
+
+    width = 128
+
+    def __init__(self, dtype: str, slices: int) -> None:
+        super().__init__(16, 16, dtype)
+        self.slices = slices
+        # A permutation, two zips and the multiply-add: four of them start in the time of two loads.
+        self.steps = 2.0 if dtype == "float32" else 3.0
+        self.plane = 0
+
+    @property
+    def elements(self) -> int:
+        return 16 * self.slices
+
+    @property
+    def accumulators(self) -> int:
+        return 4
+
+    def code(self, lane: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """Lanes as bytes, in the order in which zipping puts them into their slices."""
+        groups = lane.reshape(-1, 4, 4, 4).transpose(0, 2, 1, 3)
+        return np.ascontiguousarray(groups).reshape(-1).astype(np.uint8)
+
+    def split(self, layout: Layout, x: Any, scratch: Any, plane: int) -> None:
+        """Emit the pass that writes the planes, `plane` bytes each, 4 a sample."""
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        self.plane = plane
+        with e.serial(layout.shape[0]) as sample:
+
+            def write(element: Any, offset: Any, count: int) -> None:
+                value = e.load(x, sample * layout.stride + offset, count)
+                value = e.let(T.reinterpret(value, dtype=f"uint8x{4 * count}"))
+                for k in range(4):
+                    e.store(
+                        scratch,
+                        (sample * 4 + k) * plane + element,
+                        e.shuffle([value], range(k, 4 * count, 4)),
+                    )
+
+            each_run(layout, 64, write)
+
+    def load_weights(self, buffer: Any, offset: Expr) -> Any:
+        from edgecsi.kernels import emit as e
+
+        groups = []
+        for first in range(0, self.elements, 64):
+            here = offset + first
+            vectors = [FloatUnit.load_weights(self, buffer, here + k)[0] for k in range(0, 64, 16)]
+            groups.append((vectors, e.let(e.load(self.lane, here, 64))))
+        return groups
+
+    def load_input(self, buffer: Any, offset: Expr) -> Any:
+        from edgecsi.kernels import emit as e
+
+        return [
+            [e.let(e.load(buffer, offset + k * self.plane + half, 64)) for half in (0, 64)] for k in range(4)
+        ]
+
+    def step(self, sums: Sequence[Expr], weights: Sequence[Any], inputs: Sequence[Any]) -> list[Expr]:
+        from edgecsi.kernels import emit as e
+
+        result = list(sums)
+        for vectors, lane in weights[0]:
+            planes = [
+                e.intrinsic("llvm.x86.avx512.vpermi2var.qi.512", "uint8x64", low, lane, high)
+                for low, high in inputs[0]
+            ]
+            for k, (w, x) in enumerate(zip(vectors, floats_of(planes), strict=True)):
+                result[k] = e.let(result[k] + w * x)
+        return result
+
+    def total(self, sums: Sequence[Expr]) -> Expr:
+        return (sums[0] + sums[1]) + (sums[2] + sums[3])
+
+
 class GatherUnit(FloatUnit):
     """Single weights, one of each output, whose inputs are loaded one by one; each output has its own sum.
 
@@ -357,7 +450,6 @@ class GatherUnit(FloatUnit):
         super().__init__(1, outputs, dtype)
         # Bound by its loads: place and input of each weight, and the weights.
         self.steps = 2.0 * outputs + 1.0
-        self.lane: Any = None
 
     def load_weights(self, buffer: Any, offset: Expr) -> Any:
         from tvm.tirx.script import builder as T

@@ -151,7 +151,8 @@ class Slices:
     Attributes:
         values: ``[slices, rows]``. lane: ``[slices, rows]``, the input of each weight, counted from the
             slice's window.
-        window: ``[slices]``, first input of the window. start: as in `Blocks`.
+        window: ``[slices / shared]``, first input of the window of so many slices. start: as in `Blocks`,
+            in groups of windows.
     """
 
     values: NDArray[Any]
@@ -160,11 +161,17 @@ class Slices:
     start: NDArray[np.int32]
 
 
-def pack_slices(weight: NDArray[Any], rows: int, width: int, align: int, multiple: int) -> Slices:
+def pack_slices(
+    weight: NDArray[Any], rows: int, width: int, align: int, multiple: int, shared: int = 1
+) -> Slices:
     """Weights in slices whose inputs all lie in a window of `width` inputs, from a multiple of `align` on.
 
-    Every output's weights are taken from left to right; a slice's window begins at the leftmost that waits,
-    and takes along those of the other outputs that lie in it.
+    Every output's weights are taken from left to right; a window begins at the leftmost that waits, and
+    takes along those of the other outputs that lie in it.
+
+    Args:
+        multiple: windows of a panel, filled up to a multiple of this.
+        shared: slices that have one window: as many weights of each output.
     """
     inputs = weight.shape[1]
     values, lanes, windows, counts = [], [], [], [0]
@@ -176,26 +183,28 @@ def pack_slices(weight: NDArray[Any], rows: int, width: int, align: int, multipl
         for row, f in enumerate(found):
             columns[row, : f.size] = f
         every, next_ = np.arange(rows), np.zeros(rows, np.int64)
-        slices = 0
+        count = 0
         while True:
-            waiting = columns[every, next_]
-            low = int(waiting.min())
-            if low == never:
+            first = int(columns[every, next_].min())
+            if first == never:
                 break
-            low = max(0, min(low // align * align, inputs - width))
-            taken = waiting < min(low + width, inputs)
-            at = np.where(taken, waiting, waiting.min())
-            values.append(np.where(taken, panel[every, at], 0))
-            lanes.append(at - low)
+            low = max(0, min(first // align * align, inputs - width))
+            for _ in range(shared):
+                waiting = columns[every, next_]
+                taken = waiting < min(low + width, inputs)
+                # A filler reads an input that the panel needs anyway, so it brings no infinity of its own.
+                at = np.where(taken, waiting, first)
+                values.append(np.where(taken, panel[every, at], 0))
+                lanes.append(at - low)
+                next_ += taken
             windows.append(low)
-            next_ += taken
-            slices += 1
-        for _ in range(-slices % multiple):
-            values.append(np.zeros(rows, weight.dtype))
-            lanes.append(lanes[-1])
+            count += 1
+        for _ in range(-count % multiple):
+            values += [np.zeros(rows, weight.dtype)] * shared
+            lanes += lanes[-shared:]
             windows.append(windows[-1])
-        counts.append(-(-slices // multiple))
-    shape = (len(windows), rows)
+        counts.append(-(-count // multiple))
+    shape = (len(windows) * shared, rows)
     return Slices(
         np.array(values, weight.dtype).reshape(shape),
         np.array(lanes, np.int64).reshape(shape),
@@ -204,10 +213,12 @@ def pack_slices(weight: NDArray[Any], rows: int, width: int, align: int, multipl
     )
 
 
-def count_slices(weight: NDArray[Any], rows: int, width: int, align: int, multiple: int) -> int:
-    """About how many slices `pack_slices` makes, from a few panels."""
+def count_windows(
+    weight: NDArray[Any], rows: int, width: int, align: int, multiple: int, shared: int = 1
+) -> int:
+    """About how many windows `pack_slices` makes, from a few panels."""
     panels = -(-weight.shape[0] // rows)
     some = sorted({int(i) for i in np.linspace(0, panels - 1, 4)})
     sample = np.concatenate([weight[p * rows : (p + 1) * rows] for p in some])
-    slices = int(pack_slices(sample, rows, width, align, multiple).start[-1]) * multiple
-    return int(slices * panels / len(some))
+    windows = pack_slices(sample, rows, width, align, multiple, shared).window.size
+    return int(windows * panels / len(some))

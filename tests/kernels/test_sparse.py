@@ -63,24 +63,32 @@ def test_all_blocks_are_in_order(o: int, i: int, rows: int, columns: int) -> Non
 
 
 @settings(max_examples=60, deadline=None)
-@given(sizes, sizes, densities, st.sampled_from(((4, 1 << 20, 1), (8, 16, 4), (16, 32, 16))))
-def test_slices_rebuild_the_matrix(o: int, i: int, density: float, form: tuple[int, int, int]) -> None:
-    rows, width, align = form
+@given(
+    sizes,
+    sizes,
+    densities,
+    st.sampled_from(((4, 1 << 20, 1), (8, 16, 4), (16, 32, 16))),
+    st.sampled_from(((4, 1), (1, 4), (2, 3))),
+)
+def test_slices_rebuild_the_matrix(
+    o: int, i: int, density: float, form: tuple[int, int, int], groups: tuple[int, int]
+) -> None:
+    (rows, width, align), (multiple, shared) = form, groups
     weight = _matrix(o, i, density)
     width = min(width, i)
-    slices = pack_slices(weight, rows, width, align, 4)
+    slices = pack_slices(weight, rows, width, align, multiple, shared)
+    assert slices.window.size == slices.start[-1] * multiple
+    step = multiple * shared
     rebuilt = np.zeros((o + rows, i), np.int64)
     assert (slices.lane >= 0).all()
     assert (slices.lane < width).all()
     assert (slices.window <= i - width).all()
     for panel in range(slices.start.size - 1):
-        for at in range(slices.start[panel] * 4, slices.start[panel + 1] * 4):
-            for row in range(rows):
-                rebuilt[panel * rows + row, slices.window[at] + slices.lane[at, row]] += slices.values[
-                    at, row
-                ]
+        for at in range(slices.start[panel] * step, slices.start[panel + 1] * step):
+            inputs = slices.window[at // shared] + slices.lane[at]
+            rebuilt[panel * rows + np.arange(rows), inputs] += slices.values[at]
     assert (rebuilt[:o] == weight).all()
-    assert slices.values.shape[0] == slices.start[-1] * 4
+    assert slices.values.shape[0] == slices.start[-1] * step
 
 
 @settings(max_examples=40, deadline=None)
@@ -93,6 +101,19 @@ def test_compact_leaves_out_zeros_only(o: int, i: int, density: float) -> None:
     rebuilt = np.zeros_like(weight)
     rebuilt[np.ix_(rows, columns)] = small.weight
     assert (rebuilt == weight).all()
+
+
+@settings(max_examples=30, deadline=None)
+@given(sizes, sizes, densities)
+def test_fillers_read_what_their_panel_reads(o: int, i: int, density: float) -> None:
+    """So an infinite input reaches only the outputs that have a panel with it."""
+    weight = _matrix(o, i, density)
+    slices = pack_slices(weight, 16, min(32, i), 16, 1, 4)
+    for panel in range(slices.start.size - 1):
+        used = np.flatnonzero(weight[panel * 16 : (panel + 1) * 16].any(axis=0))
+        windows = slice(slices.start[panel], slices.start[panel + 1])
+        lanes = slices.lane[windows.start * 4 : windows.stop * 4]
+        assert np.isin(np.repeat(slices.window[windows], 4)[:, None] + lanes, used).all()
 
 
 @pytest.mark.parametrize("target", ["x86-64-v3", "x86-64-v4", "rpi4", "rpi5"])
