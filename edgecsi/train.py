@@ -153,7 +153,7 @@ class Reconstruction:
         }
 
     def plot(self, axes: Any, history: list[Epoch], report: dict[str, Any]) -> None:
-        axes.plot([e.epoch for e in history], [e.score for e in history], label="validation")
+        axes.plot(range(1, len(history) + 1), [e.score for e in history], label="validation")
         axes.set(xlabel="epoch", ylabel="NMSE (dB)")
 
     def _nmse_db(self, model: torch.nn.Module, samples: torch.Tensor) -> float:
@@ -446,7 +446,13 @@ def _finish(
         **{key: value if isinstance(value, str) else json.dumps(value) for key, value in summary.items()},
     }
     _write(out, lambda path: write_weights(path, network.state_dict(), metadata))
-    curve = {**summary, "command": metadata["command"], "history": [asdict(past) for past in history]}
+    earlier = _curve_of(settings.get("init", ""))
+    curve = {
+        **summary,
+        "command": metadata["command"],
+        "earlier": [asdict(past) for past in earlier],
+        "history": [asdict(past) for past in history],
+    }
     curve_json = out.with_suffix(".json")
     _write(curve_json, lambda path: path.write_text(json.dumps(curve, indent=1) + "\n"))
     curve_png: Path | None = out.with_suffix(".png")
@@ -457,7 +463,7 @@ def _finish(
     else:
         figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
-        task.plot(axes, history, report)
+        task.plot(axes, [*earlier, *history], report)
         axes.set_title(settings["model"])
         axes.grid(True, which="both", alpha=0.3)
         axes.legend()
@@ -473,6 +479,15 @@ def _finish(
         history=tuple(history),
         report=report,
     )
+
+
+def _curve_of(init: str) -> list[Epoch]:
+    """The epochs before this training, if their curve lies beside the weights it began with."""
+    try:
+        curve = json.loads(Path(init).with_suffix(".json").read_text())
+        return [Epoch(**past) for past in [*curve.get("earlier", []), *curve["history"]]]
+    except (OSError, ValueError, TypeError, KeyError):
+        return []
 
 
 def _command(settings: dict[str, Any], out: Path) -> str:

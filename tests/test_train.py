@@ -117,6 +117,17 @@ def interrupted(data: str, out: Path) -> None:
         short(data, out, progress=stop)
 
 
+def test_it_goes_on_from_weights_and_so_does_the_curve(data: str, tmp_path: Path) -> None:
+    first = short(data, tmp_path / "a.safetensors")
+    second = short(data, tmp_path / "b.safetensors", init=str(first.weights), lr=1e-4, epochs=2)
+    assert second.history[0].loss < first.history[0].loss
+    curve = json.loads(second.curve_json.read_text())
+    assert [past["score"] for past in curve["earlier"]] == [past.score for past in first.history]
+    assert curve["init"] == str(first.weights) in curve["command"]
+    with pytest.raises(ModelError, match="does not hold the weights of csinet-cr32"):
+        train("csinet-cr32", data, tmp_path / "c.safetensors", epochs=1, init=str(first.weights))
+
+
 def test_the_state_of_another_training_is_not_continued(data: str, tmp_path: Path) -> None:
     out = tmp_path / "a.safetensors"
     interrupted(data, out)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from edgecsi.compress import ops
@@ -41,6 +42,8 @@ class StaticConv2d(CompressedLayer):
         bias: int32 ``[O]``, or ``[O, H', W']`` if the input has an `offset`: the response to that constant
             differs at the border.
         scale, zero_point, offset: quantisation of the input. padding: top, bottom, left, right.
+        fine: above 1, the input has two planes of codes (:func:`edgecsi.compress.ops.quantize_wide`), and the weight
+            of the second is ``rne(weight / fine)``.
     """
 
     def __init__(
@@ -57,18 +60,27 @@ class StaticConv2d(CompressedLayer):
         dilation: list[int],
         groups: int,
         bits: int = 8,
+        fine: int = 1,
     ) -> None:
-        numbers = {"scale": scale, "zero_point": zero_point, "offset": offset, "bits": bits}
+        numbers = {
+            "scale": scale, "zero_point": zero_point, "offset": offset, "bits": bits, "fine": fine,
+        }  # fmt: skip
         window = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
         super().__init__({"weight": weight, "weight_scale": weight_scale, "bias": bias}, numbers | window)
         self.scale, self.zero_point, self.offset = scale, zero_point, offset
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.fine = fine
+        planes = weight if fine == 1 else torch.cat([weight, torch.round(weight / fine).to(torch.int8)], 1)
+        self.register_buffer("planes", planes, persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         # Padding cells hold the code of `offset`, which adds nothing; what true zeros add is in the bias map.
-        codes = ops.quantize(x, self.scale, self.zero_point, self.offset)
+        if self.fine == 1:
+            codes = ops.quantize(x, self.scale, self.zero_point, self.offset)
+        else:
+            codes = ops.quantize_wide(x, self.scale, self.zero_point, self.offset, self.fine)
         y: Tensor = ops.qs8_conv2d(
-            codes, self.weight, self.weight_scale, self.bias, self.scale, self.zero_point, self.zero_point,
+            codes, self.planes, self.weight_scale, self.bias, self.scale, self.zero_point, self.zero_point,
             self.stride, self.padding, self.dilation, self.groups,
         )  # fmt: skip
         return y
@@ -79,14 +91,18 @@ class StaticLinear(CompressedLayer):
 
     Args:
         weight: int8 ``[O, I]``, of `bits` bits. weight_scale: float32 ``[O]``. bias: int32 ``[O]``.
+        gain: float32 ``[I]``, what the input is multiplied with first, if anything.
         scale, zero_point, offset: quantisation of the input.
     """
+
+    gain: Tensor | None
 
     def __init__(
         self,
         weight: Tensor,
         weight_scale: Tensor,
         bias: Tensor | None = None,
+        gain: Tensor | None = None,
         *,
         scale: float,
         zero_point: int,
@@ -94,10 +110,12 @@ class StaticLinear(CompressedLayer):
         bits: int = 8,
     ) -> None:
         numbers = {"scale": scale, "zero_point": zero_point, "offset": offset, "bits": bits}
-        super().__init__({"weight": weight, "weight_scale": weight_scale, "bias": bias}, numbers)
+        tensors = {"weight": weight, "weight_scale": weight_scale, "bias": bias, "gain": gain}
+        super().__init__(tensors, numbers)
         self.scale, self.zero_point, self.offset = scale, zero_point, offset
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x if self.gain is None else x * self.gain
         codes = ops.quantize(x, self.scale, self.zero_point, self.offset)
         y: Tensor = ops.qs8_linear(
             codes, self.weight, self.weight_scale, self.bias, self.scale, self.zero_point
@@ -107,20 +125,30 @@ class StaticLinear(CompressedLayer):
 
 class DynamicLinear(CompressedLayer):
     """``qd8_linear``: the input is quantised sample by sample. weight int8 ``[O, I]`` of `bits` bits,
-    weight_scale and bias float32 ``[O]``."""
+    weight_scale and bias float32 ``[O]``, gain as in :class:`StaticLinear`."""
+
+    gain: Tensor | None
 
     def __init__(
-        self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, bits: int = 8
+        self,
+        weight: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor | None = None,
+        gain: Tensor | None = None,
+        *,
+        bits: int = 8,
     ) -> None:
-        super().__init__({"weight": weight, "weight_scale": weight_scale, "bias": bias}, {"bits": bits})
+        tensors = {"weight": weight, "weight_scale": weight_scale, "bias": bias, "gain": gain}
+        super().__init__(tensors, {"bits": bits})
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x if self.gain is None else x * self.gain
         y: Tensor = ops.qd8_linear(x, self.weight, self.weight_scale, self.bias)
         return y
 
 
 class WeightOnlyLinear(CompressedLayer):
-    """``qs8w_linear``: the input stays float32. Tensors as in :class:`DynamicLinear`."""
+    """``qs8w_linear``: the input stays float32. Tensors as in :class:`DynamicLinear`, without a gain."""
 
     def __init__(
         self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, bits: int = 8

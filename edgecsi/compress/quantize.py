@@ -10,6 +10,10 @@ arXiv 1906.04721), position by position where an image has so few channels that 
 nothing. And a trained dense layer has large weights on inputs that never vary, which rounding makes vary. So
 each layer is fitted anew, by least squares, to give the fp32 network's output from the rounded input, and its
 weights are rounded so that their errors cancel.
+
+Two things make a step finer. The inputs of a dense layer behind an image differ in size by orders of magnitude, few
+delay taps hold the energy: they are multiplied with a gain each, and the weights divided by it (Xiao et al., arXiv
+2211.10438). And a convolution may take its input in two planes of codes, `wide` in a recipe.
 """
 
 from __future__ import annotations
@@ -41,21 +45,34 @@ _PERCENTILE = 0.9999
 _SHRINKS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the full range
 _TRIED_SAMPLES = 128
 _MAP_BYTES = 8192  # a bias may be a map of [O, H, W] if it takes no more: two channels of a CSI image
+_FINE = 8  # steps of the second plane to one of the first: finer, and its weights would be too coarse
+_GAIN_POWERS = (0.25, 0.5, 0.75)
+_GAIN_WORTH = 0.5  # of the error must be left at most for a gain to be worth a pass over the input
+_PACE = 6.0  # how much faster than a weight the step of an input trains
 _BIAS_UNITS = 1 << 24  # a bias keeps at least float32's precision, and stays far from int32's end
 
 
 @dataclass(frozen=True)
 class Range:
-    """How a layer's input is quantised, with the names of :class:`edgecsi.kernels.ops.Quant`."""
+    """How a layer's input is quantised, with the names of :class:`edgecsi.kernels.ops.Quant` and `QuantizeWide`."""
 
     scale: float
     zero_point: int
     offset: float
+    fine: int = 1
 
     def rounded(self, x: Tensor) -> Tensor:
         """What is left of an input after quantisation."""
-        steps = ((x - self.offset) / self.scale).round_().clamp_(-self.zero_point, 255 - self.zero_point)
-        return steps * self.scale + self.offset
+        steps = ((x - self.offset) / self.scale * self.fine).round_().div_(self.fine)
+        return steps.clamp_(-self.zero_point, 255 - self.zero_point) * self.scale + self.offset
+
+
+@dataclass(frozen=True)
+class Input:
+    """What a layer's input is multiplied with first, float32 ``[I]``, and how it is quantised, if static."""
+
+    gain: Tensor | None = None
+    range: Range | None = None
 
 
 def layers_of(module: nn.Module, step: Quantize) -> dict[str, nn.Conv2d | nn.Linear]:
@@ -143,8 +160,8 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 
 
 @torch.no_grad()
-def calibrate(module: nn.Module, samples: Tensor, step: Quantize) -> dict[str, Range]:
-    """Run samples ``[N, …]`` through the network and choose the range of every layer's input."""
+def calibrate(module: nn.Module, samples: Tensor, step: Quantize) -> dict[str, Input]:
+    """Run samples ``[N, …]`` through the network and choose how every layer's input is quantised."""
     watched = layers_of(module, step)
     seen: dict[str, list[Tensor]] = {name: [] for name in watched}
 
@@ -159,29 +176,72 @@ def calibrate(module: nn.Module, samples: Tensor, step: Quantize) -> dict[str, R
     finally:
         for hook in hooks:
             hook.remove()
-    ranges = {}
+    found = {}
     for name, layer in watched.items():
         if not seen[name]:
             raise ModelError(f"{name} is never used", "so its range is not known", "add it to keep-fp32")
         x = torch.cat(seen.pop(name))
+        if not bool(x.isfinite().all()):
+            raise DataError(
+                f"the input of {name} is NaN or infinite", "it cannot be quantised", "check the data"
+            )
+        static, method, fine, gain = step.mode == "static", step.calibration, 1, None
         if isinstance(layer, nn.Linear):
-            x = x[..., (layer.weight != 0).any(0)]  # inputs that are pruned away have no say
-        offset = _offset(x)
-        low, high = _limits(x - offset, step.calibration, name)
-        ranges[name] = _range(low, high, offset)
-    if step.calibration == "output":
-        _shrink(module, watched, ranges, samples[:_TRIED_SAMPLES])
-    return ranges
+            used = (layer.weight != 0).any(0)
+            x = x[..., used].flatten(0, -2)  # inputs that are pruned away have no say
+            if (some := _gain(x, layer.weight[:, used], method if static else None)) is not None:
+                gain, x = torch.ones(len(used)), x * some
+                gain[used] = some
+        elif layer.groups == 1 and matches(name, step.wide):
+            fine = _FINE
+        found[name] = Input(gain, _measured(x, method, fine) if static else None)
+    if step.calibration == "output" and step.mode == "static":
+        _shrink(module, watched, found, samples[:_TRIED_SAMPLES])
+    return found
 
 
-def _range(low: float, high: float, offset: float) -> Range:
+def _measured(x: Tensor, method: str, fine: int = 1) -> Range:
+    offset = _offset(x)
+    low, high = _limits(x - offset, method, fine)
+    return _range(low, high, offset, fine)
+
+
+def _gain(x: Tensor, weight: Tensor, method: str | None) -> Tensor | None:
+    """Factors ``[I]`` that make inputs ``[N, I]`` more alike; None if that is not worth the while.
+
+    Args:
+        weight: ``[O, I]``. method: of calibration; None if every sample has its own range.
+    """
+    if x.numel() == 0:
+        return None
+    wanted = x @ weight.T
+    peaks = x.abs().amax(0)
+    peaks = peaks.clamp_min(1e-3 * float(peaks.max()) + 1e-30) / peaks.max().clamp_min(1e-30)
+
+    def error(gain: Tensor) -> float:
+        scaled = x * gain
+        if method is None:
+            unit = scaled.abs().amax(-1, keepdim=True).div(127).clamp_min(1e-30)
+            scaled = (scaled / unit).round_() * unit
+        else:
+            scaled = _measured(scaled, method).rounded(scaled)
+        codes, scale = quantize_weight(weight / gain)
+        return float((scaled @ (codes * scale[:, None]).T - wanted).square().sum())
+
+    gains = [peaks**-power for power in _GAIN_POWERS]
+    errors = [error(gain) for gain in gains]
+    best = min(range(len(gains)), key=errors.__getitem__)
+    return gains[best] if errors[best] < _GAIN_WORTH * error(torch.ones_like(peaks)) else None
+
+
+def _range(low: float, high: float, offset: float, fine: int = 1) -> Range:
     """255 steps from low to high; zero is a code, padding and pruned inputs rely on it."""
     scale = max(high - low, 1e-8) / 255
-    return Range(scale, min(max(round(-low / scale), 0), 255), offset)
+    return Range(scale, min(max(round(-low / scale), 0), 255), offset, fine)
 
 
 def _shrink(
-    module: nn.Module, layers: Mapping[str, nn.Module], ranges: dict[str, Range], samples: Tensor
+    module: nn.Module, layers: Mapping[str, nn.Module], found: dict[str, Input], samples: Tensor
 ) -> None:
     """Narrow every range, with the one layer's input rounded, to where the network's output errs least.
 
@@ -189,16 +249,20 @@ def _shrink(
     """
     wanted = module(samples)
     for name, layer in layers.items():
-        full, best = ranges[name], float("inf")
+        full, gain, best = found[name].range, found[name].gain, float("inf")
+        assert full is not None
+        factor = torch.ones(()) if gain is None else gain
         for share in _SHRINKS:
             tried = dataclasses.replace(full, scale=full.scale * share)
-            hook = layer.register_forward_pre_hook(lambda _l, x, tried=tried: (tried.rounded(x[0]),))
+            hook = layer.register_forward_pre_hook(
+                lambda _l, x, tried=tried, by=factor: (tried.rounded(x[0] * by) / by,)
+            )
             try:
                 error = float((module(samples) - wanted).square().mean())
             finally:
                 hook.remove()
             if error < best:
-                best, ranges[name] = error, tried
+                best, found[name] = error, Input(gain, tried)
 
 
 def _offset(x: Tensor) -> float:
@@ -209,12 +273,10 @@ def _offset(x: Tensor) -> float:
     return round(mean, 2) if abs(mean) > 3 * deviation else 0.0
 
 
-def _limits(x: Tensor, method: str, name: str) -> tuple[float, float]:
+def _limits(x: Tensor, method: str, fine: int) -> tuple[float, float]:
     if x.numel() == 0:
         return 0.0, 1.0
     values = x.flatten()
-    if not bool(values.isfinite().all()):
-        raise DataError(f"the input of {name} is NaN or infinite", "it cannot be quantised", "check the data")
     low, high = min(float(values.min()), 0.0), max(float(values.max()), 0.0)
     if len(values) > _KEPT_VALUES:
         chosen = torch.randint(len(values), (_KEPT_VALUES,), generator=torch.Generator().manual_seed(0))
@@ -230,10 +292,9 @@ def _limits(x: Tensor, method: str, name: str) -> tuple[float, float]:
         )
     best, chosen_limits = float("inf"), (low, high)
     for shrink in torch.linspace(1.0, 0.3, 29).tolist():
-        scale = max((high - low) * shrink, 1e-8) / 255
-        zero_point = min(max(round(-low * shrink / scale), 0), 255)
-        codes = (torch.round(values / scale) + zero_point).clamp_(0, 255)
-        error = float(((codes - zero_point) * scale - values).square().mean())
+        error = float(
+            (_range(low * shrink, high * shrink, 0.0, fine).rounded(values) - values).square().mean()
+        )
         if error < best:
             best, chosen_limits = error, (low * shrink, high * shrink)
     return chosen_limits
@@ -273,8 +334,7 @@ class Rounded(nn.Module):
 
     Args:
         layer: what it stands for; its weight goes on training.
-        measured: range of the input, static only; ``bias`` then holds the response to ``measured.offset``
-            too.
+        given: of its input; if static, ``bias`` holds the response to its offset too.
         shapes: of input and output; convolutions need them.
     """
 
@@ -282,11 +342,16 @@ class Rounded(nn.Module):
         self,
         layer: nn.Conv2d | nn.Linear,
         step: Quantize,
-        measured: Range | None,
+        given: Input,
         shapes: tuple[torch.Size, torch.Size] | None = None,
     ) -> None:
         super().__init__()
-        self.layer, self.step, self.measured = layer, step, measured
+        measured = given.range
+        self.layer, self.step, self.measured, self.gain = layer, step, measured, given.gain
+        self.fine = 1 if measured is None else measured.fine
+        if given.gain is not None:
+            with torch.no_grad():
+                layer.weight.div_(given.gain)
         self.chosen: tuple[Tensor, Tensor] | None = None  # codes and scale other than the nearest
         self.step_of_input = 0.0  # size of a rounding step, as last seen
         outputs = len(layer.weight)
@@ -303,26 +368,33 @@ class Rounded(nn.Module):
             bias = response[0] + bias[:, None, None]
         layer.bias = None
         self.bias = nn.Parameter(bias.float())
-        self.log_scale = nn.Parameter(torch.tensor(0.0 if measured is None else math.log(measured.scale)))
+        self.log_scale = nn.Parameter(
+            torch.tensor(0.0 if measured is None else math.log(measured.scale) / _PACE)
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         layer = self.layer
         with torch.no_grad():
             codes, scale = self.codes()
-            rounded = codes * scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
-        weight = layer.weight + (rounded - layer.weight).detach()
-        x = self._round_input(x)
+            unit = scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
+        weight = layer.weight + (codes * unit - layer.weight).detach()
+        planes = self._planes(x)
         if isinstance(layer, nn.Linear):
-            return functional.linear(x, weight, self.bias)
+            return functional.linear(planes[0], weight, self.bias)
+        if len(planes) > 1:
+            coarse = (codes / self.fine).round_() * (self.fine * unit)
+            weight = torch.cat([weight, layer.weight + (coarse - layer.weight).detach()], 1)
         # `x` is what differs from the offset now, so padding with 0 is padding with the offset
         y = functional.conv2d(
-            functional.pad(x, _four_sides(layer)), weight, None, layer.stride, 0, layer.dilation, layer.groups
-        )
+            functional.pad(torch.cat(planes, 1), _four_sides(layer)), weight, None, layer.stride, 0,
+            layer.dilation, layer.groups,
+        )  # fmt: skip
         return y + (self.bias if self.bias.ndim == 3 else self.bias[:, None, None])
 
     def patches(self, x: Tensor) -> Tensor:
         """What the integer layer multiplies with its weights, less the offset: ``[N, P, K]``, P positions."""
-        x = self._round_input(x)
+        planes = self._planes(x)
+        x = planes[0] if len(planes) == 1 else planes[0] + planes[1]
         layer = self.layer
         if isinstance(layer, nn.Linear):
             return x.flatten(0, -2)[:, None]
@@ -336,14 +408,16 @@ class Rounded(nn.Module):
         codes, scale = self.codes()
         bias = self.bias.detach()
         if measured is None:
-            kind = DynamicLinear if step.mode == "dynamic" else WeightOnlyLinear
-            return kind(codes, scale, bias, bits=step.bits)
-        measured = dataclasses.replace(measured, scale=float(self.log_scale.detach().exp()))
+            if step.mode == "dynamic":
+                return DynamicLinear(codes, scale, bias, self.gain, bits=step.bits)
+            return WeightOnlyLinear(codes, scale, bias, bits=step.bits)
+        measured = dataclasses.replace(measured, scale=float(self._scale().detach()))
         unit = (measured.scale * scale.double()).reshape(-1, *[1] * (bias.ndim - 1))
         units = (bias.double() / unit).round().to(torch.int32)
         numbers: dict[str, Any] = {**asdict(measured), "bits": step.bits}
         if isinstance(layer, nn.Linear):
-            return StaticLinear(codes, scale, units, **numbers)
+            del numbers["fine"]
+            return StaticLinear(codes, scale, units, self.gain, **numbers)
         left, right, top, bottom = _four_sides(layer)
         window: dict[str, Any] = {"stride": list(layer.stride), "padding": [top, bottom, left, right]}
         return StaticConv2d(
@@ -361,22 +435,33 @@ class Rounded(nn.Module):
                 if self.bias.ndim > 1
                 else self.bias.detach().abs()[:, None]
             )
-            floor = floor.amax(1) / (float(self.log_scale.detach().exp()) * _BIAS_UNITS)
+            floor = floor.amax(1) / (float(self._scale().detach()) * _BIAS_UNITS)
         return quantize_weight(self.layer.weight, self.step.bits, floor)
 
-    def _round_input(self, x: Tensor) -> Tensor:
-        """What the integer layer sees of its input, less the offset."""
+    def _scale(self) -> Tensor:
+        """Size of a step of the input, which trains too (Esser et al., arXiv 1902.08153)."""
+        return (self.log_scale * _PACE).exp()
+
+    def _planes(self, x: Tensor) -> list[Tensor]:
+        """What the integer layer sees of its input, less the offset: the codes' values, and those of the second
+        plane."""
+        if self.gain is not None:
+            x = x * self.gain
         if self.measured is not None:
-            # the step trains too (Esser et al., arXiv 1902.08153)
-            scale, zero = self.log_scale.exp(), self.measured.zero_point
-            self.step_of_input = float(scale.detach())
+            scale, zero = self._scale(), self.measured.zero_point
+            self.step_of_input = float(scale.detach()) / self.fine
             steps = ((x - self.measured.offset) / scale).clamp(-zero, 255 - zero)
-            return (steps + (steps.detach().round() - steps.detach())) * scale
+            whole = steps.detach().round()
+            planes = [(steps + (whole - steps.detach())) * scale]
+            if self.fine > 1:
+                left = ((steps.detach() - whole) * self.fine).round_().div_(self.fine)
+                planes.append(left * scale)
+            return planes
         if self.step.mode == "dynamic":
             unit = x.detach().abs().amax(-1, keepdim=True).div(127).clamp_min(1e-30)
             self.step_of_input = float(unit.mean())
-            return x + ((x.detach() / unit).round_() * unit - x.detach())
-        return x
+            return [x + ((x.detach() / unit).round_() * unit - x.detach())]
+        return [x]
 
 
 def _four_sides(conv: nn.Conv2d) -> tuple[int, int, int, int]:
@@ -417,15 +502,15 @@ def start_rounding(module: nn.Module, step: Quantize, samples: Tensor | None, ex
                 "give --calib DATA, or use int8-dynamic",
             )
         for name, dense in layers_of(module, step).items():
-            module.set_submodule(name, Rounded(dense, step, None))
+            module.set_submodule(name, Rounded(dense, step, Input()))
         return
     samples = samples[: step.samples]
-    ranges = calibrate(module, samples, step) if step.mode == "static" else {}
+    found = {} if step.mode == "weights" else calibrate(module, samples, step)
     reference = copy.deepcopy(module)
     # in the order of the network, so that a layer also makes up for what is left of the errors before it
     layers = layers_of(module, step)
     for name, size in _in_order(module, samples[:1], layers).items():
-        rounded = Rounded(layers[name], step, ranges.get(name), size)
+        rounded = Rounded(layers[name], step, found.get(name, Input()), size)
         module.set_submodule(name, rounded)
         _fit(rounded, reference.get_submodule(name), module, reference, samples)
         if step.epochs:

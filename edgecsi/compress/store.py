@@ -137,6 +137,11 @@ def _check(layer: CompressedLayer, path: str) -> None:
         assert tensor.dtype == dtype, f"{path}.{name} is {tensor.dtype}"
         if name in ("weight_scale", "bias"):
             assert tensor.shape[0] == outputs, f"{path}.{name} has the shape {list(tensor.shape)}"
+        if name == "gain":
+            assert tensor.shape == tensors["weight"].shape[1:], f"{path}.gain"
+    if isinstance(layer, StaticConv2d):
+        assert layer.fine in (1, 2, 4, 8, 16, 32, 64), f"{path}.fine"
+        assert layer.fine == 1 or layer.groups == 1, f"{path}.fine"
     if isinstance(layer, ClusteredLinear):
         assert tensors["table"].ndim == 1, f"{path}.table"
         assert int(tensors["index"].max()) < len(tensors["table"]), f"{path}.index leads out of the table"

@@ -21,7 +21,7 @@ from edgecsi.compress.quantize import (
 from edgecsi.compress.recipe import Quantize
 from edgecsi.errors import DataError, ModelError, RecipeError
 from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import Conv2d, Dense, Quant
+from edgecsi.kernels.ops import Conv2d, Dense, Quant, QuantizeWide
 from edgecsi.models.blocks import ConvBN
 from edgecsi.models.csinet import RefineNet
 
@@ -141,6 +141,47 @@ def test_static_layers_equal_the_kernels_reference(network: nn.Module, samples: 
         else:
             op = Dense(x=Layout(x.shape, dtype="uint8"), y=Layout(y.shape), **common)
         np.testing.assert_array_equal(y, op.compute(codes), err_msg=name)
+
+
+def test_two_planes_of_codes_are_finer_and_equal_the_kernels_reference(
+    network: nn.Module, samples: torch.Tensor
+) -> None:
+    plain = quantize(copy.deepcopy(network), Quantize(calibration="minmax"), samples, samples[:1])
+    step = Quantize(calibration="minmax", wide=("*",))
+    wide = quantize(copy.deepcopy(network), step, samples, samples[:1])
+    assert error_db(network(samples), wide(samples)) < error_db(network(samples), plain(samples)) - 3
+    part = wide.decoder[2].path.expand1.conv
+    assert isinstance(part, StaticConv2d)
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    part.register_forward_hook(lambda _p, i, o: seen.append((i[0], o)))
+    wide(samples[:2])
+    (x, y), quant = seen[0], Quant(part.scale, part.zero_point, part.offset)
+    codes_shape = (2, 4, *x.shape[2:])
+    codes = QuantizeWide(
+        x=Layout(tuple(x.shape)), y=Layout(codes_shape, "uint8"), y_quant=quant, fine=part.fine
+    )
+    op = Conv2d(
+        x=Layout(codes_shape, "uint8", fill=part.zero_point), y=Layout(tuple(y.shape)), padding=tuple(part.padding),
+        weight=part.planes.numpy(), bias=part.bias.numpy(), scale=part.weight_scale.numpy(), x_quant=quant,
+    )  # fmt: skip
+    np.testing.assert_array_equal(y, op.compute(codes.reference(x.numpy())))
+
+
+@pytest.mark.parametrize("mode", ["static", "dynamic"])
+def test_inputs_of_very_different_size_get_a_gain_each(mode: str) -> None:
+    torch.manual_seed(0)
+    size = torch.logspace(0, -3, 64)
+    x = torch.randn(300, 64) * size
+    layer = nn.Sequential(nn.Linear(64, 32))
+    nn.init.normal_(layer[0].weight)
+    with torch.no_grad():
+        layer[0].weight /= size.sqrt()
+    even = nn.Sequential(nn.Linear(64, 32))
+    for network, inputs, has_gain in ((layer, x, True), (even, torch.randn(300, 64), False)):
+        network.requires_grad_(False)
+        small = quantize(copy.deepcopy(network), Quantize(mode=mode), inputs, inputs[:1])
+        assert (small[0].gain is not None) == has_gain
+        assert error_db(network(inputs), small(inputs)) < -30
 
 
 def test_the_response_to_the_constant_is_exact_at_the_border_too() -> None:
