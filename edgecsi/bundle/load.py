@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -23,11 +24,15 @@ if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
 
 Array = NDArray[np.float32]
+Run = Callable[[tuple[ArrayLike, ...], "Array | None"], Any]
 
 _F32 = np.dtype(np.float32)
-# Up to this many elements, copying them costs less than asking numpy for their address.
-_STAGED_ELEMENTS = 16384
 _MAX_THREADS = 256
+
+# `x.ctypes.data` takes longer than a small network. C programs find an array's address right behind the header of
+# the object (PyArray_DATA: it is compiled into every extension of numpy, so it stays there), and so does `_runner`.
+_MEMORY = (ctypes.c_size_t * (sys.maxsize // 16)).from_address(0)
+_BEHIND_HEADER = object.__basicsize__ // 8
 
 
 def load(path: str | Path) -> Loaded:
@@ -85,6 +90,7 @@ class Loaded:
         self._strerror = library[f"{bundle.manifest.cname}_strerror"]
         self._strerror.argtypes, self._strerror.restype = [ctypes.c_int], ctypes.c_char_p
         self._calls = {name: _Call(self, library, name, entry) for name, entry in self.entries.items()}
+        self._runs = {name: _runner(call) for name, call in self._calls.items()}
 
     @property
     def manifest(self) -> Manifest:
@@ -114,21 +120,12 @@ class Loaded:
             BundleError: the bundle has no such entry.
             DeviceError: the library returned an error code.
         """
-        call = self._calls.get(entry)
-        if call is None:
+        try:
+            run = self._runs[entry]
+        except KeyError:
             self.bundle.entry(entry)  # raises, listing the entries there are
-            raise AssertionError(entry)
-        if call.staged and out is None and len(inputs) == 1:
-            # The hot path, about 1 µs above the C call: numpy takes 1 µs to tell an array's address but
-            # copies a few kB in a tenth of that, so the data goes through buffers whose addresses are known.
-            x = inputs[0]
-            if type(x) is np.ndarray and x.dtype == _F32 and x.shape == call.in_shape:
-                source, target, source_at, target_at = call.staging.buffers
-                source[...] = x
-                if code := call.function(source_at, target_at):
-                    self._fail(entry, code)
-                return target.copy()
-        return call.general(inputs, out)
+            raise
+        return run(inputs, out)
 
     def run_many(self, x: ArrayLike, entry: str = "full", threads: int = 1) -> Array:
         """Call one entry for many samples: fast where the bundle was built with ``--batch``.
@@ -261,12 +258,6 @@ class _Call:
         self.profiler = library[f"{symbol}_profile"]
         self.profiler.argtypes = [*pointers, ctypes.c_void_p, ctypes.c_void_p]
         self.profiler.restype = ctypes.c_int
-        first, last = entry.inputs[0], entry.outputs[0]
-        self.in_shape = first.shape
-        self.staged = (
-            len(entry.inputs) == len(entry.outputs) == 1 and max(first.size, last.size) <= _STAGED_ELEMENTS
-        )
-        self.staging = _Staging(first, last)
         self.workspace = _Workspace(entry.workspace)
 
     def general(self, inputs: tuple[ArrayLike, ...], out: Array | None) -> Any:
@@ -323,13 +314,53 @@ class _Call:
         return out
 
 
-class _Staging(threading.local):
-    """A thread's own buffers for one entry: (input, output, their addresses), 64-byte aligned."""
+def _runner(call: _Call) -> Run:
+    """``call.general``, with a short way for the common case: one array that can be passed as it is.
 
-    def __init__(self, source: Tensor, target: Tensor) -> None:
-        x: Array = _aligned(4 * source.size).view(_F32).reshape(source.shape)
-        y: Array = _aligned(4 * target.size).view(_F32).reshape(target.shape)
-        self.buffers = (x, y, x.ctypes.data, y.ctypes.data)
+    What it costs decides how fast small networks are in Python, so every name is a local one, and there is
+    nothing between the checks and the C call. Whatever does not fit goes the long way, which converts it or
+    says what is wrong.
+    """
+    general = call.general
+    if len(call.entry.inputs) != 1 or len(call.entry.outputs) != 1 or not _addresses_are_readable():
+        return general
+    function, fail, name = call.function, call.loaded._fail, call.name
+    first, last = call.entry.inputs[0], call.entry.outputs[0]
+    in_shape, in_bytes, out_shape, out_bytes = first.shape, 4 * first.size, last.shape, 4 * last.size
+    ndarray, empty, f32, memory, place = np.ndarray, np.empty, _F32, _MEMORY, _BEHIND_HEADER
+
+    def run(inputs: tuple[ArrayLike, ...], out: Array | None) -> Any:
+        if len(inputs) == 1:
+            x = inputs[0]
+            if (
+                type(x) is ndarray
+                and x.dtype is f32
+                and x.shape == in_shape
+                and (x.flags.carray or (x.flags.c_contiguous and x.flags.aligned))  # carray: and writable
+            ):
+                if out is None:
+                    y = empty(out_shape, f32)
+                    if code := function(memory[(id(x) >> 3) + place], memory[(id(y) >> 3) + place]):
+                        fail(name, code)
+                    return y
+                if type(out) is ndarray and out.dtype is f32 and out.shape == out_shape and out.flags.carray:
+                    source, target = memory[(id(x) >> 3) + place], memory[(id(out) >> 3) + place]
+                    if source + in_bytes <= target or target + out_bytes <= source:
+                        if code := function(source, target):
+                            fail(name, code)
+                        return out
+        return general(inputs, out)
+
+    return run
+
+
+@cache
+def _addresses_are_readable() -> bool:
+    """Whether an array's address is where numpy on a 64-bit CPython has it."""
+    if sys.implementation.name != "cpython" or sys.maxsize < 2**32:
+        return False
+    probe = np.empty(1, _F32)
+    return bool(_MEMORY[(id(probe) >> 3) + _BEHIND_HEADER] == probe.ctypes.data)
 
 
 class _Workspace(threading.local):

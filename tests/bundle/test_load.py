@@ -1,6 +1,7 @@
 """Running a library from Python."""
 
 import dataclasses
+import importlib
 import subprocess
 import sys
 import threading
@@ -14,11 +15,15 @@ from edgecsi.bundle import golden_npz, read_golden, write_bundle
 from edgecsi.errors import BundleError, DataError, DeviceError
 from tests import _tiny
 
+load_module = importlib.import_module("edgecsi.bundle.load")
 X = np.random.default_rng(1).normal(size=(1, 8)).astype(np.float32)
 
 
-@pytest.fixture
-def loaded(bundle):
+@pytest.fixture(params=["short", "long"])
+def loaded(request, bundle, monkeypatch):
+    """A library, called the short way and the way of a Python that does not tell where arrays are."""
+    if request.param == "long":
+        monkeypatch.setattr(load_module, "_addresses_are_readable", lambda: False)
     return edgecsi.load(bundle.path)
 
 
@@ -50,8 +55,10 @@ def test_several_inputs_and_outputs(loaded):
         lambda x: np.asfortranarray(np.repeat(x, 2, axis=1))[:, ::2],
         lambda x: np.frombuffer(b"\0" + x.tobytes(), np.uint8)[1:].view(np.float32).reshape(x.shape),
         lambda x: np.frombuffer(x.tobytes(), np.float32).reshape(x.shape),
+        lambda x: np.ma.masked_array(x),
+        lambda x: np.stack([x + 1, x])[1],
     ],
-    ids=["float64", "big-endian", "list", "strided", "unaligned", "read-only"],
+    ids=["float64", "big-endian", "list", "strided", "unaligned", "read-only", "subclass", "part"],
 )
 @pytest.mark.parametrize("entry", ["full", "pair"])
 def test_other_arrays_are_converted(loaded, convert, entry):
@@ -93,6 +100,16 @@ def test_out_is_written_and_returned(loaded):
     out = np.zeros((1, 8), np.float32)
     assert loaded.run(X, out=out) is out
     np.testing.assert_array_equal(out, loaded.run(X))
+    results = np.zeros((3, 1, 8), np.float32)
+    for part in results:
+        loaded.run(X, out=part)
+    np.testing.assert_array_equal(results, np.stack([out] * 3))
+
+
+def _read_only():
+    out = np.zeros((1, 8), np.float32)
+    out.flags.writeable = False
+    return out
 
 
 @pytest.mark.parametrize(
@@ -100,15 +117,28 @@ def test_out_is_written_and_returned(loaded):
     [
         np.zeros((8,), np.float32),
         np.zeros((1, 8)),
+        np.zeros((1, 8), ">f4"),
         np.zeros((1, 16), np.float32)[:, ::2],
+        _read_only(),
         [0] * 8,
         X,
     ],
-    ids=["shape", "dtype", "strided", "list", "overlap"],
+    ids=["shape", "dtype", "big-endian", "strided", "read-only", "list", "overlap"],
 )
 def test_an_unusable_out_is_refused(loaded, out):
     with pytest.raises(DataError, match="out="):
         loaded.run(X, out=out)
+
+
+def test_out_may_lie_beside_the_input_but_not_overlap(loaded):
+    room = np.zeros((1, 20), np.float32)
+    x, out = room[:, :8], room[:, 8:16]
+    x[:] = X
+    np.testing.assert_array_equal(loaded.run(x, out=out), loaded.run(X))
+    with pytest.raises(DataError, match="overlaps"):
+        loaded.run(x, out=room[:, 7:15])
+    with pytest.raises(DataError, match="overlaps"):
+        loaded.run(out, out=room[:, 7:15])
 
 
 def test_profile_gives_one_time_per_layer(loaded):
@@ -129,7 +159,10 @@ def test_eight_threads_agree_with_one(loaded):
 
     def work(i):
         for j, x in enumerate(inputs[i]):
-            found[i, j] = loaded.run(x)
+            if i % 2:
+                loaded.run(x, out=found[i, j])
+            else:
+                found[i, j] = loaded.run(x)
 
     threads = [threading.Thread(target=work, args=(i,)) for i in range(8)]
     for thread in threads:
