@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from edgecsi.compress.experiments import NAMES
+from edgecsi.compress.experiments import NAMES, TIMED
+
+if TYPE_CHECKING:
+    from edgecsi.compress.experiments.common import Row
 
 
 @click.group()
@@ -23,6 +27,12 @@ def command() -> None:
 @click.argument("name", type=click.Choice(NAMES))
 @click.option("--quick", is_flag=True, help="A small part of it, in under 3 minutes.")
 @click.option(
+    "--latency",
+    is_flag=True,
+    help=f"Also build each network for this machine and time it; for {', '.join(TIMED)}. The rest of the "
+    "results comes from the cache, so do this second, when the machine is quiet.",
+)
+@click.option(
     "-o",
     "--output",
     "out",
@@ -32,12 +42,16 @@ def command() -> None:
     metavar="DIR",
     help="Folder of the results.",
 )
-def run(name: str, quick: bool, out: Path) -> None:
+def run(name: str, quick: bool, latency: bool, out: Path) -> None:
     """Run the experiment NAME and write its results.
+
+    What is finished lies in edgecsi's cache ($EDGECSI_CACHE): a run that was killed goes on with the same command
+    line.
 
     \b
     Example:
       edgecsi experiments run erak --quick -o results
+      edgecsi experiments run erak --latency
     """
     from importlib import import_module
 
@@ -45,8 +59,35 @@ def run(name: str, quick: bool, out: Path) -> None:
 
     from edgecsi.compress.experiments.common import write
 
+    if latency and name not in TIMED:
+        raise click.UsageError(f"{name} has no latencies; --latency is for {', '.join(TIMED)}")
     torch.set_num_threads(1)
     module = import_module(f"edgecsi.compress.experiments.{name.replace('-', '_')}")
-    result = module.run(quick, lambda text: click.echo(text, err=True))
-    for path in write(result, out, f"edgecsi experiments run {name}{' --quick' if quick else ''}"):
+    result = module.run(quick, lambda text: click.echo(text, err=True), _time if latency else None)
+    options = f"{' --quick' if quick else ''}{' --latency' if latency else ''}"
+    for path in write(result, out, f"edgecsi experiments run {name}{options}"):
         click.echo(path)
+
+
+def _time(model: str, before: Row | None) -> Row:
+    """Build MODEL for this machine and time it, unless the same library was validly timed here before."""
+    import tempfile
+
+    from edgecsi.bench.api import run_bench
+    from edgecsi.device.local import cpu_name
+    from edgecsi.pipeline import BuildOptions, build
+
+    with tempfile.TemporaryDirectory(prefix="edgecsi-") as folder:
+        options = BuildOptions(model, "host", Path(folder) / "timed", entry="full", name="timed")
+        manifest = build(options).manifest
+        library = f"{cpu_name()}: {manifest.digest}"
+        if before is not None and before["library"] == library and before["validity"] == "valid":
+            return before
+        found = run_bench(Path(folder) / "timed", quick=True, seconds=1.0)
+    assert found.c_call is not None
+    return {
+        "library": library,
+        "library_bytes": manifest.entries["full"].weight_bytes,
+        "latency_us": round(found.c_call.median, 2),
+        "validity": found.validity.state,
+    }

@@ -9,7 +9,7 @@ training from there has little left to repair.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,12 +50,43 @@ class Moments:
         return basis
 
 
+class Reference:
+    """The network before pruning: what its layers see and give, measured once for any number of prunings.
+
+    Args:
+        module: copied. layers: names of those to be pruned. samples: inputs, float32 ``[N, …]``.
+    """
+
+    def __init__(self, module: nn.Module, layers: Iterable[str], samples: Tensor) -> None:
+        self.module = copy.deepcopy(module).eval()
+        self.samples = samples
+        self.layers = in_order(self.module, layers, samples[:1])
+        self.importance = _importance(self.module, self.layers, samples)
+        self._moments: dict[str, Moments] = {}
+
+    def moments(self, name: str) -> Moments:
+        """Of a layer whose inputs are as they were."""
+        if name not in self._moments:
+            self._moments[name] = moments_of(self.module, self.module, name, self.samples)
+        return self._moments[name]
+
+    def share_out(self, pattern: Pattern, share: float) -> dict[str, float]:
+        """Sparsity of each layer, by name, if this share of all weights goes where blocks are worth least."""
+        worth = {}
+        for name in self.layers:
+            weight, inverse = _solve(self.moments(name), None)
+            worth[name] = self.importance[name][:, None] * weight.square() / inverse
+        masks = global_masks(worth, pattern, share)
+        return {name: 1 - float(kept.double().mean()) for name, kept in masks.items()}
+
+
 def reconstruct(
     module: nn.Module,
     layers: Mapping[str, nn.Linear],
     pattern: Pattern,
     shares: Mapping[str, float] | float,
     samples: Tensor,
+    reference: Reference | None = None,
 ) -> dict[str, Tensor]:
     """Prune dense layers in place, one after the other, each making up for what was lost before it.
 
@@ -63,19 +94,22 @@ def reconstruct(
         layers: by name, in any order. shares: sparsity of each, or one number to be shared out over all of
             them by what their blocks are worth.
         samples: inputs of the network, float32 ``[N, …]``.
+        reference: of this module, these layers and samples, if it is at hand.
 
     Returns:
         the masks, by name.
     """
-    reference = copy.deepcopy(module).eval()
     module.eval()
-    importance = _importance(reference, layers, samples)
+    reference = reference or Reference(module, layers, samples)
     if isinstance(shares, float):
-        shares = _shared_out(reference, layers, importance, pattern, shares, samples)
+        shares = reference.share_out(pattern, shares)
     masks = {}
-    for name in in_order(reference, layers, samples[:1]):
-        moments = moments_of(module, reference, name, samples)
-        weight, kept = prune_layer(moments, importance[name], pattern, shares[name])
+    for number, name in enumerate(reference.layers):
+        if number:
+            moments = moments_of(module, reference.module, name, samples)
+        else:
+            moments = reference.moments(name)
+        weight, kept = prune_layer(moments, reference.importance[name], pattern, shares[name])
         layer = layers[name]
         with torch.no_grad():
             layer.weight.copy_(weight)
@@ -84,35 +118,6 @@ def reconstruct(
                 layer.bias.copy_(bias)
         masks[name] = kept
     return masks
-
-
-def share_out(
-    module: nn.Module, layers: Mapping[str, nn.Linear], pattern: Pattern, share: float, samples: Tensor
-) -> dict[str, float]:
-    """Sparsity of each layer, by name, if this share of all weights goes where blocks are worth least.
-
-    Arguments are those of :func:`reconstruct`; the module is not changed.
-    """
-    reference = copy.deepcopy(module).eval()
-    importance = _importance(reference, layers, samples)
-    return _shared_out(reference, layers, importance, pattern, share, samples)
-
-
-def _shared_out(
-    reference: nn.Module,
-    layers: Mapping[str, nn.Linear],
-    importance: Mapping[str, Tensor],
-    pattern: Pattern,
-    share: float,
-    samples: Tensor,
-) -> dict[str, float]:
-    worth = {}
-    for name in layers:
-        moments = moments_of(reference, reference, name, samples)
-        weight, inverse = _solve(moments, None)
-        worth[name] = importance[name][:, None] * weight.square() / inverse
-    masks = global_masks(worth, pattern, share)
-    return {name: 1 - float(kept.double().mean()) for name, kept in masks.items()}
 
 
 def prune_layer(
@@ -266,7 +271,7 @@ def moments_of(module: nn.Module, reference: nn.Module, name: str, samples: Tens
     return Moments(xx, xy, x_mean, y_mean, noise)
 
 
-def _importance(module: nn.Module, layers: Mapping[str, nn.Linear], samples: Tensor) -> dict[str, Tensor]:
+def _importance(module: nn.Module, layers: Iterable[str], samples: Tensor) -> dict[str, Tensor]:
     """How much an error of each output of a layer weighs in the network's output, float64 ``[O]``: the mean
     square of the gradient of random sums of the output (a Gauss-Newton diagonal)."""
     found = dict.fromkeys(layers, torch.zeros(()))
@@ -294,7 +299,7 @@ def _keep_gradient(outputs: dict[str, Tensor], name: str) -> Callable[[Tensor, T
     return look
 
 
-def in_order(module: nn.Module, layers: Mapping[str, nn.Linear], example: Tensor) -> list[str]:
+def in_order(module: nn.Module, layers: Iterable[str], example: Tensor) -> list[str]:
     """Names of the layers as they run."""
     seen: list[str] = []
     with ExitStack() as stack, torch.no_grad():

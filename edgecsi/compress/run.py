@@ -24,7 +24,7 @@ from edgecsi.compress.low_rank import factor_layers
 from edgecsi.compress.prune import Pruner, global_masks, mask, permute_codeword
 from edgecsi.compress.quantize import finish_rounding, layers_of, quantize, start_rounding
 from edgecsi.compress.recipe import Cluster, Distill, LowRank, Pattern, Prune, Quantize, Recipe, Step
-from edgecsi.compress.reconstruct import reconstruct, rotate_codeword, share_out
+from edgecsi.compress.reconstruct import Reference, reconstruct, rotate_codeword
 from edgecsi.compress.size import density, stored_bytes
 from edgecsi.compress.store import rebuild, structure
 from edgecsi.errors import DataError, ModelError, RecipeError
@@ -327,7 +327,7 @@ def _changed_by_pruning(
     pruner = Pruner(module, step, rate)
     shares = pruner.shares
     if step.scope == "global" and step.criterion == "reconstruct" and not pattern.group:
-        shares = share_out(module, pruner.layers, pattern, step.share, samples)
+        shares = Reference(module, pruner.layers, samples).share_out(pattern, step.share)
     elif step.scope == "global":
         worth = {name: layer.weight.detach().square() for name, layer in pruner.layers.items()}
         masks = global_masks(worth, pattern, step.share)

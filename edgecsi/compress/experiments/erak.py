@@ -2,104 +2,152 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from edgecsi.compress import apply_post_training, zoo
-from edgecsi.compress import recipe as recipes
+from numpy.typing import NDArray
+
 from edgecsi.compress.experiments.common import (
+    CALIBRATION,
+    CONTROL,
+    Curve,
+    Finished,
     Result,
+    Row,
     Say,
+    Timer,
+    change,
     channels,
     figures,
-    pruned,
-    training_samples,
-    zeros,
+    shipped,
 )
 from edgecsi.compress.size import stored_bytes
 from edgecsi.models.load import load_model
 
-_SPARSITIES = (0.8, 0.95)
-_SHIPPED = (
-    "int8-weights",
-    "int8-dynamic",
-    "int8-static",
-    "cluster16",
-    "prune90",
-    "prune90-bsr16x1",
-    "prune90-bsr16x4",
-    "prune75-bsr16x4-int8",
-    "prune80-bsr16x4-int8",
-    "prune90-bsr16x4-int8",
-)
+NAME = "erak"
+PAPER = {
+    "model": "CsiNet",
+    "method": "Erak & Abou-Zeid: pruned and quantised",
+    "size": "−86.5 %",
+    "time": "−76.2 %",
+}
+_SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
+_EPOCHS, _LR = 3, 5e-4
+_PRUNE = """[[steps]]
+do = "prune"
+pattern = "unstructured"
+sparsity = {sparsity}
+scope = "global"
+criterion = "reconstruct"
+codeword = "rotate"
+epochs = {epochs}
+lr = {lr}
+"""
 
 
-def run(quick: bool, say: Say) -> Result:
-    """Dense, pruned at two rates, and every compressed CsiNet that ships."""
-    samples = training_samples(300 if quick else 1000)
-    held_out = channels(quick)
-    rows: list[dict[str, Any]] = []
-    curves: dict[str, tuple[list[float], list[float], list[float]]] = {}
-    for name in ("csinet-cr16",) if quick else ("csinet-cr4", "csinet-cr16"):
-        dense = load_model(name)
-        size = stored_bytes(dense.module)
-        base = figures(dense.module, held_out, size)["nmse_db"]
+@dataclass(frozen=True)
+class _Method:
+    """A network to be measured: what it is called, MODEL as the command line takes it, and the training behind it."""
 
-        def add(name: str, method: str, module: Any, size: int = size, base: float = base) -> None:
-            found = figures(module, held_out, size)
-            loss = round(found["nmse_db"] - base, 3)
-            rows.append({"model": name, "method": method, "loss_db": loss, **found, **latency(name, method)})
-            share = f"{found['bytes_share']:.1%} of the bytes"
-            say(f"{name} {method}: {found['nmse_db']:.2f} dB ({loss:+.2f}), {share}")
-
-        add(name, "dense", dense.module)
-        curve: tuple[list[float], list[float], list[float]] = ([1.0], [base], [])
-        for sparsity in (0.8,) if quick else _SPARSITIES:
-            module = pruned(dense.module, "bsr16x4", sparsity, samples)
-            add(name, f"16x4 blocks, {zeros(module):.0%} zeros, untrained", module)
-            curve[0].append(rows[-1]["bytes_share"])
-            curve[1].append(rows[-1]["nmse_db"])
-        curves[f"{name}, pruned"] = curve
-        both: tuple[list[float], list[float], list[float]] = ([], [], [])
-        if quick:
-            small = apply_post_training(
-                dense.module, dense.example_input, recipes.load("int8-dynamic"), samples
-            )
-            add(name, "int8-dynamic", small)
-        for recipe in () if quick else _SHIPPED:
-            if (path := zoo.path_of(name, recipe)).exists():
-                add(name, recipe, load_model(str(path)).module)
-                both[0].append(rows[-1]["bytes_share"])
-                both[1].append(rows[-1]["nmse_db"])
-        if both[0]:
-            order = sorted(range(len(both[0])), key=lambda i: both[0][i])
-            curves[f"{name}, shipped recipes"] = (
-                [both[0][i] for i in order],
-                [both[1][i] for i in order],
-                [],
-            )
-    about = (
-        "NMSE, rho and stored bytes (`edgecsi.compress.size`; gzip of the raw tensors beside it) on the "
-        "shipped test set (CDL-A/C). Rows called *untrained* are pruned by reconstruction without training; "
-        "the others are the shipped weights. The paper reports −86.5 % size and −76.2 % time for pruning "
-        "with quantisation. Latencies come from built bundles and are empty until there are some."
-    )
-    return Result(
-        "erak", "CsiNet compressed", about, rows, ("share of the fp32 bytes", "NMSE (dB)", False), curves
-    )
+    name: str
+    model: str
+    epochs: int = 0
+    lr: float = 0.0
 
 
-def latency(name: str, method: str) -> dict[str, Any]:
-    """Median microseconds of a bundle's full entry on this machine.
+def run(quick: bool, say: Say, time: Timer | None = None) -> Result:
+    """Dense, pruned at five rates, and every compressed CsiNet that ships, with a dense control for each training.
 
-    They come from ``bench-results``: the JSON reports that ``edgecsi bench`` wrote there as
-    ``MODEL+RECIPE.json`` (``MODEL.json`` for dense). Empty if there is none.
+    Every network and every row is kept in the cache when it is done.
     """
-    import json
+    rows: list[Row] = []
+    panels: dict[str, dict[str, Curve]] = {}
+    joint: list[Row] = [dict(PAPER)]
+    for name in ("csinet-cr16",) if quick else ("csinet-cr4", "csinet-cr16"):
+        found = _Network(name, quick, say, time).rows()
+        rows += found
+        panels[name] = {
+            "pruned, unstructured": _curve([row for row in found if "zeros" in row["method"]]),
+            "shipped recipes": _curve([row for row in found if "zeros" not in row["method"]]),
+        }
+        shown = ("model", "method", "size", "library_size", "time", "loss_db", "loss_to_control_db")
+        is_joint = [row for row in found if row["method"].startswith("prune") and "int8" in row["method"]]
+        joint += [{key: row[key] for key in shown} for row in is_joint]
+    about = (
+        "NMSE and rho on the shipped test set (CDL-A/C). *bytes*: the weights as stored (`edgecsi.compress.size`), "
+        "*size* its change; *gzip_bytes*: of the raw tensors, as papers count; *library_bytes*: the constants of the "
+        "library built for this machine, *library_size* their change. *latency_us*: median of the C call of the whole "
+        "network, one thread, *time* its change. *loss_db* is against the dense network, *loss_to_control_db* against "
+        "the dense network trained on for as many epochs as the recipe trains, in the same loop. Zeros are "
+        f"unstructured, found by reconstruction and followed by {_EPOCHS} epochs; the other rows are the shipped "
+        "networks."
+    )
+    axes = ("stored bytes", "NMSE (dB)", False)
+    return Result(NAME, "CsiNet compressed", about, rows, axes, panels, ("Against the paper", joint))
 
-    stem = name if method == "dense" else f"{name}+{method}"
-    path = Path("bench-results") / f"{stem}.json"
-    if not path.is_file():
-        return {"latency_us": None}
-    report = json.loads(path.read_text())
-    return {"latency_us": report.get("median_us")}
+
+class _Network:
+    """One dense network and all that is made of it."""
+
+    def __init__(self, name: str, quick: bool, say: Say, time: Timer | None) -> None:
+        self.name, self.quick, self.say, self.time = name, quick, say, time
+        self.finished = Finished(NAME)
+        self.held_out: NDArray[Any] = channels(quick)
+        self.dense = load_model(name)
+        self.size = stored_bytes(self.dense.module)
+        self.data = "cdl-ac:300:seed=1" if quick else CALIBRATION
+
+    def rows(self) -> list[Row]:
+        dense = self._measure(_Method("dense", self.name))
+        rows: list[Row] = []
+        for method in [_Method("dense", self.name), *self._pruned(), *self._shipped()]:
+            found = self._measure(method) | self.finished.latency(method.model, self.time, self.say)
+            control = self._control(method, dense)
+            row: Row = {"model": self.name, "method": method.name, "epochs": method.epochs}
+            row["loss_db"] = round(found["nmse_db"] - dense["nmse_db"], 3)
+            row["loss_to_control_db"] = round(found["nmse_db"] - control["nmse_db"], 3)
+            row |= {key: found[key] for key in ("nmse_db", "rho", "bytes")}
+            row |= {"size": change(found["bytes_share"]), "gzip_bytes": found["gzip_bytes"]}
+            rows.append(row)
+            for key, short in (("library_bytes", "library_size"), ("latency_us", "time")):
+                before, now = rows[0].get(key), found.get(key)
+                row[key] = now
+                row[short] = change(now / (before or now)) if now else None
+            self.say(
+                f"{self.name} {method.name}: {row['nmse_db']:.2f} dB ({row['loss_db']:+.2f}), {row['size']}"
+            )
+        return rows
+
+    def _pruned(self) -> list[_Method]:
+        methods = []
+        for sparsity in (0.9,) if self.quick else _SPARSITIES:
+            epochs = 1 if self.quick else _EPOCHS
+            text = _PRUNE.format(sparsity=sparsity, epochs=epochs, lr=_LR)
+            methods.append(_Method(f"{sparsity:.0%} zeros", self._made(text), epochs, _LR))
+        return methods
+
+    def _shipped(self) -> list[_Method]:
+        found = shipped(self.name, self.dense.sha256, self.say)
+        return [_Method(s.recipe, s.model, s.epochs, s.lr) for s in found[: 1 if self.quick else None]]
+
+    def _control(self, method: _Method, dense: Row) -> Row:
+        """The dense network, trained on for as long as a method trains; as it is if that only makes it worse."""
+        if method.epochs == 0:
+            return dense
+        path = self._made(CONTROL.format(epochs=method.epochs, lr=method.lr))
+        return self._measure(_Method(f"dense, {method.epochs} epochs more", path))
+
+    def _made(self, text: str) -> str:
+        return self.finished.network(self.name, text, self.data, self.say)
+
+    def _measure(self, method: _Method) -> Row:
+        loaded = load_model(method.model)
+        settings = {"model": self.name, "weights": loaded.sha256, "held out": len(self.held_out)}
+        return self.finished.row(settings, lambda: figures(loaded.module, self.held_out, self.size))
+
+
+def _curve(rows: Sequence[Row]) -> Curve:
+    """NMSE over the stored bytes."""
+    points = sorted((float(row["bytes"]), float(row["nmse_db"])) for row in rows)
+    return [size for size, _ in points], [nmse for _, nmse in points], []
