@@ -1,4 +1,6 @@
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -47,6 +49,30 @@ def test_train_leaves_weights_and_a_curve(tmp_path: Path, capsys: pytest.Capture
     assert out.is_file()
     assert [epoch["epoch"] for epoch in found["history"]] == [1, 2]
     assert Path(found["curve_json"]).is_file()
+
+
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [
+        ("train", ["csinet-cr64", "--epochs", "1"]),
+        ("compress", ["csinet-cr16", "--recipe", "int8-weights"]),
+    ],
+)
+def test_generating_channels_shows_progress(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verb: str, options: list[str]
+) -> None:
+    told: list[tuple[float, float, str]] = []
+
+    @contextmanager
+    def progress(title: str) -> Iterator[Callable[[float, float, str], None]]:
+        yield lambda done, total, what: told.append((done, total, what))
+
+    monkeypatch.setattr(f"edgecsi.cli.{verb}.progress", progress)
+    monkeypatch.setenv("EDGECSI_CACHE", str(tmp_path / "empty"))
+    data = "cdl-c:20:seed=5"
+    assert main([verb, *options, "--data", data, "-o", str(tmp_path / "o.safetensors"), "--json", "-"]) == 0
+    assert (20, 20, f"generating {data}") in told
+    assert told[-1][2] != f"generating {data}"
 
 
 @pytest.mark.parametrize(
