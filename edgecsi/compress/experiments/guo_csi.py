@@ -23,7 +23,7 @@ from edgecsi.train import Epoch, train
 
 NAME = "guo-csi"
 _NETWORKS = ("convcsinet-cr16", "convsqucsinet-cr16")
-_EPOCHS = 12
+_EPOCHS, _LR = 12, 1e-3
 
 
 def run(quick: bool, say: Say, time: Timer | None = None) -> Result:
@@ -42,10 +42,10 @@ def run(quick: bool, say: Say, time: Timer | None = None) -> Result:
         def tell(epoch: Epoch, total: int, name: str = name) -> None:
             say(f"{name}, epoch {epoch.epoch}/{total}: {epoch.score:.2f} dB, {epoch.seconds:.0f} s")
 
-        path = finished.path({"model": name, "data": data, "epochs": epochs}, ".safetensors")
+        path = finished.path({"model": name, "data": data, "epochs": epochs, "lr": _LR}, ".safetensors")
         curve = path.with_suffix(".json")  # the training writes it last
         if not curve.is_file():
-            train(name, data, path, epochs=epochs, progress=tell)
+            train(name, data, path, epochs=epochs, lr=_LR, progress=tell)
         history = json.loads(curve.read_text("utf-8"))["history"]
         loaded = load_model(str(path))
         size = stored_bytes(loaded.module)
