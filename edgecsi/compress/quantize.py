@@ -45,7 +45,10 @@ _PERCENTILE = 0.9999
 _SHRINKS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the full range
 _TRIED_SAMPLES = 128
 _MAP_BYTES = 8192  # a bias may be a map of [O, H, W] if it takes no more: two channels of a CSI image
-_FINE = 8  # steps of the second plane to one of the first: finer, and its weights would be too coarse
+_FIT_POSITIONS, _FIT_SAMPLES = 1 << 16, 32  # of an image, enough to fit a layer with
+_PROJECTIONS = 4  # random sums of the output whose gradients say how much an error weighs
+_LEAST = 1e-3  # that an error weighs, of the mean
+_FINE = (8, 16, 32)  # steps of the second plane to one of the first; the finer, the coarser are its weights
 _GAIN_POWERS = (0.25, 0.5, 0.75)
 _GAIN_WORTH = 0.5  # of the error must be left at most for a gain to be worth a pass over the input
 _PACE = 6.0  # how much faster than a weight the step of an input trains
@@ -185,16 +188,16 @@ def calibrate(module: nn.Module, samples: Tensor, step: Quantize) -> dict[str, I
             raise DataError(
                 f"the input of {name} is NaN or infinite", "it cannot be quantised", "check the data"
             )
-        static, method, fine, gain = step.mode == "static", step.calibration, 1, None
+        static, method, gain = step.mode == "static", step.calibration, None
         if isinstance(layer, nn.Linear):
             used = (layer.weight != 0).any(0)
             x = x[..., used].flatten(0, -2)  # inputs that are pruned away have no say
             if (some := _gain(x, layer.weight[:, used], method if static else None)) is not None:
                 gain, x = torch.ones(len(used)), x * some
                 gain[used] = some
-        elif layer.groups == 1 and matches(name, step.wide):
-            fine = _FINE
-        found[name] = Input(gain, _measured(x, method, fine) if static else None)
+        found[name] = Input(gain, _measured(x, method) if static else None)
+        if isinstance(layer, nn.Conv2d) and layer.groups == 1 and matches(name, step.wide):
+            found[name] = Input(None, _widened(x, layer, method))
     if step.calibration == "output" and step.mode == "static":
         _shrink(module, watched, found, samples[:_TRIED_SAMPLES])
     return found
@@ -204,6 +207,29 @@ def _measured(x: Tensor, method: str, fine: int = 1) -> Range:
     offset = _offset(x)
     low, high = _limits(x - offset, method, fine)
     return _range(low, high, offset, fine)
+
+
+def _widened(x: Tensor, conv: nn.Conv2d, method: str) -> Range:
+    """The range of an input in two planes, of those finenesses with which the convolution errs least."""
+    some = x[:_FIT_SAMPLES]
+    step = Quantize(wide=("*",))
+    tried = []
+    for fine in _FINE:
+        measured = _measured(x, method, fine)
+        rounded = Rounded(copy.deepcopy(conv), step, Input(None, measured))
+        codes, scale = rounded.codes()
+        weight = codes * scale[:, None, None, None]
+        wanted = functional.conv2d(
+            functional.pad(some - measured.offset, _four_sides(conv)),
+            weight,
+            None,
+            conv.stride,
+            0,
+            conv.dilation,
+        )
+        bias = rounded.bias if rounded.bias.ndim == 3 else rounded.bias[:, None, None]
+        tried.append((float((rounded(some) - bias - wanted).square().sum()), fine, measured))
+    return min(tried, key=lambda candidate: candidate[:2])[2]
 
 
 def _gain(x: Tensor, weight: Tensor, method: str | None) -> Tensor | None:
@@ -507,14 +533,19 @@ def start_rounding(module: nn.Module, step: Quantize, samples: Tensor | None, ex
     samples = samples[: step.samples]
     found = {} if step.mode == "weights" else calibrate(module, samples, step)
     reference = copy.deepcopy(module)
+    importance = _importance(reference, layers_of(reference, step), samples)
     # in the order of the network, so that a layer also makes up for what is left of the errors before it
     layers = layers_of(module, step)
     for name, size in _in_order(module, samples[:1], layers).items():
         rounded = Rounded(layers[name], step, found.get(name, Input()), size)
         module.set_submodule(name, rounded)
-        _fit(rounded, reference.get_submodule(name), module, reference, samples)
-        if step.epochs:
-            rounded.chosen = None  # the weight is going to move
+        _fit(rounded, reference.get_submodule(name), module, reference, samples, importance[name])
+        if isinstance(rounded.layer, nn.Linear):
+            rounded.chosen = None if step.epochs else rounded.chosen  # the weight is going to move
+        else:
+            # A convolution has so few weights that moving one by a step is felt: the codes that were chosen
+            # together stay, and training fits the biases, the steps and the dense layers to them.
+            rounded.layer.weight.requires_grad_(False)
 
 
 def _in_order(
@@ -536,10 +567,60 @@ def _in_order(
     return shapes
 
 
+def _importance(reference: nn.Module, layers: Mapping[str, nn.Module], samples: Tensor) -> dict[str, Tensor]:
+    """How much an error of a layer's output weighs in the network's, ``[N, P]``: of every sample and position.
+
+    The mean square of the gradient of random sums of the output (a Gauss-Newton diagonal), which are divided by
+    the output's power as the NMSE is. A peak that drives a sigmoid into saturation may err by far more than what
+    lies around it.
+    """
+    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+    seen: dict[str, Tensor] = {}
+    hooks = [
+        layer.register_forward_hook(lambda _l, _x, y, name=name: seen.update({name: y}))
+        for name, layer in layers.items()
+    ]
+    generator = torch.Generator().manual_seed(0)
+    try:
+        for part in torch.split(samples, 64):
+            with torch.enable_grad():
+                y = reference(part.detach().clone().requires_grad_())
+                outputs = [seen[name] for name in layers]
+                flat = y.flatten(1)
+                power = (flat - flat.mean(1, keepdim=True)).square().sum(1).detach().clamp_min(1e-12)
+                totals = [torch.zeros(()) for _ in outputs]
+                for _ in range(_PROJECTIONS):
+                    signs = torch.randint(0, 2, flat.shape, generator=generator) * 2.0 - 1
+                    target = (flat * signs).sum(1) / power.sqrt()
+                    gradients = torch.autograd.grad(
+                        target.sum(), outputs, retain_graph=True, allow_unused=True
+                    )
+                    totals = [
+                        total + (0.0 if g is None else g.square())
+                        for total, g in zip(totals, gradients, strict=True)
+                    ]
+            for name, total, output in zip(layers, totals, outputs, strict=True):
+                full = total.expand(output.shape)
+                found[name].append(
+                    full.flatten(2).mean(1) if full.ndim == 4 else full.flatten(0, -2).mean(1, keepdim=True)
+                )
+    finally:
+        for hook in hooks:
+            hook.remove()
+    weights = {name: torch.cat(parts) for name, parts in found.items()}
+    return {name: (w / w.mean().clamp_min(1e-30)).clamp_min(_LEAST) for name, w in weights.items()}
+
+
 def _fit(
-    rounded: Rounded, original: nn.Module, module: nn.Module, reference: nn.Module, samples: Tensor
+    rounded: Rounded,
+    original: nn.Module,
+    module: nn.Module,
+    reference: nn.Module,
+    samples: Tensor,
+    importance: Tensor,
 ) -> None:
-    """Choose weight, codes and bias so that the layer's output is the reference network's, in the least squares.
+    """Choose weight, codes and bias so that the layer's output is the reference network's, in the least squares,
+    every sample and position with its importance ``[N, P]``.
 
     What is chosen from three quarters of the samples can be worse for all others, so the last quarter decides
     between the weight as it is and the fitted one, each rounded to nearest and with compensation. Zeros stay.
@@ -547,10 +628,14 @@ def _fit(
     layer = rounded.layer
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         return
-    border = len(samples) * 3 // 4
+    x, y = _inputs_and_outputs(rounded, original, module, reference, samples)
+    if rounded.bias.ndim == 1 and y.ndim == 4:  # every position says the same
+        enough = max(_FIT_POSITIONS // y[0, 0].numel(), _FIT_SAMPLES)
+        x, y, importance = x[:enough], y[:enough], importance[:enough]
+    border = len(x) * 3 // 4
     if border:
-        fit = _Moments(rounded, original, module, reference, samples[:border])
-        check = _Moments(rounded, original, module, reference, samples[border:])
+        fit = _Moments(rounded, x[:border], y[:border], importance[:border])
+        check = _Moments(rounded, x[border:], y[border:], importance[border:])
         # rounding makes noise also where these few samples do not show it
         noise = rounded.step_of_input**2 / 12 * fit.count
         xx = fit.xx + torch.eye(len(fit.xx), dtype=fit.xx.dtype) * (
@@ -571,7 +656,7 @@ def _fit(
         layer.weight.copy_(weight.reshape(layer.weight.shape))
         rounded.chosen = codes.to(torch.int8).reshape(layer.weight.shape), size
     # the bias takes what is left of the mean error, for the weight as it is rounded
-    whole = _Moments(rounded, original, module, reference, samples)
+    whole = _Moments(rounded, x, y, importance)
     codes, size = rounded.codes()
     bias = (whole.y_mean - whole.x_mean @ (codes.flatten(1).double() * size.double()[:, None]).T).T
     rounded.bias.copy_(bias.reshape(rounded.bias.shape))
@@ -591,45 +676,51 @@ def _compensated(weight: Tensor, scale: Tensor, top: int, xx: Tensor) -> Tensor:
     return (compensate(weight, xx, nearest) / unit[:, None]).round()
 
 
+def _inputs_and_outputs(
+    rounded: Rounded, original: nn.Module, module: nn.Module, reference: nn.Module, samples: Tensor
+) -> tuple[Tensor, Tensor]:
+    """What a rounded layer is given and what the fp32 one computes, of all samples."""
+    x_parts: list[Tensor] = []
+    y_parts: list[Tensor] = []
+    hooks = [
+        rounded.register_forward_pre_hook(lambda _layer, inputs: x_parts.append(inputs[0])),
+        original.register_forward_hook(lambda _layer, _inputs, output: y_parts.append(output)),
+    ]
+    try:
+        for part in torch.split(samples, 64):
+            module(part)
+            reference(part)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return torch.cat(x_parts), torch.cat(y_parts)
+
+
 class _Moments:
-    """Sums over samples of a rounded layer's inputs, as patches, and the fp32 layer's outputs, less their
+    """Weighted sums over samples of a rounded layer's inputs, as patches, and the fp32 layer's outputs, less their
     means: of every position where the bias is a map, of all positions otherwise.
 
     Attributes:
-        xx, xy: ``[K, K]`` and ``[K, O]``. x_mean, y_mean: ``[P, K]`` and ``[P, O]``. count: of patches.
+        xx, xy: ``[K, K]`` and ``[K, O]``. x_mean, y_mean: ``[P, K]`` and ``[P, O]``. count: sum of the weights.
     """
 
-    def __init__(
-        self, rounded: Rounded, original: nn.Module, module: nn.Module, reference: nn.Module, samples: Tensor
-    ) -> None:
-        seen: dict[str, Tensor] = {}
-        hooks = [
-            rounded.register_forward_pre_hook(lambda _layer, inputs: seen.update(x=inputs[0])),
-            original.register_forward_hook(lambda _layer, _inputs, output: seen.update(y=output)),
-        ]
+    def __init__(self, rounded: Rounded, inputs: Tensor, outputs: Tensor, weights: Tensor) -> None:
         zero = torch.zeros((), dtype=torch.float64)
-        self.xx, self.xy, x_sum, y_sum, samples_seen = zero, zero, zero, zero, 0
-        try:
-            for part in torch.split(samples, 64):
-                module(part)
-                reference(part)
-                x, y = rounded.patches(seen["x"]), seen["y"]
-                y = y.flatten(2).transpose(1, 2) if y.ndim == 4 else y.flatten(0, -2)[:, None]
-                flat_x, flat_y = x.flatten(0, 1).double(), y.flatten(0, 1).double()
-                self.xx, self.xy = self.xx + flat_x.T @ flat_x, self.xy + flat_x.T @ flat_y
-                x_sum, y_sum = x_sum + x.double().sum(0), y_sum + y.double().sum(0)
-                samples_seen += len(x)
-        finally:
-            for hook in hooks:
-                hook.remove()
-        self.count = samples_seen * len(x_sum)
-        self.x_mean, self.y_mean = x_sum / samples_seen, y_sum / samples_seen
-        weight = samples_seen
+        self.xx, self.xy, x_sum, y_sum, total = zero, zero, zero, zero, zero
+        parts = (torch.split(tensor, 32) for tensor in (inputs, outputs, weights))
+        for part, y, w in zip(*parts, strict=True):
+            x = rounded.patches(part).double()
+            y = (y.flatten(2).transpose(1, 2) if y.ndim == 4 else y.flatten(0, -2)[:, None]).double()
+            w = w[:, :, None].double()
+            weighted = (x * w).flatten(0, 1)
+            self.xx, self.xy = self.xx + weighted.T @ x.flatten(0, 1), self.xy + weighted.T @ y.flatten(0, 1)
+            x_sum, y_sum, total = x_sum + (x * w).sum(0), y_sum + (y * w).sum(0), total + w.sum(0)
+        self.count = float(total.sum())
         if rounded.bias.ndim == 1:
-            self.x_mean, self.y_mean = self.x_mean.mean(0, keepdim=True), self.y_mean.mean(0, keepdim=True)
-            weight = self.count
-        self.xx = self.xx - weight * self.x_mean.T @ self.x_mean
-        self.xy = self.xy - weight * self.x_mean.T @ self.y_mean
+            x_sum, y_sum, total = (tensor.sum(0, keepdim=True) for tensor in (x_sum, y_sum, total))
+        self.x_mean, self.y_mean = x_sum / total, y_sum / total
+        self.xx = self.xx - x_sum.T @ self.x_mean
+        self.xy = self.xy - x_sum.T @ self.y_mean
 
     def error(self, weight: Tensor) -> float:
         """Squared error of the outputs with this weight ``[O, K]``, up to a constant."""

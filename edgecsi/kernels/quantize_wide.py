@@ -68,7 +68,7 @@ class QuantizeWideKernel(Kernel):
             with e.serial(n) as sample:
                 for first in range(0, 2 * channels, op.y.group):
                     with e.serial(height) as h:
-                        pieces = []
+                        pieces: list[e.Piece] = []
                         for w in starts:
                             members = range(first, min(first + op.y.group, 2 * channels))
                             values = [plane(sample, c, h, w) for c in members]

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecsi.errors import ModelError
+from edgecsi.models import sparse_tensors
 
 if TYPE_CHECKING:
     import torch
@@ -86,7 +87,8 @@ def load_weights(module: nn.Module, files: Sequence[Path], *, family: str | None
 
 
 def write_weights(path: Path, state: State, metadata: Mapping[str, str]) -> None:
-    """Write a ``.safetensors`` file; the same tensors and metadata always give the same bytes.
+    """Write a ``.safetensors`` file; the same tensors and metadata always give the same bytes. Pruned matrices are
+    packed, see :mod:`edgecsi.models.sparse_tensors`.
 
     Args:
         path: where to; its folder exists. An unfinished file may be left if this is interrupted, so give a
@@ -96,7 +98,10 @@ def write_weights(path: Path, state: State, metadata: Mapping[str, str]) -> None
     """
     from safetensors.torch import save
 
-    content = save({key: value.contiguous() for key, value in state.items()}, metadata=dict(metadata))
+    packed, shapes = sparse_tensors.pack(state)
+    content = save(
+        {key: value.contiguous() for key, value in packed.items()}, metadata={**metadata, **shapes}
+    )
     # safetensors writes the metadata in random order: sort the header, and pad it to 8 bytes as it was
     (length,) = struct.unpack("<Q", content[:8])
     header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
@@ -157,7 +162,7 @@ def _read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
 
     metadata = read_metadata(path)
     try:
-        return load_file(path), metadata
+        return sparse_tensors.unpack(load_file(path), metadata), metadata
     # the reader is another project's and the file a stranger's: whatever it raises, the file is bad
     except Exception as error:
         raise _damaged(path, f"{type(error).__name__}: {error}") from error

@@ -1,0 +1,60 @@
+"""Pruned weights take little room in a file, and come back as they were; files that lie are refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from edgecsi.errors import ModelError
+from edgecsi.models.checkpoints import read_state, write_weights
+from edgecsi.models.sparse_tensors import pack
+
+
+def test_round_trip_and_size(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    pruned = torch.randn(90, 33) * (torch.rand(90, 33) > 0.9)
+    state = {"a.weight": pruned, "b.weight": (pruned * 40).to(torch.int8), "c.weight": torch.randn(5, 5),
+             "d.weight": torch.zeros(3, 4), "bias": torch.zeros(7)}  # fmt: skip
+    path = tmp_path / "w.safetensors"
+    write_weights(path, state, {"model": "m"})
+    assert path.stat().st_size < 3500 < 5 * pruned.numel()
+    found, metadata = read_state(path)
+    assert metadata["model"] == "m"
+    assert sorted(found) == sorted(state)
+    for name, tensor in state.items():
+        assert found[name].dtype == tensor.dtype
+        assert torch.equal(found[name], tensor)
+
+
+@pytest.mark.parametrize(
+    "shapes",
+    [
+        [1],
+        {"a": [8, 9]},
+        {"a": [8, -8]},
+        {"a": [1 << 40, 1 << 40]},
+        {"a": [64]},
+        {"b": [8, 8]},
+        {"a": [True, 64]},
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(tmp_path: Path, shapes: object) -> None:
+    tensors, _ = pack({"a": torch.eye(8)})
+    from safetensors.torch import save_file
+
+    save_file(tensors, tmp_path / "w.safetensors", {"sparse": json.dumps(shapes)})
+    with pytest.raises(ModelError, match="damaged"):
+        read_state(tmp_path / "w.safetensors")
+
+
+def test_a_mask_that_does_not_fit_the_values_is_refused(tmp_path: Path) -> None:
+    tensors, note = pack({"a": torch.eye(8)})
+    tensors["a.values"] = torch.ones(7)
+    from safetensors.torch import save_file
+
+    save_file(tensors, tmp_path / "w.safetensors", note)
+    with pytest.raises(ModelError, match="damaged"):
+        read_state(tmp_path / "w.safetensors")
