@@ -50,30 +50,39 @@ class QuantizeWideKernel(Kernel):
         with e.function(op, []) as (done, buffers):
             e.zero_halo(buffers[-1], op.y)
 
-            def plane(sample: Any, channel: int, h: Any, w: Any) -> Any:
-                """In steps, before rounding: of the tensor, or of what its codes leave over."""
-                x = e.load(buffers[0], op.x.at(sample, channel % channels, h, w), lanes)
+            def planes(sample: Any, channel: int, h: Any, w: Any) -> tuple[Any, Any]:
+                """In steps, before rounding: the tensor, and what its codes leave over."""
+                x = e.load(buffers[0], op.x.at(sample, channel, h, w), lanes)
                 if quant.offset:
                     x = x - e.splat(quant.offset, lanes)
                 steps = e.let(e.fence(x * e.splat(float(quant.inverse), lanes)))
-                if channel < channels:
-                    return steps
                 low, high = (e.splat(float(v), lanes) for v in (-zero, 255 - zero))
                 clipped = T.min(T.max(steps, low), high)
                 left = steps - e.intrinsic("llvm.rint", e.type_of(clipped), clipped)
-                return left * e.splat(float(op.fine), lanes)
+                return steps, e.let(left * e.splat(float(op.fine), lanes))
 
             # Four vectors are narrowed together: a group of them, or those of neighbouring pixels.
             starts = [*range(0, width - lanes + 1, lanes), *([width - lanes] if width % lanes else [])]
-            with e.serial(n) as sample:
-                for first in range(0, 2 * channels, op.y.group):
-                    with e.serial(height) as h:
-                        pieces: list[e.Piece] = []
-                        for w in starts:
-                            members = range(first, min(first + op.y.group, 2 * channels))
-                            values = [plane(sample, c, h, w) for c in members]
-                            values += [e.splat(0.0, lanes)] * (op.y.group - len(values))
-                            follows = bool(pieces) and w == starts[len(pieces) - 1] + lanes
-                            pieces.append(e.Piece(op.y.at(sample, first, h, w), values, follows))
+            for members in channels_at_once(channels, op.y.group):
+                stored: dict[int, list[e.Piece]] = {}
+                with e.serial(n) as sample, e.serial(height) as h:
+                    for i, w in enumerate(starts):
+                        both = [planes(sample, c, h, w) for c in members]
+                        codes = dict(zip(members, (first for first, _ in both), strict=True))
+                        codes |= {channels + c: second for c, (_, second) in zip(members, both, strict=True)}
+                        for first in sorted({c // op.y.group * op.y.group for c in codes}):
+                            group = range(first, first + op.y.group)
+                            values = [codes.get(c, e.splat(0.0, lanes)) for c in group]
+                            follows = i > 0 and w == starts[i - 1] + lanes
+                            piece = e.Piece(op.y.at(sample, first, h, w), values, follows)
+                            stored.setdefault(first, []).append(piece)
+                    for pieces in stored.values():
                         e.store_codes(buffers[-1], pieces, whole_steps, target)
         return done.done()
+
+
+def channels_at_once(channels: int, group: int) -> list[range]:
+    """Channels whose two planes fill whole groups: group by group, or all if a group holds codes of both planes."""
+    if channels % group:
+        return [range(channels)]
+    return [range(first, first + group) for first in range(0, channels, group)]
