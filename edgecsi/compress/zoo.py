@@ -15,27 +15,25 @@ from edgecsi.compress import recipe as recipes
 CHANNELS = "cdl-ac:24000:seed=1"
 TRANSMISSIONS = "mimo:500000"
 
-_NETWORKS = ("csinet-cr4", "csinet-cr16", "crnet-cr16", "fullycon")
-_QUANTISED = ("int8-weights", "int8-dynamic", "int8-static")
-_JOINT = {
-    "csinet-cr4": ("prune80-bsr16x4-int8", "prune90-bsr16x4-int8"),
+_RECIPES = {
+    "csinet-cr4": ("prune90-bsr16x4-int8", "prune80-bsr16x4-int8"),
     "csinet-cr16": ("prune75-bsr16x4-int8", "prune90-bsr16x4-int8"),
-    "crnet-cr16": ("prune75-bsr16x4-int8",),  # at 90 % nothing is left of its NMSE
-    "fullycon": ("prune72-bsr4x1-int8", "prune70-bsr4x1-int8"),
+    "crnet-cr16": ("prune75-bsr16x4-int8", "prune90-bsr16x4-int8"),
 }
-# fp32 files are large: 16x4 blocks ship in fp32 for one network, for the others in int8 only
-_OTHERS = ("cluster16", "prune90-bsr16x1", "prune90")
-_MORE = {
-    "csinet-cr16": (*_OTHERS, "prune90-bsr16x4"),
-    "fullycon": ("cluster16", "prune90-bsr4x1", "prune90"),  # 16 does not divide its layers
-}
+_FOR_ALL = (
+    "int8-trained", "int8-weights", "int8-dynamic", "int8-static", "cluster16",
+    "prune90", "prune90-bsr16x1", "prune90-bsr16x4",
+)  # fmt: skip
+_DETECTOR = (
+    "prune72-bsr4x1-int8", "int8-weights", "int8-dynamic", "int8-static", "cluster16",
+    "prune90", "prune90-bsr4x1",  # 16 does not divide its layers
+)  # fmt: skip
 
 
 def jobs() -> list[tuple[str, str, str]]:
-    """Network, recipe and data of every compressed network that ships, the most wanted first."""
-    pairs = [(network, recipe) for network in _NETWORKS for recipe in _JOINT[network]]
-    pairs += [(network, recipe) for network in _NETWORKS for recipe in _QUANTISED]
-    pairs += [(network, recipe) for network in _NETWORKS for recipe in _MORE.get(network, _OTHERS)]
+    """Network, recipe and data of every compressed network that ships."""
+    pairs = [(network, recipe) for network, own in _RECIPES.items() for recipe in (*own, *_FOR_ALL)]
+    pairs += [("fullycon", recipe) for recipe in _DETECTOR]
     return [(n, r, TRANSMISSIONS if n == "fullycon" else CHANNELS) for n, r in pairs]
 
 
