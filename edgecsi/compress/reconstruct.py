@@ -126,8 +126,8 @@ def prune_layer(
     """Weight and mask ``[O, I]`` of a layer at this sparsity; `importance` of each output, ``[O]``."""
     outputs = moments.xy.shape[1]
     rows = outputs if pattern.name == "columns" else (pattern.rows or 1)
-    weight, inverse = _solve(moments, None)
-    inverse = inverse.expand(outputs, -1).clone()
+    whole, diagonal_of_whole = _solve(moments, None)
+    weight, inverse = whole, diagonal_of_whole.expand(outputs, -1).clone()
     many = outputs // rows * _ROUNDS > _WORTH_A_BASIS
     kept = torch.ones_like(weight, dtype=torch.bool)
     for number in range(1, _ROUNDS + 1):
@@ -138,7 +138,9 @@ def prune_layer(
             # outputs of a block share their inputs, so one solution serves them all
             part = slice(start, start + rows)
             used = kept[start].nonzero()[:, 0]
-            if len(used):
+            if len(used) == len(diagonal_of_whole):
+                weight[part], inverse[part] = whole[part], diagonal_of_whole
+            elif len(used):
                 few = many and moments.basis.shape[1] < len(used)
                 fitted, diagonal = (_solve_by_basis if few else _solve)(moments, used, part)
                 weight[part, used] = fitted
