@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from edgecsi.kernels.base import Kernel, Knobs
 from edgecsi.kernels.layout import Layout, vector_widths
-from edgecsi.kernels.ops import Conv2d, Cost, Quant
+from edgecsi.kernels.ops import Conv2d, Cost
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -211,8 +211,6 @@ class Int8Conv2d(Kernel):
             return "the output is neither fp32 nor uint8 codes"
         if op.y.group not in ((1,) if op.y_quant is None else (1, 2, 4)):
             return f"an output in groups of {op.y.group} channels"
-        if op.y_fine > 1 and op.weight.shape[0] % op.y.group:
-            return "a group would hold codes of both planes"
         for step in op.epilogue:
             if step.operand is not None and (step.operand.dtype != "float32" or step.operand.group != 1):
                 return "an epilogue operand that is not a plain fp32 image"
@@ -252,11 +250,7 @@ class Int8Conv2d(Kernel):
         arm = target.arch == "aarch64"
         # Two instructions of any kind for every multiply-add that the unit can do, on x86; ARM boards do one.
         rate = 1.0 if arm else 0.5
-        finishing = (
-            (4 if op.y_quant is None else 9 if op.y_fine == 1 else 20)
-            + 2 * len(op.epilogue)
-            + (plan.paired and 1)
-        )
+        finishing = (4 if op.y_quant is None else 9) + 2 * len(op.epilogue) + (plan.paired and 1)
         operations = 0.0
         for _, count in plan.tiles:
             multiplies, others = self.work(plan, vectors, count)
@@ -339,7 +333,7 @@ class _Tile:
         self.weights, self.factor, self.bias = buffers[first : first + 3]
         self.row_bias = buffers[first + 3] if mapped else None
         self.finish = e.Finish(plan.op, buffers, 1, first + (4 if mapped else 3), target)
-        self.bounded = bound(plan.op, plan.bias(kernel.shift)) * plan.op.y_fine < 2**30
+        self.bounded = bound(plan.op, plan.bias(kernel.shift)) < 2**30
 
     def columns(self, sample: Any, h: Any, rows: int, left: Any, columns: Sequence[int]) -> None:
         """All output channels of some rows and input vectors, which start at ``left + column``."""
@@ -441,29 +435,17 @@ class _Tile:
                 for value, (r, column) in zip(values(o), places, strict=True):
                     self.finish.store(y.at(sample, index * plan.outs + o, h + r, left + column), value)
             return
-        quant, fine = plan.op.y_quant, plan.op.y_fine
-        pieces: list[Any] = []
-        second: list[Any] = []
+        pieces = []
         for o in range(0, outs, y.group):
             channels = [values(o + i) for i in range(min(y.group, outs - o))]
-            nothing = e.splat(quant.offset, lanes)  # whose code is the zero point
+            nothing = e.splat(plan.op.y_quant.offset, lanes)  # whose code is the zero point
             channels += [[nothing] * len(places)] * (y.group - len(channels))
             plane = (index * (plan.outs // y.group) + o // y.group) * (y.rows * y.pitch * y.group)
             for v, (r, column) in enumerate(places):
                 offset = y.at(sample, 0, h + r, left + column) + plane
                 follows = v > 0 and places[v - 1] == (r, column - lanes)
-                group = [channel[v] for channel in channels]
-                if fine > 1:
-                    group, left_over = (
-                        list(p) for p in zip(*(e.split(x, quant, fine) for x in group), strict=True)
-                    )
-                    to_second = plan.op.weight.shape[0] // y.group * (y.rows * y.pitch * y.group)
-                    second.append(e.Piece(offset + to_second, left_over, follows))
-                pieces.append(e.Piece(offset, group, follows))
-        if fine > 1:
-            quant = Quant(1.0, quant.zero_point)
-            e.store_codes(self.finish.y, second, quant, self.target, self.bounded)
-        e.store_codes(self.finish.y, pieces, quant, self.target, self.bounded)
+                pieces.append(e.Piece(offset, [channel[v] for channel in channels], follows))
+        e.store_codes(self.finish.y, pieces, plan.op.y_quant, self.target, self.bounded)
 
 
 def _divisor(total: int, most: int) -> int:

@@ -265,19 +265,6 @@ def quantize(x: Expr, quant: Quant) -> Expr:
     return round_to_int(clamped) + splat(quant.zero_point, lanes, "int32")
 
 
-def split(x: Expr, quant: Quant, fine: int) -> tuple[Expr, Expr]:
-    """fp32 lanes in steps of a quantisation, before rounding: themselves, and what their codes leave over, in steps
-    `fine` times smaller. Both become codes by ``Quant(1, zero_point)``."""
-    lanes = lanes_of(x)
-    if quant.offset:
-        x = fence(x) - splat(float(np.float32(quant.offset)), lanes)
-    steps = let(fence(x * splat(float(quant.inverse), lanes)))
-    low, high = (splat(float(v), lanes) for v in (-quant.zero_point, 255 - quant.zero_point))
-    clipped = T.min(T.max(steps, low), high)
-    left = steps - intrinsic("llvm.rint", type_of(clipped), clipped)
-    return steps, let(left * splat(float(fine), lanes))
-
-
 def shuffle(vectors: Sequence[Expr], indices: Sequence[int]) -> Expr:
     """Lanes picked from vectors laid end to end."""
     return tirx.Shuffle(list(vectors), [tirx.const(i, "int32") for i in indices])

@@ -45,15 +45,6 @@ class Quant:
         codes: NDArray[np.uint8] = np.clip(np.rint(shifted) + F32(self.zero_point), 0, 255).astype(np.uint8)
         return codes
 
-    def wide_codes(self, x: NDArray[np.float32], fine: int) -> NDArray[np.uint8]:
-        """Two planes of codes, ``[N, C, …]`` to ``[N, 2C, …]``; see `QuantizeWide`."""
-        zero = F32(self.zero_point)
-        steps = (x.astype(F32) - F32(self.offset)) * self.inverse
-        high = np.clip(np.rint(steps), -zero, 255 - zero)
-        low = np.clip(np.rint((steps - high) * F32(fine)), -zero, 255 - zero)
-        codes: NDArray[np.uint8] = (np.concatenate([high, low], 1) + zero).astype(np.uint8)
-        return codes
-
 
 @dataclass(frozen=True)
 class Step:
@@ -147,7 +138,6 @@ class Op:
         x: layout of the (first) input. y: layout of the output.
         epilogue: elementwise steps on the result; the layouts of their operands are further inputs, in order.
         y_quant: when set, the result is stored as uint8 codes of this quantisation.
-        y_fine: above 1, in two planes: `y` has twice as many channels; see `QuantizeWide`.
     """
 
     name: str = ""
@@ -155,7 +145,6 @@ class Op:
     y: Layout
     epilogue: Epilogue = ()
     y_quant: Quant | None = None
-    y_fine: int = 1
 
     @property
     def inputs(self) -> list[Layout]:
@@ -173,15 +162,11 @@ class Op:
     def reference(self, *inputs: NDArray[Any]) -> NDArray[Any]:
         """What the kernel must store, logical arrays in and out (fp32, or codes)."""
         extra = list(inputs[len(self.inputs) - sum(s.operand is not None for s in self.epilogue) :])
-        y = self.compute(*inputs)
-        if self.y_fine == 1:
-            y = y.reshape(self.y.shape)
+        y = self.compute(*inputs).reshape(self.y.shape)
         for step in self.epilogue:
             operand = extra.pop(0) if step.operand is not None else None
             y = np.asarray(apply_step(step, y, operand), F32)
-        if self.y_quant is None:
-            return y
-        return self.y_quant.codes(y) if self.y_fine == 1 else self.y_quant.wide_codes(y, self.y_fine)
+        return self.y_quant.codes(y) if self.y_quant else y
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -319,13 +304,22 @@ class Elementwise(Op):
 class QuantizeWide(Op):
     """Two planes of codes, fp32 ``[N, C, H, W]`` to uint8 ``[N, 2C, H, W]``: about 11 bits for int8 arithmetic.
 
-    The first C channels are the codes of `y_quant`; the others those of what is left over, in steps `y_fine` times
-    smaller, around the same zero point. `y_fine` is a power of two, so that nothing but the first product is
-    rounded. A convolution reads both, with weights w and ``rne(w / y_fine)``.
+    The first C channels are the codes of `y_quant`; the others those of what is left over, in steps of
+    ``1 / fine``, around the same zero point. A convolution reads both, with weights w and ``rne(w / fine)``.
+
+    Attributes:
+        fine: a power of two, so that nothing but the first product is rounded.
     """
 
-    def compute(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
-        return inputs[0].astype(F32)
+    fine: int
+
+    def reference(self, *inputs: NDArray[Any]) -> NDArray[Any]:
+        assert self.y_quant is not None
+        quant, zero = self.y_quant, F32(self.y_quant.zero_point)
+        steps = (inputs[0].astype(F32) - F32(quant.offset)) * quant.inverse
+        high = np.clip(np.rint(steps), -zero, 255 - zero)
+        low = np.clip(np.rint((steps - high) * F32(self.fine)), -zero, 255 - zero)
+        return (np.concatenate([high, low], 1) + zero).astype(np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -37,18 +37,29 @@ class QuantizeWideKernel(Kernel):
         return Cost(seconds=(op.x.nbytes + op.y.nbytes) / (target.l1_gbps * 1e9) * 2, bytes=0, macs=0)
 
     def emit(self, op: QuantizeWide, target: Target, knobs: Knobs) -> PrimFunc:
+        from tvm.tirx.script import builder as T
+
         from edgecsi.kernels import emit as e
 
         quant, lanes = op.y_quant, knobs["lanes"]
         assert quant is not None
         n, channels, height, width = op.x.shape
+        zero = quant.zero_point
+        whole_steps = Quant(1.0, zero)  # what is stored has been divided by the step already
 
         with e.function(op, []) as (done, buffers):
             e.zero_halo(buffers[-1], op.y)
 
             def planes(sample: Any, channel: int, h: Any, w: Any) -> tuple[Any, Any]:
+                """In steps, before rounding: the tensor, and what its codes leave over."""
                 x = e.load(buffers[0], op.x.at(sample, channel, h, w), lanes)
-                return e.split(x, quant, op.y_fine)
+                if quant.offset:
+                    x = x - e.splat(quant.offset, lanes)
+                steps = e.let(e.fence(x * e.splat(float(quant.inverse), lanes)))
+                low, high = (e.splat(float(v), lanes) for v in (-zero, 255 - zero))
+                clipped = T.min(T.max(steps, low), high)
+                left = steps - e.intrinsic("llvm.rint", e.type_of(clipped), clipped)
+                return steps, e.let(left * e.splat(float(op.fine), lanes))
 
             # Four vectors are narrowed together: a group of them, or those of neighbouring pixels.
             starts = [*range(0, width - lanes + 1, lanes), *([width - lanes] if width % lanes else [])]
@@ -66,7 +77,7 @@ class QuantizeWideKernel(Kernel):
                             piece = e.Piece(op.y.at(sample, first, h, w), values, follows)
                             stored.setdefault(first, []).append(piece)
                     for pieces in stored.values():
-                        e.store_codes(buffers[-1], pieces, Quant(1.0, quant.zero_point), target)
+                        e.store_codes(buffers[-1], pieces, whole_steps, target)
         return done.done()
 
 

@@ -25,7 +25,6 @@ from edgecsi.lower.plan_calls import Planner, describe
 from edgecsi.lower.recognise_activations import recognise_activations
 from edgecsi.lower.recognise_layers import recognise_layers
 from edgecsi.lower.select_kernels import select_kernels
-from edgecsi.lower.write_wide_codes import write_wide_codes
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -81,7 +80,6 @@ def lower(
                 "convert inside of the module",
             )
     integers_in_fp32(graph, target)
-    write_wide_codes(graph)
     choose_layouts(graph, target)
     dump("choose_layouts", str(graph))
     planner = Planner(graph, select_kernels(graph, target), target)

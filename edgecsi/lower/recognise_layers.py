@@ -49,7 +49,7 @@ def recognise_layers(graph: Graph) -> None:
             case "quantize_wide":
                 _, scale, zero_point, offset, fine = node.attrs.pop("arguments")
                 node.y_quant = Quant(float(scale), int(zero_point), float(offset))
-                node.attrs["y_fine"] = int(fine)
+                node.attrs["fine"] = int(fine)
             case "qs8_conv2d":
                 arguments = node.attrs.pop("arguments")
                 scale, zero_point, fill, stride, padding, dilation, groups = arguments[4:11]

@@ -158,7 +158,7 @@ def test_two_planes_of_codes_are_finer_and_equal_the_kernels_reference(
     (x, y), quant = seen[0], Quant(part.scale, part.zero_point, part.offset)
     codes_shape = (2, 4, *x.shape[2:])
     codes = QuantizeWide(
-        x=Layout(tuple(x.shape)), y=Layout(codes_shape, "uint8"), y_quant=quant, y_fine=part.fine
+        x=Layout(tuple(x.shape)), y=Layout(codes_shape, "uint8"), y_quant=quant, fine=part.fine
     )
     op = Conv2d(
         x=Layout(codes_shape, "uint8", fill=part.zero_point), y=Layout(tuple(y.shape)), padding=tuple(part.padding),

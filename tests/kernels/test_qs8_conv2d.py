@@ -57,7 +57,6 @@ def convolution(
     y_quant: Quant = Y_QUANT,
     fill: int | None = None,
     knobs: dict[str, int] | None = None,
-    fine: int = 1,
 ) -> Case:
     """A case: weights `shape` [O, C, KH, KW] on an input of height and width `size`."""
     outs, channels, kh, kw = shape
@@ -87,9 +86,7 @@ def convolution(
     wanted = all_kernels()[kernel].x_group(op, board)
     y = Layout(out, "uint8", (1, 1, 2, 1), group or (wanted if outs > 2 else 2), fill=y_quant.zero_point)
     y = y if codes else Layout(out, halo=(0, 1, 1, 1))
-    if fine > 1:
-        y = replace(y, shape=(batch, 2 * outs, *out[2:]))
-    op = replace(op, x=replace(x, group=wanted), y=y, y_quant=y_quant if codes else None, y_fine=fine)
+    op = replace(op, x=replace(x, group=wanted), y=y, y_quant=y_quant if codes else None)
     first = (
         rng.integers(0, 256, x.shape).astype(np.uint8)
         if values is None
@@ -97,21 +94,6 @@ def convolution(
     )
     operands = [normal(rng, *lay.shape) for lay in op.inputs[1:]]
     return Case(all_kernels()[kernel], op, [first, *operands], knobs)
-
-
-@everywhere
-def test_two_planes_of_codes(kernel: str, target: str) -> None:
-    rng, board = np.random.default_rng(5), runs(kernel, target)
-    layers: list[tuple[Any, Any, dict[str, Any]]] = [
-        ((8, 2, 3, 3), (32, 32), {}),
-        ((16, 16, 3, 3), (32, 32), {"border": True}),
-        ((4, 3, 1, 5), (3, 19), {"batch": 2, "y_quant": Quant(1e-3, 3)}),
-        ((8, 4, 3, 3), (5, 9), {"y_quant": Quant(0.05, 255), "values": 255}),
-    ]
-    check(
-        [convolution(rng, board, kernel, shape, size, fine=16, **more) for shape, size, more in layers],
-        target,
-    )
 
 
 @everywhere
