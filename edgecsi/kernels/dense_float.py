@@ -13,6 +13,7 @@ from edgecsi.kernels.base import Kernel, Knobs
 from edgecsi.kernels.dense_loop import Loop, dense_vectors, shared_samples
 from edgecsi.kernels.float_units import (
     ByteTableUnit,
+    ByteUnit,
     FloatUnit,
     GatherUnit,
     PlaneUnit,
@@ -115,6 +116,7 @@ class FloatDense(Kernel):
             samples=knobs["samples"],
             blocks=stride,
             ahead=knobs.get("ahead", 0),
+            indices=dense_loop.indices_per_load(target),
         )
         if loop.unroll % unit.together:
             raise ValueError(f"this format takes {unit.together} inputs at once")
@@ -197,8 +199,12 @@ class BlockDense(FloatDense):
             assert op.table is not None
             return ByteTableUnit(target, op.table.size, raw)
         lanes = min(target.lanes_f32, self.rows or 16)
+        arm = target.arch == "aarch64"
+        if self.weights == "qs8w" and not arm:
+            # Samples of a batch have sums of their own, enough to hide how long an addition takes.
+            return ByteUnit(lanes, 4 if op.x.shape[0] == 1 else 1, raw)
         # Int8 is loaded 16 at a time where registers are narrow, then widened step by step.
-        outputs = min(self.rows or 16, 16) if self.weights == "qs8w" and target.arch == "aarch64" else lanes
+        outputs = min(self.rows or 16, 16) if self.weights == "qs8w" and arm else lanes
         return FloatUnit(lanes, outputs, str(_stored(op, self.weights).dtype), raw)
 
     def knobs(self, op: Dense, target: Target) -> Knobs:
@@ -215,15 +221,16 @@ class BlockDense(FloatDense):
         if self.rows:
             vectors = self.rows // unit.outputs
             mean = float(self._mask(op, self.rows).sum(1).mean())
-            unroll = 2 if mean < 8 or crowded else 8 if arm and self.weights == "f32" and mean >= 32 else 4
+            room = vectors * per == 4 if isinstance(unit, ByteUnit) else arm and self.weights == "f32"
+            unroll = 2 if mean < 8 or crowded else 8 if room and mean >= 32 else 4
         else:
-            vectors = min(dense_vectors(samples, target, per), -(-outputs // unit.outputs))
+            most = 2 if isinstance(unit, ByteUnit) and per > 1 else dense_vectors(samples, target, per)
+            vectors = min(most, -(-outputs // unit.outputs))
             vectors = 1 if crowded else vectors
             unroll = 2 if tables else 4
-        if unit.together == 8:
-            unroll = 8
-        elif not self.rows and inputs % unroll:
-            unroll = next(u for u in (2, 1) if u == unit.together or inputs % u == 0)
+        if not self.rows and inputs % unroll:
+            unroll = 1 if inputs % 2 else 2
+        unroll = max(unroll, unit.together)
         sets = 1 if crowded else max(1, min(unroll // unit.together, 8 // (vectors * per * samples)))
         rows = self.rows or vectors * unit.outputs
         return {"rows": rows, "unroll": unroll, "sets": sets, "samples": samples}
@@ -267,6 +274,7 @@ class BlockDense(FloatDense):
             + (op.weight.shape[0] * 8 if self.spills(op, target) else 0)
             + (outputs * 32 if small.outputs is not None else 0),
             macs=blocks * rows,
+            together=unit.together if unit.packed else 1,
         )
 
     def parts(self, op: Dense, target: Target, knobs: Knobs) -> list[Section]:
@@ -302,8 +310,8 @@ class BlockDense(FloatDense):
             if self.rows
             else pack_all(weight, parts, 1, knobs["unroll"], filler)
         )
-        if isinstance(unit, TableUnit):
-            values = [unit.pack(v[:, :, 0].astype(np.uint8)) for v in blocks.values]
+        if isinstance(unit, TableUnit | ByteUnit):
+            values = [unit.pack(v[:, :, 0]) for v in blocks.values]
         else:
             values = [v.reshape(-1) for v in blocks.values]
         packed: dict[str, NDArray[Any]] = {"weights": np.concatenate(values)}
@@ -468,7 +476,7 @@ class PlaneDense(SliceDense):
             index_bytes=2,
             input_loads=8,
             samples=knobs["samples"],
-            prepared=8 * op.weight.shape[1],
+            prepared=20 * op.weight.shape[1],
             macs=windows * unit.elements,
         )
 

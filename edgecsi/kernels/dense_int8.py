@@ -229,6 +229,7 @@ class Int8Dense(Kernel):
             sets=knobs["sets"],
             samples=knobs["samples"],
             blocks=self._codes_stride(op, knobs) // 4,
+            indices=dense_loop.indices_per_load(target),
         )
         if loop.unroll % dot.together:
             raise ValueError(f"this dot product takes {dot.together} blocks at once")

@@ -72,6 +72,7 @@ class Loop:
             latency).
         samples: samples of the batch that share a loaded block.
         ahead: bytes of the weights by which they are prefetched, 0 if they are not.
+        indices: 16-bit indices that are read with one load: 1, 2 or 4.
     """
 
     parts: Sequence[Section]
@@ -80,6 +81,7 @@ class Loop:
     samples: int
     blocks: int = 0
     ahead: int = 0
+    indices: int = 1
 
 
 def multiply(
@@ -156,8 +158,6 @@ def _block_sums(
     count: Expr,
 ) -> list[list[Expr]]:
     """Sums of one panel for some samples: ``[sample][vector]``."""
-    from tvm.tirx.script import builder as T
-
     from edgecsi.kernels import emit as e
 
     lanes, per = unit.lanes, unit.accumulators
@@ -173,10 +173,11 @@ def _block_sums(
     with e.serial(count) as q:
         if loop.ahead:
             _prefetch(unit, loop, weights, base + q * (loop.unroll * size), loop.unroll * size)
+        listed = _listed(loop, index, (first + q) * loop.unroll) if index is not None else []
         for step in range(0, loop.unroll, unit.together):
             blocks = range(step, step + unit.together)
             if index is not None:
-                places = [e.let(T.cast(index[(first + q) * loop.unroll + u], "int32")) for u in blocks]
+                places = listed[step : step + unit.together]
             elif start is None:
                 places = [(q * loop.unroll + u) * unit.inputs for u in blocks]
             else:
@@ -212,6 +213,25 @@ def _block_sums(
     return result
 
 
+def _listed(loop: Loop, index: Any, first: Expr) -> list[Expr]:
+    """Where the inputs of an iteration's blocks begin."""
+    from tvm import tirx
+    from tvm.tirx.script import builder as T
+
+    from edgecsi.kernels import emit as e
+
+    count = min(loop.indices, loop.unroll)
+    if count == 1 or str(index.dtype) != "uint16":
+        return [e.let(T.cast(index[first + u], "int32")) for u in range(loop.unroll)]
+    places, kind = [], f"uint{16 * count}"
+    for u in range(0, loop.unroll, count):
+        word = e.let(T.reinterpret(e.load(index, first + u, count), dtype=kind))
+        for k in range(count):
+            place = T.shift_right(word, tirx.const(16 * k, kind)) if k else word
+            places.append(e.let(T.cast(T.cast(place, "uint16"), "int32")))
+    return places
+
+
 def _prefetch(unit: Unit, loop: Loop, weights: Any, offset: Expr, elements: int) -> None:
     """Ask for what a later iteration reads, `elements` elements of the weights and of what is beside them."""
     from edgecsi.kernels import emit as e
@@ -222,6 +242,11 @@ def _prefetch(unit: Unit, loop: Loop, weights: Any, offset: Expr, elements: int)
         if buffer is not None:
             for at in range(0, elements, 64 // np.dtype(buffer.dtype).itemsize):
                 e.prefetch(buffer, offset + later + at)
+
+
+def indices_per_load(target: Target) -> int:
+    """How many indices are read at once: x86 has few loads a cycle, and instructions to spare."""
+    return 4 if target.arch == "x86_64" else 1
 
 
 def shared_samples(batch: int, target: Target, accumulators: int) -> int:
@@ -493,6 +518,7 @@ def cost(
     prepared: int,
     macs: int,
     input_loads: int = 1,
+    together: int = 1,
 ) -> Cost:
     """Predicted cost of a product.
 
@@ -501,12 +527,14 @@ def cost(
         instructions: arithmetic per vector and sample. index_bytes: of a block.
         samples: that share a loaded block. prepared: bytes moved to prepare one sample's input.
         macs: multiply-adds of one sample, zeros within blocks included. input_loads: of a block and sample.
+        together: blocks whose weights are loaded at once.
     """
     stored = blocks * (vectors * vector_bytes + index_bytes) + 8 * panels
     # The first-level cache delivers this many vectors a second, and about as many are computed.
     rate = target.l1_gbps * 1e9 / (4 * target.lanes_f32)
     tiles = -(-batch // samples)
-    loads = blocks * (tiles * (vectors + (1 if index_bytes else 0)) + batch * input_loads)
+    index_loads = 1 / indices_per_load(target) if index_bytes else 0
+    loads = blocks * (tiles * (vectors / together + index_loads) + batch * input_loads)
     work = blocks * vectors * batch * instructions
     overhead = 12 * panels * batch
     # Loads and arithmetic overlap, but not wholly.
@@ -514,6 +542,6 @@ def cost(
     product = max(compute, stored / (read_gbps(target, stored) * 1e9))
     if index_bytes:
         # Inputs are loaded later and one by one. Measured with every block stored: 0 to 40 % slower.
-        product *= 1.1
+        product *= 1.15
     prepare = batch * prepared / (target.l1_gbps * 1e9)
     return Cost(seconds=product + prepare, bytes=stored, macs=macs * batch)
