@@ -45,7 +45,7 @@ def _int8(recipe: str, target: str, folder: Path) -> tuple[Bundle, NDArray[Any]]
     """A quantised csinet-cr64, and what it answers."""
     torch.manual_seed(0)
     np.save(folder / "calibration.npy", shipped_channels(64))
-    calibration = str(folder / "calibration.npy") if recipe == "int8-static" else None
+    calibration = str(folder / "calibration.npy") if recipe != "int8-dynamic" else None
     result = build_for(
         "csinet-cr64", target, folder / target, recipe=recipe, calib=calibration, allow_random=True
     )
@@ -57,10 +57,11 @@ def _int8(recipe: str, target: str, folder: Path) -> tuple[Bundle, NDArray[Any]]
     return result.bundle, device.run(result.bundle, "full", shipped_channels(16))
 
 
-def test_int8_static_gives_the_same_bits_on_every_processor(tmp_path: Path) -> None:
+@pytest.mark.parametrize("recipe", ["int8-static", "int8-wide"])
+def test_static_int8_gives_the_same_bits_on_every_processor(recipe: str, tmp_path: Path) -> None:
     answers = {}
     for target in TARGETS:
-        bundle, answers[target] = _int8("int8-static", target, tmp_path)
+        bundle, answers[target] = _int8(recipe, target, tmp_path)
         layers = [layer for layer in bundle.manifest.entries["full"].layers if layer.op == "conv2d"]
         assert {layer.bits for layer in layers} == {8}
     for target in TARGETS[1:]:

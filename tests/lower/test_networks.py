@@ -49,15 +49,16 @@ def test_concatenations_are_written_in_place(tmp_path: Path) -> None:
     assert len(layers) <= 4 + 4, [layer.name for layer in layers]
 
 
+@pytest.mark.parametrize("recipe", ["int8-static", "int8-wide"])
 @pytest.mark.parametrize("target", ["x86-64-v3", "host", "rpi4", "rpi5"])
-def test_int8_branches_that_do_not_fill_a_group_of_channels(target: str, tmp_path: Path) -> None:
+def test_int8_branches_that_do_not_fill_a_group_of_channels(target: str, recipe: str, tmp_path: Path) -> None:
     """6 and 5 channels are concatenated in place where int8 kernels read groups of 4 or more at once."""
     module, _ = networks.branches()
     calibration = np.random.default_rng(0).random((16, 2, 32, 32), np.float32)
     np.save(tmp_path / "calibration.npy", calibration)
     result = build_for(
         f"{NETWORKS}:branches", target, tmp_path / "out",
-        recipe="int8-static", calib=str(tmp_path / "calibration.npy"),
+        recipe=recipe, calib=str(tmp_path / "calibration.npy"),
     )  # fmt: skip
     layers = [layer for layer in result.manifest.entries["full"].layers if layer.op == "conv2d"]
     assert {layer.bits for layer in layers} == {8}
