@@ -221,8 +221,11 @@ class BlockDense(FloatDense):
         if self.rows:
             vectors = self.rows // unit.outputs
             mean = float(self._mask(op, self.rows).sum(1).mean())
-            room = vectors * per == 4 if isinstance(unit, ByteUnit) else arm and self.weights == "f32"
-            unroll = 2 if mean < 8 or crowded else 8 if room and mean >= 32 else 4
+            if isinstance(unit, ByteUnit):
+                longer = vectors * per * samples <= 4  # there is room for a second set of sums
+            else:
+                longer = arm and self.weights == "f32"
+            unroll = 2 if mean < 8 or crowded else 8 if longer and mean >= 32 else 4
         else:
             most = 2 if isinstance(unit, ByteUnit) and per > 1 else dense_vectors(samples, target, per)
             vectors = min(most, -(-outputs // unit.outputs))
