@@ -25,7 +25,7 @@ _FOR_ALL = (
     "prune90", "prune90-bsr16x1", "prune90-bsr16x4",
 )  # fmt: skip
 _DETECTOR = (
-    "prune72-bsr4x1-int8", "int8-weights", "int8-dynamic", "int8-static", "cluster16",
+    "prune80-bsr4x1-int8-weights", "prune72-bsr4x1-int8", "int8-weights", "int8-dynamic", "int8-static", "cluster16",
     "prune90", "prune90-bsr4x1",  # 16 does not divide its layers
 )  # fmt: skip
 
