@@ -44,6 +44,15 @@ compressed network, but have learned nothing; latency does not depend on that.
 
 {kernels}
 
+### Bars not reached, and what stops them
+
+Each time as a share of ONNX Runtime's. The *limit* is what this core needs at least to read the layers' weights
+from the cache that holds them, or to multiply (below); *Python* is what `run` takes around the C call. A bar
+below the limit cannot be reached on this machine by any kernel; one below the limit and Python together not
+through `run`.
+
+{missed}
+
 ## Shipped compressed networks
 
 Whether every compressed network that ships answers on every target what PyTorch's simulation of it answers:
@@ -91,6 +100,7 @@ def page(stored: Mapping[str, Json]) -> str:
         main=_ratios(stored, MAIN),
         engines=_engines(stored),
         kernels=_ratios(stored, KERNELS),
+        missed=_missed(stored),
         shipped=_shipped(stored.get("shipped")),
         tolerance=f"{stored.get('shipped', {}).get('tolerance_db', 0.01):g}",
         batches=_batches(stored),
@@ -216,6 +226,33 @@ def _ratios(stored: Mapping[str, Json], group: str) -> str:
             ]
         )
     return markdown(rows)
+
+
+def _missed(stored: Mapping[str, Json]) -> str:
+    """The rows above their bar, with the part of each that no kernel can save."""
+    rows = [["what", "bar", "ratio", "C call", "limit", "limit + Python", "what stops it"]]
+    for scenario in SCENARIOS:
+        entry = stored.get(scenario.name)
+        if entry is None or "error" in entry or scenario.device != "local" or scenario.batch:
+            continue
+        found, c_call, least = _to_onnxruntime(entry), entry["result"]["c_call"], _least_us(entry)
+        if scenario.bar is None or found is None or found["warm"]["ratio"] <= scenario.bar:
+            continue
+        if c_call is None or least is None:
+            continue
+        least = min(least, c_call["median"])  # a limit is measured too, and may come out a little high
+        engines = entry["result"]["engines"]
+        peer = next(e for e in engines if e["name"] == "onnxruntime")["warm"]["median"]
+        python = max(engines[0]["warm"]["median"] - c_call["median"], 0.0)
+        if least / peer > scenario.bar:
+            why = "the limit of this core"
+        elif (least + python) / peer > scenario.bar:
+            why = "the limit of this core and Python"
+        else:
+            why = f"the kernels take {c_call['median'] / least:.1f} times the limit"
+        shares = (found["warm"]["ratio"], c_call["median"] / peer, least / peer, (least + python) / peer)
+        rows.append([scenario.title, f"≤ {scenario.bar:g}", *(f"{share:.3f}" for share in shares), why])
+    return markdown(rows) if len(rows) > 1 else "All bars are reached."
 
 
 def _least_us(entry: Json) -> float | None:
