@@ -50,7 +50,7 @@ EDGECSI = [sys.executable, "-m", "edgecsi"]
 CALIBRATION, CALIBRATION_SAMPLES = "calibration.npy", 64
 """The beginning of the shipped test set. Finding int8 ranges with all of it takes a minute a network, and
 changes no latency."""
-KINDS = ("scenario", "fact", "limits", "cycles", "shipped")
+KINDS = ("scenario", "fact", "limits", "cycles", "shipped", "knobs")
 Json = dict[str, Any]
 
 

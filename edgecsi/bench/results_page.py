@@ -53,6 +53,13 @@ through `run`.
 
 {missed}
 
+### What searching the knobs would add
+
+The layers of each row timed alone, one after the other, with their default knobs and with the best of up to 24 settings
+(`python -m edgecsi.bench.knobs`). Kernels that are far from their limit and gain nothing here lack ideas, not knobs.
+
+{knobs}
+
 ## Shipped compressed networks
 
 Whether every compressed network that ships answers on every target what PyTorch's simulation of it answers:
@@ -101,6 +108,7 @@ def page(stored: Mapping[str, Json]) -> str:
         engines=_engines(stored),
         kernels=_ratios(stored, KERNELS),
         missed=_missed(stored),
+        knobs=_knobs(stored.get("knobs")),
         shipped=_shipped(stored.get("shipped")),
         tolerance=f"{stored.get('shipped', {}).get('tolerance_db', 0.01):g}",
         batches=_batches(stored),
@@ -253,6 +261,17 @@ def _missed(stored: Mapping[str, Json]) -> str:
         shares = (found["warm"]["ratio"], c_call["median"] / peer, least / peer, (least + python) / peer)
         rows.append([scenario.title, f"≤ {scenario.bar:g}", *(f"{share:.3f}" for share in shares), why])
     return markdown(rows) if len(rows) > 1 else "All bars are reached."
+
+
+def _knobs(entry: Json | None) -> str:
+    if entry is None:
+        return "Not searched yet."
+    rows = [["what", "default knobs µs", "best knobs µs", "gain", "validity"]]
+    for row in entry["rows"].values():
+        gain = 1 - row["best_us"] / row["default_us"]
+        state = row["validity"]["state"]
+        rows.append([row["title"], number(row["default_us"]), number(row["best_us"]), f"{gain:.0%}", state])
+    return markdown(rows)
 
 
 def _least_us(entry: Json) -> float | None:

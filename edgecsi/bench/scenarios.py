@@ -71,8 +71,8 @@ def _int8(model: str) -> Network:
 
 
 def _joint(model: str, percent: int) -> Network:
-    """Blocks of 16x4 pruned and every layer static int8, in random weights: the joint networks that ship keep their
-    convolutions in fp32 for the NMSE's sake and have rows of their own."""
+    """Blocks of 16x4 pruned and every layer static int8, in random weights: the joint networks that ship take their
+    images in two planes of codes, for the NMSE's sake and twice the multiplications, and have rows of their own."""
     return Network(f"{_WORKLOADS}:{model.replace('-', '_')}_block{percent}", "int8-static", "test")
 
 
@@ -143,14 +143,26 @@ def _batches(name: str, title: str, network: Network, entry: str, bar: float) ->
 
 
 def _shipped() -> list[Scenario]:
-    """Every other compressed network that ships: no bar, but what its users get."""
+    """Every other int8 network that ships: no bar, but what its users get. Joint ones on more targets."""
     covered = {scenario.shipped for scenario in _AIMS}
-    names = sorted(path.stem for path in registry.WEIGHTS.glob("*+*.safetensors"))
-    return [
-        Scenario(name.replace("+", "-"), name, KERNELS, name, "full", "host", None)
-        for name in names
-        if name not in covered
-    ]
+    names = sorted(path.stem for path in registry.WEIGHTS.glob("*+*int8*.safetensors"))
+    found = []
+    for name in names:
+        short, joint = name.replace("+", "-"), "prune" in name
+        if name in covered:
+            continue
+        targets = ("host", "x86") if joint else ("host",)
+        found += [
+            Scenario(
+                f"{short}{'' if target == 'host' else '-x86'}", name, KERNELS, name, "full", target, None
+            )
+            for target in targets
+        ]
+        if joint and name.startswith("csinet-cr4"):
+            found += [
+                _count(short, name, Network(name), target, None, KERNELS) for target in ("rpi4", "rpi5")
+            ]
+    return found
 
 
 _AIMS: tuple[Scenario, ...] = (

@@ -18,13 +18,13 @@ from edgecsi.lower.fallback import merge_generic
 from edgecsi.lower.fold_constants import fold_constants
 from edgecsi.lower.from_relax import from_relax
 from edgecsi.lower.fuse_elementwise import as_elementwise, fuse_elementwise, merge_views
-from edgecsi.lower.graph import Graph
+from edgecsi.lower.graph import Graph, Node
 from edgecsi.lower.import_torch import finite, import_torch
 from edgecsi.lower.integers_in_fp32 import integers_in_fp32
 from edgecsi.lower.plan_calls import Planner, describe
 from edgecsi.lower.recognise_activations import recognise_activations
 from edgecsi.lower.recognise_layers import recognise_layers
-from edgecsi.lower.select_kernels import select_kernels
+from edgecsi.lower.select_kernels import Choice, select_kernels
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -64,6 +64,23 @@ def lower(
         ModelError: the module cannot be exported or holds weights that are not finite.
         UnsupportedOperators: operators without a lowering, all of them.
     """
+    graph, chosen = choose(module, example, entry, target, dump)
+    planner = Planner(graph, chosen, target)
+    entries = [planner.entry(entry, 1), *(planner.entry(f"{entry}_b{n}", n) for n in batches)]
+    for planned in entries:
+        dump(f"plan-{planned.name}", describe(planned))
+    return entries
+
+
+def choose(
+    module: torch.nn.Module,
+    example: Sequence[torch.Tensor],
+    entry: str,
+    target: Target,
+    dump: Dump = lambda name, text: None,
+) -> tuple[Graph, list[Choice | Node]]:
+    """The graph of one entry with its tensors laid out, and a kernel for every node; arguments and errors as for
+    :func:`lower`."""
     imported = import_torch(module, example)
     finite(imported.parameters)
     dump("relax", imported.relax.script())
@@ -82,8 +99,4 @@ def lower(
     integers_in_fp32(graph, target)
     choose_layouts(graph, target)
     dump("choose_layouts", str(graph))
-    planner = Planner(graph, select_kernels(graph, target), target)
-    entries = [planner.entry(entry, 1), *(planner.entry(f"{entry}_b{n}", n) for n in batches)]
-    for planned in entries:
-        dump(f"plan-{planned.name}", describe(planned))
-    return entries
+    return graph, select_kernels(graph, target)
