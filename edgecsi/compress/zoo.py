@@ -16,10 +16,12 @@ CHANNELS = "cdl-ac:24000:seed=1"
 TRANSMISSIONS = "mimo:500000"
 
 _RECIPES = {
-    "csinet-cr4": ("prune90-bsr16x4-int8", "prune80-bsr16x4-int8"),
-    "csinet-cr16": ("prune75-bsr16x4-int8", "prune90-bsr16x4-int8"),
-    "crnet-cr16": ("prune75-bsr16x4-int8", "prune90-bsr16x4-int8"),
-}
+    "csinet-cr4": (
+        "prune90-bsr16x4-int8", "prune80-bsr16x4-int8", "prune90-bsr16x4-int8-dynamic", "prune80-bsr16x4-int8-dynamic",
+    ),
+    "csinet-cr16": ("prune75-bsr16x4-int8", "prune90-bsr16x4-int8", "prune75-bsr16x4-int8-dynamic"),
+    "crnet-cr16": ("prune75-bsr16x4-int8", "prune90-bsr16x4-int8", "prune75-bsr16x4-int8-dynamic"),
+}  # fmt: skip
 _FOR_ALL = (
     "int8-trained", "int8-weights", "int8-dynamic", "int8-static", "cluster16",
     "prune90", "prune90-bsr16x1", "prune90-bsr16x4",
