@@ -18,16 +18,16 @@ TRANSMISSIONS = "mimo:500000"
 _RECIPES = {
     "csinet-cr4": (
         "prune90-bsr16x4-int8", "prune80-bsr16x4-int8", "prune90-bsr16x4-int8-dynamic", "prune80-bsr16x4-int8-dynamic",
+        "int8-static",
     ),
-    "csinet-cr16": ("prune75-bsr16x4-int8", "prune90-bsr16x4-int8", "prune75-bsr16x4-int8-dynamic"),
-    "crnet-cr16": ("prune75-bsr16x4-int8", "prune90-bsr16x4-int8", "prune75-bsr16x4-int8-dynamic"),
+    "csinet-cr16": ("prune75-bsr16x4-int8", "prune75-bsr16x4-int8-dynamic", "prune90-bsr16x4-int8-dynamic"),
+    "crnet-cr16": ("prune75-bsr16x4-int8", "prune75-bsr16x4-int8-dynamic", "prune90-bsr16x4-int8-dynamic"),
 }  # fmt: skip
 _FOR_ALL = (
-    "int8-trained", "int8-weights", "int8-dynamic", "int8-static", "cluster16",
-    "prune90", "prune90-bsr16x1", "prune90-bsr16x4",
+    "int8-trained", "int8-weights", "int8-dynamic", "cluster16", "prune90", "prune90-bsr16x1", "prune90-bsr16x4",
 )  # fmt: skip
 _DETECTOR = (
-    "prune80-bsr4x1-int8-weights", "prune72-bsr4x1-int8", "int8-weights", "int8-dynamic", "int8-static", "cluster16",
+    "prune80-bsr4x1-int8-weights", "int8-weights", "int8-dynamic", "int8-static", "cluster16",
     "prune90", "prune90-bsr4x1",  # 16 does not divide its layers
 )  # fmt: skip
 

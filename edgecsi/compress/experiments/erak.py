@@ -33,7 +33,7 @@ PAPER = {
     "time": "−76.2 %",
 }
 _SPARSITIES = (0.5, 0.7, 0.8, 0.9, 0.95)
-_EPOCHS, _LR = 3, 5e-4
+_EPOCHS, _LR = 1, 5e-4
 _PRUNE = """[[steps]]
 do = "prune"
 pattern = "unstructured"
@@ -79,8 +79,8 @@ def run(quick: bool, say: Say, time: Timer | None = None) -> Result:
         "*size* its change; *gzip_bytes*: of the raw tensors, as papers count; *library_bytes*: the constants of the "
         "library built for this machine, *library_size* their change. *latency_us*: median of the C call of the whole "
         "network, one thread, *time* its change. *loss_db* is against the dense network, *loss_to_control_db* against "
-        "the dense network trained on for as many epochs as the recipe trains, in the same loop. Zeros are "
-        f"unstructured, found by reconstruction and followed by {_EPOCHS} epochs; the other rows are the shipped "
+        "the dense network trained on for as many epochs as the longest of these recipes, in the same loop. Zeros are "
+        f"unstructured, found by reconstruction and followed by {_EPOCHS} epoch; the other rows are the shipped "
         "networks."
     )
     axes = ("stored bytes", "NMSE (dB)", False)
@@ -101,9 +101,11 @@ class _Network:
     def rows(self) -> list[Row]:
         dense = self._measure(_Method("dense", self.name))
         rows: list[Row] = []
-        for method in [_Method("dense", self.name), *self._pruned(), *self._shipped()]:
+        methods = [_Method("dense", self.name), *self._pruned(), *self._shipped()]
+        longest = max(methods, key=lambda method: method.epochs)
+        for method in methods:
             found = self._measure(method) | self.finished.latency(method.model, self.time, self.say)
-            control = self._control(method, dense)
+            control = dense if method.epochs == 0 else self._control(longest)
             row: Row = {"model": self.name, "method": method.name, "epochs": method.epochs}
             row["loss_db"] = round(found["nmse_db"] - dense["nmse_db"], 3)
             row["loss_to_control_db"] = round(found["nmse_db"] - control["nmse_db"], 3)
@@ -131,12 +133,10 @@ class _Network:
         found = shipped(self.name, self.dense.sha256, self.say)
         return [_Method(s.recipe, s.model, s.epochs, s.lr) for s in found[: 1 if self.quick else None]]
 
-    def _control(self, method: _Method, dense: Row) -> Row:
-        """The dense network, trained on for as long as a method trains; as it is if that only makes it worse."""
-        if method.epochs == 0:
-            return dense
-        path = self._made(CONTROL.format(epochs=method.epochs, lr=method.lr))
-        return self._measure(_Method(f"dense, {method.epochs} epochs more", path))
+    def _control(self, longest: _Method) -> Row:
+        """The dense network, trained on for as long as any method trains."""
+        path = self._made(CONTROL.format(epochs=longest.epochs, lr=longest.lr))
+        return self._measure(_Method(f"dense, {longest.epochs} epochs more", path))
 
     def _made(self, text: str) -> str:
         return self.finished.network(self.name, text, self.data, self.say)
