@@ -28,8 +28,8 @@ from edgecsi.models.load import load_model
 NAME = "patterns"
 _PATTERNS = ("bsr16x4", "bsr16x1", "bsr8x1", "bsr4x1", "2:4", "rows", "columns", "unstructured")
 _SPARSITIES = {
-    "csinet-cr16": (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95),
-    "csinet-cr4": (0.6, 0.75, 0.8, 0.85, 0.9, 0.95),
+    "csinet-cr16": (0.5, 0.7, 0.8, 0.9),
+    "csinet-cr4": (0.75, 0.85, 0.9),
 }
 _SAMPLES = 1500
 _BUDGET_DB = 0.5
