@@ -43,10 +43,8 @@ def _shape(_context: click.Context, _option: click.Parameter, text: str | None) 
 @click.option(
     "--random-weights", is_flag=True, help="Seeded random weights for a zoo network that ships none."
 )
-@click.option(
-    "--recipe", help="Compression that needs no training: int8-dynamic, or int8-static with --calib."
-)
-@click.option("--calib", metavar="DATA", help="Channels to calibrate int8-static with.")
+@click.option("--recipe", help="Compression that needs no training: int8-dynamic, or int8-wide with --calib.")
+@click.option("--calib", metavar="DATA", help="Channels to calibrate int8-static and int8-wide with.")
 @click.option(
     "--input-shape", callback=_shape, metavar="1,2,32,32", help="Where the factory gives no example."
 )
