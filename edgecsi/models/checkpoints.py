@@ -94,14 +94,14 @@ def write_weights(path: Path, state: State, metadata: Mapping[str, str]) -> None
         path: where to; its folder exists. An unfinished file may be left if this is interrupted, so give a
             temporary name and rename.
         state: tensors by name.
-        metadata: at least ``model``, and ``config`` as JSON, so that the file can be given as MODEL.
+        metadata: at least ``model``, and ``config`` as JSON, so that the file can be given as MODEL. What an
+            earlier file says of its packed matrices is left out.
     """
     from safetensors.torch import save
 
     packed, shapes = sparse_tensors.pack(state)
-    content = save(
-        {key: value.contiguous() for key, value in packed.items()}, metadata={**metadata, **shapes}
-    )
+    kept = {key: value for key, value in metadata.items() if key != sparse_tensors.KEY}
+    content = save({key: value.contiguous() for key, value in packed.items()}, metadata=kept | shapes)
     # safetensors writes the metadata in random order: sort the header, and pad it to 8 bytes as it was
     (length,) = struct.unpack("<Q", content[:8])
     header = json.dumps(json.loads(content[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()

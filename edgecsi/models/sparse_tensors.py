@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     import torch
 
+KEY = "sparse"
+"""The key in a file's metadata; it belongs to that file's tensors alone."""
 _WORTH = 0.5  # zeros; below, the mask and two entries are not worth it
 
 
@@ -29,7 +31,7 @@ def pack(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], di
         shapes[name] = list(tensor.shape)
         packed[f"{name}.mask"] = _bits(kept)
         packed[f"{name}.values"] = tensor[kept]
-    return packed, {"sparse": json.dumps(shapes, sort_keys=True)} if shapes else {}
+    return packed, {KEY: json.dumps(shapes, sort_keys=True)} if shapes else {}
 
 
 def unpack(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, torch.Tensor]:
@@ -41,7 +43,7 @@ def unpack(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> di
     import numpy as np
     import torch
 
-    shapes = json.loads(metadata.get("sparse", "{}"))
+    shapes = json.loads(metadata.get(KEY, "{}"))
     if not isinstance(shapes, dict):
         raise ValueError("the list of sparse tensors is no table")
     whole = dict(state)

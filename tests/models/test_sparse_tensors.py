@@ -29,6 +29,21 @@ def test_round_trip_and_size(tmp_path: Path) -> None:
         assert torch.equal(found[name], tensor)
 
 
+def test_a_list_of_shapes_from_an_earlier_file_is_dropped(tmp_path: Path) -> None:
+    """Weights that were pruned are read, filled again, and written with the metadata they came with."""
+    path = tmp_path / "w.safetensors"
+    write_weights(path, {"a": torch.eye(8), "b": torch.eye(9)}, {"model": "m"})
+    _, metadata = read_state(path)
+    assert set(json.loads(metadata["sparse"])) == {"a", "b"}
+
+    for state, packed in (({"a": torch.ones(8, 8)}, None), ({"a": torch.eye(8)}, {"a": [8, 8]})):
+        write_weights(path, state, metadata)
+        found, read = read_state(path)
+        assert torch.equal(found["a"], state["a"])
+        assert read["model"] == "m"
+        assert (json.loads(read["sparse"]) if "sparse" in read else None) == packed
+
+
 @pytest.mark.parametrize(
     "shapes",
     [
