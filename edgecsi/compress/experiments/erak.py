@@ -57,7 +57,8 @@ class _Method:
 
 
 def run(quick: bool, say: Say, time: Timer | None = None) -> Result:
-    """Dense, pruned at five rates, and every compressed CsiNet that ships, with a dense control for each training.
+    """Dense, pruned at five rates, and every compressed CsiNet that ships; for each dense network a control, trained on
+    for as many epochs as the longest of these recipes.
 
     Every network and every row is kept in the cache when it is done.
     """
