@@ -345,7 +345,9 @@ def _step(where: str, raw: dict[str, Any]) -> Step:
     step = kind(**values)
     if isinstance(step, Quantize) and step.wide and step.mode != "static":
         raise RecipeError(
-            f"{where}: wide is for static quantisation", f"mode is {step.mode!r}", "leave wide out"
+            f"{where}: wide is for static quantisation",
+            f"mode is {step.mode!r}, in which convolutions stay fp32",
+            "leave wide out, or set mode to static",
         )
     if isinstance(step, Prune):
         pattern = Pattern.parse(step.pattern)

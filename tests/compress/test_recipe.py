@@ -11,6 +11,7 @@ from edgecsi.compress.recipe import Pattern
 from edgecsi.errors import RecipeError
 
 PRUNE = '[[steps]]\ndo = "prune"\npattern = "bsr16x1"\nsparsity = 0.9\n'
+WIDE = '[[steps]]\ndo = "quantize"\nmode = "static"\nwide = ["*"]\n'
 
 
 @pytest.mark.parametrize("name", recipe.list_recipes())
@@ -51,6 +52,8 @@ def test_every_shipped_recipe_reads_and_explains_itself(name: str) -> None:
         ('[[steps]]\ndo = "cluster"\n' + PRUNE, "prune comes after cluster"),
         ('[[steps]]\ndo = "cluster"\ncentroids = 17', "centroids is 17"),
         ('[[steps]]\ndo = "quantize"\nmode = "ternary"', "mode is 'ternary'"),
+        (WIDE.replace("static", "dynamic"), "wide is for static quantisation\nmode is 'dynamic'"),
+        (WIDE.replace("static", "weights"), "wide is for static quantisation\nmode is 'weights'"),
     ],
 )
 def test_bad_recipes_are_refused_in_three_lines(text: str, message: str) -> None:
