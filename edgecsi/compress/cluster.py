@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from edgecsi.compress.layers import ClusteredLinear
 from edgecsi.compress.recipe import Cluster, matches
-from edgecsi.compress.reconstruct import compensate, in_order, moments_of, solve_rows
+from edgecsi.compress.reconstruct import compensate, moments_of, solve_rows
+from edgecsi.compress.watch import in_order
 from edgecsi.errors import RecipeError
 
 _ROUNDS = 60

@@ -21,7 +21,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -38,8 +38,10 @@ from edgecsi.compress.layers import (
 )
 from edgecsi.compress.recipe import Quantize, matches
 from edgecsi.compress.reconstruct import compensate, solve_rows
+from edgecsi.compress.watch import Look, in_order, squared_gradients, watching
 from edgecsi.errors import DataError, ModelError, RecipeError
 
+_BATCH = 64
 _KEPT_VALUES = 1 << 19  # of a layer's inputs, enough for a range
 _PERCENTILE = 0.9999
 _SHRINKS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the full range
@@ -168,17 +170,13 @@ def calibrate(module: nn.Module, samples: Tensor, step: Quantize) -> dict[str, I
     watched = layers_of(module, step)
     seen: dict[str, list[Tensor]] = {name: [] for name in watched}
 
-    def watch(name: str) -> Callable[..., None]:
-        return lambda _layer, inputs: seen[name].append(inputs[0].detach())
+    def note(name: str) -> Look:
+        return lambda x, _y: seen[name].append(x)
 
-    hooks = [layer.register_forward_pre_hook(watch(name)) for name, layer in watched.items()]
     module.eval()
-    try:
-        for part in torch.split(samples[: step.samples], 64):
+    with watching(*((layer, note(name)) for name, layer in watched.items())):
+        for part in torch.split(samples[: step.samples], _BATCH):
             module(part)
-    finally:
-        for hook in hooks:
-            hook.remove()
     found = {}
     for name, layer in watched.items():
         if not seen[name]:
@@ -533,10 +531,11 @@ def start_rounding(module: nn.Module, step: Quantize, samples: Tensor | None, ex
     samples = samples[: step.samples]
     found = {} if step.mode == "weights" else calibrate(module, samples, step)
     reference = copy.deepcopy(module)
-    importance = _importance(reference, layers_of(reference, step), samples)
-    # in the order of the network, so that a layer also makes up for what is left of the errors before it
     layers = layers_of(module, step)
-    for name, size in _in_order(module, samples[:1], layers).items():
+    # in the order of the network, so that a layer also makes up for what is left of the errors before it
+    order = in_order(module, layers, samples[:1])
+    importance = _importance(reference, order, samples)
+    for name, size in order.items():
         rounded = Rounded(layers[name], step, found.get(name, Input()), size)
         module.set_submodule(name, rounded)
         _fit(rounded, reference.get_submodule(name), module, reference, samples, importance[name])
@@ -548,65 +547,29 @@ def start_rounding(module: nn.Module, step: Quantize, samples: Tensor | None, ex
             rounded.layer.weight.requires_grad_(False)
 
 
-def _in_order(
-    module: nn.Module, example: Tensor, layers: Mapping[str, nn.Module]
-) -> dict[str, tuple[torch.Size, torch.Size]]:
-    """Shapes of input and output of layers, in the order in which they run."""
-    shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
-    hooks = [
-        layer.register_forward_hook(
-            lambda _layer, inputs, output, name=name: shapes.update({name: (inputs[0].shape, output.shape)})
-        )
-        for name, layer in layers.items()
-    ]
-    try:
-        module(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return shapes
-
-
-def _importance(reference: nn.Module, layers: Mapping[str, nn.Module], samples: Tensor) -> dict[str, Tensor]:
+def _importance(reference: nn.Module, layers: Iterable[str], samples: Tensor) -> dict[str, Tensor]:
     """How much an error of a layer's output weighs in the network's, ``[N, P]``: of every sample and position.
 
     The mean square of the gradient of random sums of the output (a Gauss-Newton diagonal), which are divided by
     the output's power as the NMSE is. A peak that drives a sigmoid into saturation may err by far more than what
     lies around it.
     """
-    found: dict[str, list[Tensor]] = {name: [] for name in layers}
-    seen: dict[str, Tensor] = {}
-    hooks = [
-        layer.register_forward_hook(lambda _l, _x, y, name=name: seen.update({name: y}))
-        for name, layer in layers.items()
-    ]
     generator = torch.Generator().manual_seed(0)
-    try:
-        for part in torch.split(samples, 64):
-            with torch.enable_grad():
-                y = reference(part.detach().clone().requires_grad_())
-                outputs = [seen[name] for name in layers]
-                flat = y.flatten(1)
-                power = (flat - flat.mean(1, keepdim=True)).square().sum(1).detach().clamp_min(1e-12)
-                totals = [torch.zeros(()) for _ in outputs]
-                for _ in range(_PROJECTIONS):
-                    signs = torch.randint(0, 2, flat.shape, generator=generator) * 2.0 - 1
-                    target = (flat * signs).sum(1) / power.sqrt()
-                    gradients = torch.autograd.grad(
-                        target.sum(), outputs, retain_graph=True, allow_unused=True
-                    )
-                    totals = [
-                        total + (0.0 if g is None else g.square())
-                        for total, g in zip(totals, gradients, strict=True)
-                    ]
-            for name, total, output in zip(layers, totals, outputs, strict=True):
-                full = total.expand(output.shape)
-                found[name].append(
-                    full.flatten(2).mean(1) if full.ndim == 4 else full.flatten(0, -2).mean(1, keepdim=True)
-                )
-    finally:
-        for hook in hooks:
-            hook.remove()
+
+    def directions(y: Tensor) -> Iterator[Tensor]:
+        flat = y.flatten(1)
+        power = (flat - flat.mean(1, keepdim=True)).square().sum(1, keepdim=True).clamp_min(1e-12)
+        for _ in range(_PROJECTIONS):
+            signs = torch.randint(0, 2, flat.shape, generator=generator) * 2.0 - 1
+            yield (signs / power.sqrt()).reshape(y.shape)
+
+    found: dict[str, list[Tensor]] = {name: [] for name in layers}
+    for squares in squared_gradients(reference, found, torch.split(samples, _BATCH), directions):
+        for name, square in squares.items():
+            image = square.ndim == 4
+            found[name].append(
+                square.flatten(2).mean(1) if image else square.flatten(0, -2).mean(1, keepdim=True)
+            )
     weights = {name: torch.cat(parts) for name, parts in found.items()}
     return {name: (w / w.mean().clamp_min(1e-30)).clamp_min(_LEAST) for name, w in weights.items()}
 
@@ -682,17 +645,10 @@ def _inputs_and_outputs(
     """What a rounded layer is given and what the fp32 one computes, of all samples."""
     x_parts: list[Tensor] = []
     y_parts: list[Tensor] = []
-    hooks = [
-        rounded.register_forward_pre_hook(lambda _layer, inputs: x_parts.append(inputs[0])),
-        original.register_forward_hook(lambda _layer, _inputs, output: y_parts.append(output)),
-    ]
-    try:
-        for part in torch.split(samples, 64):
+    with watching((rounded, lambda x, _y: x_parts.append(x)), (original, lambda _x, y: y_parts.append(y))):
+        for part in torch.split(samples, _BATCH):
             module(part)
             reference(part)
-    finally:
-        for hook in hooks:
-            hook.remove()
     return torch.cat(x_parts), torch.cat(y_parts)
 
 

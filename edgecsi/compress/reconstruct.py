@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 
 from edgecsi.compress.prune import codeword_layers, global_masks, mask, ramp
 from edgecsi.compress.recipe import Pattern
+from edgecsi.compress.watch import in_order, squared_gradients, watching
 
 _ROUNDS = 6  # removals between which the other weights are fitted anew
 _BATCH = 100
@@ -60,7 +60,7 @@ class Reference:
     def __init__(self, module: nn.Module, layers: Iterable[str], samples: Tensor) -> None:
         self.module = copy.deepcopy(module).eval()
         self.samples = samples
-        self.layers = in_order(self.module, layers, samples[:1])
+        self.layers = list(in_order(self.module, layers, samples[:1]))
         self.importance = _importance(self.module, self.layers, samples)
         self._moments: dict[str, Moments] = {}
 
@@ -199,7 +199,7 @@ def rotate_codeword(module: nn.Module, samples: Tensor) -> None:
         return
     last, first = pair
     seen: list[Tensor] = []
-    with _watching(last, lambda _x, y: seen.append(y)):
+    with watching((last, lambda _x, y: seen.append(y))):
         for part in torch.split(samples, _BATCH):
             module(part)
     code = torch.cat(seen).double()
@@ -253,10 +253,7 @@ def moments_of(module: nn.Module, reference: nn.Module, name: str, samples: Tens
     assert isinstance(original, nn.Linear)
     x_parts: list[Tensor] = []
     y_parts: list[Tensor] = []
-    with (
-        _watching(layer, lambda x, _y: x_parts.append(x)),
-        _watching(original, lambda _x, y: y_parts.append(y)),
-    ):
+    with watching((layer, lambda x, _y: x_parts.append(x)), (original, lambda _x, y: y_parts.append(y))):
         for part in torch.split(samples, _BATCH):
             module(part)
             if reference is not module:
@@ -274,52 +271,14 @@ def moments_of(module: nn.Module, reference: nn.Module, name: str, samples: Tens
 
 
 def _importance(module: nn.Module, layers: Iterable[str], samples: Tensor) -> dict[str, Tensor]:
-    """How much an error of each output of a layer weighs in the network's output, float64 ``[O]``: the mean
-    square of the gradient of random sums of the output (a Gauss-Newton diagonal)."""
-    found = dict.fromkeys(layers, torch.zeros(()))
-    outputs: dict[str, Tensor] = {}
+    """How much an error of each output of a layer weighs in the network's output, float64 ``[O]``."""
     generator = torch.Generator().manual_seed(0)
     samples = samples[:_GRADIENTS]
-    with ExitStack() as stack:
-        for name in layers:
-            stack.enter_context(_watching(module.get_submodule(name), _keep_gradient(outputs, name)))
-        for part in torch.split(samples, _BATCH):
-            with torch.enable_grad():
-                result = module(part)
-                (result * torch.randn(result.shape, generator=generator)).sum().backward()
-            for name, y in outputs.items():
-                assert y.grad is not None
-                found[name] = found[name] + y.grad.flatten(0, -2).double().square().sum(0) / len(samples)
+    found = dict.fromkeys(layers, torch.zeros(()))
+    parts = torch.split(samples, _BATCH)
+    for squares in squared_gradients(
+        module, found, parts, lambda y: [torch.randn(y.shape, generator=generator)]
+    ):
+        for name, square in squares.items():
+            found[name] = found[name] + square.flatten(0, -2).double().sum(0) / len(samples)
     return found
-
-
-def _keep_gradient(outputs: dict[str, Tensor], name: str) -> Callable[[Tensor, Tensor], None]:
-    def look(_x: Tensor, y: Tensor) -> None:
-        y.retain_grad()
-        outputs[name] = y
-
-    return look
-
-
-def in_order(module: nn.Module, layers: Iterable[str], example: Tensor) -> list[str]:
-    """Names of the layers as they run."""
-    seen: list[str] = []
-    with ExitStack() as stack, torch.no_grad():
-        for name in layers:
-            stack.enter_context(_watching(module.get_submodule(name), _append(seen, name)))
-        module(example)
-    return list(dict.fromkeys(seen))
-
-
-def _append(seen: list[str], name: str) -> Callable[[Tensor, Tensor], None]:
-    return lambda _x, _y: seen.append(name)
-
-
-@contextmanager
-def _watching(layer: nn.Module, look: Callable[[Tensor, Tensor], None]) -> Iterator[None]:
-    """Show every input and output of a layer to `look`."""
-    hook = layer.register_forward_hook(lambda _layer, inputs, output: look(inputs[0], output))
-    try:
-        yield
-    finally:
-        hook.remove()

@@ -1,0 +1,77 @@
+"""What the layers of a network see and give while it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+Look = Callable[[Tensor, Tensor], None]
+"""Is shown an input and the output that belongs to it."""
+
+
+@contextmanager
+def watching(*looks: tuple[nn.Module, Look]) -> Iterator[None]:
+    """Show every input and output of some layers, as they run."""
+    hooks = [
+        layer.register_forward_hook(lambda _layer, inputs, output, look=look: look(inputs[0], output))
+        for layer, look in looks
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@torch.no_grad()
+def in_order(
+    module: nn.Module, layers: Iterable[str], example: Tensor
+) -> dict[str, tuple[torch.Size, torch.Size]]:
+    """Shapes of input and output of layers, in the order in which they run."""
+    shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
+
+    def note(name: str) -> Look:
+        return lambda x, y: shapes.update({name: (x.shape, y.shape)})
+
+    with watching(*((module.get_submodule(name), note(name)) for name in layers)):
+        module(example)
+    return shapes
+
+
+def squared_gradients(
+    module: nn.Module,
+    layers: Iterable[str],
+    parts: Iterable[Tensor],
+    directions: Callable[[Tensor], Iterable[Tensor]],
+) -> Iterator[dict[str, Tensor]]:
+    """How much the network's output moves with each output of its layers: a Gauss-Newton diagonal.
+
+    Args:
+        parts: inputs, part by part.
+        directions: from the network's output to what it is multiplied with; the gradients of these products, squared,
+            are summed up.
+
+    Yields:
+        for every part, by layer, a tensor of the shape of its output.
+    """
+    names = list(layers)
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Look:
+        return lambda _x, y: seen.update({name: y})
+
+    with watching(*((module.get_submodule(name), keep(name)) for name in names)):
+        for part in parts:
+            with torch.enable_grad():
+                result = module(part.detach().clone().requires_grad_())
+                outputs = [seen[name] for name in names]
+                sums = [torch.zeros_like(y) for y in outputs]
+                for direction in directions(result.detach()):
+                    found = torch.autograd.grad(
+                        (result * direction).sum(), outputs, retain_graph=True, allow_unused=True
+                    )
+                    sums = [s if g is None else s + g.square() for s, g in zip(sums, found, strict=True)]
+            yield dict(zip(names, sums, strict=True))
