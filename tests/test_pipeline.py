@@ -138,9 +138,8 @@ def test_without_an_emulator_the_check_is_recorded_as_not_run(
 def test_a_recipe_that_needs_no_data(network: Path, tmp_path: Path, factory: str) -> None:
     result = build(BuildOptions(f"{network}:{factory}", "host", out=tmp_path / "out", recipe="int8-dynamic"))
     assert result.manifest.model.recipe == "int8-dynamic"
-    for layer in result.manifest.entries["full"].layers:
-        if layer.op == "dense":
-            assert layer.bits == 8
+    layers = result.manifest.entries["full"].layers
+    assert {layer.bits for layer in layers if layer.op == "dense"} == {8}
 
 
 @pytest.mark.parametrize(

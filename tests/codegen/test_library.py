@@ -61,10 +61,10 @@ def _readelf(*arguments: str | Path) -> str:
 @pytest.mark.needs("readelf")
 def test_it_needs_nothing_but_libc_and_libm(bundle: Bundle) -> None:
     needed = set(re.findall(r"\(NEEDED\).*\[(.*)\]", _readelf("-d", bundle.library)))
-    assert needed <= {"libc.so.6", "libm.so.6"}
+    assert {"libc.so.6"} <= needed <= {"libc.so.6", "libm.so.6"}
     versions = re.findall(r"GLIBC_(\d+)\.(\d+)", _readelf("--dyn-syms", bundle.library))
     floor = tuple(int(n) for n in bundle.manifest.target.glibc.split("."))
-    assert all((int(major), int(minor)) <= floor for major, minor in versions)
+    assert (0, 0) < max((int(major), int(minor)) for major, minor in versions) <= floor
 
 
 @pytest.mark.needs("readelf")

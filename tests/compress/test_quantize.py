@@ -107,6 +107,7 @@ def test_training_form_computes_what_the_integers_compute(network: nn.Module, sa
     start_rounding(rounded, Quantize(), samples, samples[:1])
     seen: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
     layers = {name: part for name, part in rounded.named_modules() if isinstance(part, Rounded)}
+    assert len(layers) == 7
     for name, part in layers.items():
         part.register_forward_hook(lambda _p, i, o, name=name: seen.update({name: (i[0], o)}))
     with torch.no_grad():

@@ -50,6 +50,7 @@ def check(
     """
     board = available(target)
     listed = cases(board) if callable(cases) else cases
+    assert listed, f"nothing to check on {target}"
     for case in listed:
         assert case.kernel.refuses(case.op, board) == "", case.op
     for number, (case, (memory, got, _)) in enumerate(zip(listed, run_cases(listed, board), strict=True)):

@@ -54,7 +54,9 @@ def test_flatten_and_reshape_cost_no_call() -> None:
 @pytest.mark.parametrize("network", ["attention", "mixed", "recurrent"])
 def test_what_no_kernel_of_ours_takes_is_vectorised(network: str) -> None:
     entry = lowered(*networks.NETWORKS[network]())
-    for call in [call for call in entry.calls if call.kernel == "tvm"]:
+    generated = [call for call in entry.calls if call.kernel == "tvm"]
+    assert generated
+    for call in generated:
         assert "T.vectorized" in call.function.script(), call.function.script()
 
 
