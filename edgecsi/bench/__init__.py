@@ -12,4 +12,5 @@ report        the result: JSON, text table, picture
 api           run_bench: all of it for one bundle
 shipped       verifies every compressed network that ships, on every target
 results       the script behind docs/results.md; scenarios: what it runs; workloads: networks that do not ship
+knobs         what searching the kernels' knobs would add to it
 """

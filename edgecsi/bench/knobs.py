@@ -1,17 +1,17 @@
-"""What searching the kernels' knobs would add: ``python -m edgecsi.bench.knobs [--only TEXT]``.
+"""What searching the kernels' knobs would add: ``python -m edgecsi.bench.knobs``.
 
 Every layer of a network of the kernels' table is timed alone with its default knobs and with others from its kernel's
 space, and the best are summed up. A layer alone finds its weights in the nearest cache that holds them; so the sums are
-lower than a network's time, and only their ratio says something.
+lower than a network's time, and only their ratio says something. The results are kept in docs/results/knobs.json, and
+docs/results.md is written again.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.bench.environment import judge, machine, snapshot
-from edgecsi.bench.results import write_json
+from edgecsi.bench.results import read_all, words, write_json, write_text
+from edgecsi.bench.results_page import page
 from edgecsi.bench.scenarios import KERNELS, SCENARIOS, Scenario
-from edgecsi.errors import EdgecsiError
+from edgecsi.errors import EdgecsiError, UsageError
 
 FILE = "knobs.json"
 REPEAT = 30
@@ -98,41 +99,76 @@ def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> NDA
     return rng.integers(0, 256, shape).astype(dtype)
 
 
+def searched(only: str = "") -> list[Scenario]:
+    """The rows of the kernels' table that are searched: those with a bar, whose name contains ``only``."""
+    return [
+        scenario
+        for scenario in SCENARIOS
+        if scenario.group == KERNELS
+        and scenario.bar is not None
+        and scenario.device == "local"
+        and not scenario.batch
+        and only in scenario.name
+    ]
+
+
 def search_all(folder: Path, only: str, tell: Callable[[str], None]) -> None:
-    """Search every scenario of the kernels' table that has a bar, and keep what is found in ``folder/knobs.json``."""
-    path = folder / FILE
-    stored: dict[str, Any] = {"kind": "knobs", "machine": asdict(machine()), "rows": {}}
-    if path.is_file():
-        stored["rows"] = json.loads(path.read_text("utf-8"))["rows"]
-    for scenario in SCENARIOS:
-        if scenario.group != KERNELS or scenario.bar is None or scenario.device != "local" or scenario.batch:
-            continue
-        if only not in scenario.name:
-            continue
+    """Search every row of :func:`searched`, and keep what is found in ``folder/knobs.json`` as soon as it is there.
+
+    Whatever fails is kept as the result of that row, and the rest goes on.
+
+    Args:
+        folder: of the raw results.
+        only: part of the names of the rows to search; the others keep what was found before.
+        tell: given a line for every row, when it is done.
+    """
+    rows: dict[str, Any] = read_all(folder).get(Path(FILE).stem, {}).get("rows", {})
+    folder.mkdir(parents=True, exist_ok=True)
+    for scenario in searched(only):
         before = snapshot()
+        row: dict[str, Any] = {"title": scenario.title}
         try:
             layers = search(scenario)
         except EdgecsiError as error:
-            tell(f"{scenario.name}: {error.what}")
-            continue
-        after = snapshot()
-        default, best = sum(layer.default_us for layer in layers), sum(layer.best_us for layer in layers)
-        stored["rows"][scenario.name] = {
-            "title": scenario.title, "default_us": default, "best_us": best, "date": after.date,
-            "validity": asdict(judge(before, after)), "layers": [asdict(layer) for layer in layers],
-        }  # fmt: skip
-        tell(f"{scenario.name}: {default:.2f} µs, {best:.2f} with the best knobs")
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(path, stored)
+            row["error"] = words(error)
+            tell(f"{scenario.name}: failed: {error.why or error.what}")
+        else:
+            after = snapshot()
+            row["default_us"] = sum(layer.default_us for layer in layers)
+            row["best_us"] = sum(layer.best_us for layer in layers)
+            row |= {"date": after.date, "validity": asdict(judge(before, after))}
+            row["layers"] = [asdict(layer) for layer in layers]
+            tell(f"{scenario.name}: {row['default_us']:.2f} µs, {row['best_us']:.2f} with the best knobs")
+        rows[scenario.name] = row
+        kept = {known.name: rows[known.name] for known in searched() if known.name in rows}
+        write_json(folder / FILE, {"kind": "knobs", "machine": asdict(machine()), "rows": kept})
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
     parser = argparse.ArgumentParser(prog="python -m edgecsi.bench.knobs", description=__doc__)
-    parser.add_argument("--only", default="", help="rows whose name contains this text")
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder of results.md")
-    options = parser.parse_args(arguments)
-    search_all(options.docs / "results", options.only, lambda text: print(text, flush=True))
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder that holds results.md")
+    parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name has it")
+    chosen = parser.parse_args(arguments)
+    folder: Path = chosen.docs / "results"
+    try:
+        if not searched(chosen.only):
+            raise UsageError(
+                f"no row has {chosen.only!r} in its name",
+                f"there are {', '.join(row.name for row in searched())}",
+                "choose another --only",
+            )
+        search_all(folder, chosen.only, _say)
+        write_text(chosen.docs / "results.md", page(read_all(folder)))
+    except EdgecsiError as error:
+        _say(f"error: {error}")
+        return error.exit_code
+    return 0
+
+
+def _say(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    sys.exit(main())

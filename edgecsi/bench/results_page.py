@@ -268,8 +268,11 @@ def _knobs(entry: Json | None) -> str:
         return "Not searched yet."
     rows = [["what", "default knobs µs", "best knobs µs", "gain", "validity"]]
     for row in entry["rows"].values():
+        if "error" in row:
+            rows.append([row["title"], _why_not(row), "", "", ""])
+            continue
         gain = 1 - row["best_us"] / row["default_us"]
-        state = row["validity"]["state"]
+        state = "; ".join([row["validity"]["state"], *row["validity"]["reasons"]])
         rows.append([row["title"], number(row["default_us"]), number(row["best_us"]), f"{gain:.0%}", state])
     return markdown(rows)
 
