@@ -59,11 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"there are {', '.join(targets.list_targets())}",
                 "choose other --targets",
             )
-        pairs = [(model, target) for model in shipped_models() if chosen.only in model for target in wanted]
+        pairs = [
+            (model, target)
+            for model in registry.list_compressed()
+            if chosen.only in model
+            for target in wanted
+        ]
         if not pairs:
             raise UsageError(
                 f"no shipped compressed network has {chosen.only!r} in its name",
-                f"there are {', '.join(shipped_models()) or 'none'}",
+                f"there are {', '.join(registry.list_compressed()) or 'none'}",
                 "choose another --only",
             )
         folder.mkdir(parents=True, exist_ok=True)
@@ -74,11 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     return 1 if failed else 0
-
-
-def shipped_models() -> list[str]:
-    """Names of the compressed networks that ship, as ``edgecsi build`` takes them."""
-    return sorted(path.stem for path in registry.WEIGHTS.glob("*+*.safetensors"))
 
 
 def verify_all(
@@ -96,7 +96,7 @@ def verify_all(
         The names of those that failed.
     """
     known: Json = read_all(folder).get(Path(KEPT).stem, {}).get("results", {})
-    models = set(shipped_models())
+    models = set(registry.list_compressed())
     results = {name: result for name, result in known.items() if result["model"] in models}
     for result in results.values():
         result["outdated"] = result["digest"] != digest(result["model"], result["target"])

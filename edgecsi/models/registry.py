@@ -110,6 +110,11 @@ def list_models() -> list[ModelInfo]:
     return [_info(family, cr) for family in FAMILIES.values() for cr in family.ratios or (None,)]
 
 
+def list_compressed() -> list[str]:
+    """Names of the compressed networks that ship, a model and a recipe: ``csinet-cr4+int8-weights``."""
+    return sorted(path.stem for path in WEIGHTS.glob("*+*.safetensors"))
+
+
 def find(name: str) -> ModelInfo:
     """The zoo network of this name.
 
@@ -119,7 +124,7 @@ def find(name: str) -> ModelInfo:
     models = {info.name: info for info in list_models()}
     if name in models:
         return models[name]
-    near = difflib.get_close_matches(name, models, n=3, cutoff=0.4)
+    near = difflib.get_close_matches(name, [*models, *list_compressed()], n=3, cutoff=0.4)
     raise ModelError(
         f"{name!r} is no model of the zoo",
         f"nearest: {', '.join(near)}" if near else f"families: {', '.join(FAMILIES)}",

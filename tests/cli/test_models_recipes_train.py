@@ -20,9 +20,38 @@ def test_models_show_counts_macs_per_entry(capsys: pytest.CaptureFixture[str]) -
     assert cost["full"]["macs"] == cost["encoder"]["macs"] + cost["decoder"]["macs"] == 5_414_912
 
 
-def test_models_show_suggests_the_nearest_name(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["models", "show", "csinet-cr5"]) == 3
-    assert "csinet-cr4" in capsys.readouterr().err
+def test_compressed_networks_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "csinet-cr4+prune80-bsr16x4-int8-dynamic"
+    assert main(["models"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{name} ")]
+    assert line.split()[1:] == ["nmse_db", "-23.26", "-23.05", "5.6%"]
+
+    assert main(["models", "show", name]) == 0
+    output = capsys.readouterr().out
+    for told in (
+        "prune, then nmse_db -23.49",
+        "cdl-ac:24000:seed=1",
+        "-23.26 before, -23.05 after",
+        "(5.6%)",
+    ):
+        assert told in output
+    assert main(["models", "show", name, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["weights"].endswith(f"{name}.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("csinet-cr5", "csinet-cr4"),
+        ("csinet-cr4+int8-trainde", "csinet-cr4+int8-trained"),
+        ("csinet+", "csinet"),
+    ],
+)
+def test_models_show_suggests_the_nearest_name(
+    name: str, nearest: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["models", "show", name]) == 3
+    assert nearest in capsys.readouterr().err
 
 
 def test_recipes_lists_and_shows(capsys: pytest.CaptureFixture[str]) -> None:
