@@ -115,7 +115,7 @@ class Prune:
     teacher: float = _key(0.0, low=0.0, high=1.0)
 
     def explain(self) -> str:
-        how = f"{self.pattern}, {self.scope}, by {self.criterion}"
+        how = f"pattern {self.pattern}, scope {self.scope}, criterion {self.criterion}"
         return f"set {_percent(self.share)} of the weights to zero ({how}){_training(self.epochs, self.lr)}"
 
     @property
@@ -164,7 +164,8 @@ class Quantize:
         }[self.mode]
         bits = f", weights of {self.bits} bits" if self.bits != 8 else ""
         kept = f", but keep {', '.join(self.keep_fp32)}" if self.keep_fp32 else ""
-        wide = f", two planes of codes for {', '.join(self.wide)}" if self.wide else ""
+        which = "every convolution" if self.wide == ("*",) else ", ".join(self.wide)
+        wide = f", the image into {which} as two planes of codes" if self.wide else ""
         return what + bits + wide + kept + _training(self.epochs, self.lr)
 
 
