@@ -74,7 +74,8 @@ class Int8Dense(Kernel):
             unroll = next(u for u in (4, 2, 1) if groups % u == 0 or u == dot.together)
         busy = vectors * dot.accumulators * samples
         sets = max(1, min(unroll // dot.together, (8 if self.rows else 4) // busy))
-        return {"rows": rows, "unroll": unroll, "sets": sets, "samples": samples}
+        ahead = dense_loop.prefetch_ahead(op, target) if samples == 1 else 0
+        return {"rows": rows, "unroll": unroll, "sets": sets, "samples": samples, "ahead": ahead}
 
     def space(self, op: Dense, target: Target) -> dict[str, Any]:
         dot = dot_of(target, op.weight, self.rows or 16)
@@ -85,6 +86,7 @@ class Int8Dense(Kernel):
             "unroll": tuple(sorted({default["unroll"], *(u for u in (1, 2, 4, 8) if u % dot.together == 0)})),
             "sets": (1, 2, 4),
             "samples": tuple(s for s in (1, 2, 4, 8, 16) if s <= batch),
+            "ahead": (0, 2048, 4096) if target.arch == "x86_64" else (0,),
         }
 
     def cost(self, op: Dense, target: Target, knobs: Knobs) -> Cost:
@@ -229,6 +231,7 @@ class Int8Dense(Kernel):
             sets=knobs["sets"],
             samples=knobs["samples"],
             blocks=self._codes_stride(op, knobs) // 4,
+            ahead=knobs["ahead"],
             indices=dense_loop.indices_per_load(target),
         )
         if loop.unroll % dot.together:

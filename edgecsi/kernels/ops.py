@@ -235,6 +235,8 @@ class Dense(Op):
         dynamic: quantise a float32 input per sample, symmetric: ``scale = max|x| / 127``,
             ``code = rne(x * (127 / max|x|))`` in int8 (all codes 0 when max|x| < 1e-36).
         table: float32 ``[entries]``, centroids of clustered weights.
+        among: bytes of all constants that are read in a call of the library, these included; they share the caches.
+            0 if nothing else is read.
     """
 
     weight: NDArray[Any]
@@ -243,6 +245,7 @@ class Dense(Op):
     x_quant: Quant | None = None
     dynamic: bool = False
     table: NDArray[np.float32] | None = None
+    among: int = 0
 
     @property
     def macs(self) -> int:

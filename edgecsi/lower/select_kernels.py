@@ -72,7 +72,18 @@ def select_kernels(graph: Graph, target: Target) -> list[Choice | Node]:
         kernel, knobs, cost = found[0]
         why = "the only one" if len(found) == 1 else _why(found)
         chosen.append(Choice(node, op, kernel, knobs, cost, why, list(node.reads)))
+    _share_caches([c for c in chosen if isinstance(c, Choice)], target)
     return chosen
+
+
+def _share_caches(chosen: list[Choice], target: Target) -> None:
+    """Tell the fully connected layers how many bytes are read beside theirs: their knobs depend on the cache that all
+    of them live in."""
+    among = sum(choice.cost.bytes for choice in chosen)
+    for choice in chosen:
+        if isinstance(choice.op, Dense):
+            choice.op = replace(choice.op, among=among)
+            choice.knobs = choice.kernel.knobs(choice.op, target)
 
 
 def _why(found: list[tuple[Kernel, Knobs, Cost]]) -> str:

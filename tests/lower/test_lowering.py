@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from edgecsi.compress import apply_post_training
 from edgecsi.errors import EdgecsiError, ModelError, UnsupportedOperators
 from edgecsi.lower import PASSES
 from tests._builds import NETWORKS, build_for, lowered
@@ -115,6 +116,20 @@ def test_zeros_choose_the_kernel() -> None:
     assert dense.kernel == "f32_dense"
     assert blocks.kernel != "f32_dense"
     assert blocks.report["bytes"] < dense.report["bytes"] / 4
+
+
+def test_weights_are_prefetched_where_a_call_reads_more_than_the_cache_holds() -> None:
+    one = torch.nn.Sequential(nn.Linear(512, 512)).eval()
+    three = torch.nn.Sequential(*(nn.Linear(512, 512) for _ in range(3))).eval()
+    ahead = []
+    for module in (one, three):
+        example = torch.zeros(1, 512)
+        small = apply_post_training(module, example, "int8-dynamic")
+        plan = lowered(small, example, "x86-64-v3")  # 256 KiB of cache, and as much a layer
+        ahead.append([call.report["knobs"]["ahead"] for call in plan.calls])
+    assert ahead[0] == [0]
+    assert len(ahead[1]) == 3
+    assert min(ahead[1]) > 0
 
 
 def test_weights_computed_while_the_network_runs_are_refused() -> None:
