@@ -86,15 +86,22 @@ class StaticConv2d(CompressedLayer):
         return y
 
 
+def _evened(x: Tensor, centre: Tensor | None, gain: Tensor | None) -> Tensor:
+    x = x if centre is None else x - centre
+    return x if gain is None else x * gain
+
+
 class StaticLinear(CompressedLayer):
     """``quantize``, then ``qs8_linear``: float32 ``[..., I] -> [..., O]``, int8 between.
 
     Args:
         weight: int8 ``[O, I]``, of `bits` bits. weight_scale: float32 ``[O]``. bias: int32 ``[O]``.
-        gain: float32 ``[I]``, what the input is multiplied with first, if anything.
+        centre, gain: float32 ``[I]``, what is subtracted from the input first and what it is multiplied with then, if
+            anything.
         scale, zero_point, offset: quantisation of the input.
     """
 
+    centre: Tensor | None
     gain: Tensor | None
 
     def __init__(
@@ -102,6 +109,7 @@ class StaticLinear(CompressedLayer):
         weight: Tensor,
         weight_scale: Tensor,
         bias: Tensor | None = None,
+        centre: Tensor | None = None,
         gain: Tensor | None = None,
         *,
         scale: float,
@@ -110,12 +118,18 @@ class StaticLinear(CompressedLayer):
         bits: int = 8,
     ) -> None:
         numbers = {"scale": scale, "zero_point": zero_point, "offset": offset, "bits": bits}
-        tensors = {"weight": weight, "weight_scale": weight_scale, "bias": bias, "gain": gain}
+        tensors = {
+            "weight": weight,
+            "weight_scale": weight_scale,
+            "bias": bias,
+            "centre": centre,
+            "gain": gain,
+        }
         super().__init__(tensors, numbers)
         self.scale, self.zero_point, self.offset = scale, zero_point, offset
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x if self.gain is None else x * self.gain
+        x = _evened(x, self.centre, self.gain)
         codes = ops.quantize(x, self.scale, self.zero_point, self.offset)
         y: Tensor = ops.qs8_linear(
             codes, self.weight, self.weight_scale, self.bias, self.scale, self.zero_point
@@ -125,8 +139,9 @@ class StaticLinear(CompressedLayer):
 
 class DynamicLinear(CompressedLayer):
     """``qd8_linear``: the input is quantised sample by sample. weight int8 ``[O, I]`` of `bits` bits,
-    weight_scale and bias float32 ``[O]``, gain as in :class:`StaticLinear`."""
+    weight_scale and bias float32 ``[O]``, centre and gain as in :class:`StaticLinear`."""
 
+    centre: Tensor | None
     gain: Tensor | None
 
     def __init__(
@@ -134,21 +149,28 @@ class DynamicLinear(CompressedLayer):
         weight: Tensor,
         weight_scale: Tensor,
         bias: Tensor | None = None,
+        centre: Tensor | None = None,
         gain: Tensor | None = None,
         *,
         bits: int = 8,
     ) -> None:
-        tensors = {"weight": weight, "weight_scale": weight_scale, "bias": bias, "gain": gain}
+        tensors = {
+            "weight": weight,
+            "weight_scale": weight_scale,
+            "bias": bias,
+            "centre": centre,
+            "gain": gain,
+        }
         super().__init__(tensors, {"bits": bits})
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x if self.gain is None else x * self.gain
+        x = _evened(x, self.centre, self.gain)
         y: Tensor = ops.qd8_linear(x, self.weight, self.weight_scale, self.bias)
         return y
 
 
 class WeightOnlyLinear(CompressedLayer):
-    """``qs8w_linear``: the input stays float32. Tensors as in :class:`DynamicLinear`, without a gain."""
+    """``qs8w_linear``: the input stays float32. Tensors as in :class:`DynamicLinear`, without centre and gain."""
 
     def __init__(
         self, weight: Tensor, weight_scale: Tensor, bias: Tensor | None = None, *, bits: int = 8

@@ -12,8 +12,9 @@ each layer is fitted anew, by least squares, to give the fp32 network's output f
 weights are rounded so that their errors cancel.
 
 Two things make a step finer. The inputs of a dense layer behind an image differ in size by orders of magnitude, few
-delay taps hold the energy: they are multiplied with a gain each, and the weights divided by it (Xiao et al., arXiv
-2211.10438). And a convolution may take its input in two planes of codes, `wide` in a recipe.
+delay taps hold the energy: from each its mean is subtracted, they are multiplied with a gain each, and the weights
+divided by it (Xiao et al., arXiv 2211.10438). And a convolution may take its input in two planes of codes, `wide` in a
+recipe.
 """
 
 from __future__ import annotations
@@ -51,8 +52,9 @@ _FIT_POSITIONS, _FIT_SAMPLES = 1 << 16, 32  # of an image, enough to fit a layer
 _PROJECTIONS = 4  # random sums of the output whose gradients say how much an error weighs
 _LEAST = 1e-3  # that an error weighs, of the mean
 _FINE = (8, 16, 32)  # steps of the second plane to one of the first; the finer, the coarser are its weights
-_GAIN_POWERS = (0.25, 0.5, 0.75)
-_GAIN_WORTH = 0.5  # of the error must be left at most for a gain to be worth a pass over the input
+_GAIN_POWERS = (0.25, 0.5, 0.75, 0.9)
+_WORTH = 0.5  # of the error must be left at most for a centre or gain to be worth its bytes
+_LEFT = 0.3  # of what a rounded weight errs, once the errors of all inputs cancel
 _PACE = 6.0  # how much faster than a weight the step of an input trains
 _BIAS_UNITS = 1 << 24  # a bias keeps at least float32's precision, and stays far from int32's end
 
@@ -74,10 +76,22 @@ class Range:
 
 @dataclass(frozen=True)
 class Input:
-    """What a layer's input is multiplied with first, float32 ``[I]``, and how it is quantised, if static."""
+    """What is subtracted from a layer's input first and what it is multiplied with then, float32 ``[I]``, and how it is
+    quantised, if static."""
 
+    centre: Tensor | None = None
     gain: Tensor | None = None
     range: Range | None = None
+
+    def evened(self, x: Tensor) -> Tensor:
+        """The input as it is quantised."""
+        x = x if self.centre is None else x - self.centre
+        return x if self.gain is None else x * self.gain
+
+    def restored(self, x: Tensor) -> Tensor:
+        """What :func:`evened` was given."""
+        x = x if self.gain is None else x / self.gain
+        return x if self.centre is None else x + self.centre
 
 
 def layers_of(module: nn.Module, step: Quantize) -> dict[str, nn.Conv2d | nn.Linear]:
@@ -186,16 +200,18 @@ def calibrate(module: nn.Module, samples: Tensor, step: Quantize) -> dict[str, I
             raise DataError(
                 f"the input of {name} is NaN or infinite", "it cannot be quantised", "check the data"
             )
-        static, method, gain = step.mode == "static", step.calibration, None
+        method = step.calibration if step.mode == "static" else None
+        given = Input()
         if isinstance(layer, nn.Linear):
             used = (layer.weight != 0).any(0)
             x = x[..., used].flatten(0, -2)  # inputs that are pruned away have no say
-            if (some := _gain(x, layer.weight[:, used], method if static else None)) is not None:
-                gain, x = torch.ones(len(used)), x * some
-                gain[used] = some
-        found[name] = Input(gain, _measured(x, method) if static else None)
+            given = _evening(x, layer.weight[:, used], method)
+            x = given.evened(x)
+            given = Input(_spread(given.centre, used, 0.0), _spread(given.gain, used, 1.0))
+        found[name] = dataclasses.replace(given, range=_measured(x, method) if method else None)
         if isinstance(layer, nn.Conv2d) and layer.groups == 1 and matches(name, step.wide):
-            found[name] = Input(None, _widened(x, layer, method))
+            assert method is not None
+            found[name] = Input(range=_widened(x, layer, method))
     if step.calibration == "output" and step.mode == "static":
         _shrink(module, watched, found, samples[:_TRIED_SAMPLES])
     return found
@@ -214,7 +230,7 @@ def _widened(x: Tensor, conv: nn.Conv2d, method: str) -> Range:
     tried = []
     for fine in _FINE:
         measured = _measured(x, method, fine)
-        rounded = Rounded(copy.deepcopy(conv), step, Input(None, measured))
+        rounded = Rounded(copy.deepcopy(conv), step, Input(range=measured))
         codes, scale = rounded.codes()
         weight = codes * scale[:, None, None, None]
         wanted = functional.conv2d(
@@ -230,32 +246,52 @@ def _widened(x: Tensor, conv: nn.Conv2d, method: str) -> Range:
     return min(tried, key=lambda candidate: candidate[:2])[2]
 
 
-def _gain(x: Tensor, weight: Tensor, method: str | None) -> Tensor | None:
-    """Factors ``[I]`` that make inputs ``[N, I]`` more alike; None if that is not worth the while.
+def _evening(x: Tensor, weight: Tensor, method: str | None) -> Input:
+    """The centre and gain that make inputs ``[N, I]`` more alike, each only if it is worth it.
 
     Args:
         weight: ``[O, I]``. method: of calibration; None if every sample has its own range.
     """
     if x.numel() == 0:
-        return None
+        return Input()
     wanted = x @ weight.T
-    peaks = x.abs().amax(0)
-    peaks = peaks.clamp_min(1e-3 * float(peaks.max()) + 1e-30) / peaks.max().clamp_min(1e-30)
+    wanted -= wanted.mean(0)
 
-    def error(gain: Tensor) -> float:
-        scaled = x * gain
+    def error(given: Input) -> float:
+        even = given.evened(x)
         if method is None:
-            unit = scaled.abs().amax(-1, keepdim=True).div(127).clamp_min(1e-30)
-            scaled = (scaled / unit).round_() * unit
+            unit = even.abs().amax(-1, keepdim=True).div(127).clamp_min(1e-30)
+            even = (even / unit).round_() * unit
         else:
-            scaled = _measured(scaled, method).rounded(scaled)
-        codes, scale = quantize_weight(weight / gain)
-        return float((scaled @ (codes * scale[:, None]).T - wanted).square().sum())
+            even = _measured(even, method).rounded(even)
+        exact = weight if given.gain is None else weight / given.gain
+        codes, scale = quantize_weight(exact)
+        made = even @ torch.lerp(exact, codes * scale[:, None], _LEFT).T
+        # what does not differ from sample to sample is taken back through the bias
+        return float((made - made.mean(0) - wanted).square().sum())
 
-    gains = [peaks**-power for power in _GAIN_POWERS]
-    errors = [error(gain) for gain in gains]
-    best = min(range(len(gains)), key=errors.__getitem__)
-    return gains[best] if errors[best] < _GAIN_WORTH * error(torch.ones_like(peaks)) else None
+    def gains(centre: Tensor | None) -> list[Input]:
+        peaks = Input(centre).evened(x).abs().amax(0)
+        peaks = peaks.clamp_min(1e-3 * float(peaks.max()) + 1e-30) / peaks.max().clamp_min(1e-30)
+        return [Input(centre, peaks**-power) for power in _GAIN_POWERS]
+
+    mean = x.mean(0)
+    best, least = Input(), error(Input())
+    for tried in ([Input(mean)], gains(None), gains(mean)):
+        errors = [error(given) for given in tried]
+        if min(errors) < _WORTH * least:
+            least = min(errors)
+            best = tried[errors.index(least)]
+    return best
+
+
+def _spread(values: Tensor | None, used: Tensor, other: float) -> Tensor | None:
+    """Values of the used inputs, and another for the rest."""
+    if values is None:
+        return None
+    every = torch.full(used.shape, other)
+    every[used] = values
+    return every
 
 
 def _range(low: float, high: float, offset: float, fine: int = 1) -> Range:
@@ -273,20 +309,20 @@ def _shrink(
     """
     wanted = module(samples)
     for name, layer in layers.items():
-        full, gain, best = found[name].range, found[name].gain, float("inf")
+        given, best = found[name], float("inf")
+        full = given.range
         assert full is not None
-        factor = torch.ones(()) if gain is None else gain
         for share in _SHRINKS:
             tried = dataclasses.replace(full, scale=full.scale * share)
             hook = layer.register_forward_pre_hook(
-                lambda _l, x, tried=tried, by=factor: (tried.rounded(x[0] * by) / by,)
+                lambda _l, x, tried=tried, given=given: (given.restored(tried.rounded(given.evened(x[0]))),)
             )
             try:
                 error = float((module(samples) - wanted).square().mean())
             finally:
                 hook.remove()
             if error < best:
-                best, found[name] = error, Input(gain, tried)
+                best, found[name] = error, dataclasses.replace(given, range=tried)
 
 
 def _offset(x: Tensor) -> float:
@@ -371,15 +407,17 @@ class Rounded(nn.Module):
     ) -> None:
         super().__init__()
         measured = given.range
-        self.layer, self.step, self.measured, self.gain = layer, step, measured, given.gain
+        self.layer, self.step, self.measured, self.given = layer, step, measured, given
         self.fine = 1 if measured is None else measured.fine
-        if given.gain is not None:
-            with torch.no_grad():
-                layer.weight.div_(given.gain)
         self.chosen: tuple[Tensor, Tensor] | None = None  # codes and scale other than the nearest
         self.step_of_input = 0.0  # size of a rounding step, as last seen
         outputs = len(layer.weight)
         bias = torch.zeros(outputs).double() if layer.bias is None else layer.bias.detach().double()
+        if given.centre is not None:
+            bias = bias + layer.weight.detach().double() @ given.centre.double()
+        if given.gain is not None:
+            with torch.no_grad():
+                layer.weight.div_(given.gain)
         offset = 0.0 if measured is None else measured.offset
         if isinstance(layer, nn.Linear):
             bias = bias + layer.weight.detach().double().sum(1) * offset
@@ -433,7 +471,7 @@ class Rounded(nn.Module):
         bias = self.bias.detach()
         if measured is None:
             if step.mode == "dynamic":
-                return DynamicLinear(codes, scale, bias, self.gain, bits=step.bits)
+                return DynamicLinear(codes, scale, bias, self.given.centre, self.given.gain, bits=step.bits)
             return WeightOnlyLinear(codes, scale, bias, bits=step.bits)
         measured = dataclasses.replace(measured, scale=float(self._scale().detach()))
         unit = (measured.scale * scale.double()).reshape(-1, *[1] * (bias.ndim - 1))
@@ -441,7 +479,7 @@ class Rounded(nn.Module):
         numbers: dict[str, Any] = {**asdict(measured), "bits": step.bits}
         if isinstance(layer, nn.Linear):
             del numbers["fine"]
-            return StaticLinear(codes, scale, units, self.gain, **numbers)
+            return StaticLinear(codes, scale, units, self.given.centre, self.given.gain, **numbers)
         left, right, top, bottom = _four_sides(layer)
         window: dict[str, Any] = {"stride": list(layer.stride), "padding": [top, bottom, left, right]}
         return StaticConv2d(
@@ -469,8 +507,7 @@ class Rounded(nn.Module):
     def _planes(self, x: Tensor) -> list[Tensor]:
         """What the integer layer sees of its input, less the offset: the codes' values, and those of the second
         plane."""
-        if self.gain is not None:
-            x = x * self.gain
+        x = self.given.evened(x)
         if self.measured is not None:
             scale, zero = self._scale(), self.measured.zero_point
             self.step_of_input = float(scale.detach()) / self.fine

@@ -137,8 +137,8 @@ def _check(layer: CompressedLayer, path: str) -> None:
         assert tensor.dtype == dtype, f"{path}.{name} is {tensor.dtype}"
         if name in ("weight_scale", "bias"):
             assert tensor.shape[0] == outputs, f"{path}.{name} has the shape {list(tensor.shape)}"
-        if name == "gain":
-            assert tensor.shape == tensors["weight"].shape[1:], f"{path}.gain"
+        if name in ("centre", "gain"):
+            assert tensor.shape == tensors["weight"].shape[1:], f"{path}.{name}"
     if isinstance(layer, StaticConv2d):
         assert layer.fine in (1, 2, 4, 8, 16, 32, 64), f"{path}.fine"
         assert layer.fine == 1 or layer.groups == 1, f"{path}.fine"

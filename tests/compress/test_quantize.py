@@ -12,6 +12,7 @@ from torch import nn
 from edgecsi.compress import apply_post_training, recipe
 from edgecsi.compress.layers import StaticConv2d, StaticLinear
 from edgecsi.compress.quantize import (
+    Input,
     Rounded,
     fold_batch_norm,
     quantize,
@@ -126,7 +127,10 @@ def test_static_layers_equal_the_kernels_reference(network: nn.Module, samples: 
         part.register_forward_hook(lambda _p, i, o, name=name: seen.update({name: (i[0], o)}))
     module(samples[:2])
     for name, part in static.items():
-        x, y = (t.numpy() for t in seen[name])
+        x, y = seen[name]
+        if isinstance(part, StaticLinear):
+            x = Input(part.centre, part.gain).evened(x)
+        x, y = x.numpy(), y.numpy()
         quant = Quant(part.scale, part.zero_point, part.offset)
         codes = quant.codes(np.ascontiguousarray(x))
         common = {
@@ -169,20 +173,23 @@ def test_two_planes_of_codes_are_finer_and_equal_the_kernels_reference(
 
 
 @pytest.mark.parametrize("mode", ["static", "dynamic"])
-def test_inputs_of_very_different_size_get_a_gain_each(mode: str) -> None:
+def test_inputs_of_very_different_size_or_mean_are_evened_out(mode: str) -> None:
     torch.manual_seed(0)
     size = torch.logspace(0, -3, 64)
-    x = torch.randn(300, 64) * size
-    layer = nn.Sequential(nn.Linear(64, 32))
-    nn.init.normal_(layer[0].weight)
-    with torch.no_grad():
-        layer[0].weight /= size.sqrt()
-    even = nn.Sequential(nn.Linear(64, 32))
-    for network, inputs, has_gain in ((layer, x, True), (even, torch.randn(300, 64), False)):
-        network.requires_grad_(False)
-        small = quantize(copy.deepcopy(network), Quantize(mode=mode), inputs, inputs[:1])
-        assert (small[0].gain is not None) == has_gain
-        assert error_db(network(inputs), small(inputs)) < -30
+    even = torch.randn(300, 64)
+    for inputs, has_centre, has_gain in (
+        (even, False, False),
+        (even * size, False, True),
+        (even + 100 * torch.randn(64), True, False),
+        ((even + 100 * torch.randn(64)) * size, True, True),
+    ):
+        layer = nn.Sequential(nn.Linear(64, 32)).requires_grad_(False)
+        nn.init.normal_(layer[0].weight)
+        if has_gain:
+            layer[0].weight /= size.sqrt()
+        small = quantize(copy.deepcopy(layer), Quantize(mode=mode), inputs, inputs[:1])
+        assert (small[0].centre is not None, small[0].gain is not None) == (has_centre, has_gain)
+        assert error_db(layer(inputs), small(inputs)) < -30
 
 
 def test_the_response_to_the_constant_is_exact_at_the_border_too() -> None:
