@@ -337,39 +337,53 @@ def pack_codes(values: Sequence[Expr], quant: Quant, target: Target, bounded: bo
 class Piece:
     """Pixels to store: `values` are as many fp32 vectors as a group has channels, all of the same pixels.
 
-    `follows`: the place is directly behind the previous piece's.
+    `follows`: the place is directly behind the previous piece's. `phases`: instead of one vector a channel has
+    so many, side by side in `values`; they take turns pixel by pixel.
     """
 
     offset: Expr
     values: Sequence[Expr]
     follows: bool = False
+    phases: int = 1
 
 
 def store_codes(
     buffer: Any, pieces: Sequence[Piece], quant: Quant, target: Target, bounded: bool = False
 ) -> None:
     """Quantise pieces, interleave their channels (1, 2 or 4 a group) and store them; see `pack_codes`."""
-    group = len(pieces[0].values)
-    at_once = 4 // group
+    size, phases = len(pieces[0].values), pieces[0].phases
+    at_once = max(4 // size, 1)
     for first in range(0, len(pieces), at_once):
         some = pieces[first : first + at_once]
         vectors = [v for piece in some for v in piece.values]
         lanes = lanes_of(vectors[0])
-        packed = pack_codes([*vectors, *[vectors[-1]] * (4 - len(vectors))], quant, target, bounded)
+        vectors += [vectors[-1]] * (-len(vectors) % 4)
+        fours = [vectors[i : i + 4] for i in range(0, len(vectors), 4)]
+        packed = [pack_codes(four, quant, target, bounded) for four in fours]
+        if len(packed) > 1:
+            packed = [let(codes) for codes in packed]
+
+        def lane(vector: int, p: int, lanes: int = lanes) -> int:
+            """Where code `p` of a vector is."""
+            return vector // 4 * 4 * lanes + p // 4 * 16 + vector % 4 * 4 + p % 4
+
         order = [
-            p // 4 * 16 + (i * group + c) * 4 + p % 4
+            lane(i * size + c * phases + phase, p)
             for i in range(len(some))
             for p in range(lanes)
-            for c in range(group)
+            for phase in range(phases)
+            for c in range(size // phases)
         ]
         if len(some) == 1 or all(piece.follows for piece in some[1:]):
-            store(buffer, some[0].offset, shuffle([packed], order))
+            widest = 4 * lanes
+            for i in range(0, len(order), widest):
+                store(buffer, some[0].offset + i, shuffle(packed, order[i : i + widest]))
             continue
         # One shuffle of the whole register, then its parts: cheaper than a shuffle for each part.
-        whole = let(shuffle([packed], order))
-        size = lanes * group
+        whole = let(shuffle(packed, order))
         for i, piece in enumerate(some):
-            store(buffer, piece.offset, shuffle([whole], range(i * size, (i + 1) * size)))
+            part_size = lanes * size
+            store(buffer, piece.offset, shuffle([whole], range(i * part_size, (i + 1) * part_size)))
 
 
 class Finish:
