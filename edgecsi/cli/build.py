@@ -43,8 +43,13 @@ def _shape(_context: click.Context, _option: click.Parameter, text: str | None) 
 @click.option(
     "--random-weights", is_flag=True, help="Seeded random weights for a zoo network that ships none."
 )
-@click.option("--recipe", help="Compression that needs no training: int8-dynamic, or int8-wide with --calib.")
-@click.option("--calib", metavar="DATA", help="Channels to calibrate int8-static and int8-wide with.")
+@click.option("--recipe", help="Compression that needs no training, such as int8-dynamic or int8-wide.")
+@click.option(
+    "--calib",
+    metavar="DATA",
+    help="Channels like those to come, to fit int8 layers to: int8-static and int8-wide need them, int8-dynamic is "
+    "more accurate with them.",
+)
 @click.option(
     "--input-shape", callback=_shape, metavar="1,2,32,32", help="Where the factory gives no example."
 )
