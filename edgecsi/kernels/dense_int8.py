@@ -12,12 +12,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.kernels import dense_loop
+from edgecsi.kernels import dense_loop, narrow_weights
 from edgecsi.kernels.base import Kernel, Knobs
 from edgecsi.kernels.dense_loop import Loop, dense_vectors, shared_samples
-from edgecsi.kernels.dot import Dot, dot_of
+from edgecsi.kernels.dot import Dot, NarrowVnni, dot_of
 from edgecsi.kernels.ops import TINY, Cost, Dense
-from edgecsi.kernels.sparse import Compact, block_mask, compact, narrow, pack_all, pack_blocks, sections
+from edgecsi.kernels.sparse import (
+    Compact,
+    Section,
+    block_mask,
+    compact,
+    narrow,
+    pack_all,
+    pack_blocks,
+    sections,
+)
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -58,7 +67,7 @@ class Int8Dense(Kernel):
         dot = dot_of(target, op.weight, self.rows or 16)
         batch = op.x.shape[0]
         samples = shared_samples(batch, target, dot.accumulators)
-        outputs, inputs = self._compact(op).weight.shape
+        outputs, inputs = self._compact(op, {}).weight.shape
         groups = -(-inputs // 4)
         if self.rows:
             vectors = self.rows // dot.outputs
@@ -75,7 +84,11 @@ class Int8Dense(Kernel):
         busy = vectors * dot.accumulators * samples
         sets = max(1, min(unroll // dot.together, (8 if self.rows else 4) // busy))
         ahead = dense_loop.prefetch_ahead(op, target) if samples == 1 else 0
-        return {"rows": rows, "unroll": unroll, "sets": sets, "samples": samples, "ahead": ahead}
+        # What a good part of the L2 cache holds is read as fast as narrow weights are taken apart.
+        narrow = int(samples == 1 and 2 * op.weight.nbytes > target.l2_bytes and self._narrows(op, target))
+        return {
+            "rows": rows, "unroll": unroll, "sets": sets, "samples": samples, "ahead": ahead, "narrow": narrow,
+        }  # fmt: skip
 
     def space(self, op: Dense, target: Target) -> dict[str, Any]:
         dot = dot_of(target, op.weight, self.rows or 16)
@@ -87,10 +100,12 @@ class Int8Dense(Kernel):
             "sets": (1, 2, 4),
             "samples": tuple(s for s in (1, 2, 4, 8, 16) if s <= batch),
             "ahead": (0, 2048, 4096) if target.arch == "x86_64" else (0,),
+            "narrow": (0, 1) if self._narrows(op, target) else (0,),
         }
 
     def cost(self, op: Dense, target: Target, knobs: Knobs) -> Cost:
-        outputs, inputs = self._compact(op).weight.shape
+        small = self._compact(op, knobs)
+        outputs, inputs = small.weight.shape
         rows = knobs["rows"]
         dot = dot_of(target, op.weight, rows)
         panels = -(-outputs // rows)
@@ -106,8 +121,8 @@ class Int8Dense(Kernel):
             blocks=blocks,
             panels=panels,
             vectors=rows // dot.outputs,
-            vector_bytes=dot.vector,
-            instructions=dot.steps,
+            vector_bytes=dot.vector * narrow_weights.share_stored(small.widths, -(-inputs // 4)),
+            instructions=dot.steps + 1.5 * sum(groups for _, groups in small.widths) / -(-inputs // 4),
             index_bytes=2 if self.rows else 0,
             samples=knobs["samples"],
             prepared=self._prepared(op, target, dot, knobs),
@@ -115,27 +130,54 @@ class Int8Dense(Kernel):
         )
 
     def _spills(self, op: Dense, target: Target) -> bool:
-        return dense_loop.spills(op, self._compact(op).outputs is not None, target.lanes_f32)
+        return dense_loop.spills(op, self._compact(op, {}).outputs is not None, target.lanes_f32)
 
     def _prepared(self, op: Dense, target: Target, dot: Dot, knobs: Knobs) -> int:
         """Bytes moved to write codes and to collect spilled sums, for a sample."""
-        small = self._compact(op)
+        small = self._compact(op, knobs)
         moved = 0
         if not self._direct(op, dot, knobs):
             moved += op.weight.shape[1] * (12 if self.dynamic else 2)
             if small.inputs is not None:
-                moved += small.inputs.size * 32
+                moved += self._places(op, small)[0].size * 32
         if self._spills(op, target):
             moved += op.weight.shape[0] * 8 + (small.outputs.size * 32 if small.outputs is not None else 0)
         return moved
 
-    def _compact(self, op: Dense) -> Compact:
-        """The weights, without rows and columns of zeros if all are stored."""
-        return Compact(op.weight) if self.rows else compact(op.weight, op.weight != 0)
+    def _compact(self, op: Dense, knobs: Knobs) -> Compact:
+        """The weights as they are stored: if all are, without rows and columns of zeros, and sorted if narrow."""
+        if self.rows:
+            return Compact(op.weight)
+        small = compact(op.weight, op.weight != 0)
+        if not knobs.get("narrow"):
+            return small
+        order, widths = narrow_weights.sort_groups(small.weight)
+        inputs = order if small.inputs is None else small.inputs[order]
+        return Compact(small.weight[:, order], small.outputs, inputs, widths)
+
+    def _narrows(self, op: Dense, target: Target) -> bool:
+        """Whether weights can be narrow, many are, and the target has instructions to spare for taking them apart."""
+        small = self._compact(op, {}).weight
+        if self.rows or target.dot != "avx512_vnni" or small.shape[1] % (4 * narrow_weights.TOGETHER):
+            return False
+        _, widths = narrow_weights.sort_groups(small)
+        return narrow_weights.share_stored(widths, small.shape[1] // 4) <= 0.95
+
+    def _places(self, op: Dense, small: Compact) -> tuple[NDArray[np.int64], int]:
+        """Where the inputs of a compacted matrix are found, and how many neighbours each place stands for."""
+        places = small.inputs
+        assert places is not None
+        if not self.dynamic:
+            memory = dense_loop.positions(op.x, 1)
+            assert memory is not None
+            places = memory[places]
+        if places.size % 4 == 0 and (np.diff(places.reshape(-1, 4)) == 1).all():
+            return places[::4], 4
+        return places, 1
 
     def _direct(self, op: Dense, dot: Dot, knobs: Knobs) -> bool:
         """Whether the blocks can be read from the input as it is."""
-        if self.dynamic or not dot.unsigned or self._compact(op).inputs is not None:
+        if self.dynamic or not dot.unsigned or self._compact(op, knobs).inputs is not None:
             return False
         places = dense_loop.positions(op.x, 4)
         if places is None:
@@ -143,7 +185,7 @@ class Int8Dense(Kernel):
         return bool(self.rows) or (places.size % knobs["unroll"] == 0 and (np.diff(places) == 4).all())
 
     def _pack(self, op: Dense, target: Target, knobs: Knobs) -> dict[str, NDArray[Any]]:
-        small = self._compact(op)
+        small = self._compact(op, knobs)
         outputs, inputs = small.weight.shape
         dot = dot_of(target, op.weight, knobs["rows"])
         parts = sections(outputs, knobs["rows"], self.rows or dot.outputs)
@@ -157,11 +199,10 @@ class Int8Dense(Kernel):
             assert blocks.start is not None
             packed |= {"weights": _flat(blocks.values), "index": blocks.index, "start": blocks.start}
         else:
-            packed["weights"] = _flat(pack_all(small.weight, parts, 4, knobs["unroll"]).values)
+            blocks = pack_all(small.weight, parts, 4, knobs["unroll"])
+            packed["weights"] = _flat(_narrowed(blocks.values, parts, small.widths))
         if small.inputs is not None:
-            memory = dense_loop.positions(op.x, 1)
-            assert memory is not None
-            packed["inputs"] = narrow(small.inputs if self.dynamic else memory[small.inputs])
+            packed["inputs"] = narrow(self._places(op, small)[0])
         if small.outputs is not None:
             packed["outputs"] = narrow(small.outputs)
         assert op.scale is not None
@@ -191,11 +232,11 @@ class Int8Dense(Kernel):
     def _codes_stride(self, op: Dense, knobs: Knobs) -> int:
         """Bytes of one sample's codes in the workspace."""
         step = 4 * knobs["unroll"]
-        return int(-(-self._compact(op).weight.shape[1] // step) * step)
+        return int(-(-self._compact(op, knobs).weight.shape[1] // step) * step)
 
     def _workspace(self, op: Dense, target: Target, knobs: Knobs) -> dict[str, int]:
         """Where in the workspace things begin; ``end`` is its size."""
-        small = self._compact(op)
+        small = self._compact(op, knobs)
         batch = op.x.shape[0]
         sizes = {"codes": 0, "steps": 0, "all": 0, "sums": 0}
         if not self._direct(op, dot_of(target, op.weight, knobs["rows"]), knobs):
@@ -220,7 +261,7 @@ class Int8Dense(Kernel):
         from edgecsi.kernels import emit as e
 
         dot = dot_of(target, op.weight, knobs["rows"])
-        small = self._compact(op)
+        small = self._compact(op, knobs)
         batch = op.x.shape[0]
         packed = self._pack(op, target, knobs)
         constants = [*packed.values(), *e.epilogue_constants(op)]
@@ -231,6 +272,7 @@ class Int8Dense(Kernel):
             sets=knobs["sets"],
             samples=knobs["samples"],
             blocks=self._codes_stride(op, knobs) // 4,
+            first=[(NarrowVnni(bits), groups) for bits, groups in small.widths],
             ahead=knobs["ahead"],
             indices=dense_loop.indices_per_load(target),
         )
@@ -243,7 +285,8 @@ class Int8Dense(Kernel):
             x, stride, scratch = buffers[0], op.x.stride, buffers[-1]
             if not self._direct(op, dot, knobs):
                 x, stride = scratch, self._codes_stride(op, knobs)
-                _write_codes(op, dot, target, buffers[0], scratch, stride, room, named.get("inputs"))
+                run = self._places(op, small)[1] if small.inputs is not None else 1
+                _write_codes(op, dot, target, buffers[0], scratch, stride, room, named.get("inputs"), run)
 
             def value(total: Any, output: Any, sample: Any) -> Any:
                 lanes = e.lanes_of(total)
@@ -272,6 +315,24 @@ def _flat(values: Sequence[NDArray[Any]]) -> NDArray[Any]:
     return np.concatenate([v.reshape(-1) for v in values])
 
 
+def _narrowed(
+    values: Sequence[NDArray[Any]], parts: Sequence[Section], widths: Sequence[tuple[int, int]]
+) -> list[NDArray[Any]]:
+    """Blocks ``[panels * blocks, rows, 4]`` of each section with the first of every panel in fewer bits."""
+    result = []
+    for part, blocks in zip(parts, values, strict=True):
+        panels = blocks.reshape(part.panels, -1, part.rows, 4)
+        pieces, at = [], 0
+        for bits, groups in widths:
+            some = panels[:, at : at + groups].reshape(
+                part.panels, -1, narrow_weights.TOGETHER, part.rows // 16, 64
+            )
+            pieces.append(narrow_weights.pack_bits(some.swapaxes(2, 3), bits).reshape(part.panels, -1))
+            at += groups
+        result.append(np.concatenate([*pieces, panels[:, at:].reshape(part.panels, -1)], axis=1))
+    return result
+
+
 def _write_codes(
     op: Dense,
     dot: Dot,
@@ -281,6 +342,7 @@ def _write_codes(
     stride: int,
     room: Mapping[str, int],
     inputs: Any | None,
+    run: int,
 ) -> None:
     """Emit the pass over the input that leaves codes in the workspace, and for dynamic ones the size of a
     step.
@@ -288,6 +350,7 @@ def _write_codes(
     Args:
         stride: bytes between samples' codes. room: see `_workspace`.
         inputs: buffer with the inputs that a compacted matrix uses: their places in memory if static.
+        run: how many neighbours each of these stands for.
     """
     from tvm.tirx.script import builder as T
 
@@ -303,7 +366,7 @@ def _write_codes(
         if op.x_quant is not None and inputs is not None:
             with e.serial(inputs.shape[0]) as k:
                 place = sample * op.x.stride + T.cast(inputs[k], "int32")
-                e.store(scratch, here + k, signed(x[place]))
+                e.store(scratch, here + k * run, signed(e.load(x, place, run)))
             return
         if op.x_quant is not None:
 
@@ -328,7 +391,9 @@ def _write_codes(
         dense_loop.each_run(op.x, lanes, quantize)
         if inputs is not None:
             with e.serial(inputs.shape[0]) as k:
-                e.store(scratch, here + k, scratch[room["all"] + T.cast(inputs[k], "int32")])
+                e.store(
+                    scratch, here + k * run, e.load(scratch, room["all"] + T.cast(inputs[k], "int32"), run)
+                )
 
 
 def _peak(op: Dense, lanes: int, x: Any, sample: Any) -> Any:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
+from operator import add
 from typing import Any, Protocol
 
 import numpy as np
@@ -71,6 +73,7 @@ class Loop:
         unroll: blocks per iteration. sets: independent sums for neighbouring blocks of a panel (hides
             latency).
         samples: samples of the batch that share a loaded block.
+        first: units that multiply a panel's first blocks where all are stored, and how many blocks each.
         ahead: bytes of the weights by which they are prefetched, 0 if they are not.
         indices: 16-bit indices that are read with one load: 1, 2 or 4.
     """
@@ -80,8 +83,27 @@ class Loop:
     sets: int
     samples: int
     blocks: int = 0
+    first: Sequence[tuple[Unit, int]] = ()
     ahead: int = 0
     indices: int = 1
+
+    def unroll_of(self, unit: Unit) -> int:
+        """Blocks per iteration of one of the units."""
+        return max(self.unroll, unit.together)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Neighbouring blocks of a panel that a unit multiplies.
+
+    Attributes:
+        count: iterations. element: where the weights begin. skipped: inputs in front of these blocks'.
+    """
+
+    unit: Unit
+    count: Expr
+    element: Expr
+    skipped: int = 0
 
 
 def multiply(
@@ -110,16 +132,18 @@ def multiply(
     for part in loop.parts:
         size = part.rows // unit.outputs * unit.elements
 
-        def panel(
-            p: Expr, first: Expr, count: Expr, element: Expr, part: Section = part, size: int = size
-        ) -> None:
+        def panel(p: Expr, first: Expr, runs: Sequence[Run], part: Section = part) -> None:
             def tile(sample: Expr, samples: int) -> None:
-                sums = _block_sums(
-                    unit, loop, samples, part.rows // unit.outputs, size, weights, element, x,
-                    [(sample + s) * stride for s in range(samples)], index, start, first, count,
-                )  # fmt: skip
+                sums = [
+                    _block_sums(
+                        run, loop, samples, part.rows // unit.outputs, weights, x,
+                        [(sample + s) * stride + run.skipped for s in range(samples)], index, start, first,
+                    )
+                    for run in runs
+                ]  # fmt: skip
                 for s in range(samples):
-                    finish(part, p, sample + s, sums[s])
+                    together = zip(*(of_run[s] for of_run in sums), strict=True)
+                    finish(part, p, sample + s, [reduce(add, of_vector) for of_vector in together])
 
             whole = batch // loop.samples
             if whole:
@@ -129,39 +153,45 @@ def multiply(
                 tile(whole * loop.samples + sample, samples)
 
         if start is None:
+            narrow = [(one, blocks, part.rows // one.outputs * one.elements) for one, blocks in loop.first]
+            rest = loop.blocks - sum(blocks for _, blocks in loop.first)
+            stretches = [*narrow, *([(unit, rest, size)] if rest else [])]
+            length = sum(blocks * of_block for _, blocks, of_block in stretches)
             with e.serial(part.panels) as p:
-                panel(p, 0, loop.blocks // loop.unroll, before + p * (loop.blocks * size))
-            before += part.panels * loop.blocks * size
+                runs, element, skipped = [], before + p * length, 0
+                for one, blocks, of_block in stretches:
+                    runs.append(Run(one, blocks // loop.unroll_of(one), element, skipped))
+                    element, skipped = element + blocks * of_block, skipped + blocks * one.inputs
+                panel(p, 0, runs)
+            before += part.panels * length
         else:
             # Sections share the arrays; where panels are narrower, all weights move up by a constant.
             moved = start[panels_before] * (loop.unroll * (widest - size)) if panels_before else 0
             with e.serial(part.panels) as p:
                 here = e.let(start[panels_before + p])
                 count = e.let(start[panels_before + p + 1] - here)
-                panel(p, here, count, here * (loop.unroll * size) + moved)
+                panel(p, here, [Run(unit, count, here * (loop.unroll * size) + moved)])
         panels_before += part.panels
 
 
 def _block_sums(
-    unit: Unit,
+    run: Run,
     loop: Loop,
     samples: int,
     vectors: int,
-    size: int,
     weights: Any,
-    element: Expr,
     x: Any,
     at: Sequence[Expr],
     index: Any | None,
     start: Any | None,
     first: Expr,
-    count: Expr,
 ) -> list[list[Expr]]:
-    """Sums of one panel for some samples: ``[sample][vector]``."""
+    """Sums of a run of blocks for some samples, whose inputs begin at `at`: ``[sample][vector]``."""
     from edgecsi.kernels import emit as e
 
-    lanes, per = unit.lanes, unit.accumulators
-    sets = max(1, min(loop.sets, loop.unroll // unit.together))
+    unit, unroll = run.unit, loop.unroll_of(run.unit)
+    lanes, per, size = unit.lanes, unit.accumulators, vectors * unit.elements
+    sets = max(1, min(loop.sets, unroll // unit.together))
     registers = e.registers(samples * sets * vectors * per * lanes, unit.acc_dtype)
 
     def place(s: int, k: int, v: int, a: int) -> int:
@@ -169,23 +199,23 @@ def _block_sums(
 
     for r in range(samples * sets * vectors * per):
         e.store(registers, r * lanes, e.splat(0, lanes, unit.acc_dtype))
-    base = e.let(element)
-    with e.serial(count) as q:
+    base = e.let(run.element)
+    with e.serial(run.count) as q:
         if loop.ahead:
-            _prefetch(unit, loop, weights, base + q * (loop.unroll * size), loop.unroll * size)
-        listed = _listed(loop, index, (first + q) * loop.unroll) if index is not None else []
-        for step in range(0, loop.unroll, unit.together):
+            _prefetch(unit, loop, weights, base + q * (unroll * size), unroll * size)
+        listed = _listed(loop, index, (first + q) * unroll) if index is not None else []
+        for step in range(0, unroll, unit.together):
             blocks = range(step, step + unit.together)
             if index is not None:
                 places = listed[step : step + unit.together]
             elif start is None:
-                places = [(q * loop.unroll + u) * unit.inputs for u in blocks]
+                places = [(q * unroll + u) * unit.inputs for u in blocks]
             else:
                 places = [0 for u in blocks]
             inputs = [[unit.load_input(x, at[s] + p) for p in places] for s in range(samples)]
             k = step // unit.together % sets
             for v in range(vectors):
-                here = base + (q * loop.unroll + step) * size
+                here = base + (q * unroll + step) * size
                 if unit.packed:
                     loaded = [unit.load_weights(weights, here + v * (unit.elements * unit.together))]
                 else:
@@ -522,7 +552,7 @@ def cost(
     blocks: int,
     panels: int,
     vectors: int,
-    vector_bytes: int,
+    vector_bytes: float,
     instructions: float,
     index_bytes: int,
     samples: int,
@@ -540,7 +570,7 @@ def cost(
         macs: multiply-adds of one sample, zeros within blocks included. input_loads: of a block and sample.
         together: blocks whose weights are loaded at once.
     """
-    stored = blocks * (vectors * vector_bytes + index_bytes) + 8 * panels
+    stored = round(blocks * (vectors * vector_bytes + index_bytes)) + 8 * panels
     # The first-level cache delivers this many vectors a second, and about as many are computed.
     rate = target.l1_gbps * 1e9 / (4 * target.lanes_f32)
     tiles = -(-batch // samples)

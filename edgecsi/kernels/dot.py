@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import reduce
+from operator import add, or_
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecsi.kernels.narrow_weights import TOGETHER, pieces
 from edgecsi.target import Target
 
 Expr = Any
@@ -108,6 +111,61 @@ class Vnni(Dot):
 
         name = f"llvm.x86.avx512.vpdpbusd.{self.vector * 8}"
         return [e.intrinsic(name, f"int32x{self.lanes}", sums[0], inputs[0], weights[0])]
+
+
+class NarrowVnni(Vnni):
+    """vpdpbusd on weights of 4 to 7 bits, stored as `narrow_weights.pack_bits` does.
+
+    They are multiplied as they lie in the top bits of a byte; the sum is shifted back.
+    """
+
+    accumulators = 4
+    together = TOGETHER
+    packed = True
+
+    def __init__(self, bits: int) -> None:
+        super().__init__(64)
+        self.bits = bits
+
+    @property
+    def elements(self) -> int:
+        return self.vector * self.bits // 8
+
+    def load_weights(self, buffer: Any, offset: Expr) -> list[Expr]:
+        """The stored vectors; x86 shifts no bytes, so they are seen as 16-bit words."""
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        at = [offset + k * self.vector for k in range(self.bits)]
+        return [e.let(T.reinterpret(e.load(buffer, a, self.vector), dtype="uint16x32")) for a in at]
+
+    def step(self, sums: Sequence[Expr], weights: Sequence[Expr], inputs: Sequence[Expr]) -> list[Expr]:
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        def masked(word: Expr, mask: int) -> Expr:
+            return word & e.splat(mask * 0x0101, 32, "uint16")
+
+        stored, result = weights[0], list(sums)
+        values = [masked(word, 256 - (1 << 8 - self.bits)) for word in stored]
+        for parts in pieces(self.bits):
+            moved = [
+                masked(T.shift_left(stored[v], e.splat(by, 32, "uint16")), mask) for v, by, mask in parts
+            ]
+            values.append(reduce(or_, moved))
+        for k, (value, x) in enumerate(zip(values, inputs, strict=True)):
+            to = k % self.accumulators
+            result[to] = super().step([result[to]], [T.reinterpret(value, dtype="int8x64")], [x])[0]
+        return result
+
+    def total(self, sums: Sequence[Expr]) -> Expr:
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        return T.shift_right(reduce(add, sums), e.splat(8 - self.bits, self.lanes, "int32"))
 
 
 class Avx2(Dot):

@@ -55,12 +55,14 @@ class Compact:
     """A matrix without the rows and columns that hold nothing.
 
     Attributes:
-        weight: what is left. outputs, inputs: which rows and columns those are; None if all are.
+        weight: what is left. outputs, inputs: which rows and columns those are; None if all are, in order.
+        widths: see `narrow_weights.sort_groups`.
     """
 
     weight: NDArray[Any]
     outputs: NDArray[np.int64] | None = None
     inputs: NDArray[np.int64] | None = None
+    widths: Sequence[tuple[int, int]] = ()
 
 
 def compact(weight: NDArray[Any], used: NDArray[np.bool_]) -> Compact:

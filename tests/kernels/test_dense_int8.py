@@ -7,12 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgecsi.kernels.base import all_kernels
+from edgecsi.kernels.base import all_kernels, constant_bytes
 from edgecsi.kernels.harness import Case, run_cases
 from edgecsi.kernels.layout import Layout
 from edgecsi.kernels.ops import Quant, Step
 from edgecsi.target import Target, load
-from tests.kernels.common import check, on_targets
+from tests.kernels.common import available, check, on_targets
 from tests.kernels.dense_cases import (
     DENSITIES,
     SHAPES,
@@ -121,6 +121,61 @@ def _compacted(target: Target) -> list[Case]:
 @on_targets(*TARGETS)
 def test_rows_and_columns_of_zeros(target: str) -> None:
     check(_compacted, target, tolerance=0)
+
+
+def _few_bits(target: Target) -> list[Case]:
+    """Inputs whose weights fit in four to seven bits among others, all of them, with zeros, and several samples."""
+    cases = []
+    for kernel in kernels_for(target, ("qd8_qs8w_dense", "qs8_qs8w_dense")):
+        rng = rng_of(target.id, kernel.name, "bits")
+        for bits, batch, left in ((range(3, 9), 1, 1.0), (range(4, 8), 3, 1.0), ((5, 6, 8), 1, 0.7)):
+            groups = 160
+            widest = np.array([b for b in bits for _ in range(groups // len(bits))])
+            widest = rng.permutation(np.resize(widest, groups))
+            limit = np.repeat(1 << (widest - 1), 4)
+            weight = rng.integers(-limit, limit, (70, 4 * groups))
+            weight = np.where(
+                rng.random(weight.shape) < 0.3, rng.choice([-1, 0], weight.shape) * limit, weight
+            )
+            weight[:, rng.permutation(4 * groups)[: round((1 - left) * 4 * groups)]] = 0
+            dynamic = kernel.name.startswith("qd8")
+            op = int8_layer(rng, weight.astype(np.int8), dynamic=dynamic, batch=batch)
+            for narrow in kernel.space(op, target)["narrow"]:
+                knobs = dict(kernel.knobs(op, target)) | {"narrow": narrow}
+                cases.append(Case(kernel, op, [activations(rng, op.x)], knobs))
+    return cases
+
+
+@on_targets("x86-64-v4", "host")
+def test_weights_of_few_bits(target: str) -> None:
+    check(_few_bits, target, tolerance=0)
+    board = available(target)
+    stored = {
+        narrow: sum(
+            constant_bytes(c.kernel.constants(c.op, board, c.knobs))
+            for c in _few_bits(board)
+            if c.knobs and c.knobs["narrow"] == narrow
+        )
+        for narrow in (0, 1)
+    }
+    if board.dot == "avx512_vnni":
+        assert stored[1] < 0.85 * stored[0]
+
+
+def test_many_weights_of_few_bits_are_stored_in_these() -> None:
+    target = load("x86-64-v4")
+    kernel = all_kernels()["qs8_qs8w_dense_vnni"]
+    rng = rng_of("default")
+    limit = np.repeat([4, 127], 512)
+    large, small = (
+        int8_layer(rng, rng.integers(-limit, limit, (outputs, 1024)).astype(np.int8), dynamic=False)
+        for outputs in (600, 100)
+    )
+    assert kernel.knobs(large, target)["narrow"] == 1
+    assert kernel.knobs(small, target)["narrow"] == 0  # the cache delivers those fast enough
+    stored = constant_bytes(kernel.constants(large, target, kernel.knobs(large, target)))
+    assert stored == pytest.approx(0.75 * large.weight.nbytes, rel=0.05)
+    assert kernel.cost(large, target, kernel.knobs(large, target)).bytes == pytest.approx(stored, rel=0.05)
 
 
 def _saturating(target: Target) -> list[Case]:
