@@ -12,11 +12,13 @@ from torch.nn import functional
 
 from edgecsi.compress.layers import ClusteredLinear
 from edgecsi.compress.recipe import Cluster, matches
-from edgecsi.compress.reconstruct import compensate, moments_of, solve_rows
+from edgecsi.compress.reconstruct import compensate, mix_codeword, moments_of, solve_rows
 from edgecsi.compress.watch import in_order
 from edgecsi.errors import RecipeError
 
 _ROUNDS = 60
+_WIDER = 1.15  # the table, once errors are made up for
+_PACE = 0.05  # how much slower than a weight a centroid trains: thousands of weights move with it
 
 
 @torch.no_grad()
@@ -73,30 +75,46 @@ class _Lookup(torch.autograd.Function):
 
 
 class Shared(nn.Module):
-    """A dense layer whose table trains; a zero that stands for pruned weights stays."""
+    """A dense layer whose weights move between the entries of a table, and whose table trains, slowly.
 
-    index: Tensor
-    trained: Tensor
+    Gradients pass the choice of the entry unchanged (Bengio et al., arXiv 1308.3432), so a weight takes another one
+    when it has moved far enough. Weights that are zero stay zero.
 
-    def __init__(self, layer: nn.Linear, index: Tensor, table: Tensor) -> None:
+    Args:
+        layer: its weights are entries of `table`, float32 ``[K]``, and go on training.
+    """
+
+    start: Tensor
+    pruned: Tensor
+
+    def __init__(self, layer: nn.Linear, table: Tensor) -> None:
         super().__init__()
-        self.register_buffer("index", index.long())
-        self.table = nn.Parameter(table)
-        self.bias = layer.bias
-        has_zeros = bool((layer.weight == 0).any())
-        self.register_buffer(
-            "trained", (table != 0) if has_zeros else torch.ones_like(table, dtype=torch.bool)
-        )
+        self.weight, self.bias = layer.weight, layer.bias
+        self.register_buffer("start", table)
+        self.register_buffer("pruned", layer.weight.detach() == 0)
+        self.moved = nn.Parameter(torch.zeros_like(table))
 
     def forward(self, x: Tensor) -> Tensor:
-        table = self.table * self.trained
-        weight: Any = _Lookup.apply(table, self.index)  # type: ignore[no-untyped-call]
-        return functional.linear(x, weight, self.bias)
+        index, table = self._index(), self._table()
+        entry: Any = _Lookup.apply(table, index)  # type: ignore[no-untyped-call]
+        kept = ~self.pruned
+        return functional.linear(x, entry + (self.weight - self.weight.detach()) * kept, self.bias)
 
     def layer(self) -> ClusteredLinear:
-        table = (self.table * self.trained).detach()
         bias = None if self.bias is None else self.bias.detach()
-        return ClusteredLinear(self.index.to(torch.uint8), table, bias)
+        return ClusteredLinear(self._index().to(torch.uint8), self._table().detach(), bias)
+
+    def _table(self) -> Tensor:
+        table = self.start + _PACE * self.moved
+        return torch.where(self.start == 0, 0.0, table) if bool(self.pruned.any()) else table
+
+    @torch.no_grad()
+    def _index(self) -> Tensor:
+        table = self._table()
+        order = table.argsort()
+        ordered = table[order]
+        index = order[torch.searchsorted((ordered[1:] + ordered[:-1]) / 2, self.weight)]
+        return torch.where(self.pruned, self.start.abs().argmin(), index)
 
 
 @torch.no_grad()
@@ -104,7 +122,7 @@ def start_sharing(module: nn.Module, step: Cluster, samples: Tensor) -> None:
     """Give every chosen dense layer its table, in place.
 
     A layer is first fitted to its data, so that no centroid is spent on weights of inputs that never vary, and then
-    its weights take the nearest centroid input by input, so that the errors cancel.
+    its weights take such centroids that the errors cancel. The codeword is turned for that, if nothing is pruned yet.
 
     Args:
         samples: inputs of the network, float32 ``[N, …]``.
@@ -123,19 +141,21 @@ def start_sharing(module: nn.Module, step: Cluster, samples: Tensor) -> None:
             f"no dense layer is called like {list(step.layers)} and not like {list(step.exclude)}",
             "change layers or exclude",
         )
-    reference = copy.deepcopy(module).eval()
     module.eval()
+    if not any(bool((layer.weight == 0).any()) for layer in found.values()):
+        mix_codeword(module, samples)
+    reference = copy.deepcopy(module)
     for name in in_order(reference, found, samples[:1]):
         layer = found[name]
         moments = moments_of(module, reference, name, samples)
         weight = solve_rows(layer.weight.double(), moments.xx, moments.xy)
-        table = kmeans(weight, step.centroids)[1].double()
+        # a weight that makes up for the errors of others is farther out than it was
+        table = kmeans(weight, step.centroids)[1].double() * _WIDER
         rounded = compensate(weight, moments.xx, _nearest_of(table))
         layer.weight.copy_(rounded)
         if layer.bias is not None:
             layer.bias.copy_(moments.y_mean - rounded @ moments.x_mean)
-        index = torch.searchsorted((table[1:] + table[:-1]) / 2, rounded)
-        module.set_submodule(name, Shared(layer, index, table.float()))
+        module.set_submodule(name, Shared(layer, table.float()))
 
 
 def _nearest_of(table: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

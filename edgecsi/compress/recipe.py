@@ -175,7 +175,7 @@ class Cluster:
 
     Attributes:
         centroids: values per layer. Zeros stay zero, they are one of them.
-        layers, exclude: as in :class:`Prune`. epochs, lr, teacher: training of the table.
+        layers, exclude: as in :class:`Prune`. epochs, lr, teacher: training of the choice and of the table.
     """
 
     do = "cluster"

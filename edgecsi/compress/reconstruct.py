@@ -20,6 +20,7 @@ from edgecsi.compress.prune import codeword_layers, global_masks, mask, ramp
 from edgecsi.compress.recipe import Pattern
 from edgecsi.compress.watch import in_order, squared_gradients, watching
 
+_SWEEPS = 4  # over all weights after rounding; more change next to nothing
 _ROUNDS = 6  # removals between which the other weights are fitted anew
 _BATCH = 100
 _WORTH_A_BASIS = 50  # finding it takes as long as so many solutions without
@@ -158,14 +159,18 @@ def solve_rows(weight: Tensor, xx: Tensor, xy: Tensor) -> Tensor:
 
 
 def compensate(weight: Tensor, xx: Tensor, nearest: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Round a weight ``[O, K]`` input by input, the inputs that follow making up for each error (Frantar et al.,
-    arXiv 2210.17323). Zeros stay.
+    """Round a weight ``[O, K]`` so that the errors cancel in the output. Zeros stay.
+
+    First input by input, strongest first, the inputs that follow making up for each error (Frantar et al., arXiv
+    2210.17323); then every weight anew, given all others, a few times over.
 
     Args:
         xx: covariance of the inputs ``[K, K]``. nearest: (values, numbers of their rows) -> rounded values.
     """
     result = torch.zeros_like(weight)
-    for rows, columns in _supports(weight):
+    order = xx.diagonal().argsort(descending=True)
+    for rows, used in _supports(weight[:, order]):
+        columns = order[used]
         inverse = torch.linalg.inv(xx[columns][:, columns])
         factor = torch.linalg.cholesky((inverse + inverse.T) / 2, upper=True)
         left = weight[rows][:, columns]
@@ -175,6 +180,15 @@ def compensate(weight: Tensor, xx: Tensor, nearest: Callable[[Tensor, Tensor], T
             error = (left[:, i] - found[:, i]) / factor[i, i]
             left[:, i:] -= error[:, None] * factor[i, i:]
         result[rows[:, None], columns] = found
+    every, kept = torch.arange(len(weight)), weight != 0
+    error = (weight - result) @ xx
+    for _ in range(_SWEEPS):
+        for i in order.tolist():
+            wanted = nearest(result[:, i] + error[:, i] / xx[i, i], every) * kept[:, i]
+            moved = result[:, i] - wanted
+            if bool(moved.any()):
+                error += moved[:, None] * xx[i]
+                result[:, i] = wanted
     return result
 
 
@@ -194,6 +208,31 @@ def rotate_codeword(module: nn.Module, samples: Tensor) -> None:
     Between the encoder's last dense layer and the decoder's first everything is linear. The new codeword
     holds the principal components of what the decoder makes of it, strongest first, its mean is 0.
     """
+    # every entry gets the same spread: a codeword with one step for all is then rounded best
+    _turn_codeword(module, samples, lambda energy: torch.diag((energy + 1e-6 * energy[0]).sqrt()))
+
+
+@torch.no_grad()
+def mix_codeword(module: nn.Module, samples: Tensor) -> None:
+    """Turn the codeword, in place, so that its energy spreads over all entries; the network computes the same.
+
+    The new codeword is a random rotation of the principal components of what the decoder makes of it, its mean is 0.
+    All entries weigh the same, and hold much of each other, so errors of rounded weights cancel best: what is left of
+    them goes with the geometric mean of the components' energies, not with the arithmetic one.
+    """
+
+    def mixed(energy: Tensor) -> Tensor:
+        generator = torch.Generator().manual_seed(0)
+        turn = torch.randn(len(energy), len(energy), generator=generator, dtype=energy.dtype)
+        mixing: Tensor = torch.linalg.qr(turn)[0] * energy.mean().sqrt()
+        return mixing
+
+    _turn_codeword(module, samples, mixed)
+
+
+def _turn_codeword(module: nn.Module, samples: Tensor, mixing: Callable[[Tensor], Tensor]) -> None:
+    """`mixing`: from the energy of each principal component ``[M]``, strongest first, to the invertible matrix
+    ``[M, M]`` that makes the components from the new codeword."""
     pair = codeword_layers(module)
     if pair is None or pair[0].bias is None or pair[1].bias is None:
         return
@@ -207,17 +246,16 @@ def rotate_codeword(module: nn.Module, samples: Tensor) -> None:
     code -= mean
     weight = first.weight.double()
     image = weight @ (code.T @ code / len(code)) @ weight.T
-    values, basis = torch.linalg.eigh(image)
+    energy, basis = torch.linalg.eigh(image)
     size = last.out_features
-    basis, values = basis[:, -size:].flip(1), values[-size:].flip(0).clamp_min(0)
-    # every entry gets the same spread: a codeword with one step for all is then rounded best
-    unit = (values + 1e-6 * values[0]).sqrt()
-    turn = (basis / unit).T @ weight
+    basis, energy = basis[:, -size:].flip(1), energy[-size:].flip(0).clamp_min(0)
+    mix = mixing(energy)
+    turn = torch.linalg.solve(mix, basis.T @ weight)
     # what is constant does not belong into the codeword, and takes from the range it is rounded in
     last.weight.copy_(turn @ last.weight.double())
     last.bias.copy_(turn @ (last.bias.double() - mean))
     first.bias.add_((weight @ mean).float())
-    first.weight.copy_(basis * unit)
+    first.weight.copy_(basis @ mix)
 
 
 def _solve(moments: Moments, used: Tensor | None, outputs: slice | None = None) -> tuple[Tensor, Tensor]:

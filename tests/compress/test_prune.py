@@ -10,7 +10,7 @@ from torch import nn
 
 from edgecsi.compress.prune import Pruner, global_masks, mask, permute_codeword, prunable, ramp
 from edgecsi.compress.recipe import Pattern, Prune
-from edgecsi.compress.reconstruct import reconstruct, rotate_codeword
+from edgecsi.compress.reconstruct import compensate, mix_codeword, reconstruct, rotate_codeword
 from edgecsi.errors import ModelError, RecipeError
 
 
@@ -123,6 +123,31 @@ def test_the_codeword_can_be_permuted_and_rotated_for_free(pair: Pair, samples: 
     spread = pair.encoder(samples).detach().std(0)
     assert bool((spread[:10] - 1).abs().max() < 0.01), "all are spread alike"
     assert float(spread[10:].max()) < 0.1, "ten dimensions carry everything"
+    mix_codeword(pair, samples)
+    torch.testing.assert_close(pair(samples), before, rtol=1e-3, atol=1e-4)
+    spread = pair.encoder(samples).detach().std(0)
+    assert float(spread.min()) > 0.3 * float(spread.max()), "all entries share what there is"
+
+
+def test_errors_of_rounded_weights_cancel(pair: Pair, samples: torch.Tensor) -> None:
+    layer = pair.encoder[1]
+    x = samples.double()
+    xx = x.T @ x / len(x) + 1e-3 * torch.eye(64, dtype=torch.float64)
+    weight = layer.weight.detach().double().clone()
+    weight[::2, ::3] = 0
+    step = float(weight.abs().max()) / 4
+
+    def nearest(values: torch.Tensor, _rows: torch.Tensor) -> torch.Tensor:
+        return (values / step).round().clamp(-4, 4) * step
+
+    def error(rounded: torch.Tensor) -> float:
+        return float((x @ (rounded - weight).T).square().sum())
+
+    rounded = compensate(weight, xx, nearest)
+    assert bool((rounded[weight == 0] == 0).all())
+    torch.testing.assert_close(rounded, nearest(rounded, torch.arange(len(rounded))))
+    plain = nearest(weight, torch.arange(len(weight)))
+    assert error(rounded) < 0.3 * error(plain)
 
 
 @pytest.mark.parametrize("name", ["unstructured", "bsr4x1", "bsr8x4", "2:4", "columns", "rows"])
