@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from edgecsi.bench.environment import Machine, Validity, judge, machine, snapshot
 from edgecsi.bench.native_code import program_output
 from edgecsi.cache import cache_dir
@@ -39,10 +41,19 @@ class Limits:
     validity: Validity
 
     def read_rate(self, size: int) -> float:
-        """GB/s with which a working set of ``size`` bytes is read again and again: the best of those measured
-        that are as large or larger, as a smaller one cannot be slower."""
-        rates = [rate for held, rate in self.read_gbps.items() if held >= size]
-        return max(rates, default=self.read_gbps[max(self.read_gbps)])
+        """GB/s with which a working set of ``size`` bytes is read again and again.
+
+        A smaller set is never slower than a larger one; between two that were measured, the time of a pass is
+        interpolated, as a part of the set may still be found in the nearer cache.
+        """
+        sizes = sorted(self.read_gbps)
+        rates = [max(self.read_gbps[held] for held in sizes[i:]) for i in range(len(sizes))]
+        if size <= sizes[0]:
+            return rates[0]
+        if size >= sizes[-1]:
+            return rates[-1]
+        passes = [held / rate for held, rate in zip(sizes, rates, strict=True)]
+        return size / float(np.interp(size, sizes, passes))
 
 
 def known_limits() -> Limits:

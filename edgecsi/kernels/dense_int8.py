@@ -99,7 +99,7 @@ class Int8Dense(Kernel):
             "unroll": tuple(sorted({default["unroll"], *(u for u in (1, 2, 4, 8) if u % dot.together == 0)})),
             "sets": (1, 2, 4),
             "samples": tuple(s for s in (1, 2, 4, 8, 16) if s <= batch),
-            "ahead": (0, 2048, 4096) if target.arch == "x86_64" else (0,),
+            "ahead": (0, 2048) if target.arch == "x86_64" else (0,),
             "narrow": (0, 1) if self._narrows(op, target) else (0,),
         }
 
@@ -286,6 +286,8 @@ class Int8Dense(Kernel):
             if not self._direct(op, dot, knobs):
                 x, stride = scratch, self._codes_stride(op, knobs)
                 run = self._places(op, small)[1] if small.inputs is not None else 1
+                if loop.ahead:
+                    dense_loop.prefetch_start(named["weights"])
                 _write_codes(op, dot, target, buffers[0], scratch, stride, room, named.get("inputs"), run)
 
             def value(total: Any, output: Any, sample: Any) -> Any:

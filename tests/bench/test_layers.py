@@ -79,11 +79,13 @@ def test_limits_are_measured_once(cache: list[str]) -> None:
 
 
 def test_bytes_take_as_long_as_where_the_whole_entry_lives() -> None:
-    small, large = layer("f32_dense", 20_000, 0), layer("f32_dense", 900_000, 0)
+    small, large = layer("f32_dense", 20_000, 0), layer("f32_dense", (1 << 20) - 20_000, 0)
     assert layers.limit_us(small, entry(small), known())[0] == pytest.approx(20_000 / 400e3)
     assert layers.limit_us(small, entry(small, large), known())[0] == pytest.approx(20_000 / 100e3)
     noisy = dataclasses.replace(known(), read_gbps={1000: 5.0, 2000: 10.0})
     assert (noisy.read_rate(500), noisy.read_rate(3000)) == (10.0, 10.0)
+    cached = dataclasses.replace(known(), read_gbps={1000: 10.0, 2000: 5.0})
+    assert cached.read_rate(1500) == pytest.approx(1500 / 250)  # a pass takes 100 ns, 250, 400
     huge = layer("f32_dense", 10**9, 0)
     assert layers.limit_us(huge, entry(huge), known())[0] == pytest.approx(10**9 / 20e3)
 
