@@ -34,8 +34,8 @@ def sort_groups(weight: NDArray[np.int8]) -> tuple[NDArray[np.int64], list[tuple
     """
     if weight.shape[1] % (4 * TOGETHER):
         raise ValueError(f"narrow weights need a multiple of {4 * TOGETHER} inputs")
-    wide = weight.astype(np.int64).reshape(weight.shape[0], -1, 4)
-    low, high = wide.min(axis=(0, 2)), wide.max(axis=(0, 2))
+    low = weight.min(axis=0).reshape(-1, 4).min(axis=1)
+    high = weight.max(axis=0).reshape(-1, 4).max(axis=1)
     waiting = np.arange(low.size)
     order, widths = [], []
     for bits in WIDTHS:
