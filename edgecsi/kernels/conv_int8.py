@@ -11,9 +11,9 @@ the bias. That holds at the border as well: the halo holds a code (`Layout.fill`
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -176,12 +176,14 @@ class Int8Conv2d(Kernel):
         shift: subtracted from the codes: 128 where the instruction wants signed operands. That is one pass
             over the input into the scratch; done at every load it would take an eighth of all instructions.
         unroll: see `Plan`. itemsize: bytes of an element of the packed weights.
+        own_code: every tile of output channels has code of its own, which goes over the whole image.
     """
 
     op = Conv2d
     shift: ClassVar[int] = 0
     unroll: ClassVar[int] = 40
     itemsize: ClassVar[int] = 1
+    own_code: ClassVar[bool] = False
 
     @abstractmethod
     def lacks(self, target: Target) -> str:
@@ -205,11 +207,18 @@ class Int8Conv2d(Kernel):
                 vector `v` is number ``(o * len(at) + v) * plan.per + p``.
         """
 
-    def sums(self, plan: Plan, x: Any, at: Sequence[Any], w: Any, weight: Any, acc: Any, outs: int) -> None:
-        """Add all of `plan.steps`; arguments as for `add`, for the step that reads a pixel's own place."""
+    def sums(
+        self, plan: Plan, x: Any, at: Sequence[Any], w: Any, weight: Any, acc: Any, first: Any, outs: int
+    ) -> None:
+        """Add all of `plan.steps` for the `outs` output channels from the `first`; other arguments as for `add`,
+        for the step that reads a pixel's own place."""
         size = self.step_size(plan, outs)
         for i, step in enumerate(plan.steps):
             self.add(plan, x, [place + step for place in at], w, weight + i * size, acc, outs)
+
+    def packed(self, plan: Plan) -> NDArray[Any]:
+        """All weights, tile by tile and step by step."""
+        return np.concatenate([self.pack(q) for tile in plan.tiles for q in plan.step_quads(*tile)])
 
     def step_size(self, plan: Plan, outs: int) -> int:
         """Elements that a step's weights take."""
@@ -300,8 +309,7 @@ class Int8Conv2d(Kernel):
         plan = self.plan(op, target, knobs)
         bias = plan.bias(self.shift)
         factor = np.float32(op.x_quant.scale) * op.scale.astype(np.float32)
-        steps = [q for first, outs in plan.tiles for q in plan.step_quads(first, outs)]
-        result = [np.concatenate([self.pack(q) for q in steps]), factor]
+        result = [self.packed(plan), factor]
         if bias.ndim == 1:
             result.append(bias)
         else:
@@ -332,19 +340,28 @@ class Int8Conv2d(Kernel):
                 if self.shift:
                     flip(buffers[0], sample * op.x.stride, buffers[-1], op.x.sample + op.x.tail)
 
-                def row_block(h: Any, rows: int) -> None:
-                    if even:
-                        with e.serial(len(chunks)) as i:
-                            writer.columns(sample, h, rows, i * step, chunks[0])
-                    else:
-                        for chunk in chunks:
-                            writer.columns(sample, h, rows, 0, chunk)
+                def everywhere(write: Callable[[Any, Any, int, Any, Sequence[int]], None]) -> None:
+                    """Go over the image: the sample, a row and how many, a column and columns from there."""
 
-                blocks, rest = divmod(height, plan.rows)
-                with e.serial(blocks) as block:
-                    row_block(block * plan.rows, plan.rows)
-                if rest:
-                    row_block(height - rest, rest)
+                    def row_block(h: Any, rows: int) -> None:
+                        if even:
+                            with e.serial(len(chunks)) as i:
+                                write(sample, h, rows, i * step, chunks[0])
+                        else:
+                            for chunk in chunks:
+                                write(sample, h, rows, 0, chunk)
+
+                    blocks, rest = divmod(height, plan.rows)
+                    with e.serial(blocks) as block:
+                        row_block(block * plan.rows, plan.rows)
+                    if rest:
+                        row_block(height - rest, rest)
+
+                if self.own_code:
+                    for index, (_, outs) in enumerate(plan.tiles):
+                        everywhere(partial(writer.tile, index=index, outs=outs))
+                else:
+                    everywhere(writer.tiles)
         return done.done()
 
 
@@ -362,7 +379,7 @@ class _Tile:
         self.finish = e.Finish(plan.op, buffers, 1, first + (4 if mapped else 3), target)
         self.bounded = bound(plan.op, plan.bias(kernel.shift)) < 2**30
 
-    def columns(self, sample: Any, h: Any, rows: int, left: Any, columns: Sequence[int]) -> None:
+    def tiles(self, sample: Any, h: Any, rows: int, left: Any, columns: Sequence[int]) -> None:
         """All output channels of some rows and input vectors, which start at ``left + column``."""
         from edgecsi.kernels import emit as e
 
@@ -392,7 +409,8 @@ class _Tile:
         weight = index * (plan.groups * len(plan.taps) * kernel.step_size(plan, plan.outs))
         with e.serial(plan.groups if plan.looped else 1) as g:
             moved = [place + g * plan.plane for place in at]
-            kernel.sums(plan, source, moved, self.weights, weight + g * per_group, acc, outs)
+            first = index * plan.outs
+            kernel.sums(plan, source, moved, self.weights, weight + g * per_group, acc, first, outs)
         places = [(r, column + p * plan.lanes) for r, column, p in vectors]
         self.store(sample, h, left, places, index, outs, acc)
 

@@ -135,6 +135,13 @@ def fence(value: Expr) -> Expr:
     return intrinsic(FENCE, type_of(value), value)
 
 
+def in_order(total: Expr) -> Expr:
+    """Keep a long sum of integers from being put into another order, for which registers do not suffice."""
+    dtype, lanes = type_of(total), lanes_of(total)
+    floats = vector_type("float32", lanes * np.dtype(dtype.split("x")[0]).itemsize // 4)
+    return T.reinterpret(fence(T.reinterpret(total, dtype=floats)), dtype=dtype)
+
+
 def round_to_int(value: Expr) -> Expr:
     """fp32 to int32, half to even, of values that fit."""
     lanes = lanes_of(value)

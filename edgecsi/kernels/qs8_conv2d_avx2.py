@@ -1,7 +1,7 @@
 """Int8 convolution with vpmaddwd: codes and weights as int16, two products a lane, 8 pixels an instruction.
 
-vpmaddubsw would take four products at once, but its 16-bit sums saturate (2 * 255 * 127 > 32767), and what it
-takes to avoid that costs as much as the wider format.
+For two channels or so, and for more weights than the kernel with vpmaddubsw writes into its code. That instruction
+takes four products at once, but half of them would be with channels that are not there.
 """
 
 from __future__ import annotations

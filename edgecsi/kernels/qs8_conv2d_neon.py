@@ -53,7 +53,9 @@ class QS8Conv2dNeon(Int8Conv2d):
     def add(self, plan: Plan, x: Any, at: Sequence[Any], w: Any, weight: Any, acc: Any, outs: int) -> None:
         raise AssertionError("steps are added in chains")
 
-    def sums(self, plan: Plan, x: Any, at: Sequence[Any], w: Any, weight: Any, acc: Any, outs: int) -> None:
+    def sums(
+        self, plan: Plan, x: Any, at: Sequence[Any], w: Any, weight: Any, acc: Any, first: Any, outs: int
+    ) -> None:
         from edgecsi.kernels import emit as e
 
         bytes_read = 8 * plan.per

@@ -19,6 +19,7 @@ from tests.kernels.common import available, check, normal
 KERNELS = [
     ("qs8_conv2d_vnni", "x86-64-v4"),
     ("qs8_conv2d_avx2", "x86-64-v3"),
+    ("qs8_conv2d_maddubs", "x86-64-v3"),
     ("qs8_conv2d_sdot", "rpi5"),
     ("qs8_conv2d_neon", "rpi4"),
 ]
