@@ -290,10 +290,24 @@ def maximum(a: Expr, b: Expr, target: Target | None = None) -> Expr:
     return T.max(a, b)
 
 
-def _convert(x: Expr, target: Target) -> Expr:
-    """fp32 to int32, half to even, in one instruction. Too large values saturate on ARM, turn negative on x86."""
+def at_most(x: Expr, bound: float) -> Expr:
+    """The smaller of fp32 lanes and a positive bound; as integers, which more units of a CPU compare."""
+    lanes = lanes_of(x)
+    whole = vector_type("int32", lanes)
+    bits = splat(int(np.float32(bound).view(np.int32)), lanes, "int32")
+    return T.reinterpret(T.min(T.reinterpret(x, dtype=whole), bits), dtype=type_of(x))
+
+
+def to_int(x: Expr, target: Target, bounded: bool = False) -> Expr:
+    """fp32 to int32, half to even; what does not fit becomes very large or very small.
+
+    Args:
+        bounded: the caller knows that ``|x|`` stays below 2^30.
+    """
     lanes = lanes_of(x)
     dtype = vector_type("int32", lanes)
+    if not bounded and target.arch != "aarch64":
+        x = at_most(x, 2.0**30)  # larger ones would turn negative; they saturate on ARM
     if target.arch == "aarch64":
         return intrinsic(f"llvm.aarch64.neon.fcvtns.v{lanes}i32.v{lanes}f32", dtype, x)
     if lanes == 16:
@@ -303,7 +317,8 @@ def _convert(x: Expr, target: Target) -> Expr:
 
 
 def pack_codes(values: Sequence[Expr], quant: Quant, target: Target, bounded: bool = False) -> Expr:
-    """Quantise four fp32 vectors of L = 4, 8 or 16 lanes (ARM: 4) and narrow them into one of uint8.
+    """Quantise four fp32 vectors of L = 4, 8 or 16 lanes (ARM: 4) and narrow them into one of uint8. Vectors of
+    int32 are codes but for the zero point and the clipping.
 
     The narrowing instructions saturate, which is the clipping, and work within 128 bits. So the codes come in
     blocks of 16: four of each vector. Code `p` of vector `i` is lane ``p // 4 * 16 + i * 4 + p % 4``.
@@ -314,12 +329,12 @@ def pack_codes(values: Sequence[Expr], quant: Quant, target: Target, bounded: bo
     lanes = lanes_of(values[0])
     scaled = []
     for x in values:
+        if type_of(x).startswith("int32"):
+            scaled.append(x)
+            continue
         if quant.offset:
             x = fence(x) - splat(float(np.float32(quant.offset)), lanes)
-        x = x * splat(float(quant.inverse), lanes)
-        if not bounded and target.arch != "aarch64":
-            x = T.min(x, splat(2.0**30, lanes))
-        scaled.append(_convert(x, target))
+        scaled.append(to_int(x * splat(float(quant.inverse), lanes), target, bounded))
 
     def narrow(a: Expr, b: Expr, to: str) -> Expr:
         """Saturate two vectors to half their width, four or eight lanes of each in turn."""
@@ -342,7 +357,7 @@ def pack_codes(values: Sequence[Expr], quant: Quant, target: Target, bounded: bo
 
 @dataclass(frozen=True)
 class Piece:
-    """Pixels to store: `values` are as many fp32 vectors as a group has channels, all of the same pixels.
+    """Pixels to store: `values` are as many vectors (see `pack_codes`) as a group has channels, all of the same pixels.
 
     `follows`: the place is directly behind the previous piece's. `phases`: instead of one vector a channel has
     so many, side by side in `values`; they take turns pixel by pixel.

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from edgecsi.kernels.base import Kernel, Knobs, register
-from edgecsi.kernels.ops import Cost, Quant, QuantizeWide
+from edgecsi.kernels.ops import Cost, QuantizeWide
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
+
+
+_FAR = 2.0**20
+"""Steps from 0 that are cut off: far outside of both planes, and near enough for int32, to which
+ARM converts with saturation."""
 
 
 @register
@@ -34,7 +41,12 @@ class QuantizeWideKernel(Kernel):
         return {"lanes": next(v for v in (16, 8, 4) if v <= min(op.x.shape[3], target.lanes_f32))}
 
     def cost(self, op: QuantizeWide, target: Target, knobs: Knobs) -> Cost:
-        return Cost(seconds=(op.x.nbytes + op.y.nbytes) / (target.l1_gbps * 1e9) * 2, bytes=0, macs=0)
+        moved = (op.x.nbytes + op.y.nbytes) / (target.l1_gbps * 1e9) * 2
+        vectors = float(np.prod(op.x.shape)) / knobs["lanes"]
+        second = target.peak_gmacs_f32 * 1e9 / target.lanes_f32  # vector multiply-adds a second
+        return Cost(
+            seconds=moved + vectors * (16 if target.arch == "aarch64" else 7) / second, bytes=0, macs=0
+        )
 
     def emit(self, op: QuantizeWide, target: Target, knobs: Knobs) -> PrimFunc:
         from tvm.tirx.script import builder as T
@@ -44,22 +56,31 @@ class QuantizeWideKernel(Kernel):
         quant, lanes = op.y_quant, knobs["lanes"]
         assert quant is not None
         n, channels, height, width = op.x.shape
-        zero = quant.zero_point
-        whole_steps = Quant(1.0, zero)  # what is stored has been divided by the step already
-
+        zero, arm = quant.zero_point, target.arch == "aarch64"
         with e.function(op, []) as (done, buffers):
             e.zero_halo(buffers[-1], op.y)
 
             def planes(sample: Any, channel: int, h: Any, w: Any) -> tuple[Any, Any]:
-                """In steps, before rounding: the tensor, and what its codes leave over."""
+                """Codes around 0 in int32: of the tensor, and of what these leave over."""
                 x = e.load(buffers[0], op.x.at(sample, channel, h, w), lanes)
                 if quant.offset:
                     x = x - e.splat(quant.offset, lanes)
-                steps = e.let(e.fence(x * e.splat(float(quant.inverse), lanes)))
-                low, high = (e.splat(float(v), lanes) for v in (-zero, 255 - zero))
-                clipped = T.min(T.max(steps, low), high)
-                left = steps - e.intrinsic("llvm.rint", e.type_of(clipped), clipped)
-                return steps, e.let(left * e.splat(float(op.fine), lanes))
+                steps = e.fence(x * e.splat(float(quant.inverse), lanes))
+                if arm:
+                    steps = e.let(steps)
+                    low, high = (e.splat(float(v), lanes) for v in (-zero, 255 - zero))
+                    clipped = T.min(T.max(steps, low), high)
+                    codes, whole = (
+                        e.to_int(steps, target),
+                        e.intrinsic("llvm.rint", e.type_of(steps), clipped),
+                    )
+                else:  # compares integers with more of its units than fp32
+                    steps = e.let(e.at_most(steps, _FAR))
+                    low, high = (e.splat(v, lanes, "int32") for v in (-zero, 255 - zero))
+                    codes = e.let(T.min(T.max(e.to_int(steps, target, bounded=True), low), high))
+                    whole = T.cast(codes, e.type_of(steps))
+                left = e.let((steps - whole) * e.splat(float(op.fine), lanes))
+                return codes, e.to_int(left, target, bounded=True)
 
             # Four vectors are narrowed together: a group of them, or those of neighbouring pixels.
             starts = [*range(0, width - lanes + 1, lanes), *([width - lanes] if width % lanes else [])]
@@ -72,12 +93,12 @@ class QuantizeWideKernel(Kernel):
                         codes |= {channels + c: second for c, (_, second) in zip(members, both, strict=True)}
                         for first in sorted({c // op.y.group * op.y.group for c in codes}):
                             group = range(first, first + op.y.group)
-                            values = [codes.get(c, e.splat(0.0, lanes)) for c in group]
+                            values = [codes.get(c, e.splat(0, lanes, "int32")) for c in group]
                             follows = i > 0 and w == starts[i - 1] + lanes
                             piece = e.Piece(op.y.at(sample, first, h, w), values, follows)
                             stored.setdefault(first, []).append(piece)
                     for pieces in stored.values():
-                        e.store_codes(buffers[-1], pieces, whole_steps, target)
+                        e.store_codes(buffers[-1], pieces, quant, target)
         return done.done()
 
 
