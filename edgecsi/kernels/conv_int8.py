@@ -327,6 +327,7 @@ class Int8Conv2d(Kernel):
         constants = self.constants(op, target, knobs)
         mapped = plan.bias(self.shift).ndim == 3
         with e.function(op, constants, self.scratch(op, target, knobs)) as (done, buffers):
+            e.align_stack(target)
             e.zero_halo(buffers[len(op.inputs) + len(constants)], op.y)
             first = len(op.inputs)
             writer = _Tile(self, plan, target, buffers, first, mapped)
