@@ -18,6 +18,7 @@ from edgecsi.errors import RecipeError
 
 _ROUNDS = 60
 _WIDER = 1.15  # the table, once errors are made up for
+_PULL = 0.003  # of the way back to its entry that a weight goes in every step
 _PACE = 0.05  # how much slower than a weight a centroid trains: thousands of weights move with it
 
 
@@ -78,7 +79,8 @@ class Shared(nn.Module):
     """A dense layer whose weights move between the entries of a table, and whose table trains, slowly.
 
     Gradients pass the choice of the entry unchanged (Bengio et al., arXiv 1308.3432), so a weight takes another one
-    when it has moved far enough. Weights that are zero stay zero.
+    when it has moved far enough. It is drawn back to its entry all the while: otherwise more and more weights wander to
+    where two entries meet and jump between them (Nagel et al., arXiv 2203.11086). Weights that are zero stay zero.
 
     Args:
         layer: its weights are entries of `table`, float32 ``[K]``, and go on training.
@@ -97,6 +99,9 @@ class Shared(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         index, table = self._index(), self._table()
         entry: Any = _Lookup.apply(table, index)  # type: ignore[no-untyped-call]
+        if self.training:
+            with torch.no_grad():
+                self.weight.lerp_(entry, _PULL)
         kept = ~self.pruned
         return functional.linear(x, entry + (self.weight - self.weight.detach()) * kept, self.bias)
 

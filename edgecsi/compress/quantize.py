@@ -249,21 +249,25 @@ def _widened(x: Tensor, conv: nn.Conv2d, method: str) -> Range:
 def _evening(x: Tensor, weight: Tensor, method: str | None) -> Input:
     """The centre and gain that make inputs ``[N, I]`` more alike, each only if it is worth it.
 
+    Found from three quarters of the samples and judged by the others, which may lie outside a range.
+
     Args:
         weight: ``[O, I]``. method: of calibration; None if every sample has its own range.
     """
-    if x.numel() == 0:
+    border = len(x) * 3 // 4
+    if weight.shape[1] == 0 or border == 0:
         return Input()
-    wanted = x @ weight.T
+    x, unseen = x[:border], x[border:]
+    wanted = unseen @ weight.T
     wanted -= wanted.mean(0)
 
     def error(given: Input) -> float:
-        even = given.evened(x)
+        even = given.evened(unseen)
         if method is None:
             unit = even.abs().amax(-1, keepdim=True).div(127).clamp_min(1e-30)
             even = (even / unit).round_() * unit
         else:
-            even = _measured(even, method).rounded(even)
+            even = _measured(given.evened(x), method).rounded(even)
         exact = weight if given.gain is None else weight / given.gain
         codes, scale = quantize_weight(exact)
         made = even @ torch.lerp(exact, codes * scale[:, None], _LEFT).T
