@@ -232,7 +232,9 @@ def step(
         case "prelu":
             return T.Select(x > c(0), x, x * channel(s.constants[0]))
         case "scale_channels":
-            return fence(x * channel(s.constants[0])) + channel(s.constants[1])
+            return x * channel(s.constants[0])
+        case "shift_channels":
+            return fence(x) + channel(s.constants[0])
         case "affine":
             return fence(x * c(p[0])) + c(p[1])
         case "neg":

@@ -55,8 +55,8 @@ class Step:
         (alpha), ``softplus``, ``exp``, ``sqrt``, ``rsqrt``, ``abs``, ``neg``, ``clip`` (low, high), ``affine``
         (scale, shift: x*scale+shift),
         ``hard_sigmoid`` (relu6(x+3)/6), ``prelu`` (a constant, one slope per channel),
-        ``scale_channels`` (constants scale[C], shift[C]), ``add``/``mul``/``sub``/``rsub``/``max``/``min`` with another
-        tensor (`operand`) of the output's shape, or of shape (N, C, 1, 1) or (N, 1, H, W) (a gate).
+        ``scale_channels`` and ``shift_channels`` (a constant, [C]), ``add``/``mul``/``sub``/``rsub``/``max``/``min``
+        with another tensor (`operand`) of the output's shape, or of shape (N, C, 1, 1) or (N, 1, H, W) (a gate).
     """
 
     op: str
@@ -111,7 +111,9 @@ def apply_step(step: Step, x: NDArray[np.float32], operand: NDArray[np.float32] 
         case "prelu":
             return np.where(x > 0, x, x * step.constants[0].reshape(channel))
         case "scale_channels":
-            return x * step.constants[0].reshape(channel) + step.constants[1].reshape(channel)
+            return x * step.constants[0].reshape(channel)
+        case "shift_channels":
+            return x + step.constants[0].reshape(channel)
     assert operand is not None, step.op
     match step.op:
         case "add":

@@ -63,7 +63,7 @@ def _as_step(node: Node) -> tuple[Value, list[Fused]] | None:
             return None
         weight, bias, average, spread = (np.asarray(a, np.float64) for a in arrays)
         scale = weight / np.sqrt(spread + node.attrs["eps"])
-        return x, [Fused(_channel_step(scale, bias - average * scale))]
+        return x, _per_channel_steps(scale, bias - average * scale)
     if node.op not in BINARY:
         return None
     a, b = node.inputs
@@ -105,13 +105,9 @@ def _with_constant(op: str, x: Value, c: Value, shape: tuple[int, ...], swapped:
         return [Fused(Step("affine", (float(scale.reshape(-1)[0]), float(shift.reshape(-1)[0]))))]
     channels = _channels(shape)
     if _per_channel(data.shape, shape):
-        return [
-            Fused(
-                _channel_step(
-                    np.broadcast_to(scale.reshape(-1), channels), np.broadcast_to(shift.reshape(-1), channels)
-                )
-            )
-        ]
+        return _per_channel_steps(
+            np.broadcast_to(scale.reshape(-1), channels), np.broadcast_to(shift.reshape(-1), channels)
+        )
     if op == "div":
         return [
             Fused(Step("mul"), _full(Value(c.name, c.shape, c.dtype, (1 / data).astype(np.float32)), shape))
@@ -125,11 +121,13 @@ def _full(c: Value, shape: tuple[int, ...]) -> Value:
     return Value(c.name, shape, "float32", data)
 
 
-def _channel_step(scale: NDArray[Any], shift: NDArray[Any]) -> Step:
-    return Step(
-        "scale_channels",
-        constants=(np.ascontiguousarray(scale, np.float32), np.ascontiguousarray(shift, np.float32)),
-    )
+def _per_channel_steps(scale: NDArray[Any], shift: NDArray[Any]) -> list[Fused]:
+    """A scale and a shift, or one of them if the other changes nothing."""
+    scaled = Fused(Step("scale_channels", constants=(np.ascontiguousarray(scale, np.float32),)))
+    shifted = Fused(Step("shift_channels", constants=(np.ascontiguousarray(shift, np.float32),)))
+    if not np.any(shift):
+        return [scaled]
+    return [scaled, shifted] if np.any(scale != 1) else [shifted]
 
 
 def _channels(shape: tuple[int, ...]) -> int:
@@ -218,7 +216,9 @@ def _into_weights(layer: Node, fused: Fused) -> bool:
     if fused.step.op == "affine":
         scale, shift = (np.full(outputs, v, np.float64) for v in fused.step.params)
     elif fused.step.op == "scale_channels":
-        scale, shift = (np.asarray(c, np.float64) for c in fused.step.constants)
+        scale, shift = np.asarray(fused.step.constants[0], np.float64), np.zeros(outputs)
+    elif fused.step.op == "shift_channels":
+        scale, shift = np.ones(outputs), np.asarray(fused.step.constants[0], np.float64)
     else:
         return False
     plain = layer.attrs.get("scale") is None

@@ -59,7 +59,7 @@ def _rewrite(graph: Graph, node: Node) -> None:
     shift = Fused(Step("affine", (1.0, float(-quant.zero_point))))
     graph.insert_before(node, Node("elementwise", [codes], integers, path=node.path, epilogue=[shift]))
     scale = np.float32(quant.scale) * node.attrs["scale"].astype(np.float32)
-    steps = [Fused(Step("scale_channels", constants=(scale, np.zeros_like(scale))))]
+    steps = [Fused(Step("scale_channels", constants=(scale,)))]
     if bias is not None and bias.ndim == 3:
         full = np.broadcast_to(bias, node.output.shape).astype(np.float32)
         steps.insert(0, Fused(Step("add"), constant(f"{node.path}.bias", full)))

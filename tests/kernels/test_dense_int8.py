@@ -85,7 +85,8 @@ def _layouts(target: Target) -> list[Case]:
                 channels = [rng.standard_normal(y.shape[1]).astype(np.float32) for _ in range(2)]
                 steps = (
                     Step("add", operand=Layout(y.shape, halo=(1, 1, 1, 1))),
-                    Step("scale_channels", constants=tuple(channels)),
+                    Step("scale_channels", constants=tuple(channels[:1])),
+                    Step("shift_channels", constants=tuple(channels[1:])),
                     Step("mul", operand=Layout((*y.shape[:2], 1, 1))),
                 )
             weight = int8_weight(rng, outputs, inputs, mask(rng, outputs, inputs, rows, 4, 0.4))

@@ -12,7 +12,10 @@ from edgecsi.kernels.ops import Elementwise, Quant, Step
 from edgecsi.target import load
 from tests.kernels.common import check, normal, on_targets
 
-PER_CHANNEL = Step("scale_channels", constants=tuple(np.linspace(0.5, 2, 6, dtype=np.float32).reshape(2, 3)))
+PER_CHANNEL = (
+    Step("scale_channels", constants=(np.linspace(0.5, 1.1, 3, dtype=np.float32),)),
+    Step("shift_channels", constants=(np.linspace(1.4, 2, 3, dtype=np.float32),)),
+)
 
 
 @on_targets("x86-64-v3", "host", "rpi4")
@@ -24,19 +27,19 @@ def test_layouts_and_epilogues(target: str) -> None:
     codes = Layout((2, 3, 5, 7), "uint8", (1, 1, 1, 1), 4, fill=128)
     ops = [
         Elementwise(x=image, y=halo, epilogue=(Step("leaky_relu", (0.3,)), Step("add", operand=halo))),
-        Elementwise(x=halo, y=image, epilogue=(PER_CHANNEL, Step("mul", operand=gate))),
+        Elementwise(x=halo, y=image, epilogue=(*PER_CHANNEL, Step("mul", operand=gate))),
         Elementwise(x=halo, y=flat, epilogue=(Step("relu"), Step("add", operand=flat))),
-        Elementwise(x=flat, y=halo, epilogue=(Step("sigmoid"), PER_CHANNEL)),
+        Elementwise(x=flat, y=halo, epilogue=(Step("sigmoid"), *PER_CHANNEL)),
         Elementwise(x=flat, y=codes, y_quant=quant),
-        Elementwise(x=halo, y=codes, y_quant=quant, epilogue=(PER_CHANNEL,)),
-        Elementwise(x=Layout((4, 3)), y=Layout((4, 3)), epilogue=(PER_CHANNEL,)),
-        Elementwise(x=Layout((2, 3, 9)), y=Layout((2, 3, 9)), epilogue=(PER_CHANNEL, Step("tanh"))),
+        Elementwise(x=halo, y=codes, y_quant=quant, epilogue=PER_CHANNEL),
+        Elementwise(x=Layout((4, 3)), y=Layout((4, 3)), epilogue=PER_CHANNEL),
+        Elementwise(x=Layout((2, 3, 9)), y=Layout((2, 3, 9)), epilogue=(*PER_CHANNEL, Step("tanh"))),
     ]
     kernel = all_kernels()["elementwise"]
     check([Case(kernel, op, [normal(rng, *lay.shape) for lay in op.inputs]) for op in ops], target)
 
 
-@pytest.mark.parametrize("epilogue", [(), (PER_CHANNEL,)])
+@pytest.mark.parametrize("epilogue", [(), PER_CHANNEL])
 def test_refuses_what_it_cannot_index(epilogue: tuple[Step, ...]) -> None:
     halo = Layout((2, 3, 4, 6), halo=(1, 1, 1, 1))
     y = Layout((2, 72)) if epilogue else Layout((2, 6, 2, 6), halo=(1, 1, 1, 1))

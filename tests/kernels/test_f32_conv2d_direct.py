@@ -57,7 +57,8 @@ def operators() -> list[Conv2d]:
     rng = np.random.default_rng(1)
     leaky = (Step("leaky_relu", (0.3,)),)
     residual = (
-        Step("scale_channels", constants=(normal(rng, 5), normal(rng, 5))),
+        Step("scale_channels", constants=(normal(rng, 5),)),
+        Step("shift_channels", constants=(normal(rng, 5),)),
         Step("add", operand=Layout((2, 5, 9, 13), halo=(2, 2, 2, 2))),
         Step("prelu", constants=(normal(rng, 5),)),
         Step("mul", operand=Layout((2, 5, 1, 1))),

@@ -181,7 +181,12 @@ def test_epilogues(kernel: str, target: str) -> None:
     factors = normal(rng, 3), normal(rng, 3)
     chains = [
         (Step("sigmoid"),),
-        (Step("scale_channels", constants=factors), Step("mul", operand=gates[0]), Step("relu")),
+        (
+            Step("scale_channels", constants=factors[:1]),
+            Step("shift_channels", constants=factors[1:]),
+            Step("mul", operand=gates[0]),
+            Step("relu"),
+        ),
         (Step("mul", operand=gates[1]), Step("add", operand=gates[2]), Step("prelu", constants=factors[:1])),
         (Step("leaky_relu", (1.5,)), Step("affine", (0.7, 0.1)), Step("hard_sigmoid")),
     ]
