@@ -62,9 +62,7 @@ class Decoder(nn.Module):
         self.refine = nn.Sequential(RefineNet(), RefineNet())
         self.conv3x3 = ConvBN(2, 2, 3)
         self.sigmoid = nn.Sigmoid()
-        # larger than real channels: where the energy lies is learned slowly here, and at the usual scale the
-        # training would sooner shrink the output to nothing, from where it does not come back
-        start_small(self.conv3x3, scale=0.2)
+        start_small(self.conv3x3)
 
     def forward(self, codeword: Tensor) -> Tensor:
         coarse = self.project(self.features(codeword.reshape(-1, codeword.shape[1] // 4, 2, 2)))
