@@ -653,7 +653,8 @@ def _fit(
             if rounded.step.bits < 8:
                 size = scale
             top = 2 ** (rounded.step.bits - 1) - 1
-            for codes in (_nearest(weight, size, top), _compensated(weight, size, top, xx)):
+            thorough = isinstance(layer, nn.Linear)
+            for codes in (_nearest(weight, size, top), _compensated(weight, size, top, xx, thorough)):
                 error = check.error(codes * size.double()[:, None])
                 tried.append((error, weight, codes, size))
         _, weight, codes, size = min(tried, key=lambda candidate: candidate[0])
@@ -670,14 +671,14 @@ def _nearest(weight: Tensor, scale: Tensor, top: int) -> Tensor:
     return (weight / scale.double()[:, None]).round().clamp(-top, top)
 
 
-def _compensated(weight: Tensor, scale: Tensor, top: int, xx: Tensor) -> Tensor:
+def _compensated(weight: Tensor, scale: Tensor, top: int, xx: Tensor, thorough: bool) -> Tensor:
     """Codes ``[O, K]`` whose errors cancel."""
     unit = scale.double()
 
     def nearest(values: Tensor, rows: Tensor) -> Tensor:
         return (values / unit[rows]).round().clamp(-top, top) * unit[rows]
 
-    return (compensate(weight, xx, nearest) / unit[:, None]).round()
+    return (compensate(weight, xx, nearest, thorough) / unit[:, None]).round()
 
 
 def _inputs_and_outputs(

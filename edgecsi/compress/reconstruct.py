@@ -158,17 +158,20 @@ def solve_rows(weight: Tensor, xx: Tensor, xy: Tensor) -> Tensor:
     return fitted
 
 
-def compensate(weight: Tensor, xx: Tensor, nearest: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+def compensate(
+    weight: Tensor, xx: Tensor, nearest: Callable[[Tensor, Tensor], Tensor], thorough: bool = True
+) -> Tensor:
     """Round a weight ``[O, K]`` so that the errors cancel in the output. Zeros stay.
 
-    First input by input, strongest first, the inputs that follow making up for each error (Frantar et al., arXiv
-    2210.17323); then every weight anew, given all others, a few times over.
+    Input by input, the inputs that follow make up for each error (Frantar et al., arXiv 2210.17323).
 
     Args:
         xx: covariance of the inputs ``[K, K]``. nearest: (values, numbers of their rows) -> rounded values.
+        thorough: take the strongest inputs first, and then every weight anew, given all others, a few times over.
+            What that gains on the few weights of a convolution is the noise of the samples.
     """
     result = torch.zeros_like(weight)
-    order = xx.diagonal().argsort(descending=True)
+    order = xx.diagonal().argsort(descending=True) if thorough else torch.arange(len(xx))
     for rows, used in _supports(weight[:, order]):
         columns = order[used]
         inverse = torch.linalg.inv(xx[columns][:, columns])
@@ -180,6 +183,8 @@ def compensate(weight: Tensor, xx: Tensor, nearest: Callable[[Tensor, Tensor], T
             error = (left[:, i] - found[:, i]) / factor[i, i]
             left[:, i:] -= error[:, None] * factor[i, i:]
         result[rows[:, None], columns] = found
+    if not thorough:
+        return result
     every, kept = torch.arange(len(weight)), weight != 0
     error = (weight - result) @ xx
     for _ in range(_SWEEPS):
