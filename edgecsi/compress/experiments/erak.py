@@ -58,7 +58,7 @@ class _Method:
 
 def run(quick: bool, say: Say, time: Timer | None = None) -> Result:
     """Dense, pruned at five rates, and every compressed CsiNet that ships; for each dense network a control, trained on
-    for as many epochs as the longest of these recipes.
+    as the recipe does that trains most, in epochs times learning rate.
 
     Every network and every row is kept in the cache when it is done.
     """
@@ -80,7 +80,7 @@ def run(quick: bool, say: Say, time: Timer | None = None) -> Result:
         "*size* its change; *gzip_bytes*: of the raw tensors, as papers count; *library_bytes*: the constants of the "
         "library built for this machine, *library_size* their change. *latency_us*: median of the C call of the whole "
         "network, one thread, *time* its change. *loss_db* is against the dense network, *loss_to_control_db* against "
-        "the dense network trained on for as many epochs as the longest of these recipes, in the same loop. Zeros are "
+        "the dense network trained on as the recipe that trains most, in epochs times learning rate. Zeros are "
         f"unstructured, found by reconstruction and followed by {_EPOCHS} epoch; the other rows are the shipped "
         "networks."
     )
@@ -103,10 +103,10 @@ class _Network:
         dense = self._measure(_Method("dense", self.name))
         rows: list[Row] = []
         methods = [_Method("dense", self.name), *self._pruned(), *self._shipped()]
-        longest = max(methods, key=lambda method: method.epochs)
+        most = max(methods, key=lambda method: method.epochs * method.lr)
         for method in methods:
             found = self._measure(method) | self.finished.latency(method.model, self.time, self.say)
-            control = dense if method.epochs == 0 else self._control(longest)
+            control = dense if method.epochs == 0 else self._control(most)
             row: Row = {"model": self.name, "method": method.name, "epochs": method.epochs}
             row["loss_db"] = round(found["nmse_db"] - dense["nmse_db"], 3)
             row["loss_to_control_db"] = round(found["nmse_db"] - control["nmse_db"], 3)
@@ -134,10 +134,10 @@ class _Network:
         found = shipped(self.name, self.dense.sha256, self.say)
         return [_Method(s.recipe, s.model, s.epochs, s.lr) for s in found[: 1 if self.quick else None]]
 
-    def _control(self, longest: _Method) -> Row:
-        """The dense network, trained on for as long as any method trains."""
-        path = self._made(CONTROL.format(epochs=longest.epochs, lr=longest.lr))
-        return self._measure(_Method(f"dense, {longest.epochs} epochs more", path))
+    def _control(self, most: _Method) -> Row:
+        """The dense network, trained on as the method that trains most."""
+        path = self._made(CONTROL.format(epochs=most.epochs, lr=most.lr))
+        return self._measure(_Method(f"dense, {most.epochs} epochs more", path))
 
     def _made(self, text: str) -> str:
         return self.finished.network(self.name, text, self.data, self.say)
