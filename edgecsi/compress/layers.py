@@ -86,23 +86,39 @@ class StaticConv2d(CompressedLayer):
         return y
 
 
-def _evened(x: Tensor, centre: Tensor | None, gain: Tensor | None) -> Tensor:
+def evened(x: Tensor, centre: Tensor | None, gain: Tensor | None) -> Tensor:
+    """Inputs ``[..., I]`` less their centre ``[I]``, times their gain ``[I]``, each if there is one."""
     x = x if centre is None else x - centre
     return x if gain is None else x * gain
 
 
-class StaticLinear(CompressedLayer):
+class _RoundedInput(CompressedLayer):
+    """Base of dense layers that round their input, evened out first."""
+
+    centre: Tensor | None
+    gain: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor | None,
+        centre: Tensor | None,
+        gain: Tensor | None,
+        attributes: dict[str, Any],
+    ) -> None:
+        tensors = {"weight": weight, "weight_scale": weight_scale, "bias": bias}
+        super().__init__(tensors | {"centre": centre, "gain": gain}, attributes)
+
+
+class StaticLinear(_RoundedInput):
     """``quantize``, then ``qs8_linear``: float32 ``[..., I] -> [..., O]``, int8 between.
 
     Args:
         weight: int8 ``[O, I]``, of `bits` bits. weight_scale: float32 ``[O]``. bias: int32 ``[O]``.
-        centre, gain: float32 ``[I]``, what is subtracted from the input first and what it is multiplied with then, if
-            anything.
+        centre, gain: of the input, see :func:`evened`.
         scale, zero_point, offset: quantisation of the input.
     """
-
-    centre: Tensor | None
-    gain: Tensor | None
 
     def __init__(
         self,
@@ -118,31 +134,20 @@ class StaticLinear(CompressedLayer):
         bits: int = 8,
     ) -> None:
         numbers = {"scale": scale, "zero_point": zero_point, "offset": offset, "bits": bits}
-        tensors = {
-            "weight": weight,
-            "weight_scale": weight_scale,
-            "bias": bias,
-            "centre": centre,
-            "gain": gain,
-        }
-        super().__init__(tensors, numbers)
+        super().__init__(weight, weight_scale, bias, centre, gain, numbers)
         self.scale, self.zero_point, self.offset = scale, zero_point, offset
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _evened(x, self.centre, self.gain)
-        codes = ops.quantize(x, self.scale, self.zero_point, self.offset)
+        codes = ops.quantize(evened(x, self.centre, self.gain), self.scale, self.zero_point, self.offset)
         y: Tensor = ops.qs8_linear(
             codes, self.weight, self.weight_scale, self.bias, self.scale, self.zero_point
         )
         return y
 
 
-class DynamicLinear(CompressedLayer):
+class DynamicLinear(_RoundedInput):
     """``qd8_linear``: the input is quantised sample by sample. weight int8 ``[O, I]`` of `bits` bits,
     weight_scale and bias float32 ``[O]``, centre and gain as in :class:`StaticLinear`."""
-
-    centre: Tensor | None
-    gain: Tensor | None
 
     def __init__(
         self,
@@ -154,18 +159,11 @@ class DynamicLinear(CompressedLayer):
         *,
         bits: int = 8,
     ) -> None:
-        tensors = {
-            "weight": weight,
-            "weight_scale": weight_scale,
-            "bias": bias,
-            "centre": centre,
-            "gain": gain,
-        }
-        super().__init__(tensors, {"bits": bits})
+        super().__init__(weight, weight_scale, bias, centre, gain, {"bits": bits})
 
     def forward(self, x: Tensor) -> Tensor:
-        x = _evened(x, self.centre, self.gain)
-        y: Tensor = ops.qd8_linear(x, self.weight, self.weight_scale, self.bias)
+        even = evened(x, self.centre, self.gain)
+        y: Tensor = ops.qd8_linear(even, self.weight, self.weight_scale, self.bias)
         return y
 
 

@@ -36,6 +36,7 @@ from edgecsi.compress.layers import (
     StaticConv2d,
     StaticLinear,
     WeightOnlyLinear,
+    evened,
 )
 from edgecsi.compress.recipe import Quantize, matches
 from edgecsi.compress.reconstruct import compensate, solve_rows
@@ -85,8 +86,7 @@ class Input:
 
     def evened(self, x: Tensor) -> Tensor:
         """The input as it is quantised."""
-        x = x if self.centre is None else x - self.centre
-        return x if self.gain is None else x * self.gain
+        return evened(x, self.centre, self.gain)
 
     def restored(self, x: Tensor) -> Tensor:
         """What :func:`evened` was given."""

@@ -55,14 +55,14 @@ def initialise(module: nn.Module) -> None:
                 nn.init.zeros_(part.bias)
 
 
-def start_small(*layers: ConvBN, scale: float = 0.1) -> None:
-    """Scale the normalised output of these layers to `scale`.
+def start_small(*layers: ConvBN) -> None:
+    """Scale the normalised output of these layers to 0.1.
 
-    Behind a sigmoid 0.1 is ±0.025, the spread of real channels around 0.5. From the usual scale of 1 the
+    Behind a sigmoid that is ±0.025, the spread of real channels around 0.5. From the usual scale of 1 the
     first epochs of a training do nothing but shrink it.
     """
     for layer in layers:
-        nn.init.constant_(layer.bn.weight, scale)
+        nn.init.constant_(layer.bn.weight, 0.1)
 
 
 def to_image(x: Tensor) -> Tensor:
