@@ -75,9 +75,9 @@ class Int8Dense(Kernel):
             unroll = 8 if mean >= 32 and target.arch == "aarch64" else 4 if mean >= 8 else 2
             rows = self.rows
         else:
-            # One sample is bound by the caches: narrow panels are read fastest.
+            # One sample is bound by the caches: panels of four vectors are read fastest.
             alone = samples == 1 and dot.vector == 64
-            vectors = 2 if alone else dense_vectors(samples, target, dot.accumulators)
+            vectors = 4 if alone else dense_vectors(samples, target, dot.accumulators)
             vectors = min(vectors, -(-outputs // dot.outputs))
             rows = vectors * dot.outputs
             unroll = next(u for u in (4, 2, 1) if groups % u == 0 or u == dot.together)
@@ -85,7 +85,8 @@ class Int8Dense(Kernel):
         sets = max(1, min(unroll // dot.together, (8 if self.rows else 4) // busy))
         ahead = dense_loop.prefetch_ahead(op, target) if samples == 1 else 0
         # What a good part of the L2 cache holds is read as fast as narrow weights are taken apart.
-        narrow = int(samples == 1 and 2 * op.weight.nbytes > target.l2_bytes and self._narrows(op, target))
+        far = max(op.among, 2 * op.weight.nbytes) > target.l2_bytes
+        narrow = int(samples == 1 and far and self._narrows(op, target))
         return {
             "rows": rows, "unroll": unroll, "sets": sets, "samples": samples, "ahead": ahead, "narrow": narrow,
         }  # fmt: skip
