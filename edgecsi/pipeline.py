@@ -305,7 +305,7 @@ def check_inputs(model: LoadedModel, samples: int) -> tuple[NDArray[Any], str]:
     if shape[1:] == (2, 32, 32):
         from edgecsi.channels.shipped import test_set
 
-        return test_set(samples), "shipped CDL-A/C channels"
+        return test_set(samples), "shipped UMi channels"
     numbers = np.random.default_rng(0).standard_normal((samples, *shape[1:]), np.float32)
     return numbers, "normally distributed numbers"
 

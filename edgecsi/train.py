@@ -13,7 +13,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -33,6 +33,12 @@ WARM_UP = 0.05
 """Share of the steps in which the learning rate rises."""
 FINAL_LR = 0.01
 """The last learning rate, as a share of the highest."""
+SETTLED = 0.5
+"""Share of the training after which batch normalisation keeps the statistics it has: those of a batch differ from
+them by a few per cent, more than a good network errs. A network that begins with good ones always keeps them."""
+LARGEST_BASIS = 256
+"""Sides of a weight up to this long get an eigenbasis. Longer ones are the channel's own angles and delays, which
+hardly correlate, and would take most of the time."""
 
 _MAX_VALIDATION = 2000
 
@@ -77,6 +83,9 @@ class Task(Protocol):
 
     def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """(input, target) pairs, ``steps`` of them, the same for the same epoch."""
+
+    def start(self, network: torch.nn.Module) -> bool:
+        """Give a fresh network a better beginning than random weights; False if there is none."""
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Scalar to minimise."""
@@ -129,6 +138,11 @@ class Reconstruction:
         for part in torch.split(torch.from_numpy(order[: self.steps * self._batch]), self._batch):
             x = self._training[part]
             yield x, x
+
+    def start(self, network: torch.nn.Module) -> bool:
+        from edgecsi.models.blocks import Autoencoder
+
+        return isinstance(network, Autoencoder) and network.start_linear(self._training)
 
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Squared error over the sample's own power. Without that the error is tiny and nothing moves for
@@ -197,6 +211,9 @@ class Detection:
             received, sent = self._fullycon.transmit(self._batch, self._fullycon.TRAINING_SNR_DB, rng)
             yield torch.from_numpy(received), torch.from_numpy(sent)
 
+    def start(self, network: torch.nn.Module) -> bool:
+        return False
+
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Logistic loss: the output becomes the log-likelihood ratio of the bit."""
         import torch
@@ -232,7 +249,7 @@ def train(
     out: Path,
     *,
     epochs: int = 100,
-    lr: float = 2e-3,
+    lr: float = 1e-3,
     batch: int = 100,
     seed: int = 0,
     init: str | None = None,
@@ -241,7 +258,10 @@ def train(
     progress: Callable[[Epoch, int], None] | None = None,
     data_progress: Callable[[int, int], None] | None = None,
 ) -> TrainResult:
-    """Train a zoo network with Adam, a linear warm-up and a cosine schedule; keep the best weights.
+    """Train a zoo network with SOAP, a linear warm-up and a cosine schedule; keep the best weights.
+
+    A network for channels begins with their principal components where it can
+    (:meth:`edgecsi.models.blocks.Autoencoder.start_linear`).
 
     Args:
         model: name in the zoo, e.g. ``csinet-cr4``.
@@ -297,10 +317,14 @@ def train(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = registry.create(model)
+    settled = SETTLED
     if init is not None:
         _begin_with(network, init, model)
+        settled = 0.0
+    elif task.start(network):
+        settled = 0.0
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-    optimizer = torch.optim.Adam(network.parameters(), lr, fused=True)
+    optimizer = make_optimizer(network.parameters(), lr)
 
     state_file = out.with_suffix(".resume")
     history: list[Epoch] = []
@@ -309,7 +333,7 @@ def train(
         history, best_state = _restore(state_file, settings, network, optimizer)
     for epoch in range(len(history) + 1, epochs + 1):
         started = time.monotonic()
-        loss = _one_epoch(network, optimizer, task, epoch, epochs, lr)
+        loss = _one_epoch(network, optimizer, task, epoch, epochs, lr, epoch > settled * epochs)
         network.eval()
         with torch.no_grad():
             score = task.score(network)
@@ -364,10 +388,22 @@ def make_task(
 
 
 def _one_epoch(
-    network: torch.nn.Module, optimizer: torch.optim.Optimizer, task: Task, epoch: int, epochs: int, lr: float
+    network: torch.nn.Module,
+    optimizer: torch.optim.Optimizer,
+    task: Task,
+    epoch: int,
+    epochs: int,
+    lr: float,
+    settled: bool,
 ) -> float:
-    """Mean loss of the epoch; stops at the first step that is not finite."""
+    """Mean loss of the epoch; stops at the first step that is not finite.
+
+    Args:
+        settled: batch normalisation keeps its statistics.
+    """
     network.train()
+    if settled:
+        keep_statistics(network)
     total = 0.0
     for step, (x, target) in enumerate(task.batches(epoch), (epoch - 1) * task.steps):
         for group in optimizer.param_groups:
@@ -380,6 +416,26 @@ def _one_epoch(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
     return total / task.steps
+
+
+def make_optimizer(parameters: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
+    """SOAP (Vyas et al., arXiv 2409.11321): Adam in the eigenbases of the gradients.
+
+    The few convolutions behind a dense layer are so ill-conditioned that Adam alone learns for hundreds of epochs
+    and is not done.
+    """
+    from pytorch_optimizer import SOAP
+
+    return SOAP(parameters, lr, weight_decay=0.0, max_precondition_dim=LARGEST_BASIS)
+
+
+def keep_statistics(network: torch.nn.Module) -> None:
+    """Batch normalisation in it is what it will be in the end, an affine map: it learns, its statistics stay."""
+    import torch
+
+    for part in network.modules():
+        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
+            part.eval()
 
 
 def _begin_with(network: torch.nn.Module, init: str, model: str) -> None:

@@ -47,7 +47,7 @@ def test_it_learns_and_writes_weights_that_say_how_they_were_made(data: str, tmp
     assert result.best == min(epoch.score for epoch in result.history) == seen[-1][0].best
     model = load_model(str(out))
     assert model.name == "csinet-cr64"
-    options = f"--data {data} --epochs 6 --lr 0.002 --batch 16 --seed 5"
+    options = f"--data {data} --epochs 6 --lr 0.001 --batch 16 --seed 5"
     assert model.metadata["command"] == f"edgecsi train csinet-cr64 {options} -o csinet.safetensors"
     assert float(model.metadata["nmse_db"]) == result.best
     assert set(json.loads(model.metadata["versions"])) == {"edgecsi", "torch", "sionna-no-rt"}
@@ -132,10 +132,10 @@ def test_the_state_of_another_training_is_not_continued(data: str, tmp_path: Pat
     out = tmp_path / "a.safetensors"
     interrupted(data, out)
     with pytest.raises(UsageError) as refused:
-        short(data, out, lr=1e-3, seed=9)
-    assert "lr 0.002 there, 0.001 here" in str(refused.value)
+        short(data, out, lr=2e-3, seed=9)
+    assert "lr 0.001 there, 0.002 here" in str(refused.value)
     assert "seed 5 there, 9 here" in str(refused.value)
-    assert len(short(data, out, lr=1e-3, resume=False).history) == 3
+    assert len(short(data, out, lr=2e-3, resume=False).history) == 3
 
 
 def test_a_damaged_state_is_explained(data: str, tmp_path: Path) -> None:

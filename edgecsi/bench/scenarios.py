@@ -152,7 +152,7 @@ def _shipped() -> list[Scenario]:
         if name in covered or not ("prune" in name or name.endswith("int8-trained")):
             continue
         found.append(Scenario(short, name, KERNELS, name, "full", "host", None))
-        if name.startswith("csinet-cr4+prune80"):
+        if name.startswith("csinet-cr4+prune90"):
             found.append(Scenario(f"{short}-x86", name, KERNELS, name, "full", "x86", None))
             found += [
                 _count(short, name, Network(name), target, None, KERNELS) for target in ("rpi4", "rpi5")

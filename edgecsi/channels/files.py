@@ -63,7 +63,7 @@ def load(source: str | Path, *, progress: Progress | None = None) -> NDArray[Any
     """
     text = os.fspath(source)
     if text == "test" or (text.startswith("test-") and text.removeprefix("test-") in SUBSETS):
-        return test_set(subset=text.removeprefix("test").removeprefix("-") or "cdl-ac")
+        return test_set(subset=text.removeprefix("test").removeprefix("-") or SUBSETS[0])
     if is_spec(text):
         return generate(text, progress=progress)
     return read(Path(source))

@@ -60,7 +60,7 @@ def command(
 
     \b
     Example:
-      edgecsi compress csinet-cr4 --recipe int8-dynamic --data cdl-ac:20000:seed=7 -o small.safetensors
+      edgecsi compress csinet-cr4 --recipe int8-dynamic --data umi:24000:seed=1 -o small.safetensors
       edgecsi build small.safetensors --target rpi4
       edgecsi compress csinet-cr4 --recipe int8-static --data DATA_Htrainin.mat --sensitivity
     """

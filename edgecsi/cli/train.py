@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 @click.option(
     "--lr",
     type=click.FloatRange(0, 1, min_open=True),
-    default=2e-3,
+    default=1e-3,
     show_default=True,
     help="Highest learning rate.",
 )
@@ -56,7 +56,7 @@ def command(
 
     \b
     Example:
-      edgecsi train csinet-cr16 --data cdl-ac:20000:seed=7 -o csinet-cr16.safetensors --epochs 200
+      edgecsi train csinet-cr16 --data umi:24000:seed=7 -o csinet-cr16.safetensors --epochs 40
     """
     from edgecsi.train import train
 

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from edgecsi.errors import ModelError
-from edgecsi.train import Reconstruction, Task, schedule
+from edgecsi.train import Reconstruction, Task, keep_statistics, make_optimizer, schedule
 
 State = dict[str, Any]
-AfterStep = Callable[[float, torch.optim.Optimizer], None]
+AfterStep = Callable[[float], None]
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Hooks:
         report: called after every epoch with (epoch, loss, score).
     """
 
-    after_step: AfterStep = lambda done, optimizer: None
+    after_step: AfterStep = lambda done: None
     acceptable: Callable[[float], bool] = lambda done: True
     state: Callable[[], State] = dict
     load: Callable[[State], None] = lambda state: None
@@ -71,7 +71,7 @@ def fine_tune(module: nn.Module, task: Task, plan: Plan, resumed: State | None =
     hooks = plan.hooks
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.Adam(parameters, plan.lr, fused=True)
+    optimizer = make_optimizer(parameters, plan.lr)
     best, best_state, done_epochs = math.inf, copy.deepcopy(module.state_dict()), 0
     if resumed is not None:
         module.load_state_dict(resumed["model"])
@@ -83,6 +83,7 @@ def fine_tune(module: nn.Module, task: Task, plan: Plan, resumed: State | None =
     total = plan.epochs * task.steps
     for epoch in range(done_epochs + 1, plan.epochs + 1):
         module.train()
+        keep_statistics(module)  # a network that is trained already has good ones
         running = 0.0
         batches = task.batches(plan.first_epoch + epoch)
         for step, (x, target) in enumerate(batches, (epoch - 1) * task.steps):
@@ -90,9 +91,6 @@ def fine_tune(module: nn.Module, task: Task, plan: Plan, resumed: State | None =
                 group["lr"] = plan.lr * schedule(step / total)
             optimizer.zero_grad(set_to_none=True)
             loss = _loss(module, task, plan, x, target)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            hooks.after_step((step + 1) / total, optimizer)
             running += loss.item()
             if not math.isfinite(running):
                 raise ModelError(
@@ -100,6 +98,9 @@ def fine_tune(module: nn.Module, task: Task, plan: Plan, resumed: State | None =
                     "the training diverged, or the data or weights hold such numbers",
                     "lower lr in the recipe; the last good state is kept",
                 )
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+            hooks.after_step((step + 1) / total)
         current = score(module, task)
         if hooks.acceptable(epoch / plan.epochs) and current < best:
             best, best_state = current, copy.deepcopy(module.state_dict())

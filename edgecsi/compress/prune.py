@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from edgecsi.compress.recipe import Pattern, Prune, matches
 from edgecsi.errors import ModelError, RecipeError
 
+_FISHER_PACE = 1e-3  # of the running mean of squared gradients, a step
 _GRID = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # sparsities at which a layer's sensitivity is measured
 
 
@@ -112,6 +113,9 @@ class Pruner:
         self.layers = prunable(module, step)
         self.masks = {name: layer.weight.detach() != 0 for name, layer in self.layers.items()}
         self.final = False  # the masks have reached the wanted sparsity and stay
+        # running means of squared gradients
+        watched = self.layers if step.criterion == "fisher" else {}
+        self.fisher = {name: torch.zeros_like(layer.weight) for name, layer in watched.items()}
         self.shares = dict.fromkeys(self.layers, step.share)
         if step.scope == "sensitivity" and not self.pattern.group:
             assert score is not None
@@ -127,17 +131,20 @@ class Pruner:
                     "prune less, in smaller blocks, or exclude the layer",
                 )
 
-    def update(self, done: float, fisher: Mapping[str, Tensor] | None = None) -> None:
-        """Bring the masks to where the ramp is at the share `done` of the training, and apply them.
+    def observe(self) -> None:
+        """See the gradients of a step."""
+        for name, mean in self.fisher.items():
+            gradient = self.layers[name].weight.grad
+            assert gradient is not None
+            mean.lerp_(gradient.square(), _FISHER_PACE)
 
-        Args:
-            fisher: running mean of squared gradients by layer, for ``criterion = "fisher"``.
-        """
+    def update(self, done: float) -> None:
+        """Bring the masks to where the ramp is at the share `done` of the training, and apply them."""
         worth = {}
         for name, layer in self.layers.items():
             worth[name] = layer.weight.detach().square()
-            if self.step.criterion == "fisher" and fisher:
-                worth[name] *= fisher[name]
+            if self.fisher:
+                worth[name] *= self.fisher[name]
             worth[name] *= self.masks[name]
         if self.step.scope == "global":
             self.masks = global_masks(worth, self.pattern, ramp(done, self.step.share, self.step.ramp))
@@ -151,10 +158,11 @@ class Pruner:
     def load(self, state: Mapping[str, Any]) -> None:
         """Take the masks that ``state()`` gave."""
         self.masks, self.final = dict(state["masks"]), bool(state["final"])
+        self.fisher = dict(state["fisher"])
 
     def state(self) -> dict[str, Any]:
         """What must survive a restart."""
-        return {"masks": dict(self.masks), "final": self.final}
+        return {"masks": dict(self.masks), "final": self.final, "fisher": dict(self.fisher)}
 
     @torch.no_grad()
     def apply(self) -> None:

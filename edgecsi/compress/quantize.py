@@ -200,7 +200,8 @@ def calibrate(module: nn.Module, samples: Tensor, step: Quantize) -> dict[str, I
             raise DataError(
                 f"the input of {name} is NaN or infinite", "it cannot be quantised", "check the data"
             )
-        method = step.calibration if step.mode == "static" else None
+        own_range = step.mode != "static" or (isinstance(layer, nn.Linear) and matches(name, step.dynamic))
+        method = None if own_range else step.calibration
         given = Input()
         if isinstance(layer, nn.Linear):
             used = (layer.weight != 0).any(0)
@@ -275,9 +276,9 @@ def _evening(x: Tensor, weight: Tensor, method: str | None) -> Input:
         return float((made - made.mean(0) - wanted).square().sum())
 
     def gains(centre: Tensor | None) -> list[Input]:
-        peaks = Input(centre).evened(x).abs().amax(0)
-        peaks = peaks.clamp_min(1e-3 * float(peaks.max()) + 1e-30) / peaks.max().clamp_min(1e-30)
-        return [Input(centre, peaks**-power) for power in _GAIN_POWERS]
+        sizes = Input(centre).evened(x).square().mean(0).sqrt()
+        sizes = sizes.clamp_min(1e-3 * float(sizes.max()) + 1e-30) / sizes.max().clamp_min(1e-30)
+        return [Input(centre, sizes**-power) for power in _GAIN_POWERS]
 
     mean = x.mean(0)
     best, least = Input(), error(Input())
@@ -315,7 +316,8 @@ def _shrink(
     for name, layer in layers.items():
         given, best = found[name], float("inf")
         full = given.range
-        assert full is not None
+        if full is None:
+            continue
         for share in _SHRINKS:
             tried = dataclasses.replace(full, scale=full.scale * share)
             hook = layer.register_forward_pre_hook(
@@ -474,7 +476,7 @@ class Rounded(nn.Module):
         codes, scale = self.codes()
         bias = self.bias.detach()
         if measured is None:
-            if step.mode == "dynamic":
+            if step.mode != "weights":
                 return DynamicLinear(codes, scale, bias, self.given.centre, self.given.gain, bits=step.bits)
             return WeightOnlyLinear(codes, scale, bias, bits=step.bits)
         measured = dataclasses.replace(measured, scale=float(self._scale().detach()))
@@ -522,7 +524,7 @@ class Rounded(nn.Module):
                 left = ((steps.detach() - whole) * self.fine).round_().div_(self.fine)
                 planes.append(left * scale)
             return planes
-        if self.step.mode == "dynamic":
+        if self.step.mode != "weights":
             unit = x.detach().abs().amax(-1, keepdim=True).div(127).clamp_min(1e-30)
             self.step_of_input = float(unit.mean())
             return [x + ((x.detach() / unit).round_() * unit - x.detach())]

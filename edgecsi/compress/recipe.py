@@ -96,7 +96,8 @@ class Prune:
         rewind: begin again from the unpruned weights under the mask that was found, for as many epochs again
             (Renda et al., arXiv 2003.02389: ``learning-rate`` keeps the weights, ``weights`` does not).
         codeword: change the codeword first, without changing what the network computes: ``permute`` it, so
-            that outputs with like weights share a block, or ``rotate`` it to its principal components.
+            that outputs with like weights share a block, ``rotate`` it to its principal components, or ``group``
+            it: the entries of a block hold one part of the image, and have small weights elsewhere.
         teacher: weight of imitating the network the recipe began with (0 to 1).
     """
 
@@ -111,7 +112,7 @@ class Prune:
     ramp: float = _key(0.6, low=0.0, high=1.0)
     lr: float = _key(1e-3, low=1e-8, high=1.0)
     rewind: str = _key("none", choices=("none", "learning-rate", "weights"))
-    codeword: str = _key("keep", choices=("keep", "permute", "rotate"))
+    codeword: str = _key("keep", choices=("keep", "permute", "rotate", "group"))
     teacher: float = _key(0.0, low=0.0, high=1.0)
 
     def explain(self) -> str:
@@ -138,9 +139,13 @@ class Quantize:
             (least squared error of the layer's input) or ``output`` (of the network's output). samples: how
             many.
         keep_fp32: layers to leave alone (glob patterns).
+        dynamic: dense layers with a range for every sample all the same (glob patterns), in mode ``static``: where
+            samples differ much, one range for all is coarse for most.
         wide: convolutions whose input keeps about 11 bits, as two planes of int8 codes (glob patterns), for twice the
             multiplications; where there are only two channels, as in a CSI image, they cost nothing on CPUs that
             multiply four bytes at once.
+        codeword: ``mix`` it first with a random rotation that the decoder takes back, so that no weight and no entry
+            stands out (Chee et al., arXiv 2307.13304). For networks that are not pruned; a build never does it.
         epochs: quantisation-aware training (straight-through gradients); 0 means after training, without.
         lr, teacher: as in :class:`Prune`.
     """
@@ -151,7 +156,9 @@ class Quantize:
     calibration: str = _key("mse", choices=("minmax", "percentile", "mse", "output"))
     samples: int = _key(512, low=1, high=100_000)
     keep_fp32: tuple[str, ...] = _key(())
+    dynamic: tuple[str, ...] = _key(())
     wide: tuple[str, ...] = _key(())
+    codeword: str = _key("keep", choices=("keep", "mix"))
     epochs: int = _key(0, low=0, high=100_000)
     lr: float = _key(1e-4, low=1e-8, high=1.0)
     teacher: float = _key(0.0, low=0.0, high=1.0)
@@ -166,7 +173,8 @@ class Quantize:
         kept = f", but keep {', '.join(self.keep_fp32)}" if self.keep_fp32 else ""
         which = "every convolution" if self.wide == ("*",) else ", ".join(self.wide)
         wide = f", the image into {which} as two planes of codes" if self.wide else ""
-        return what + bits + wide + kept + _training(self.epochs, self.lr)
+        own = f", a range for every sample into {', '.join(self.dynamic)}" if self.dynamic else ""
+        return what + bits + wide + own + kept + _training(self.epochs, self.lr)
 
 
 @dataclass(frozen=True)
@@ -344,12 +352,14 @@ def _step(where: str, raw: dict[str, Any]) -> Step:
         elif entry.default is MISSING:
             raise RecipeError(f"{where}: {key} is missing", f"a step {kind.do!r} needs it", "add it")
     step = kind(**values)
-    if isinstance(step, Quantize) and step.wide and step.mode != "static":
-        raise RecipeError(
-            f"{where}: wide is for static quantisation",
-            f"mode is {step.mode!r}, in which convolutions stay fp32",
-            "leave wide out, or set mode to static",
-        )
+    if isinstance(step, Quantize) and step.mode != "static":
+        for key in ("wide", "dynamic"):
+            if getattr(step, key):
+                raise RecipeError(
+                    f"{where}: {key} is for static quantisation",
+                    f"mode is {step.mode!r}, in which convolutions stay fp32",
+                    f"leave {key} out, or set mode to static",
+                )
     if isinstance(step, Prune):
         pattern = Pattern.parse(step.pattern)
         if pattern.group and step.sparsity and abs(step.sparsity - step.share) > 1e-9:

@@ -9,6 +9,7 @@ training from there has little left to repair.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -214,7 +215,69 @@ def rotate_codeword(module: nn.Module, samples: Tensor) -> None:
     holds the principal components of what the decoder makes of it, strongest first, its mean is 0.
     """
     # every entry gets the same spread: a codeword with one step for all is then rounded best
-    _turn_codeword(module, samples, lambda energy: torch.diag((energy + 1e-6 * energy[0]).sqrt()))
+    _turn_codeword(module, samples, lambda energy, _: torch.diag((energy + 1e-6 * energy[0]).sqrt()))
+
+
+@torch.no_grad()
+def group_codeword(module: nn.Module, samples: Tensor, rows: int) -> None:
+    """Turn the codeword, in place, so that every ``rows`` entries of it hold one part of the image; the network
+    computes the same.
+
+    Principal components of like energy mix all angles and delays, so that few blocks of weights are small. The same
+    space has a basis of local vectors: the image is cut into parts that it tells least apart, each for as many entries,
+    and an entry has next to no weights elsewhere.
+
+    Args:
+        rows: outputs of a block. Image and codeword are cut into multiples of it.
+    """
+
+    def grouped(energy: Tensor, basis: Tensor) -> Tensor:
+        size = len(energy)
+        wanted = torch.zeros_like(basis)
+        projection = basis @ basis.T
+        entry = 0
+        for part in _parts(projection, rows, -(-size // rows)):
+            vectors = torch.linalg.eigh(projection[part][:, part])[1].flip(1)
+            count = min(rows, size - entry, len(part))
+            wanted[part, entry : entry + count] = vectors[:, :count]
+            entry += count
+        left, _, right = torch.linalg.svd(basis.T @ wanted)
+        turn: Tensor = left @ right  # the rotation that comes nearest
+        return turn * (turn.T.square() @ energy + 1e-6 * energy[0]).sqrt()
+
+    _turn_codeword(module, samples, grouped)
+
+
+def _parts(projection: Tensor, unit: int, count: int) -> list[Tensor]:
+    """Cut ``[I, I]`` inputs into `count` parts of equal trace that depend little on each other: spectral bisection
+    (Fiedler, 1973) of runs of `unit` inputs.
+
+    Returns:
+        the inputs of every part, in rising order.
+    """
+    unit = math.gcd(unit, len(projection))
+    units = len(projection) // unit
+    tiles = projection.reshape(units, unit, units, unit)
+    near = tiles.square().sum((1, 3))
+    share = tiles.diagonal(dim1=0, dim2=2).diagonal(dim1=0, dim2=1).sum(1)
+
+    def cut(members: Tensor, count: int) -> list[Tensor]:
+        if count == 1 or len(members) < 2:
+            return [members]
+        graph = near[members][:, members]
+        degree = graph.sum(1).clamp_min(1e-12)
+        scaled = graph / (degree[:, None] * degree).sqrt()
+        order = (torch.linalg.eigh(scaled)[1][:, -2] / degree.sqrt()).argsort()
+        first = count // 2
+        sums = share[members[order]].cumsum(0)
+        border = int(torch.searchsorted(sums, sums[-1] * first / count)) + 1
+        border = min(max(border, 1), len(members) - 1)
+        return [*cut(members[order[:border]], first), *cut(members[order[border:]], count - first)]
+
+    offsets = torch.arange(unit)
+    return [
+        (part.sort().values[:, None] * unit + offsets).flatten() for part in cut(torch.arange(units), count)
+    ]
 
 
 @torch.no_grad()
@@ -226,18 +289,22 @@ def mix_codeword(module: nn.Module, samples: Tensor) -> None:
     them goes with the geometric mean of the components' energies, not with the arithmetic one.
     """
 
-    def mixed(energy: Tensor) -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        turn = torch.randn(len(energy), len(energy), generator=generator, dtype=energy.dtype)
-        mixing: Tensor = torch.linalg.qr(turn)[0] * energy.mean().sqrt()
-        return mixing
+    def mixed(energy: Tensor, _basis: Tensor) -> Tensor:
+        return _random_rotation(len(energy)) * energy.mean().sqrt()
 
     _turn_codeword(module, samples, mixed)
 
 
-def _turn_codeword(module: nn.Module, samples: Tensor, mixing: Callable[[Tensor], Tensor]) -> None:
-    """`mixing`: from the energy of each principal component ``[M]``, strongest first, to the invertible matrix
-    ``[M, M]`` that makes the components from the new codeword."""
+def _random_rotation(size: int) -> Tensor:
+    """``[size, size]``, float64, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    rotation: Tensor = torch.linalg.qr(torch.randn(size, size, generator=generator, dtype=torch.float64))[0]
+    return rotation
+
+
+def _turn_codeword(module: nn.Module, samples: Tensor, mixing: Callable[[Tensor, Tensor], Tensor]) -> None:
+    """`mixing`: from the energy of each principal component ``[M]``, strongest first, and the components ``[O, M]`` to
+    the invertible matrix ``[M, M]`` that makes the components from the new codeword."""
     pair = codeword_layers(module)
     if pair is None or pair[0].bias is None or pair[1].bias is None:
         return
@@ -254,7 +321,7 @@ def _turn_codeword(module: nn.Module, samples: Tensor, mixing: Callable[[Tensor]
     energy, basis = torch.linalg.eigh(image)
     size = last.out_features
     basis, energy = basis[:, -size:].flip(1), energy[-size:].flip(0).clamp_min(0)
-    mix = mixing(energy)
+    mix = mixing(energy, basis)
     turn = torch.linalg.solve(mix, basis.T @ weight)
     # what is constant does not belong into the codeword, and takes from the range it is rounded in
     last.weight.copy_(turn @ last.weight.double())

@@ -24,14 +24,14 @@ from edgecsi.compress.low_rank import factor_layers
 from edgecsi.compress.prune import Pruner, global_masks, mask, permute_codeword
 from edgecsi.compress.quantize import finish_rounding, layers_of, quantize, start_rounding
 from edgecsi.compress.recipe import Cluster, Distill, LowRank, Pattern, Prune, Quantize, Recipe, Step
-from edgecsi.compress.reconstruct import Reference, reconstruct, rotate_codeword
+from edgecsi.compress.reconstruct import Reference, group_codeword, mix_codeword, reconstruct, rotate_codeword
 from edgecsi.compress.size import density, stored_bytes
 from edgecsi.compress.store import rebuild, structure
 from edgecsi.errors import DataError, ModelError, RecipeError
 from edgecsi.train import Task, keep_freed_memory, make_task
 
 _DETECTOR_INPUT = (30,)
-_FIT_SAMPLES = 3000  # to prune by reconstruction with
+_FIT_SAMPLES = 10_000  # to prune by reconstruction with; of a long codeword, fewer tell too little
 _MASK_EVERY = 20  # steps between two updates of the masks
 
 
@@ -420,6 +420,8 @@ class _Run:
         if isinstance(step, Prune):
             self._prune(step, running)
         elif isinstance(step, Quantize):
+            if step.codeword == "mix":
+                mix_codeword(self.module, self._samples(_FIT_SAMPLES))
             if step.epochs == 0:
                 quantize(self.module, step, self._samples(step.samples), self.example)
                 return
@@ -440,7 +442,7 @@ class _Run:
         pattern = Pattern.parse(step.pattern)
         samples = (
             self._samples(_FIT_SAMPLES)
-            if "reconstruct" in step.criterion or step.codeword == "rotate"
+            if "reconstruct" in step.criterion or step.codeword in ("rotate", "group")
             else None
         )
         _change_codeword(self.module, step, samples)
@@ -450,19 +452,14 @@ class _Run:
         if step.criterion == "reconstruct":
             assert samples is not None
             shares = step.share if step.scope == "global" and not pattern.group else pruner.shares
-            pruner.load(
-                {"masks": reconstruct(self.module, pruner.layers, pattern, shares, samples), "final": True}
-            )
+            pruner.masks = reconstruct(self.module, pruner.layers, pattern, shares, samples)
+            pruner.final = True
             pruner.apply()
 
-        def after_step(done: float, optimizer: torch.optim.Optimizer) -> None:
-            if pruner.final:
-                pruner.apply()
-            elif round(done * total) % _MASK_EVERY == 0 or pruner.finished(done):
-                seen = {
-                    name: optimizer.state[layer.weight]["exp_avg_sq"] for name, layer in pruner.layers.items()
-                }
-                pruner.update(done, seen)
+        def after_step(done: float) -> None:
+            pruner.observe()
+            if not pruner.final and (round(done * total) % _MASK_EVERY == 0 or pruner.finished(done)):
+                pruner.update(done)
             else:
                 pruner.apply()
 
@@ -486,7 +483,7 @@ class _Run:
             self.module.load_state_dict(unpruned)
             pruner.apply()
         hooks.acceptable = lambda done: True
-        hooks.after_step = lambda done, optimizer: pruner.apply()
+        hooks.after_step = lambda done: pruner.apply()
         self._train(step, hooks, running if rewound else None, phase=1)
 
     def _train(self, step: Step, hooks: Hooks, running: State | None, phase: int = 0) -> None:
@@ -510,7 +507,7 @@ class _Run:
         ]
 
         @torch.no_grad()
-        def after_step(done: float, optimizer: torch.optim.Optimizer) -> None:
+        def after_step(done: float) -> None:
             for parameter, kept in masks:
                 parameter.mul_(kept)
 
@@ -574,6 +571,9 @@ def _change_codeword(module: nn.Module, step: Prune, samples: Tensor | None) -> 
     elif step.codeword == "rotate":
         assert samples is not None
         rotate_codeword(module, samples)
+    elif step.codeword == "group":
+        assert samples is not None
+        group_codeword(module, samples, Pattern.parse(step.pattern).rows or 1)
 
 
 def _write_beside(path: Path, write: Callable[[Path], object]) -> None:

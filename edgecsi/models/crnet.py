@@ -11,16 +11,21 @@ from torch import Tensor, nn
 from edgecsi.models.blocks import (
     CODEWORD,
     ENTRIES,
+    LINEAR,
+    LOGIT_SLOPE,
     Autoencoder,
     ConvBN,
+    ImageDecoder,
+    ImageEncoder,
     initialise,
     leaky_relu,
+    pass_on,
     start_small,
     to_image,
 )
 
 
-class Encoder(nn.Module):
+class Encoder(ImageEncoder):
     """A wide (3×3, 1×9, 9×1) and a narrow (3×3) branch, merged by 1×1, then dense:
     ``[B, 2, 32, 32] -> [B, M]``."""
 
@@ -41,10 +46,15 @@ class Encoder(nn.Module):
         )
         self.fc = nn.Linear(ENTRIES, codeword)
 
-    def forward(self, x: Tensor) -> Tensor:
-        merged = self.merge(torch.cat([self.wide(x), self.narrow(x)], dim=1))
-        codeword: Tensor = self.fc(merged.flatten(1))
-        return codeword
+    def image(self, x: Tensor) -> Tensor:
+        merged: Tensor = self.merge(torch.cat([self.wide(x), self.narrow(x)], dim=1))
+        return merged
+
+    def pass_image(self) -> None:
+        pass_on(self.narrow, 1.0, LINEAR)
+        merge: ConvBN = self.merge.conv1x1  # type: ignore[assignment]
+        pass_on(merge, 1.0, LINEAR)
+        merge.conv.weight.copy_(merge.conv.weight.roll(2, 1))  # the narrow branch is its second half
 
 
 class CRBlock(nn.Module):
@@ -74,7 +84,7 @@ class CRBlock(nn.Module):
         return refined
 
 
-class Decoder(nn.Module):
+class Decoder(ImageDecoder):
     """Dense, 5×5 convolution, two CRBlocks, sigmoid: ``[B, M] -> [B, 2, 32, 32]``."""
 
     def __init__(self, codeword: int) -> None:
@@ -90,6 +100,14 @@ class Decoder(nn.Module):
     def forward(self, codeword: Tensor) -> Tensor:
         x: Tensor = self.sigmoid(self.blocks(self.relu(self.conv5x5(to_image(self.fc(codeword))))))
         return x
+
+    def pass_image(self, deviation: float) -> None:
+        pass_on(self.conv5x5, LOGIT_SLOPE * deviation, LINEAR)
+        for block in self.blocks:
+            nn.init.zeros_(block.merge.bn.weight)  # type: ignore[union-attr,arg-type]
+        # Logits have both signs: the last block takes the shift back. Its activation then bends the negative ones,
+        # which no beginning can help.
+        nn.init.constant_(self.blocks[-1].merge.bn.bias, -LINEAR)  # type: ignore[union-attr,arg-type]
 
 
 def crnet(cr: int) -> Autoencoder:

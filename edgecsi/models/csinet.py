@@ -10,16 +10,21 @@ from torch import Tensor, nn
 from edgecsi.models.blocks import (
     CODEWORD,
     ENTRIES,
+    LINEAR,
+    LOGIT_SLOPE,
     Autoencoder,
     ConvBN,
+    ImageDecoder,
+    ImageEncoder,
     initialise,
     leaky_relu,
+    pass_on,
     start_small,
     to_image,
 )
 
 
-class Encoder(nn.Module):
+class Encoder(ImageEncoder):
     """One 3×3 convolution and one dense layer, ``[B, 2, 32, 32] -> [B, M]``."""
 
     def __init__(self, codeword: int) -> None:
@@ -27,9 +32,12 @@ class Encoder(nn.Module):
         self.features = nn.Sequential(OrderedDict(conv3x3=ConvBN(2, 2, 3), relu=leaky_relu()))
         self.fc = nn.Linear(ENTRIES, codeword)
 
-    def forward(self, x: Tensor) -> Tensor:
-        codeword: Tensor = self.fc(self.features(x).flatten(1))
-        return codeword
+    def image(self, x: Tensor) -> Tensor:
+        features: Tensor = self.features(x)
+        return features
+
+    def pass_image(self) -> None:
+        pass_on(self.features.conv3x3, 1.0, LINEAR)  # type: ignore[arg-type]
 
 
 class RefineNet(nn.Module):
@@ -53,7 +61,7 @@ class RefineNet(nn.Module):
         return refined
 
 
-class Decoder(nn.Module):
+class Decoder(ImageDecoder):
     """One dense layer, two RefineNets, one 3×3 convolution and a sigmoid, ``[B, M] -> [B, 2, 32, 32]``."""
 
     def __init__(self, codeword: int) -> None:
@@ -67,6 +75,11 @@ class Decoder(nn.Module):
     def forward(self, codeword: Tensor) -> Tensor:
         x: Tensor = self.sigmoid(self.conv3x3(self.refine(to_image(self.fc(codeword)))))
         return x
+
+    def pass_image(self, deviation: float) -> None:
+        for block in self.refine:
+            nn.init.zeros_(block.path.project.bn.weight)  # type: ignore[union-attr,arg-type]
+        pass_on(self.conv3x3, LOGIT_SLOPE * deviation, 0.0)
 
 
 def csinet(cr: int) -> Autoencoder:

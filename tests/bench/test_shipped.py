@@ -124,7 +124,7 @@ def test_nothing_to_verify_is_a_mistake(tmp_path: Path, weights: Path) -> None:
 
 def test_a_shipped_detector_is_right_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shipped, "TRANSMISSIONS", 20)
-    model = "fullycon+prune80-bsr4x1-int8-weights"
+    model = "fullycon+prune75-bsr4x1-int8-weights"
     assert model in registry.list_compressed()
     assert run(tmp_path, "--only", model, "--targets", "host") == 0
     kept = json.loads((tmp_path / "results" / shipped.KEPT).read_text())["results"][f"{model} host"]

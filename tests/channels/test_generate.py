@@ -12,6 +12,7 @@ import torch
 from edgecsi.cache import cache_dir
 from edgecsi.channels import generate as generator
 from edgecsi.channels.generate import ChannelSpec, generate, is_spec, parse_spec
+from edgecsi.channels.shipped import SUBSETS
 from edgecsi.channels.shipped import test_set as shipped_set
 from edgecsi.errors import DataError
 
@@ -140,11 +141,12 @@ def test_the_closed_form_is_the_ifft_over_all_tones() -> None:
 
 
 @pytest.mark.usefixtures("one_thread")
-def test_the_shipped_set_is_what_the_generator_makes() -> None:
+@pytest.mark.parametrize("subset", SUBSETS)
+def test_the_shipped_set_is_what_the_generator_makes(subset: str) -> None:
     """The real generator, once: a few of the shipped samples, up to their rounding to 13 bits."""
     state = torch.random.get_rng_state()
-    made = generate("cdl-c:4:seed=2026", cache=False)
-    np.testing.assert_allclose(shipped_set(4, subset="cdl-c"), made, atol=0.51 / 2**13)
+    made = generate(f"{subset}:4:seed=2026", cache=False)
+    np.testing.assert_allclose(shipped_set(4, subset=subset), made, atol=0.51 / 2**13)
     assert torch.equal(state, torch.random.get_rng_state()), "the caller's random numbers moved"
 
 

@@ -21,10 +21,6 @@ def test_the_values_are_exact_multiples(subset: str) -> None:
     assert samples.max() <= 1
 
 
-def test_the_mix_contains_the_reference() -> None:
-    np.testing.assert_array_equal(shipped_set(20)[1::2], shipped_set(10, subset="cdl-c"))
-
-
 def test_it_is_reached_by_name_wherever_data_is_taken() -> None:
     np.testing.assert_array_equal(load("test"), shipped_set())
     np.testing.assert_array_equal(load("test-cdl-c"), shipped_set(subset="cdl-c"))

@@ -23,7 +23,7 @@ def test_models_show_counts_macs_per_entry(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_compressed_networks_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
-    name = "csinet-cr4+prune80-bsr16x4-int8-dynamic"
+    name = "csinet-cr4+prune90-bsr16x4-int8-dynamic"
     record = json.loads(read_metadata(WEIGHTS / f"{name}.safetensors")["compression"])
     before, after, pruned = (
         f"{score:.4g}" for score in (record["before"], record["after"], record["steps"][0]["score"])
@@ -38,7 +38,7 @@ def test_compressed_networks_are_listed_and_shown(capsys: pytest.CaptureFixture[
     output = capsys.readouterr().out
     for told in (
         f"prune, then nmse_db {pruned}",
-        "cdl-ac:24000:seed=1",
+        "umi:24000:seed=1",
         f"{before} before, {after} after",
         f"({share})",
     ):

@@ -10,7 +10,13 @@ from torch import nn
 
 from edgecsi.compress.prune import Pruner, global_masks, mask, permute_codeword, prunable, ramp
 from edgecsi.compress.recipe import Pattern, Prune
-from edgecsi.compress.reconstruct import compensate, mix_codeword, reconstruct, rotate_codeword
+from edgecsi.compress.reconstruct import (
+    compensate,
+    group_codeword,
+    mix_codeword,
+    reconstruct,
+    rotate_codeword,
+)
 from edgecsi.errors import ModelError, RecipeError
 
 
@@ -127,6 +133,26 @@ def test_the_codeword_can_be_permuted_and_rotated_for_free(pair: Pair, samples: 
     torch.testing.assert_close(pair(samples), before, rtol=1e-3, atol=1e-4)
     spread = pair.encoder(samples).detach().std(0)
     assert float(spread.min()) > 0.3 * float(spread.max()), "all entries share what there is"
+
+
+def test_entries_of_a_codeword_can_be_grouped_by_parts_of_the_image(pair: Pair) -> None:
+    """Four parts of 16 values with 8 dimensions each, well mixed: grouping finds them again."""
+    generator = torch.Generator().manual_seed(5)
+    local = torch.block_diag(*[torch.randn(16, 8, generator=generator) for _ in range(4)])
+    mixing = torch.linalg.qr(torch.randn(32, 32, generator=generator))[0]
+    order = torch.randperm(8, generator=generator)
+    local = local.reshape(8, 8, 32)[order].reshape(64, 32)
+    with torch.no_grad():
+        pair.decoder[0].weight.copy_(local @ mixing)
+        pair.encoder[1].weight.copy_(torch.linalg.pinv(local @ mixing))
+    samples = torch.randn(200, 64, generator=generator)
+    before = pair(samples)
+    group_codeword(pair, samples, 8)
+    torch.testing.assert_close(pair(samples), before, rtol=1e-3, atol=1e-3)
+    strong = pair.decoder[0].weight.detach().reshape(8, 8, 4, 8).square().sum((1, 3)).sqrt()
+    assert int((strong > 0.01 * float(strong.max())).sum()) == 8, "every part is in one group of entries"
+    spread = pair.encoder(samples).detach().std(0)
+    assert bool((spread - 1).abs().max() < 0.01), "all are spread alike"
 
 
 def test_errors_of_rounded_weights_cancel(pair: Pair, samples: torch.Tensor) -> None:

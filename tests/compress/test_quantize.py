@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from edgecsi.compress import apply_post_training, recipe
-from edgecsi.compress.layers import StaticConv2d, StaticLinear
+from edgecsi.compress.layers import DynamicLinear, StaticConv2d, StaticLinear
 from edgecsi.compress.quantize import (
     Input,
     Rounded,
@@ -248,3 +248,14 @@ def test_a_fit_to_few_samples_is_not_trusted(network: nn.Module, samples: torch.
         False
     )
     assert error_db(network(samples), few(samples)) < -25
+
+
+def test_dense_layers_may_keep_a_range_for_every_sample_beside_static_convolutions(
+    network: nn.Module, samples: torch.Tensor
+) -> None:
+    step = Quantize(calibration="minmax", wide=("*",), dynamic=("encoder.3", "decoder.0"))
+    small = quantize(copy.deepcopy(network), step, samples, samples[:1])
+    assert isinstance(small.encoder[3], DynamicLinear)
+    assert isinstance(small.decoder[0], DynamicLinear)
+    assert isinstance(small.decoder[3].conv, StaticConv2d)
+    assert error_db(network(samples), small(samples)) < -20

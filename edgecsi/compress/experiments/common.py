@@ -25,7 +25,7 @@ from edgecsi.compress import Progress, compress, zoo
 from edgecsi.compress import recipe as recipes
 from edgecsi.compress.prune import prunable
 from edgecsi.compress.recipe import Pattern, Prune
-from edgecsi.compress.reconstruct import Reference, reconstruct, rotate_codeword
+from edgecsi.compress.reconstruct import Reference, group_codeword, reconstruct, rotate_codeword
 from edgecsi.compress.size import density, stored_bytes, zipped_bytes
 from edgecsi.models.checkpoints import read_metadata
 from edgecsi.models.load import load_model
@@ -38,7 +38,7 @@ Timer = Callable[[str, Row | None], Row]
 """Builds MODEL for this machine and times it: (MODEL, what it gave before or None) -> ``library_bytes``,
 ``latency_us`` (median of the C call), ``validity`` and ``library``, a hash; if library and CPU are the same as
 before and that was valid, what it gave before."""
-CALIBRATION = "cdl-ac:24000:seed=1"  # the training set of the shipped networks
+CALIBRATION = "umi:24000:seed=1"  # the training set of the shipped networks
 _VERSION = 1  # part of what a finished row means: raised when a figure is computed in another way
 
 
@@ -205,16 +205,20 @@ def figures(module: nn.Module, samples: NDArray[Any], dense_bytes: int) -> dict[
 
 
 class Prunable:
-    """A network to be pruned by reconstruction again and again, codeword rotated, without training.
+    """A network to be pruned by reconstruction again and again, without training.
 
     Args:
         module: not changed. samples: inputs, float32 ``[N, 2, 32, 32]``.
+        together: entries of the codeword that are grouped; 0 to rotate it to its principal components instead.
     """
 
-    def __init__(self, module: nn.Module, samples: Tensor) -> None:
+    def __init__(self, module: nn.Module, samples: Tensor, together: int) -> None:
         self._module, self._samples = copy.deepcopy(module), samples
         with torch.no_grad():
-            rotate_codeword(self._module, samples)
+            if together:
+                group_codeword(self._module, samples, together)
+            else:
+                rotate_codeword(self._module, samples)
         dense = [name for name, part in self._module.named_modules() if isinstance(part, nn.Linear)]
         self._reference = Reference(self._module, dense, samples)
 

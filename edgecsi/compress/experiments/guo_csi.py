@@ -31,7 +31,7 @@ def run(quick: bool, say: Say, time: Timer | None = None) -> Result:
 
     A training that was killed goes on with its last epoch; weights and curves stay in the cache.
     """
-    data = "cdl-ac:300:seed=1" if quick else CALIBRATION
+    data = "umi:300:seed=1" if quick else CALIBRATION
     epochs = 1 if quick else _EPOCHS
     held_out = channels(quick)
     finished = Finished(NAME)
@@ -59,7 +59,7 @@ def run(quick: bool, say: Say, time: Timer | None = None) -> Result:
     wide, squeezed = rows
     about = (
         f"Both networks trained alike from random weights: {epochs} epochs of `{data}`, the same order of samples, "
-        "the same schedule of the learning rate; NMSE and rho on the shipped test set (CDL-A/C), the curves on "
+        "the same schedule of the learning rate; NMSE and rho on the shipped test set (UMi drops), the curves on "
         "held-out samples. Fire modules against 3x3 convolutions: weights "
         f"{change(squeezed['weights'] / wide['weights'])}, MACs {change(squeezed['MACs'] / wide['MACs'])}, NMSE "
         f"{squeezed['nmse_db'] - wide['nmse_db']:+.2f} dB."
