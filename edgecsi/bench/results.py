@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -311,10 +312,11 @@ def peak_memory_mb(command: Sequence[str | Path], libraries: Path) -> float:
     status = Path("/proc", str(started.pid), "status")
     peak = 0
     while started.poll() is None:
-        found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
-        # Until it has become the program, it is still a copy of this process.
-        if found and os.path.realpath(status.with_name("exe")) == str(Path(command[0]).resolve()):
-            peak = max(peak, int(found[1]))
+        with suppress(FileNotFoundError, ProcessLookupError):  # it may end between two looks
+            found = re.search(r"^VmHWM:\s*(\d+) kB$", status.read_text(), re.MULTILINE)
+            # Until it has become the program, it is still a copy of this process.
+            if found and os.path.realpath(status.with_name("exe")) == str(Path(command[0]).resolve()):
+                peak = max(peak, int(found[1]))
         time.sleep(0.001)
     if started.returncode != 0 or peak == 0:
         raise ToolchainError(
