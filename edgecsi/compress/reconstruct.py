@@ -314,6 +314,8 @@ def _turn_codeword(module: nn.Module, samples: Tensor, mixing: Callable[[Tensor,
         for part in torch.split(samples, _BATCH):
             module(part)
     code = torch.cat(seen).double()
+    if len(code) < 2 * last.out_features:
+        return  # too few samples: directions they do not show would be lost
     mean = code.mean(0)
     code -= mean
     weight = first.weight.double()
