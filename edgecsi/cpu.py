@@ -179,13 +179,11 @@ def llvm_name() -> str:
         return ""
 
 
-def llvm_attributes(generic: bool) -> list[str]:
+def llvm_attributes() -> list[str]:
     """What to tell LLVM beside the CPU's name so that it uses exactly the features this machine has.
 
-    Virtual machines often hide part of their CPU, and the name alone would then lead to illegal instructions.
-
-    Args:
-        generic: the name is only a level such as ``x86-64-v3``, so what exceeds it is switched on as well.
+    A name alone is not enough: virtual machines often hide part of their CPU, which would lead to illegal
+    instructions, or show features under the name of an older one.
 
     Returns:
         attributes like ``-avx512fp16`` or ``+avx512vnni``, in a fixed order.
@@ -195,7 +193,7 @@ def llvm_attributes(generic: bool) -> list[str]:
     absent = {name: llvm for name, llvm in known.items() if llvm not in present}
     carried = {name for key in absent for name in _CARRIES.get(key, ())}
     off = {f"-{llvm}" for name, llvm in absent.items() if name not in carried}
-    on = {f"+{llvm}" for llvm in present} if generic else set()
+    on = {f"+{llvm}" for llvm in present}
     return sorted(off) + sorted(on)
 
 

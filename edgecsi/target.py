@@ -207,7 +207,7 @@ def _detect(path: Path, bases: Any, known_cpus: Any) -> dict[str, Any]:
         )
     name, known = cpu.llvm_name(), cpu.LLVM_FEATURE[base.arch]
     present = tuple(feature for feature in known if feature in cpu.features())
-    mattr = cpu.llvm_attributes(generic=not name)
+    mattr = cpu.llvm_attributes()
     wide = {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"} <= set(present)
     if wide:
         mattr.insert(0, "-prefer-256-bit")

@@ -103,7 +103,7 @@ def test_a_bundle_alone(bundle: Bundle) -> None:
     (engine,) = result.engines
     assert engine.name == "edgecsi"
     assert engine.warm.samples == len(engine.samples) == sum(engine.rounds) >= 50
-    assert engine.warm.p999 is None
+    assert (engine.warm.p999 is None) == (engine.warm.samples < 10_000)
     assert result.answer.max_rel_diff < 1e-5
     assert result.c_call is not None
     assert result.c_call.median < engine.warm.median
