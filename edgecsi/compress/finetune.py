@@ -131,26 +131,10 @@ def _loss(module: nn.Module, task: Task, plan: Plan, x: Tensor, target: Tensor) 
     if plan.teacher is None or plan.imitation == 0:
         return task.loss(module(x), target)
     share, teacher = plan.imitation, plan.teacher
-    if _has_codeword(module) and _has_codeword(teacher):
-        with torch.no_grad():
-            wanted_code = teacher.encoder(x)  # type: ignore[operator]
-            wanted = teacher.decoder(wanted_code)  # type: ignore[operator]
-        code = module.encoder(x)  # type: ignore[operator]
-        output = module.decoder(code)  # type: ignore[operator]
-        imitation = _imitation(task, output, wanted)
-        if code.shape == wanted_code.shape:
-            spread = (wanted_code - wanted_code.mean(0)).square().sum()
-            imitation = imitation + (code - wanted_code).square().sum() / spread.clamp_min(1e-12)
-    else:
-        with torch.no_grad():
-            wanted = teacher(x)
-        output = module(x)
-        imitation = _imitation(task, output, wanted)
-    return (1 - share) * task.loss(output, target) + share * imitation
-
-
-def _has_codeword(module: nn.Module) -> bool:
-    return {"encoder", "decoder"} <= {name for name, _ in module.named_children()}
+    with torch.no_grad():
+        wanted = teacher(x)
+    output = module(x)
+    return (1 - share) * task.loss(output, target) + share * _imitation(task, output, wanted)
 
 
 def _imitation(task: Task, output: Tensor, wanted: Tensor) -> Tensor:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from edgecsi.compress import ops
+from edgecsi.kernels.ops import plane_channels
 
 
 class CompressedLayer(nn.Module):
@@ -42,8 +43,7 @@ class StaticConv2d(CompressedLayer):
         bias: int32 ``[O]``, or ``[O, H', W']`` if the input has an `offset`: the response to that constant
             differs at the border.
         scale, zero_point, offset: quantisation of the input. padding: top, bottom, left, right.
-        fine: above 1, the input has two planes of codes (:func:`edgecsi.compress.ops.quantize_wide`), and the weight
-            of the second is ``rne(weight / fine)``.
+        fine: above 1, the input has two planes of codes (:func:`edgecsi.compress.ops.quantize_wide`).
     """
 
     def __init__(
@@ -70,18 +70,20 @@ class StaticConv2d(CompressedLayer):
         self.scale, self.zero_point, self.offset = scale, zero_point, offset
         self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
         self.fine = fine
-        planes = weight if fine == 1 else torch.cat([weight, torch.round(weight / fine).to(torch.int8)], 1)
-        self.register_buffer("planes", planes, persistent=False)
+        if fine > 1:  # no weight for the channels that fill a plane
+            rest = (0, 0, 0, 0, 0, plane_channels(weight.shape[1]) - weight.shape[1])
+            self.register_buffer("filled", functional.pad(weight, rest), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
         # Padding cells hold the code of `offset`, which adds nothing; what true zeros add is in the bias map.
         if self.fine == 1:
-            codes = ops.quantize(x, self.scale, self.zero_point, self.offset)
+            codes, weight = ops.quantize(x, self.scale, self.zero_point, self.offset), self.weight
         else:
+            weight = self.filled
             codes = ops.quantize_wide(x, self.scale, self.zero_point, self.offset, self.fine)
         y: Tensor = ops.qs8_conv2d(
-            codes, self.planes, self.weight_scale, self.bias, self.scale, self.zero_point, self.zero_point,
-            self.stride, self.padding, self.dilation, self.groups,
+            codes, weight, self.weight_scale, self.bias, self.scale / self.fine, self.zero_point, self.zero_point,
+            self.stride, self.padding, self.dilation, self.groups, self.fine,
         )  # fmt: skip
         return y
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
+from edgecsi.kernels.ops import DYNAMIC_STEPS, TINY, plane_channels
+
 _EXACT_IN_FLOAT32 = (1 << 24) // (255 * 127)  # longest sum of products of a code and an int8 weight
 
 
@@ -41,28 +43,31 @@ def _(x: Tensor, scale: float, zero_point: int, offset: float) -> Tensor:
     schema="(Tensor x, float scale, int zero_point, float offset, int fine) -> Tensor",
 )
 def quantize_wide(x: Tensor, scale: float, zero_point: int, offset: float, fine: int) -> Tensor:
-    """Two planes of codes, float32 ``[N, C, …]`` to uint8 ``[N, 2C, …]``.
+    """Two planes of codes, float32 ``[N, C, H, W]`` to uint8 ``[N, 2P, H, W]``.
 
-    The first C channels are those of :func:`quantize`; the others hold what these leave over, in steps `fine` times
-    smaller, around the same zero point. `fine` is a power of two.
+    The first C of P channels are those of :func:`quantize`; those of the second plane hold what these leave over, in
+    steps `fine` times smaller, around the same zero point. `fine` is a power of two. P is
+    :func:`edgecsi.kernels.ops.plane_channels`, the rest of a plane is the zero point.
     """
     inverse = float(np.float32(1) / np.float32(scale))
     steps = (x - offset) * inverse
     high = torch.round(steps).clamp_(-zero_point, 255 - zero_point)
     low = torch.round((steps - high) * fine).clamp_(-zero_point, 255 - zero_point)
-    return torch.cat([high, low], 1).add_(zero_point).to(torch.uint8)
+    rest = (0, 0, 0, 0, 0, plane_channels(x.shape[1]) - x.shape[1])
+    planes = [torch.nn.functional.pad(plane, rest) for plane in (high, low)]
+    return torch.cat(planes, 1).add_(zero_point).to(torch.uint8)
 
 
 @quantize_wide.register_fake
 def _(x: Tensor, scale: float, zero_point: int, offset: float, fine: int) -> Tensor:
-    return x.new_empty((x.shape[0], 2 * x.shape[1], *x.shape[2:]), dtype=torch.uint8)
+    return x.new_empty((x.shape[0], 2 * plane_channels(x.shape[1]), *x.shape[2:]), dtype=torch.uint8)
 
 
 @custom_op(
     "edgecsi::qs8_conv2d",
     mutates_args=(),
     schema="(Tensor codes, Tensor weight, Tensor weight_scale, Tensor? bias, float x_scale, int x_zero_point,"
-    " int fill, int[] stride, int[] padding, int[] dilation, int groups) -> Tensor",
+    " int fill, int[] stride, int[] padding, int[] dilation, int groups, int fine) -> Tensor",
 )
 def qs8_conv2d(
     codes: Tensor,
@@ -76,6 +81,7 @@ def qs8_conv2d(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    fine: int,
 ) -> Tensor:
     """Convolution of uint8 codes ``[N, C, H, W]`` with an int8 weight ``[O, C/groups, KH, KW]``.
 
@@ -83,6 +89,8 @@ def qs8_conv2d(
         weight_scale: float32 ``[O]``. bias: int32 ``[O]`` or ``[O, H', W']`` in units of
             x_scale·weight_scale.
         fill: code of the padding cells. padding: top, bottom, left, right.
+        fine: above 1, the codes are the two planes of :func:`quantize_wide`, ``[N, 2C, H, W]``, and `x_scale` is a
+            step of the second.
 
     Returns:
         float32 ``[N, O, H', W']``.
@@ -90,7 +98,12 @@ def qs8_conv2d(
     wide = torch.float32 if weight[0].numel() <= _EXACT_IN_FLOAT32 else torch.float64
     top, bottom, left, right = padding
     x = torch.nn.functional.pad(codes.to(wide), (left, right, top, bottom), value=float(fill)) - x_zero_point
-    acc = torch.nn.functional.conv2d(x, weight.to(wide), None, list(stride), 0, list(dilation), groups)
+    planes = [x] if fine == 1 else x.chunk(2, 1)
+    sums = [
+        torch.nn.functional.conv2d(plane, weight.to(wide), None, list(stride), 0, list(dilation), groups)
+        for plane in planes
+    ]
+    acc = sums[0] if fine == 1 else sums[0].double() * fine + sums[1]
     if bias is not None:
         acc = acc.double() + (bias if bias.ndim == 3 else bias[:, None, None])
     return acc.float() * (weight_scale * float(np.float32(x_scale)))[:, None, None]
@@ -109,6 +122,7 @@ def _(
     padding: Sequence[int],
     dilation: Sequence[int],
     groups: int,
+    fine: int,
 ) -> Tensor:
     top, bottom, left, right = padding
     height, width = (
@@ -153,21 +167,31 @@ def _(
     return codes.new_empty((*codes.shape[:-1], weight.shape[0]), dtype=torch.float32)
 
 
+def dynamic_codes(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of a float32 input ``[..., I]`` in 254 steps from each sample's lowest to its highest value, 0 among them.
+
+    Returns:
+        codes 0 … 255 of the input's shape, the code of 0 and the size of a step, both ``[..., 1]``; all float32.
+    """
+    low, high = x.amin(-1, keepdim=True).clamp_max(0), x.amax(-1, keepdim=True).clamp_min(0)
+    width = high - low
+    inverse = torch.where(width >= float(TINY), DYNAMIC_STEPS / width, torch.zeros_like(width))
+    zero = (-low * inverse).floor() + 1
+    codes = ((x * inverse).double() + zero).round()
+    return codes.float(), zero, width / DYNAMIC_STEPS
+
+
 @custom_op(
     "edgecsi::qd8_linear",
     mutates_args=(),
     schema="(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias) -> Tensor",
 )
 def qd8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    """Dense layer that quantises its float32 input ``[..., I]`` per sample, symmetrically, when it runs.
-
-    The step is ``max|x| / 127``; the weight is int8 ``[O, I]``. Returns float32 ``[..., O]``.
-    """
-    peak = x.abs().amax(-1, keepdim=True)
-    inverse = torch.where(peak > 0, 127 / peak, torch.zeros_like(peak))
-    codes = torch.round(x * inverse).clamp_(-127, 127)
-    acc = codes.double() @ weight.double().T
-    y = acc.float() * ((peak / 127) * weight_scale)
+    """Dense layer that quantises its float32 input ``[..., I]`` per sample when it runs, as
+    :func:`dynamic_codes` says; the weight is int8 ``[O, I]``. Returns float32 ``[..., O]``."""
+    codes, zero, scale = dynamic_codes(x)
+    acc = (codes - zero).double() @ weight.double().T
+    y = acc.float() * (scale * weight_scale)
     return y if bias is None else y + bias
 
 

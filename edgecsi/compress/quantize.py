@@ -11,10 +11,10 @@ nothing. And a trained dense layer has large weights on inputs that never vary, 
 each layer is fitted anew, by least squares, to give the fp32 network's output from the rounded input, and its
 weights are rounded so that their errors cancel.
 
-Two things make a step finer. The inputs of a dense layer behind an image differ in size by orders of magnitude, few
+Three things make a step finer. The inputs of a dense layer behind an image differ in size by orders of magnitude, few
 delay taps hold the energy: from each its mean is subtracted, they are multiplied with a gain each, and the weights
-divided by it (Xiao et al., arXiv 2211.10438). And a convolution may take its input in two planes of codes, `wide` in a
-recipe.
+divided by it (Xiao et al., arXiv 2211.10438). The channels between two convolutions are brought to one range
+(:func:`equalise`). And a convolution may take its input in two planes of codes, `wide` in a recipe.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from edgecsi.compress.layers import (
     WeightOnlyLinear,
     evened,
 )
+from edgecsi.compress.ops import dynamic_codes
 from edgecsi.compress.recipe import Quantize, matches
 from edgecsi.compress.reconstruct import compensate, solve_rows
 from edgecsi.compress.watch import Look, in_order, squared_gradients, watching
@@ -52,11 +53,13 @@ _MAP_BYTES = 8192  # a bias may be a map of [O, H, W] if it takes no more: two c
 _FIT_POSITIONS, _FIT_SAMPLES = 1 << 16, 32  # of an image, enough to fit a layer with
 _PROJECTIONS = 4  # random sums of the output whose gradients say how much an error weighs
 _LEAST = 1e-3  # that an error weighs, of the mean
-_FINE = (8, 16, 32)  # steps of the second plane to one of the first; the finer, the coarser are its weights
+_FINE = (64, 32, 16)  # steps of the second plane to one of the first
+_LONGEST_SUM = 1 << 30  # of an integer convolution
 _GAIN_POWERS = (0.25, 0.5, 0.75, 0.9)
-_WORTH = 0.5  # of the error must be left at most for a centre or gain to be worth its bytes
+_WORTH = 0.9  # of the error must be left at most for a centre or gain to be worth its bytes
 _LEFT = 0.3  # of what a rounded weight errs, once the errors of all inputs cancel
 _PACE = 6.0  # how much faster than a weight the step of an input trains
+_FINER_SCALES = tuple(1 + k / 32 for k in range(12))  # tried for each output of a convolution
 _BIAS_UNITS = 1 << 24  # a bias keeps at least float32's precision, and stays far from int32's end
 
 
@@ -179,6 +182,66 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
 
 
 @torch.no_grad()
+def equalise(module: nn.Module, layers: Mapping[str, nn.Module], samples: Tensor) -> None:
+    """Bring the channels between two convolutions to one range, in place; the network computes the same.
+
+    A step is as fine as the widest channel allows. What a channel is divided by behind one convolution, the next one
+    multiplies it with; a (leaky) ReLU between them does not mind (Nagel et al., arXiv 1906.04721).
+
+    Args:
+        layers: those that are quantised, by name. samples: inputs, float32 ``[N, …]``.
+    """
+    kept: list[Tensor] = []  # alive, so that ids are not used again
+    made_by: dict[int, str] = {}
+    pairs: dict[str, list[str]] = {}
+    peaks: dict[str, Tensor] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def look(part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            kept.append(output)
+            source = made_by.get(id(inputs[0]))
+            if isinstance(part, nn.Conv2d):
+                made_by[id(output)] = name
+                if source is not None:
+                    pairs.setdefault(source, []).append(name)
+                    peaks[source] = inputs[0].abs().amax((0, 2, 3))
+            elif source is not None:
+                made_by[id(output)] = source
+
+        return look
+
+    hooks = [
+        part.register_forward_hook(note(name))
+        for name, part in module.named_modules()
+        if isinstance(part, nn.ReLU | nn.LeakyReLU | nn.Conv2d)
+    ]
+    try:
+        before = module(samples)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    for name, readers in pairs.items():
+        first, second = layers.get(name), layers.get(readers[0])
+        if not isinstance(first, nn.Conv2d) or not isinstance(second, nn.Conv2d) or len(readers) > 1:
+            continue
+        if second.groups > 1:
+            continue
+        peak = peaks[name].clamp_min(1e-6 * float(peaks[name].max()) + 1e-30)
+        gain = peak.log().mean().exp() / peak
+        _scale_channels(first, second, gain)
+        after = module(samples)
+        if not torch.allclose(before, after, rtol=1e-3, atol=1e-4 * max(1.0, float(before.abs().max()))):
+            _scale_channels(first, second, 1 / gain)  # something else reads them too
+
+
+def _scale_channels(first: nn.Conv2d, second: nn.Conv2d, gain: Tensor) -> None:
+    first.weight.mul_(gain[:, None, None, None])
+    if first.bias is not None:
+        first.bias.mul_(gain)
+    second.weight.div_(gain[:, None, None])
+
+
+@torch.no_grad()
 def calibrate(module: nn.Module, samples: Tensor, step: Quantize) -> dict[str, Input]:
     """Run samples ``[N, …]`` through the network and choose how every layer's input is quantised."""
     watched = layers_of(module, step)
@@ -225,26 +288,14 @@ def _measured(x: Tensor, method: str, fine: int = 1) -> Range:
 
 
 def _widened(x: Tensor, conv: nn.Conv2d, method: str) -> Range:
-    """The range of an input in two planes, of those finenesses with which the convolution errs least."""
-    some = x[:_FIT_SAMPLES]
-    step = Quantize(wide=("*",))
-    tried = []
-    for fine in _FINE:
-        measured = _measured(x, method, fine)
-        rounded = Rounded(copy.deepcopy(conv), step, Input(range=measured))
-        codes, scale = rounded.codes()
-        weight = codes * scale[:, None, None, None]
-        wanted = functional.conv2d(
-            functional.pad(some - measured.offset, _four_sides(conv)),
-            weight,
-            None,
-            conv.stride,
-            0,
-            conv.dilation,
-        )
-        bias = rounded.bias if rounded.bias.ndim == 3 else rounded.bias[:, None, None]
-        tried.append((float((rounded(some) - bias - wanted).square().sum()), fine, measured))
-    return min(tried, key=lambda candidate: candidate[:2])[2]
+    """The range of an input in two planes, the second as fine as sums have room for."""
+    largest = 255 * 127 * conv.weight[0].numel()
+    fine = next((fine for fine in _FINE if largest * (fine + 1) <= _LONGEST_SUM), 1)
+    found = _measured(x, method, fine)
+    # what the first plane leaves over may be of either sign, also where the input is not
+    zero = min(max(found.zero_point, fine // 2), 255 - fine // 2)
+    scale = max(found.zero_point / zero, (255 - found.zero_point) / (255 - zero)) * found.scale
+    return dataclasses.replace(found, scale=scale, zero_point=zero)
 
 
 def _evening(x: Tensor, weight: Tensor, method: str | None) -> Input:
@@ -265,8 +316,8 @@ def _evening(x: Tensor, weight: Tensor, method: str | None) -> Input:
     def error(given: Input) -> float:
         even = given.evened(unseen)
         if method is None:
-            unit = even.abs().amax(-1, keepdim=True).div(127).clamp_min(1e-30)
-            even = (even / unit).round_() * unit
+            codes, zero, unit = dynamic_codes(even)
+            even = (codes - zero) * unit
         else:
             even = _measured(given.evened(x), method).rounded(even)
         exact = weight if given.gain is None else weight / given.gain
@@ -417,6 +468,7 @@ class Rounded(nn.Module):
         self.fine = 1 if measured is None else measured.fine
         self.chosen: tuple[Tensor, Tensor] | None = None  # codes and scale other than the nearest
         self.step_of_input = 0.0  # size of a rounding step, as last seen
+        self.border: Tensor | None = None  # what the bias alone does not say of the response to the offset
         outputs = len(layer.weight)
         bias = torch.zeros(outputs).double() if layer.bias is None else layer.bias.detach().double()
         if given.centre is not None:
@@ -433,7 +485,10 @@ class Rounded(nn.Module):
                 functional.pad(constant, _four_sides(layer)), layer.weight.detach().double(), None,
                 layer.stride, 0, layer.dilation, layer.groups
             )  # fmt: skip
-            bias = response[0] + bias[:, None, None]
+            if 4 * shapes[1][1:].numel() <= _MAP_BYTES:
+                bias = response[0] + bias[:, None, None]
+            else:
+                self.border = response[0].float()
         layer.bias = None
         self.bias = nn.Parameter(bias.float())
         self.log_scale = nn.Parameter(
@@ -446,23 +501,18 @@ class Rounded(nn.Module):
             codes, scale = self.codes()
             unit = scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
         weight = layer.weight + (codes * unit - layer.weight).detach()
-        planes = self._planes(x)
+        x = self._seen(x)
         if isinstance(layer, nn.Linear):
-            return functional.linear(planes[0], weight, self.bias)
-        if len(planes) > 1:
-            coarse = (codes / self.fine).round_() * (self.fine * unit)
-            weight = torch.cat([weight, layer.weight + (coarse - layer.weight).detach()], 1)
+            return functional.linear(x, weight, self.bias)
         # `x` is what differs from the offset now, so padding with 0 is padding with the offset
         y = functional.conv2d(
-            functional.pad(torch.cat(planes, 1), _four_sides(layer)), weight, None, layer.stride, 0,
-            layer.dilation, layer.groups,
-        )  # fmt: skip
-        return y + (self.bias if self.bias.ndim == 3 else self.bias[:, None, None])
+            functional.pad(x, _four_sides(layer)), weight, None, layer.stride, 0, layer.dilation, layer.groups
+        )
+        return y + self._whole_bias()
 
     def patches(self, x: Tensor) -> Tensor:
         """What the integer layer multiplies with its weights, less the offset: ``[N, P, K]``, P positions."""
-        planes = self._planes(x)
-        x = planes[0] if len(planes) == 1 else planes[0] + planes[1]
+        x = self._seen(x)
         layer = self.layer
         if isinstance(layer, nn.Linear):
             return x.flatten(0, -2)[:, None]
@@ -474,13 +524,15 @@ class Rounded(nn.Module):
         """The integer form."""
         layer, step, measured = self.layer, self.step, self.measured
         codes, scale = self.codes()
-        bias = self.bias.detach()
+        bias = self._whole_bias().detach()
         if measured is None:
             if step.mode != "weights":
                 return DynamicLinear(codes, scale, bias, self.given.centre, self.given.gain, bits=step.bits)
             return WeightOnlyLinear(codes, scale, bias, bits=step.bits)
         measured = dataclasses.replace(measured, scale=float(self._scale().detach()))
-        unit = (measured.scale * scale.double()).reshape(-1, *[1] * (bias.ndim - 1))
+        if bias.ndim == 3 and bias[0].numel() == 1:
+            bias = bias.flatten()
+        unit = (measured.scale / measured.fine * scale.double()).reshape(-1, *[1] * (bias.ndim - 1))
         units = (bias.double() / unit).round().to(torch.int32)
         numbers: dict[str, Any] = {**asdict(measured), "bits": step.bits}
         if isinstance(layer, nn.Linear):
@@ -498,37 +550,39 @@ class Rounded(nn.Module):
             return self.chosen
         floor = None
         if self.measured is not None:
-            floor = (
-                self.bias.detach().abs().flatten(1)
-                if self.bias.ndim > 1
-                else self.bias.detach().abs()[:, None]
-            )
-            floor = floor.amax(1) / (float(self._scale().detach()) * _BIAS_UNITS)
+            floor = self._whole_bias().detach().abs().reshape(len(self.bias), -1)
+            floor = floor.amax(1) / (float(self._scale().detach()) / self.fine * _BIAS_UNITS)
         return quantize_weight(self.layer.weight, self.step.bits, floor)
+
+    def _whole_bias(self) -> Tensor:
+        """``[O]`` for a dense layer, ``[O, H, W]`` for a convolution, ``[O, 1, 1]`` where all positions share it."""
+        if isinstance(self.layer, nn.Linear) or self.bias.ndim == 3:
+            return self.bias
+        bias = self.bias[:, None, None]
+        return bias if self.border is None else bias + self.border
 
     def _scale(self) -> Tensor:
         """Size of a step of the input, which trains too (Esser et al., arXiv 1902.08153)."""
         return (self.log_scale * _PACE).exp()
 
-    def _planes(self, x: Tensor) -> list[Tensor]:
-        """What the integer layer sees of its input, less the offset: the codes' values, and those of the second
-        plane."""
+    def _seen(self, x: Tensor) -> Tensor:
+        """What the integer layer sees of its input, less the offset."""
         x = self.given.evened(x)
         if self.measured is not None:
             scale, zero = self._scale(), self.measured.zero_point
             self.step_of_input = float(scale.detach()) / self.fine
             steps = ((x - self.measured.offset) / scale).clamp(-zero, 255 - zero)
-            whole = steps.detach().round()
-            planes = [(steps + (whole - steps.detach())) * scale]
-            if self.fine > 1:
-                left = ((steps.detach() - whole) * self.fine).round_().div_(self.fine)
-                planes.append(left * scale)
-            return planes
+            with torch.no_grad():
+                rounded = steps.round()
+                if self.fine > 1:
+                    left = ((steps - rounded) * self.fine).round_().clamp_(-zero, 255 - zero)
+                    rounded += left / self.fine
+            return (steps + (rounded - steps).detach()) * scale
         if self.step.mode != "weights":
-            unit = x.detach().abs().amax(-1, keepdim=True).div(127).clamp_min(1e-30)
+            codes, zero_code, unit = dynamic_codes(x.detach())
             self.step_of_input = float(unit.mean())
-            return [x + ((x.detach() / unit).round_() * unit - x.detach())]
-        return [x]
+            return x + ((codes - zero_code) * unit - x.detach())
+        return x
 
 
 def _four_sides(conv: nn.Conv2d) -> tuple[int, int, int, int]:
@@ -572,6 +626,8 @@ def start_rounding(module: nn.Module, step: Quantize, samples: Tensor | None, ex
             module.set_submodule(name, Rounded(dense, step, Input()))
         return
     samples = samples[: step.samples]
+    if step.mode == "static":
+        equalise(module, layers_of(module, step), samples[:_TRIED_SAMPLES])
     found = {} if step.mode == "weights" else calibrate(module, samples, step)
     reference = copy.deepcopy(module)
     layers = layers_of(module, step)
@@ -635,6 +691,8 @@ def _fit(
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         return
     x, y = _inputs_and_outputs(rounded, original, module, reference, samples)
+    if rounded.border is not None:
+        y = y - rounded.border
     if rounded.bias.ndim == 1 and y.ndim == 4:  # every position says the same
         enough = max(_FIT_POSITIONS // y[0, 0].numel(), _FIT_SAMPLES)
         x, y, importance = x[:enough], y[:enough], importance[:enough]
@@ -649,24 +707,51 @@ def _fit(
         )
         plain = layer.weight.flatten(1).double()
         _, scale = rounded.codes()
-        tried = []
+        best: _Candidate | None = None
+        top = 2 ** (rounded.step.bits - 1) - 1
+        thorough = isinstance(layer, nn.Linear)
         for weight in (plain, solve_rows(plain, xx, fit.xy)):
-            size = torch.maximum(scale, quantize_weight(weight, rounded.step.bits)[1])
+            least = torch.maximum(scale, quantize_weight(weight, rounded.step.bits)[1])
             if rounded.step.bits < 8:
-                size = scale
-            top = 2 ** (rounded.step.bits - 1) - 1
-            thorough = isinstance(layer, nn.Linear)
-            for codes in (_nearest(weight, size, top), _compensated(weight, size, top, xx, thorough)):
-                error = check.error(codes * size.double()[:, None])
-                tried.append((error, weight, codes, size))
-        _, weight, codes, size = min(tried, key=lambda candidate: candidate[0])
-        layer.weight.copy_(weight.reshape(layer.weight.shape))
-        rounded.chosen = codes.to(torch.int8).reshape(layer.weight.shape), size
+                least = scale
+            for factor in (1.0,) if thorough else _FINER_SCALES:
+                size = least * factor
+                for codes in (_nearest(weight, size, top), _compensated(weight, size, top, xx, thorough)):
+                    errors = check.errors(codes * size.double()[:, None])
+                    best = _Candidate(errors, weight, codes, size).better_than(best, by_row=not thorough)
+        assert best is not None
+        layer.weight.copy_(best.weight.reshape(layer.weight.shape))
+        rounded.chosen = best.codes.to(torch.int8).reshape(layer.weight.shape), best.size
     # the bias takes what is left of the mean error, for the weight as it is rounded
     whole = _Moments(rounded, x, y, importance)
     codes, size = rounded.codes()
     bias = (whole.y_mean - whole.x_mean @ (codes.flatten(1).double() * size.double()[:, None]).T).T
     rounded.bias.copy_(bias.reshape(rounded.bias.shape))
+
+
+@dataclass(frozen=True)
+class _Candidate:
+    """A way to round a weight ``[O, K]``: squared error of each output, the weight, its codes and their scale ``[O]``."""
+
+    errors: Tensor
+    weight: Tensor
+    codes: Tensor
+    size: Tensor
+
+    def better_than(self, other: _Candidate | None, by_row: bool) -> _Candidate:
+        """The better one, for every output or for all together."""
+        if other is None:
+            return self
+        if not by_row:
+            return self if float(self.errors.sum()) < float(other.errors.sum()) else other
+        better = self.errors < other.errors
+        column = better[:, None]
+        return _Candidate(
+            torch.where(better, self.errors, other.errors),
+            torch.where(column, self.weight, other.weight),
+            torch.where(column, self.codes, other.codes),
+            torch.where(better, self.size, other.size),
+        )
 
 
 def _nearest(weight: Tensor, scale: Tensor, top: int) -> Tensor:
@@ -722,9 +807,9 @@ class _Moments:
         self.xx = self.xx - x_sum.T @ self.x_mean
         self.xy = self.xy - x_sum.T @ self.y_mean
 
-    def error(self, weight: Tensor) -> float:
-        """Squared error of the outputs with this weight ``[O, K]``, up to a constant."""
-        return float(((weight @ self.xx) * weight).sum() - 2 * (weight.T * self.xy).sum())
+    def errors(self, weight: Tensor) -> Tensor:
+        """Squared error of every output ``[O]`` with this weight ``[O, K]``, up to a constant."""
+        return ((weight @ self.xx) * weight).sum(1) - 2 * (weight.T * self.xy).sum(0)
 
 
 @torch.no_grad()

@@ -141,9 +141,8 @@ class Quantize:
         keep_fp32: layers to leave alone (glob patterns).
         dynamic: dense layers with a range for every sample all the same (glob patterns), in mode ``static``: where
             samples differ much, one range for all is coarse for most.
-        wide: convolutions whose input keeps about 11 bits, as two planes of int8 codes (glob patterns), for twice the
-            multiplications; where there are only two channels, as in a CSI image, they cost nothing on CPUs that
-            multiply four bytes at once.
+        wide: convolutions whose input keeps some 13 bits, as two planes of int8 codes (glob patterns), for twice the
+            multiplications.
         codeword: ``mix`` it first with a random rotation that the decoder takes back, so that no weight and no entry
             stands out (Chee et al., arXiv 2307.13304). For networks that are not pruned; a build never does it.
         epochs: quantisation-aware training (straight-through gradients); 0 means after training, without.

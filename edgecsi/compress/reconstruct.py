@@ -325,6 +325,9 @@ def _turn_codeword(module: nn.Module, samples: Tensor, mixing: Callable[[Tensor,
     basis, energy = basis[:, -size:].flip(1), energy[-size:].flip(0).clamp_min(0)
     mix = mixing(energy, basis)
     turn = torch.linalg.solve(mix, basis.T @ weight)
+    # weights of both layers are of one size, so that one learning rate suits both
+    balance = ((turn @ last.weight.double()).square().mean() / (basis @ mix).square().mean()).pow(0.25)
+    mix, turn = mix * balance, turn / balance
     # what is constant does not belong into the codeword, and takes from the range it is rounded in
     last.weight.copy_(turn @ last.weight.double())
     last.bias.copy_(turn @ (last.bias.double() - mean))

@@ -17,8 +17,7 @@ TRANSMISSIONS = "mimo:500000"
 
 _RECIPES = {
     "csinet-cr4": (
-        "prune90-bsr16x4-int8", "prune80-bsr16x4-int8", "prune90-bsr16x4-int8-dynamic", "prune80-bsr16x4-int8-dynamic",
-        "int8-static",
+        "prune90-bsr16x4-int8", "prune90-bsr16x4-int8-dynamic", "int8-static",
     ),
     "csinet-cr16": ("prune75-bsr16x4-int8", "prune75-bsr16x4-int8-dynamic", "prune90-bsr16x4-int8-dynamic"),
     "crnet-cr16": ("prune75-bsr16x4-int8", "prune75-bsr16x4-int8-dynamic", "prune90-bsr16x4-int8-dynamic"),

@@ -6,6 +6,9 @@ output channels x `rows` rows x `cols` input vectors keeps its int32 sums in reg
 
 The zero point costs nothing: ``sum((x - zp) * w) = sum(x * w) - zp * sum(w)``, and the second term is part of
 the bias. That holds at the border as well: the halo holds a code (`Layout.fill`) and is read like any pixel.
+
+An input in two planes is read plane by plane with the same weights and into the same registers, which are shifted left
+in between: no coarser weights for the second plane, and no second set of sums.
 """
 
 from __future__ import annotations
@@ -160,6 +163,8 @@ class Plan:
         """Bias with the zero point folded in, ``[O]`` or ``[O, H, W]``; `shift` was taken from all codes."""
         assert self.op.x_quant is not None
         sums = self.op.weight.astype(np.int64).sum((1, 2, 3)) * (shift - self.op.x_quant.zero_point)
+        if self.op.fine > 1:
+            sums *= self.op.fine + 1
         bias = self.op.bias
         if bias is None:
             return np.asarray(sums, np.int32)
@@ -236,6 +241,8 @@ class Int8Conv2d(Kernel):
             return "it has no strides and no grouped convolutions"
         if op.y.shape[3] < 4:
             return "rows of fewer than 4 pixels"
+        if op.fine > 1 and op.weight.shape[1] % self.x_group(op, target):
+            return "the two planes of the input share a group of channels"
         top, bottom, left, right = op.padding
         if op.x.halo[0] < top or op.x.halo[1] < bottom or op.x.lead < max(left, right):
             return "the input's halo is narrower than the padding"
@@ -280,7 +287,7 @@ class Int8Conv2d(Kernel):
         n, height = op.y.shape[0], op.y.shape[2]
         vectors = plan.rows * plan.cols
         blocks = n * -(-height // plan.rows) * -(-len(plan.starts) // plan.cols)
-        steps = plan.groups * len(plan.taps)
+        steps = plan.groups * len(plan.taps) * op.planes
         arm = target.arch == "aarch64"
         # Two instructions of any kind for every multiply-add that the unit can do, on x86; ARM boards do one.
         rate = 1.0 if arm else 0.5
@@ -295,8 +302,10 @@ class Int8Conv2d(Kernel):
         operations += rate * n * op.y.channels // op.y.group * op.y.rows * 2  # the output's halo
         operations += 3 * n * op.x.sample / 16 if self.shift else 0
         second = target.peak_gmacs_f32 * 1e9 / target.lanes_f32  # vector multiply-adds a second
-        packed = sum(steps * self.step_size(plan, count) for _, count in plan.tiles) * self.itemsize
-        return Cost(seconds=operations / second + 3e-8, bytes=packed, macs=op.macs)
+        packed = (
+            sum(steps * self.step_size(plan, count) for _, count in plan.tiles) * self.itemsize / op.planes
+        )
+        return Cost(seconds=operations / second + 3e-8, bytes=int(packed), macs=op.macs)
 
     def scratch(self, op: Conv2d, target: Target, knobs: Knobs) -> int:
         return op.x.sample + op.x.tail if self.shift else 0
@@ -395,6 +404,8 @@ class _Tile:
         self, sample: Any, h: Any, rows: int, left: Any, columns: Sequence[int], index: Any, outs: int
     ) -> None:
         """One tile: the sums from the bias to the last tap, then what follows."""
+        from tvm.tirx.script import builder as T
+
         from edgecsi.kernels import emit as e
 
         plan, kernel, x = self.plan, self.kernel, self.plan.op.x
@@ -402,16 +413,28 @@ class _Tile:
         at = [x.at(at_sample, 0, h + r, left + column) for r in range(rows) for column in columns]
         vectors = [(r, column, p) for r in range(rows) for column in columns for p in range(plan.per)]
         acc = e.registers(outs * len(vectors) * plan.lanes, "int32")
-        for o in range(outs):
-            for v, (r, column, p) in enumerate(vectors):
-                start = self.start(index * plan.outs + o, h + r, plan.split_at(left, column, p))
-                e.store(acc, (o * len(vectors) + v) * plan.lanes, start)
+        starts = [
+            self.start(index * plan.outs + o, h + r, plan.split_at(left, column, p))
+            for o in range(outs)
+            for r, column, p in vectors
+        ]
+        sums = [number * plan.lanes for number in range(len(starts))]
+        for total, start in zip(sums, starts, strict=True):
+            e.store(acc, total, start if plan.op.fine == 1 else e.splat(0, plan.lanes, "int32"))
         per_group = len(plan.taps) * kernel.step_size(plan, outs)
         weight = index * (plan.groups * len(plan.taps) * kernel.step_size(plan, plan.outs))
-        with e.serial(plan.groups if plan.looped else 1) as g:
-            moved = [place + g * plan.plane for place in at]
-            first = index * plan.outs
-            kernel.sums(plan, source, moved, self.weights, weight + g * per_group, acc, first, outs)
+        first = index * plan.outs
+        with e.serial(plan.op.planes) as half:
+            if plan.op.fine > 1:  # the first plane's sum counts `fine` times
+                for total in sums:
+                    by = e.splat(plan.op.fine.bit_length() - 1, plan.lanes, "int32")
+                    e.store(acc, total, T.shift_left(e.load(acc, total, plan.lanes), by))
+            with e.serial(plan.groups if plan.looped else 1) as g:
+                moved = [place + (half * plan.groups + g) * plan.plane for place in at]
+                kernel.sums(plan, source, moved, self.weights, weight + g * per_group, acc, first, outs)
+        if plan.op.fine > 1:
+            for total, start in zip(sums, starts, strict=True):
+                e.store(acc, total, e.load(acc, total, plan.lanes) + start)
         places = [(r, column + p * plan.lanes) for r, column, p in vectors]
         self.store(sample, h, left, places, index, outs, acc)
 
@@ -519,6 +542,7 @@ def bound(op: Conv2d, bias: NDArray[np.int32]) -> float:
         return float("inf")
     outs = len(op.scale)
     sums = np.abs(op.weight.astype(np.int64)).reshape(outs, -1).sum(1) * 255.0
+    sums *= op.fine + 1 if op.fine > 1 else 1
     sums += np.abs(bias.astype(np.int64)).reshape(outs, -1).max(1)
     value = max(float((sums * np.abs(op.scale.astype(np.float64))).max()) * abs(op.x_quant.scale), 1.0)
     return (value + abs(op.y_quant.offset)) * float(op.y_quant.inverse) * 1.01

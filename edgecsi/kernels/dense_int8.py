@@ -16,7 +16,7 @@ from edgecsi.kernels import dense_loop, narrow_weights
 from edgecsi.kernels.base import Kernel, Knobs
 from edgecsi.kernels.dense_loop import Loop, dense_vectors, shared_samples
 from edgecsi.kernels.dot import Dot, NarrowVnni, dot_of
-from edgecsi.kernels.ops import TINY, Cost, Dense
+from edgecsi.kernels.ops import DYNAMIC_STEPS, TINY, Cost, Dense
 from edgecsi.kernels.sparse import (
     Compact,
     Section,
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 MAGIC = 12582912.0
 """1.5 * 2^23: adding it to a small fp32 number rounds that to an integer, half to even, in the low bits."""
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 
 class Int8Dense(Kernel):
@@ -207,23 +209,19 @@ class Int8Dense(Kernel):
         if small.outputs is not None:
             packed["outputs"] = narrow(small.outputs)
         assert op.scale is not None
-        add = -self._zero(op, dot) * op.weight.astype(np.int64).sum(1)
+        rows = op.weight.astype(np.int64).sum(1)
         if op.x_quant is not None:
-            add = add + (0 if op.bias is None else op.bias.astype(np.int64))
+            zero = op.x_quant.zero_point - 128 + dot.zero
+            add = -zero * rows + (0 if op.bias is None else op.bias.astype(np.int64))
             packed["scale"] = np.float32(op.x_quant.scale) * op.scale.astype(np.float32)
         else:
+            add = -rows  # for every unit of the sample's zero point
             packed["scale"] = op.scale.astype(np.float32)
             if op.bias is not None:
                 packed["bias"] = op.bias.astype(np.float32)
         if add.any():
             packed["add"] = add.astype(np.int32)
         return packed
-
-    def _zero(self, op: Dense, dot: Dot) -> int:
-        """The code that stands for 0."""
-        if op.x_quant is None:
-            return dot.zero
-        return op.x_quant.zero_point - 128 + dot.zero
 
     def constants(self, op: Dense, target: Target, knobs: Knobs) -> list[NDArray[Any]]:
         from edgecsi.kernels.emit import epilogue_constants
@@ -239,11 +237,11 @@ class Int8Dense(Kernel):
         """Where in the workspace things begin; ``end`` is its size."""
         small = self._compact(op, knobs)
         batch = op.x.shape[0]
-        sizes = {"codes": 0, "steps": 0, "all": 0, "sums": 0}
+        sizes = {"codes": 0, "steps": 0, "zeros": 0, "all": 0, "sums": 0}
         if not self._direct(op, dot_of(target, op.weight, knobs["rows"]), knobs):
             sizes["codes"] = batch * self._codes_stride(op, knobs)
         if self.dynamic:
-            sizes["steps"] = 4 * batch
+            sizes["steps"] = sizes["zeros"] = 4 * batch
             sizes["all"] = op.weight.shape[1] if small.inputs is not None else 0
         if self._spills(op, target):
             sizes["sums"] = dense_loop.spill_bytes(op)
@@ -293,12 +291,18 @@ class Int8Dense(Kernel):
 
             def value(total: Any, output: Any, sample: Any) -> Any:
                 lanes = e.lanes_of(total)
-                if "add" in named:
-                    total = total + e.load(named["add"], output, lanes)
                 factor = e.load(named["scale"], output, lanes)
+
+                def of_sample(what: str, dtype: str) -> Any:
+                    return e.splat(
+                        T.reinterpret(e.load(scratch, room[what] + sample * 4, 4), dtype=dtype), lanes
+                    )
+
+                if "add" in named:
+                    add = e.load(named["add"], output, lanes)
+                    total = total + (of_sample("zeros", "int32") * add if self.dynamic else add)
                 if self.dynamic:
-                    step = T.reinterpret(e.load(scratch, room["steps"] + sample * 4, 4), dtype="float32")
-                    factor = e.splat(step, lanes) * factor
+                    factor = of_sample("steps", "float32") * factor
                 result = e.fence(T.cast(total, e.vector_type("float32", lanes)) * factor)
                 if "bias" in named:
                     result = result + e.load(named["bias"], output, lanes)
@@ -378,16 +382,24 @@ def _write_codes(
 
             dense_loop.each_run(op.x, lanes, shift)
             return
-        peak = e.let(_peak(op, lanes, x, sample))
-        step = T.reinterpret(peak / T.float32(127), dtype="uint8x4")
-        e.store(scratch, room["steps"] + sample * 4, step)
-        usable = peak >= T.float32(float(TINY))
-        inverse = e.let(T.Select(usable, T.float32(127) / peak, T.float32(0)))
+        low, high = (e.let(limit) for limit in _limits(op, lanes, x, sample))
+        width = e.let(high - low)
+        usable = T.And(width >= T.float32(float(TINY)), width <= T.float32(_LARGEST))
+        inverse = e.let(T.Select(usable, T.float32(DYNAMIC_STEPS) / width, T.float32(0)))
+        # one above the lowest code, so that no value rounds to a code that does not exist
+        below = T.Select(usable, -low * inverse, T.float32(0))
+        zero = e.let(T.cast(below, "int32") + T.int32(dot.zero - 127))
+        e.store(
+            scratch, room["steps"] + sample * 4,
+            T.reinterpret(width / T.float32(DYNAMIC_STEPS), dtype="uint8x4"),
+        )  # fmt: skip
+        e.store(scratch, room["zeros"] + sample * 4, T.reinterpret(zero, dtype="uint8x4"))
+        shift_up = e.let(T.cast(zero, "float32") + T.float32(MAGIC))
         target_of_codes = here if inputs is None else room["all"]
 
         def quantize(element: Any, offset: Any, count: int) -> None:
             value = e.load(x, sample * op.x.stride + offset, count)
-            rounded = e.fence(value * e.splat(inverse, count)) + e.splat(MAGIC + dot.zero, count)
+            rounded = e.fence(value * e.splat(inverse, count)) + e.splat(shift_up, count)
             bits = T.reinterpret(rounded, dtype=e.vector_type("int32", count))
             e.store(scratch, target_of_codes + element, T.cast(bits, e.vector_type("uint8", count)))
 
@@ -399,33 +411,40 @@ def _write_codes(
                 )
 
 
-def _peak(op: Dense, lanes: int, x: Any, sample: Any) -> Any:
-    """Emit max|x| over a sample, as fp32; not-a-number wins."""
+def _limits(op: Dense, lanes: int, x: Any, sample: Any) -> tuple[Any, Any]:
+    """Emit min(x, 0) and max(x, 0) over a sample, as fp32; not-a-number wins."""
     from tvm.tirx.script import builder as T
 
     from edgecsi.kernels import emit as e
 
-    # Magnitudes of fp32 are ordered like their bits.
     widths = [w for w in (lanes >> k for k in range(lanes.bit_length())) if w]
-    best = {w: e.registers(w, "int32") for w in widths}
-    for w in widths:
-        e.store(best[w], 0, e.splat(0, w, "int32"))
+    # Bits of positive fp32 are ordered like signed integers; of negative ones, unsigned and upside down, above all
+    # positive ones. Each starts from its zero.
+    kinds = {"uint32": 1 << 31, "int32": 0}
+    best = {(kind, w): e.registers(w, kind) for kind in kinds for w in widths}
+    for (kind, w), registers in best.items():
+        e.store(registers, 0, e.splat(kinds[kind], w, kind))
 
     def widen(element: Any, offset: Any, count: int) -> None:
         value = e.load(x, sample * op.x.stride + offset, count)
-        bits = T.reinterpret(value, dtype=e.vector_type("int32", count)) & e.splat(0x7FFFFFFF, count, "int32")
-        e.store(best[count], 0, T.max(e.load(best[count], 0, count), bits))
+        for kind in kinds:
+            bits = T.reinterpret(value, dtype=e.vector_type(kind, count))
+            registers = best[kind, count]
+            e.store(registers, 0, T.max(e.load(registers, 0, count), bits))
 
     dense_loop.each_run(op.x, lanes, widen)
-    top = None
-    for w in widths:
-        value = e.load(best[w], 0, w)
-        while e.lanes_of(value) > 1:
-            half = e.lanes_of(value) // 2
-            if half > 1:
-                value = T.max(e.part(value, 0, half), e.part(value, half, half))
-            else:
-                value = T.max(e.shuffle([value], [0]), e.shuffle([value], [1]))
-            value = e.let(value)
-        top = value if top is None else T.max(top, value)
-    return T.reinterpret(top, dtype="float32")
+    found = []
+    for kind in kinds:
+        top = None
+        for w in widths:
+            value = e.load(best[kind, w], 0, w)
+            while e.lanes_of(value) > 1:
+                half = e.lanes_of(value) // 2
+                if half > 1:
+                    value = T.max(e.part(value, 0, half), e.part(value, half, half))
+                else:
+                    value = T.max(e.shuffle([value], [0]), e.shuffle([value], [1]))
+                value = e.let(value)
+            top = value if top is None else T.max(top, value)
+        found.append(T.reinterpret(top, dtype="float32"))
+    return found[0], found[1]

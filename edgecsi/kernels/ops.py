@@ -21,7 +21,10 @@ from numpy.typing import NDArray
 from edgecsi.kernels.layout import Layout
 
 F32 = np.float32
-TINY = F32(1e-36)  # a dynamic scale's divisor is at least this: 127 / 1e-36 still fits fp32
+TINY = F32(1e-36)  # a dynamic scale's divisor is at least this: 254 / 1e-36 still fits fp32
+DYNAMIC_STEPS = 254.0
+"""Between the lowest and the highest value of a dynamically quantised sample: one less than there are codes, so that
+wherever zero lies, no value rounds to a code that does not exist."""
 
 
 @dataclass(frozen=True)
@@ -181,6 +184,9 @@ class Conv2d(Op):
             only), or None.
         padding: top, bottom, left, right. If the input's halo is at least that wide, kernels read the halo.
         scale: float32 ``[O]`` of int8 weights. x_quant: quantisation of a uint8 input, with int8 weights.
+        fine: above 1, the input has two planes of codes, see :class:`QuantizeWide`, so 2C channels for C of the
+            weight: the sum over the first plane is multiplied with `fine`, and that over the second is added. The
+            scale of `x_quant`, and so the bias, is in steps of the second. There is one group then.
     """
 
     weight: NDArray[Any]
@@ -191,11 +197,17 @@ class Conv2d(Op):
     groups: int = 1
     scale: NDArray[np.float32] | None = None
     x_quant: Quant | None = None
+    fine: int = 1
+
+    @property
+    def planes(self) -> int:
+        """Planes of codes of the input."""
+        return 2 if self.fine > 1 else 1
 
     @property
     def macs(self) -> int:
         out = int(np.prod(self.y.shape[:1] + self.y.shape[2:]))
-        return out * int(np.prod(self.weight.shape))
+        return out * int(np.prod(self.weight.shape)) * self.planes
 
     def compute(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         x = inputs[0]
@@ -208,6 +220,8 @@ class Conv2d(Op):
         wide = np.pad(wide, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=pad_value)
         outs, per, kh, kw = self.weight.shape
         n, _, height, width = self.y.shape
+        if self.fine > 1:
+            wide = wide[:, :per] * self.fine + wide[:, per:]
         acc = np.zeros((n, outs, height, width), wide.dtype)
         share = outs // self.groups
         for g in range(self.groups):
@@ -234,8 +248,9 @@ class Dense(Op):
         bias: ``[O]`` float32; int32 in accumulator units when the input is static uint8.
         scale: float32 ``[O]``, per-channel scale of int8 weights.
         x_quant: input is uint8 codes of this quantisation.
-        dynamic: quantise a float32 input per sample, symmetric: ``scale = max|x| / 127``,
-            ``code = rne(x * (127 / max|x|))`` in int8 (all codes 0 when max|x| < 1e-36).
+        dynamic: quantise a float32 input per sample: with ``width = max(x, 0) - min(x, 0)``,
+            ``scale = width / 254``, ``zero = floor(-min(x, 0) * (254 / width)) + 1`` and
+            ``code = rne(x * (254 / width) + zero)`` in uint8 (254 / width is 0 when width < 1e-36).
         table: float32 ``[entries]``, centroids of clustered weights.
         among: bytes of all constants that are read in a call of the library, these included; they share the caches.
             0 if nothing else is read.
@@ -261,12 +276,15 @@ class Dense(Op):
         x = inputs[0].reshape(self.x.shape[0], -1)
         w = self.dense_weight()
         if self.dynamic:
-            peak = np.abs(x).max(1, keepdims=True).astype(F32)
-            inverse = np.where(peak >= TINY, F32(127) / np.maximum(peak, TINY), F32(0)).astype(F32)
-            codes = np.clip(np.rint(x * inverse), -127, 127).astype(np.int64)
-            acc: NDArray[Any] = codes @ w.astype(np.int64).T
+            low = np.minimum(x.min(1, keepdims=True, initial=0), F32(0))
+            width = np.maximum(x.max(1, keepdims=True, initial=0), F32(0)) - low
+            steps = F32(DYNAMIC_STEPS)
+            inverse = np.where(width >= TINY, steps / np.maximum(width, TINY), F32(0)).astype(F32)
+            zero = np.floor(-low * inverse) + 1
+            codes = np.rint((x * inverse).astype(np.float64) + zero).astype(np.int64)
+            acc: NDArray[Any] = (codes - zero.astype(np.int64)) @ w.astype(np.int64).T
             assert self.scale is not None
-            y: NDArray[np.float32] = acc.astype(F32) * ((peak / F32(127)) * self.scale[None].astype(F32))
+            y: NDArray[np.float32] = acc.astype(F32) * ((width / steps) * self.scale[None].astype(F32))
             return y + self.bias.astype(F32) if self.bias is not None else y
         if self.x_quant is not None:
             acc = (x.astype(np.int64) - self.x_quant.zero_point) @ w.astype(np.int64).T
@@ -305,12 +323,18 @@ class Elementwise(Op):
         return inputs[0].astype(F32).reshape(self.y.shape)
 
 
+def plane_channels(channels: int) -> int:
+    """Channels of a plane of codes: kernels read them in twos or fours, and no group may hold codes of both planes."""
+    return 2 if channels <= 2 else -(-channels // 4) * 4
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class QuantizeWide(Op):
-    """Two planes of codes, fp32 ``[N, C, H, W]`` to uint8 ``[N, 2C, H, W]``: about 11 bits for int8 arithmetic.
+    """Two planes of codes, fp32 ``[N, C, H, W]`` to uint8 ``[N, 2P, H, W]``: some 13 bits for int8 arithmetic.
 
-    The first C channels are the codes of `y_quant`; the others those of what is left over, in steps of
-    ``1 / fine``, around the same zero point. A convolution reads both, with weights w and ``rne(w / fine)``.
+    The first C of P channels are the codes of `y_quant`; those of the second plane hold what is left over, in steps of
+    ``1 / fine``, around the same zero point. P is :func:`plane_channels`; channels that a plane only has for that
+    hold the zero point. A convolution reads both, with the same weights (`Conv2d.fine`).
 
     Attributes:
         fine: a power of two, so that nothing but the first product is rounded.
@@ -324,7 +348,8 @@ class QuantizeWide(Op):
         steps = (inputs[0].astype(F32) - F32(quant.offset)) * quant.inverse
         high = np.clip(np.rint(steps), -zero, 255 - zero)
         low = np.clip(np.rint((steps - high) * F32(self.fine)), -zero, 255 - zero)
-        return (np.concatenate([high, low], 1) + zero).astype(np.uint8)
+        nothing = ((0, 0), (0, self.y.shape[1] // 2 - high.shape[1]), (0, 0), (0, 0))
+        return (np.concatenate([np.pad(high, nothing), np.pad(low, nothing)], 1) + zero).astype(np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

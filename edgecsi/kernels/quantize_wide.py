@@ -84,13 +84,17 @@ class QuantizeWideKernel(Kernel):
 
             # Four vectors are narrowed together: a group of them, or those of neighbouring pixels.
             starts = [*range(0, width - lanes + 1, lanes), *([width - lanes] if width % lanes else [])]
-            for members in channels_at_once(channels, op.y.group):
+            plane = op.y.channels // 2
+            for members in channels_at_once(plane, op.y.group):
                 stored: dict[int, list[e.Piece]] = {}
                 with e.serial(n) as sample, e.serial(height) as h:
                     for i, w in enumerate(starts):
-                        both = [planes(sample, c, h, w) for c in members]
+                        nothing = e.splat(0, lanes, "int32")
+                        both = [
+                            planes(sample, c, h, w) if c < channels else (nothing, nothing) for c in members
+                        ]
                         codes = dict(zip(members, (first for first, _ in both), strict=True))
-                        codes |= {channels + c: second for c, (_, second) in zip(members, both, strict=True)}
+                        codes |= {plane + c: second for c, (_, second) in zip(members, both, strict=True)}
                         for first in sorted({c // op.y.group * op.y.group for c in codes}):
                             group = range(first, first + op.y.group)
                             values = [codes.get(c, e.splat(0, lanes, "int32")) for c in group]

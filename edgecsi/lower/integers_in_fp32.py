@@ -46,6 +46,8 @@ def _has_kernel(op: Conv2d, target: Target) -> bool:
 
 def _rewrite(graph: Graph, node: Node) -> None:
     quant, weight, bias = node.attrs["x_quant"], node.attrs["weight"], node.attrs["bias"]
+    if (fine := node.attrs.pop("fine", 1)) > 1:
+        weight = np.concatenate([weight.astype(np.int64) * fine, weight], 1)
     largest = 255 * int(np.abs(weight.astype(np.int64)).sum((1, 2, 3)).max())
     largest += 0 if bias is None else int(np.abs(bias.astype(np.int64)).max())
     if largest >= EXACT:

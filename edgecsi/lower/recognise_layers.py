@@ -52,12 +52,13 @@ def recognise_layers(graph: Graph) -> None:
                 node.attrs["fine"] = int(fine)
             case "qs8_conv2d":
                 arguments = node.attrs.pop("arguments")
-                scale, zero_point, fill, stride, padding, dilation, groups = arguments[4:11]
+                scale, zero_point, fill, stride, padding, dilation, groups, fine = arguments[4:12]
                 arrays = _quantised(node, arguments)
                 node.op = "conv2d"
                 node.attrs |= arrays | {
                     "x_quant": Quant(float(scale), int(zero_point)), "fill": int(fill), "stride": tuple(stride),
                     "padding": tuple(padding), "dilation": tuple(dilation), "groups": int(groups),
+                    "fine": int(fine),
                 }  # fmt: skip
             case "qs8_linear":
                 arguments = node.attrs.pop("arguments")

@@ -67,7 +67,22 @@ def test_convolution_equals_the_reference(
     )  # fmt: skip
     ours = ops.qs8_conv2d(
         torch.from_numpy(codes), torch.from_numpy(weight), torch.from_numpy(scale), tensor(bias), quant.scale,
-        quant.zero_point, 200, [stride] * 2, list(padding), [dilation] * 2, groups,
+        quant.zero_point, 200, [stride] * 2, list(padding), [dilation] * 2, groups, 1,
+    )  # fmt: skip
+    np.testing.assert_array_equal(ours.numpy(), op.compute(codes))
+
+
+def test_convolution_of_two_planes_equals_the_reference() -> None:
+    codes = RNG.integers(0, 256, (2, 16, 8, 8)).astype(np.uint8)
+    weight, scale, quant = int8(3, 8, 3, 3), np.abs(floats(3)), Quant(0.0123, 77)
+    bias = RNG.integers(-(2**20), 2**20, 3).astype(np.int32)
+    op = Conv2d(
+        x=Layout((2, 16, 8, 8), dtype="uint8", fill=77), y=Layout((2, 3, 8, 8)), weight=weight, bias=bias,
+        scale=scale, x_quant=quant, padding=(1, 1, 1, 1), fine=64,
+    )  # fmt: skip
+    ours = ops.qs8_conv2d(
+        torch.from_numpy(codes), torch.from_numpy(weight), torch.from_numpy(scale), tensor(bias), quant.scale,
+        quant.zero_point, 77, [1, 1], [1, 1, 1, 1], [1, 1], 1, 64,
     )  # fmt: skip
     np.testing.assert_array_equal(ours.numpy(), op.compute(codes))
 
@@ -121,7 +136,7 @@ def test_operators_are_well_formed_for_export() -> None:
     weight, scale = torch.from_numpy(int8(4, 2, 3, 3)), torch.rand(4)
     torch.library.opcheck(ops.quantize, (torch.rand(1, 2, 8, 8), 0.1, 3, 0.5))
     torch.library.opcheck(
-        ops.qs8_conv2d, (codes, weight, scale, None, 0.1, 3, 3, [1, 1], [1, 1, 1, 1], [1, 1], 1)
+        ops.qs8_conv2d, (codes, weight, scale, None, 0.1, 3, 3, [1, 1], [1, 1, 1, 1], [1, 1], 1, 1)
     )
     x, dense = torch.rand(2, 16), torch.from_numpy(int8(4, 16))
     torch.library.opcheck(ops.qs8_linear, (x.to(torch.uint8), dense, scale, None, 0.1, 3))

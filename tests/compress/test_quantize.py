@@ -14,6 +14,7 @@ from edgecsi.compress.layers import DynamicLinear, StaticConv2d, StaticLinear
 from edgecsi.compress.quantize import (
     Input,
     Rounded,
+    equalise,
     fold_batch_norm,
     quantize,
     quantize_weight,
@@ -76,6 +77,21 @@ def test_folding_changes_nothing_and_leaves_no_normalisation(
     fold_batch_norm(folded, samples[:1])
     assert not any(isinstance(part, nn.BatchNorm2d) for part in folded.modules())
     torch.testing.assert_close(folded(samples), network(samples), rtol=1e-4, atol=1e-5)
+
+
+def test_channels_between_two_convolutions_come_to_one_range() -> None:
+    torch.manual_seed(4)
+    first, second = nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 2, 3, padding=1)
+    with torch.no_grad():
+        first.weight.mul_(torch.tensor([100.0, 1.0, 1.0, 0.01])[:, None, None, None])
+    network = nn.Sequential(first, nn.LeakyReLU(0.3), second, nn.Tanh(), nn.Conv2d(2, 2, 1))
+    samples = torch.randn(8, 2, 6, 6)
+    before, last = network(samples).detach(), network[4].weight.detach().clone()
+    equalise(network, {name: part for name, part in network.named_modules() if name}, samples)
+    torch.testing.assert_close(network(samples), before, rtol=1e-4, atol=1e-4)
+    peaks = network[:2](samples).abs().amax((0, 2, 3))
+    assert float((peaks.max() / peaks.min()).detach()) < 1.01
+    assert torch.equal(network[4].weight, last), "a tanh minds"
 
 
 def test_a_convolution_used_twice_is_refused() -> None:
@@ -167,7 +183,8 @@ def test_two_planes_of_codes_are_finer_and_equal_the_kernels_reference(
     )
     op = Conv2d(
         x=Layout(codes_shape, "uint8", fill=part.zero_point), y=Layout(tuple(y.shape)), padding=tuple(part.padding),
-        weight=part.planes.numpy(), bias=part.bias.numpy(), scale=part.weight_scale.numpy(), x_quant=quant,
+        weight=part.weight.numpy(), bias=part.bias.numpy(), scale=part.weight_scale.numpy(),
+        x_quant=Quant(part.scale / part.fine, part.zero_point), fine=part.fine,
     )  # fmt: skip
     np.testing.assert_array_equal(y, op.compute(codes.reference(x.numpy())))
 

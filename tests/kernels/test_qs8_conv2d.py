@@ -57,13 +57,15 @@ def convolution(
     y_quant: Quant = Y_QUANT,
     fill: int | None = None,
     knobs: dict[str, int] | None = None,
+    fine: int = 1,
 ) -> Case:
     """A case: weights `shape` [O, C, KH, KW] on an input of height and width `size`."""
     outs, channels, kh, kw = shape
     reach = dilation[0] * (kh - 1), dilation[1] * (kw - 1)
     pad = padding or (reach[0] // 2, reach[0] - reach[0] // 2, reach[1] // 2, reach[1] - reach[1] // 2)
     out = (batch, outs, size[0] + pad[0] + pad[1] - reach[0], size[1] + pad[2] + pad[3] - reach[1])
-    x = Layout((batch, channels, *size), "uint8", halo=pad, fill=x_quant.zero_point if fill is None else fill)
+    planes = channels if fine == 1 else 2 * channels
+    x = Layout((batch, planes, *size), "uint8", halo=pad, fill=x_quant.zero_point if fill is None else fill)
     bias = rng.integers(-3000, 3000, outs).astype(np.int32)
     if border:
         bias = np.broadcast_to(bias[:, None, None], (outs, *out[2:])).copy()
@@ -82,6 +84,7 @@ def convolution(
         padding=pad,
         dilation=dilation,
         epilogue=epilogue,
+        fine=fine,
     )
     wanted = all_kernels()[kernel].x_group(op, board)
     y = Layout(out, "uint8", (1, 1, 2, 1), group or (wanted if outs > 2 else 2), fill=y_quant.zero_point)
@@ -115,6 +118,37 @@ def test_the_layers_of_csi_networks(kernel: str, target: str) -> None:
     check(
         [convolution(rng, board, kernel, s, (32, 32), **more) for s, more in layers], target, tolerance=1e-30
     )
+
+
+@everywhere
+def test_two_planes_of_codes(kernel: str, target: str) -> None:
+    """Those of the networks, saturating sums, maps of biases, several samples, and a loop over channel groups."""
+    rng, board = np.random.default_rng(7), runs(kernel, target)
+    skip = Step("add", operand=Layout((1, 2, 32, 32), halo=(1, 1, 1, 1)))
+    extreme = np.full((4, 16, 3, 3), 127, np.int8)
+    layers: list[tuple[Any, Any, int, dict[str, Any]]] = [
+        ((16, 8, 3, 3), (32, 32), 64, {"x_quant": Quant(0.003, 100)}),
+        ((2, 16, 3, 3), (32, 32), 64, {"codes": False, "epilogue": (skip, LEAKY)}),
+        ((5, 4, 1, 5), (7, 13), 16, {"batch": 3}),
+        ((6, 64, 3, 3), (5, 9), 16, {"codes": False}),
+        ((4, 16, 3, 3), (6, 6), 64, {"weights": extreme, "values": 255, "codes": False}),
+        ((4, 16, 3, 3), (6, 6), 64, {"weights": -extreme, "values": 0, "codes": False}),
+    ]
+    if kernel != "qs8_conv2d_maddubs":  # which reads four channels
+        layers += [
+            ((8, 2, 3, 3), (32, 32), 64, {}),
+            ((2, 2, 3, 3), (32, 32), 64, {"codes": False, "border": True}),
+            ((3, 2, 5, 5), (4, 9), 32, {"batch": 2}),
+        ]
+    cases = [convolution(rng, board, kernel, s, size, fine=fine, **more) for s, size, fine, more in layers]
+    check(cases, target, tolerance=1e-30)
+
+
+@everywhere
+def test_planes_that_share_a_group_are_refused(kernel: str, target: str) -> None:
+    board = runs(kernel, target)
+    case = convolution(np.random.default_rng(8), board, kernel, (4, 3, 3, 3), (8, 8), fine=16)
+    assert "planes" in all_kernels()[kernel].refuses(case.op, board)
 
 
 @everywhere

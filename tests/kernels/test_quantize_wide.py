@@ -7,7 +7,7 @@ import numpy as np
 from edgecsi.kernels.base import all_kernels
 from edgecsi.kernels.harness import Case
 from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import Quant, QuantizeWide
+from edgecsi.kernels.ops import Quant, QuantizeWide, plane_channels
 from tests.kernels.common import check, on_targets
 
 
@@ -26,7 +26,9 @@ def test_matches_its_reference(target: str) -> None:
     ]:
         quant = Quant(0.037, int(rng.integers(0, 256)), float(rng.choice([0.0, 0.5])))
         x = Layout((2, channels, height, width))
-        y = Layout((2, 2 * channels, height, width), "uint8", halo, group, fill=quant.zero_point)
+        y = Layout(
+            (2, 2 * plane_channels(channels), height, width), "uint8", halo, group, fill=quant.zero_point
+        )
         values = rng.normal(0, 2, x.shape).astype(np.float32)
         values.flat[:3] = 1e9, -1e9, quant.offset + 0.5 * quant.scale
         op = QuantizeWide(x=x, y=y, y_quant=quant, fine=8)
@@ -37,6 +39,7 @@ def test_matches_its_reference(target: str) -> None:
 def test_the_second_plane_adds_three_bits() -> None:
     quant = Quant(0.1, 128)
     x = np.random.default_rng(0).uniform(-10, 10, (1, 1, 64, 64)).astype(np.float32)
-    op = QuantizeWide(x=Layout(x.shape), y=Layout((1, 2, 64, 64), "uint8"), y_quant=quant, fine=8)
-    high, low = (op.reference(x).astype(np.float64) - 128).transpose(1, 0, 2, 3)
+    op = QuantizeWide(x=Layout(x.shape), y=Layout((1, 4, 64, 64), "uint8"), y_quant=quant, fine=8)
+    high, rest, low, _ = (op.reference(x).astype(np.float64) - 128).transpose(1, 0, 2, 3)
+    assert not rest.any()
     assert np.abs((high + low / 8) * 0.1 - x[0]).max() <= 0.1 / 16 + 1e-6

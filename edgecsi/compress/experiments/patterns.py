@@ -30,8 +30,8 @@ NAME = "patterns"
 _PATTERNS = ("bsr16x4", "bsr16x1", "bsr8x1", "bsr4x1", "2:4", "rows", "columns", "unstructured")
 _ROTATED = ("2:4", "rows", "columns")  # the codeword by its principal components; grouped for the others
 _SPARSITIES = {
-    "csinet-cr16": (0.6, 0.75, 0.9),
-    "csinet-cr4": (0.75, 0.9),
+    "csinet-cr16": (0.5, 0.6, 0.7, 0.8, 0.9),
+    "csinet-cr4": (0.7, 0.8, 0.9, 0.95),
 }
 _SAMPLES = 10_000
 _BUDGET_DB = 0.5
