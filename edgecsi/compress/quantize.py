@@ -59,7 +59,10 @@ _GAIN_POWERS = (0.25, 0.5, 0.75, 0.9)
 _WORTH = 0.9  # of the error must be left at most for a centre or gain to be worth its bytes
 _LEFT = 0.3  # of what a rounded weight errs, once the errors of all inputs cancel
 _PACE = 6.0  # how much faster than a weight the step of an input trains
-_FINER_SCALES = tuple(1 + k / 32 for k in range(12))  # tried for each output of a convolution
+_FEW = 512  # weights of an output; with more of them no scale is lucky
+_SCALES = tuple(
+    1 + k / 32 for k in range(12)
+)  # tried for each output of a convolution, of the least that holds it
 _BIAS_UNITS = 1 << 24  # a bias keeps at least float32's precision, and stays far from int32's end
 
 
@@ -288,10 +291,12 @@ def _measured(x: Tensor, method: str, fine: int = 1) -> Range:
 
 
 def _widened(x: Tensor, conv: nn.Conv2d, method: str) -> Range:
-    """The range of an input in two planes, the second as fine as sums have room for."""
+    """The range of an input in two planes, the second as fine as sums have room for; in one, if they have none."""
     largest = 255 * 127 * conv.weight[0].numel()
     fine = next((fine for fine in _FINE if largest * (fine + 1) <= _LONGEST_SUM), 1)
     found = _measured(x, method, fine)
+    if fine == 1:
+        return found
     # what the first plane leaves over may be of either sign, also where the input is not
     zero = min(max(found.zero_point, fine // 2), 255 - fine // 2)
     scale = max(found.zero_point / zero, (255 - found.zero_point) / (255 - zero)) * found.scale
@@ -714,7 +719,7 @@ def _fit(
             least = torch.maximum(scale, quantize_weight(weight, rounded.step.bits)[1])
             if rounded.step.bits < 8:
                 least = scale
-            for factor in (1.0,) if thorough else _FINER_SCALES:
+            for factor in _SCALES if not thorough and weight.shape[1] <= _FEW else (1.0,):
                 size = least * factor
                 for codes in (_nearest(weight, size, top), _compensated(weight, size, top, xx, thorough)):
                     errors = check.errors(codes * size.double()[:, None])

@@ -35,6 +35,8 @@ class QuantizeWideKernel(Kernel):
             return "the input must be a plain fp32 image"
         if op.y.group not in (1, 2, 4):
             return f"an output in groups of {op.y.group} channels"
+        if op.y.channels // 2 % op.y.group:
+            return "a group of channels would hold codes of both planes"
         return "" if op.x.shape[3] >= 4 else "rows of fewer than 4 pixels"
 
     def knobs(self, op: QuantizeWide, target: Target) -> Knobs:
@@ -84,30 +86,20 @@ class QuantizeWideKernel(Kernel):
 
             # Four vectors are narrowed together: a group of them, or those of neighbouring pixels.
             starts = [*range(0, width - lanes + 1, lanes), *([width - lanes] if width % lanes else [])]
-            plane = op.y.channels // 2
-            for members in channels_at_once(plane, op.y.group):
-                stored: dict[int, list[e.Piece]] = {}
+            plane, group = op.y.channels // 2, op.y.group
+            nothing = e.splat(0, lanes, "int32")
+            for first in range(0, plane, group):
+                stored: tuple[list[e.Piece], list[e.Piece]] = ([], [])
                 with e.serial(n) as sample, e.serial(height) as h:
                     for i, w in enumerate(starts):
-                        nothing = e.splat(0, lanes, "int32")
                         both = [
-                            planes(sample, c, h, w) if c < channels else (nothing, nothing) for c in members
+                            planes(sample, c, h, w) if c < channels else (nothing, nothing)
+                            for c in range(first, first + group)
                         ]
-                        codes = dict(zip(members, (first for first, _ in both), strict=True))
-                        codes |= {plane + c: second for c, (_, second) in zip(members, both, strict=True)}
-                        for first in sorted({c // op.y.group * op.y.group for c in codes}):
-                            group = range(first, first + op.y.group)
-                            values = [codes.get(c, e.splat(0, lanes, "int32")) for c in group]
-                            follows = i > 0 and w == starts[i - 1] + lanes
-                            piece = e.Piece(op.y.at(sample, first, h, w), values, follows)
-                            stored.setdefault(first, []).append(piece)
-                    for pieces in stored.values():
+                        follows = i > 0 and w == starts[i - 1] + lanes
+                        for k, values in enumerate(zip(*both, strict=True)):
+                            at = op.y.at(sample, k * plane + first, h, w)
+                            stored[k].append(e.Piece(at, list(values), follows))
+                    for pieces in stored:
                         e.store_codes(buffers[-1], pieces, quant, target)
         return done.done()
-
-
-def channels_at_once(channels: int, group: int) -> list[range]:
-    """Channels whose two planes fill whole groups: group by group, or all if a group holds codes of both planes."""
-    if channels % group:
-        return [range(channels)]
-    return [range(first, first + group) for first in range(0, channels, group)]

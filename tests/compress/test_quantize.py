@@ -94,6 +94,35 @@ def test_channels_between_two_convolutions_come_to_one_range() -> None:
     assert torch.equal(network[4].weight, last), "a tanh minds"
 
 
+def test_channels_that_something_else_reads_keep_their_range() -> None:
+    class Skip(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.relu, self.second = nn.Conv2d(2, 4, 1), nn.ReLU(), nn.Conv2d(4, 4, 1)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            y = self.relu(self.first(x))
+            return self.second(y) + y
+
+    torch.manual_seed(5)
+    network, samples = Skip(), torch.randn(8, 2, 6, 6)
+    before, weight = network(samples).detach(), network.first.weight.detach().clone()
+    equalise(network, dict(network.named_modules()), samples)
+    torch.testing.assert_close(network(samples), before, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(network.first.weight.detach(), weight)
+
+
+def test_an_input_has_one_plane_where_the_sums_have_no_room_for_two() -> None:
+    """Also one that is never negative, whose zero point is the lowest code."""
+    torch.manual_seed(6)
+    network = nn.Sequential(nn.Conv2d(2, 256, 1), nn.ReLU(), nn.Conv2d(256, 2, 3, padding=1))
+    samples = torch.randn(4, 2, 8, 8)
+    small = quantize(copy.deepcopy(network), Quantize(wide=("*",)), samples, samples[:1])
+    assert [part.fine for part in small if isinstance(part, StaticConv2d)] == [64, 1]
+    with torch.no_grad():
+        assert error_db(network(samples), small(samples)) < -20
+
+
 def test_a_convolution_used_twice_is_refused() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:

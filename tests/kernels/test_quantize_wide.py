@@ -8,6 +8,7 @@ from edgecsi.kernels.base import all_kernels
 from edgecsi.kernels.harness import Case
 from edgecsi.kernels.layout import Layout
 from edgecsi.kernels.ops import Quant, QuantizeWide, plane_channels
+from edgecsi.target import load
 from tests.kernels.common import check, on_targets
 
 
@@ -17,8 +18,9 @@ def test_matches_its_reference(target: str) -> None:
     kernel = all_kernels()["quantize_wide"]
     cases = []
     for channels, height, width, group, halo in [
-        (2, 32, 32, 4, (1, 1, 1, 1)),
-        (2, 3, 5, 4, (0, 0, 0, 0)),
+        (2, 32, 32, 2, (1, 1, 1, 1)),
+        (4, 3, 5, 4, (0, 0, 0, 0)),
+        (7, 9, 16, 4, (0, 0, 1, 1)),
         (3, 4, 19, 4, (2, 1, 3, 0)),
         (3, 5, 7, 2, (1, 1, 1, 1)),
         (8, 4, 32, 1, (0, 0, 4, 4)),
@@ -34,6 +36,12 @@ def test_matches_its_reference(target: str) -> None:
         op = QuantizeWide(x=x, y=y, y_quant=quant, fine=8)
         cases.append(Case(kernel, op, [values]))
     check(cases, target)
+
+
+def test_groups_that_would_hold_both_planes_are_refused() -> None:
+    y = Layout((1, 4, 8, 8), "uint8", group=4)
+    op = QuantizeWide(x=Layout((1, 2, 8, 8)), y=y, y_quant=Quant(0.1, 9), fine=16)
+    assert "both planes" in all_kernels()["quantize_wide"].refuses(op, load("rpi4"))
 
 
 def test_the_second_plane_adds_three_bits() -> None:
