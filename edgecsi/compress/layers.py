@@ -120,6 +120,7 @@ class StaticLinear(_RoundedInput):
         weight: int8 ``[O, I]``, of `bits` bits. weight_scale: float32 ``[O]``. bias: int32 ``[O]``.
         centre, gain: of the input, see :func:`evened`.
         scale, zero_point, offset: quantisation of the input.
+        fine: above 1, the input has two planes of codes (:func:`edgecsi.compress.ops.qs8_wide_linear`).
     """
 
     def __init__(
@@ -134,16 +135,20 @@ class StaticLinear(_RoundedInput):
         zero_point: int,
         offset: float,
         bits: int = 8,
+        fine: int = 1,
     ) -> None:
-        numbers = {"scale": scale, "zero_point": zero_point, "offset": offset, "bits": bits}
+        numbers = {"scale": scale, "zero_point": zero_point, "offset": offset, "bits": bits, "fine": fine}
         super().__init__(weight, weight_scale, bias, centre, gain, numbers)
-        self.scale, self.zero_point, self.offset = scale, zero_point, offset
+        self.scale, self.zero_point, self.offset, self.fine = scale, zero_point, offset, fine
 
     def forward(self, x: Tensor) -> Tensor:
-        codes = ops.quantize(evened(x, self.centre, self.gain), self.scale, self.zero_point, self.offset)
-        y: Tensor = ops.qs8_linear(
-            codes, self.weight, self.weight_scale, self.bias, self.scale, self.zero_point
-        )
+        even, weights = evened(x, self.centre, self.gain), (self.weight, self.weight_scale, self.bias)
+        range_ = (self.scale, self.zero_point, self.offset)
+        y: Tensor
+        if self.fine > 1:
+            y = ops.qs8_wide_linear(even, *weights, *range_, self.fine)
+        else:
+            y = ops.qs8_linear(ops.quantize(even, *range_), *weights, self.scale, self.zero_point)
         return y
 
 

@@ -49,13 +49,18 @@ def quantize_wide(x: Tensor, scale: float, zero_point: int, offset: float, fine:
     steps `fine` times smaller, around the same zero point. `fine` is a power of two. P is
     :func:`edgecsi.kernels.ops.plane_channels`, the rest of a plane is the zero point.
     """
-    inverse = float(np.float32(1) / np.float32(scale))
-    steps = (x - offset) * inverse
-    high = torch.round(steps).clamp_(-zero_point, 255 - zero_point)
-    low = torch.round((steps - high) * fine).clamp_(-zero_point, 255 - zero_point)
+    high, low = _wide_steps(x, scale, zero_point, offset, fine)
     rest = (0, 0, 0, 0, 0, plane_channels(x.shape[1]) - x.shape[1])
     planes = [torch.nn.functional.pad(plane, rest) for plane in (high, low)]
     return torch.cat(planes, 1).add_(zero_point).to(torch.uint8)
+
+
+def _wide_steps(x: Tensor, scale: float, zero_point: int, offset: float, fine: int) -> tuple[Tensor, Tensor]:
+    """Whole steps of both planes, around 0, float32."""
+    inverse = float(np.float32(1) / np.float32(scale))
+    steps = (x - offset) * inverse
+    high = torch.round(steps).clamp_(-zero_point, 255 - zero_point)
+    return high, torch.round((steps - high) * fine).clamp_(-zero_point, 255 - zero_point)
 
 
 @quantize_wide.register_fake
@@ -165,6 +170,51 @@ def _(
     x_zero_point: int,
 ) -> Tensor:
     return codes.new_empty((*codes.shape[:-1], weight.shape[0]), dtype=torch.float32)
+
+
+@custom_op(
+    "edgecsi::qs8_wide_linear",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, float scale, int zero_point, float offset,"
+    " int fine) -> Tensor",
+)
+def qs8_wide_linear(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    zero_point: int,
+    offset: float,
+    fine: int,
+) -> Tensor:
+    """Dense layer that rounds its float32 input ``[..., I]`` to two planes of codes, as :func:`quantize_wide` does.
+
+    Args:
+        weight: int8 ``[O, I]``. weight_scale: float32 ``[O]``. bias: int32 ``[O]`` in units of scale/fine·weight_scale.
+
+    Returns:
+        float32 ``[..., O]``.
+    """
+    high, low = _wide_steps(x, scale, zero_point, offset, fine)
+    acc = (high.double() * fine + low) @ weight.double().T
+    if bias is not None:
+        acc = acc + bias
+    return acc.float() * (weight_scale * float(np.float32(scale / fine)))
+
+
+@qs8_wide_linear.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    scale: float,
+    zero_point: int,
+    offset: float,
+    fine: int,
+) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
 def dynamic_codes(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -53,7 +53,7 @@ _MAP_BYTES = 8192  # a bias may be a map of [O, H, W] if it takes no more: two c
 _FIT_POSITIONS, _FIT_SAMPLES = 1 << 16, 32  # of an image, enough to fit a layer with
 _PROJECTIONS = 4  # random sums of the output whose gradients say how much an error weighs
 _LEAST = 1e-3  # that an error weighs, of the mean
-_FINE = (64, 32, 16)  # steps of the second plane to one of the first
+_FINE = (64, 32, 16, 8)  # steps of the second plane to one of the first
 _LONGEST_SUM = 1 << 30  # of an integer convolution
 _GAIN_POWERS = (0.25, 0.5, 0.75, 0.9)
 _WORTH = 0.9  # of the error must be left at most for a centre or gain to be worth its bytes
@@ -268,33 +268,33 @@ def calibrate(module: nn.Module, samples: Tensor, step: Quantize) -> dict[str, I
             )
         own_range = step.mode != "static" or (isinstance(layer, nn.Linear) and matches(name, step.dynamic))
         method = None if own_range else step.calibration
+        fine = _fine(layer) if matches(name, step.wide) else 1
         given = Input()
         if isinstance(layer, nn.Linear):
             used = (layer.weight != 0).any(0)
             x = x[..., used].flatten(0, -2)  # inputs that are pruned away have no say
-            given = _evening(x, layer.weight[:, used], method)
+            given = _evening(x, layer.weight[:, used], method, fine)
             x = given.evened(x)
             given = Input(_spread(given.centre, used, 0.0), _spread(given.gain, used, 1.0))
-        found[name] = dataclasses.replace(given, range=_measured(x, method) if method else None)
-        if isinstance(layer, nn.Conv2d) and layer.groups == 1 and matches(name, step.wide):
-            assert method is not None
-            found[name] = Input(range=_widened(x, layer, method))
+        found[name] = dataclasses.replace(given, range=_measured(x, method, fine) if method else None)
     if step.calibration == "output" and step.mode == "static":
         _shrink(module, watched, found, samples[:_TRIED_SAMPLES])
     return found
 
 
-def _measured(x: Tensor, method: str, fine: int = 1) -> Range:
+def _fine(layer: nn.Conv2d | nn.Linear) -> int:
+    """Steps of a second plane to one of the first: as many as sums have room for; 1 if they have none."""
+    if isinstance(layer, nn.Conv2d) and layer.groups > 1:
+        return 1
+    largest = 255 * 127 * layer.weight[0].numel()
+    return next((fine for fine in _FINE if largest * (fine + 1) <= _LONGEST_SUM), 1)
+
+
+def _measured(x: Tensor, method: str, fine: int) -> Range:
+    """The range of an input, in two planes if `fine` is above 1."""
     offset = _offset(x)
     low, high = _limits(x - offset, method, fine)
-    return _range(low, high, offset, fine)
-
-
-def _widened(x: Tensor, conv: nn.Conv2d, method: str) -> Range:
-    """The range of an input in two planes, the second as fine as sums have room for; in one, if they have none."""
-    largest = 255 * 127 * conv.weight[0].numel()
-    fine = next((fine for fine in _FINE if largest * (fine + 1) <= _LONGEST_SUM), 1)
-    found = _measured(x, method, fine)
+    found = _range(low, high, offset, fine)
     if fine == 1:
         return found
     # what the first plane leaves over may be of either sign, also where the input is not
@@ -303,13 +303,13 @@ def _widened(x: Tensor, conv: nn.Conv2d, method: str) -> Range:
     return dataclasses.replace(found, scale=scale, zero_point=zero)
 
 
-def _evening(x: Tensor, weight: Tensor, method: str | None) -> Input:
+def _evening(x: Tensor, weight: Tensor, method: str | None, fine: int) -> Input:
     """The centre and gain that make inputs ``[N, I]`` more alike, each only if it is worth it.
 
     Found from three quarters of the samples and judged by the others, which may lie outside a range.
 
     Args:
-        weight: ``[O, I]``. method: of calibration; None if every sample has its own range.
+        weight: ``[O, I]``. method: of calibration; None if every sample has its own range. fine: see :class:`Range`.
     """
     border = len(x) * 3 // 4
     if weight.shape[1] == 0 or border == 0:
@@ -324,7 +324,7 @@ def _evening(x: Tensor, weight: Tensor, method: str | None) -> Input:
             codes, zero, unit = dynamic_codes(even)
             even = (codes - zero) * unit
         else:
-            even = _measured(given.evened(x), method).rounded(even)
+            even = _measured(given.evened(x), method, fine).rounded(even)
         exact = weight if given.gain is None else weight / given.gain
         codes, scale = quantize_weight(exact)
         made = even @ torch.lerp(exact, codes * scale[:, None], _LEFT).T
@@ -541,7 +541,6 @@ class Rounded(nn.Module):
         units = (bias.double() / unit).round().to(torch.int32)
         numbers: dict[str, Any] = {**asdict(measured), "bits": step.bits}
         if isinstance(layer, nn.Linear):
-            del numbers["fine"]
             return StaticLinear(codes, scale, units, self.given.centre, self.given.gain, **numbers)
         left, right, top, bottom = _four_sides(layer)
         window: dict[str, Any] = {"stride": list(layer.stride), "padding": [top, bottom, left, right]}

@@ -141,8 +141,8 @@ class Quantize:
         keep_fp32: layers to leave alone (glob patterns).
         dynamic: dense layers with a range for every sample all the same (glob patterns), in mode ``static``: where
             samples differ much, one range for all is coarse for most.
-        wide: convolutions whose input keeps some 13 bits, as two planes of int8 codes (glob patterns), for twice the
-            multiplications.
+        wide: layers whose input keeps 11 to 14 bits, as two planes of int8 codes (glob patterns), for twice the
+            multiplications; not those that `dynamic` names.
         codeword: ``mix`` it first with a random rotation that the decoder takes back, so that no weight and no entry
             stands out (Chee et al., arXiv 2307.13304). For networks that are not pruned; a build never does it.
         epochs: quantisation-aware training (straight-through gradients); 0 means after training, without.
@@ -170,8 +170,8 @@ class Quantize:
         }[self.mode]
         bits = f", weights of {self.bits} bits" if self.bits != 8 else ""
         kept = f", but keep {', '.join(self.keep_fp32)}" if self.keep_fp32 else ""
-        which = "every convolution" if self.wide == ("*",) else ", ".join(self.wide)
-        wide = f", the image into {which} as two planes of codes" if self.wide else ""
+        which = "every layer" if self.wide == ("*",) else ", ".join(self.wide)
+        wide = f", the input of {which} as two planes of codes" if self.wide else ""
         own = f", a range for every sample into {', '.join(self.dynamic)}" if self.dynamic else ""
         return what + bits + wide + own + kept + _training(self.epochs, self.lr)
 

@@ -139,8 +139,9 @@ def _check(layer: CompressedLayer, path: str) -> None:
             assert tensor.shape[0] == outputs, f"{path}.{name} has the shape {list(tensor.shape)}"
         if name in ("centre", "gain"):
             assert tensor.shape == tensors["weight"].shape[1:], f"{path}.{name}"
-    if isinstance(layer, StaticConv2d):
+    if isinstance(layer, StaticConv2d | StaticLinear):
         assert layer.fine in (1, 2, 4, 8, 16, 32, 64), f"{path}.fine"
+    if isinstance(layer, StaticConv2d):
         assert layer.fine == 1 or layer.groups == 1, f"{path}.fine"
     if isinstance(layer, ClusteredLinear):
         assert tensors["table"].ndim == 1, f"{path}.table"

@@ -6,7 +6,7 @@ stored or only those with weights, and the instructions.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -42,13 +42,13 @@ class Int8Dense(Kernel):
     """Int8 weights times int8 codes of the input.
 
     Attributes:
-        dynamic: the input is fp32 and is quantised in the kernel; else it is uint8 codes.
+        rounds: the input is fp32 and is rounded in the kernel, by its own range or to two planes; else it is uint8 codes.
         rows: outputs of a stored block of 4 inputs; 0 stores all.
         dots: values of `Target.dot` it is written for.
     """
 
     op = Dense
-    dynamic: ClassVar[bool]
+    rounds: ClassVar[bool]
     rows: ClassVar[int] = 0
     dots: ClassVar[tuple[str, ...]]
 
@@ -57,9 +57,9 @@ class Int8Dense(Kernel):
             return f"{target.id} has no {' or '.join(self.dots)}"
         if op.table is not None or op.weight.dtype != np.int8:
             return "the weights are not int8"
-        if self.dynamic and not op.dynamic:
-            return "the input is not to be quantised dynamically"
-        if not self.dynamic and op.x_quant is None:
+        if self.rounds and not op.dynamic and op.fine == 1:
+            return "the input is not to be rounded in the kernel"
+        if not self.rounds and (op.x_quant is None or op.fine > 1):
             return "the input is not static uint8"
         if self.rows and self.rows * 4 < dot_of(target, op.weight, self.rows).vector:
             return f"blocks of {self.rows} outputs do not fill a vector"
@@ -68,7 +68,7 @@ class Int8Dense(Kernel):
     def knobs(self, op: Dense, target: Target) -> Knobs:
         dot = dot_of(target, op.weight, self.rows or 16)
         batch = op.x.shape[0]
-        samples = shared_samples(batch, target, dot.accumulators)
+        samples = shared_samples(batch * op.planes, target, dot.accumulators)
         outputs, inputs = self._compact(op, {}).weight.shape
         groups = -(-inputs // 4)
         if self.rows:
@@ -78,17 +78,17 @@ class Int8Dense(Kernel):
             rows = self.rows
         else:
             # One sample is bound by the caches: panels of four vectors are read fastest.
-            alone = samples == 1 and dot.vector == 64
+            alone = samples <= op.planes and dot.vector == 64
             vectors = 4 if alone else dense_vectors(samples, target, dot.accumulators)
             vectors = min(vectors, -(-outputs // dot.outputs))
             rows = vectors * dot.outputs
             unroll = next(u for u in (4, 2, 1) if groups % u == 0 or u == dot.together)
         busy = vectors * dot.accumulators * samples
         sets = max(1, min(unroll // dot.together, (8 if self.rows else 4) // busy))
-        ahead = dense_loop.prefetch_ahead(op, target) if samples == 1 else 0
+        ahead = dense_loop.prefetch_ahead(op, target) if batch == 1 else 0
         # What a good part of the L2 cache holds is read as fast as narrow weights are taken apart.
         far = max(op.among, 2 * op.weight.nbytes) > target.l2_bytes
-        narrow = int(samples == 1 and far and self._narrows(op, target))
+        narrow = int(batch == 1 and far and self._narrows(op, target))
         return {
             "rows": rows, "unroll": unroll, "sets": sets, "samples": samples, "ahead": ahead, "narrow": narrow,
         }  # fmt: skip
@@ -96,12 +96,12 @@ class Int8Dense(Kernel):
     def space(self, op: Dense, target: Target) -> dict[str, Any]:
         dot = dot_of(target, op.weight, self.rows or 16)
         default = self.knobs(op, target)
-        batch = op.x.shape[0]
+        batch = op.x.shape[0] * op.planes
         return {
             "rows": (self.rows,) if self.rows else tuple(dot.outputs * v for v in (1, 2, 4, 8)),
             "unroll": tuple(sorted({default["unroll"], *(u for u in (1, 2, 4, 8) if u % dot.together == 0)})),
             "sets": (1, 2, 4),
-            "samples": tuple(s for s in (1, 2, 4, 8, 16) if s <= batch),
+            "samples": tuple(s for s in (1, 2, 4, 8, 16) if op.planes <= s <= batch),
             "ahead": (0, 2048) if target.arch == "x86_64" else (0,),
             "narrow": (0, 1) if self._narrows(op, target) else (0,),
         }
@@ -120,7 +120,7 @@ class Int8Dense(Kernel):
             blocks = panels * -(-inputs // 4)
         return dense_loop.cost(
             target,
-            batch=op.x.shape[0],
+            batch=op.x.shape[0] * op.planes,
             blocks=blocks,
             panels=panels,
             vectors=rows // dot.outputs,
@@ -129,18 +129,18 @@ class Int8Dense(Kernel):
             index_bytes=2 if self.rows else 0,
             samples=knobs["samples"],
             prepared=self._prepared(op, target, dot, knobs),
-            macs=blocks * rows * 4,
+            macs=blocks * rows * 4,  # of a plane
         )
 
     def _spills(self, op: Dense, target: Target) -> bool:
         return dense_loop.spills(op, self._compact(op, {}).outputs is not None, target.lanes_f32)
 
     def _prepared(self, op: Dense, target: Target, dot: Dot, knobs: Knobs) -> int:
-        """Bytes moved to write codes and to collect spilled sums, for a sample."""
+        """Bytes moved to write codes and to collect spilled sums, for a sample, or a plane of it."""
         small = self._compact(op, knobs)
         moved = 0
         if not self._direct(op, dot, knobs):
-            moved += op.weight.shape[1] * (12 if self.dynamic else 2)
+            moved += op.weight.shape[1] * (12 if self.rounds else 2)
             if small.inputs is not None:
                 moved += self._places(op, small)[0].size * 32
         if self._spills(op, target):
@@ -170,7 +170,7 @@ class Int8Dense(Kernel):
         """Where the inputs of a compacted matrix are found, and how many neighbours each place stands for."""
         places = small.inputs
         assert places is not None
-        if not self.dynamic:
+        if not self.rounds:
             memory = dense_loop.positions(op.x, 1)
             assert memory is not None
             places = memory[places]
@@ -180,7 +180,7 @@ class Int8Dense(Kernel):
 
     def _direct(self, op: Dense, dot: Dot, knobs: Knobs) -> bool:
         """Whether the blocks can be read from the input as it is."""
-        if self.dynamic or not dot.unsigned or self._compact(op, knobs).inputs is not None:
+        if self.rounds or not dot.unsigned or self._compact(op, knobs).inputs is not None:
             return False
         places = dense_loop.positions(op.x, 4)
         if places is None:
@@ -212,8 +212,10 @@ class Int8Dense(Kernel):
         rows = op.weight.astype(np.int64).sum(1)
         if op.x_quant is not None:
             zero = op.x_quant.zero_point - 128 + dot.zero
+            if op.fine > 1:
+                zero *= op.fine + 1
             add = -zero * rows + (0 if op.bias is None else op.bias.astype(np.int64))
-            packed["scale"] = np.float32(op.x_quant.scale) * op.scale.astype(np.float32)
+            packed["scale"] = np.float32(op.x_quant.scale / op.fine) * op.scale.astype(np.float32)
         else:
             add = -rows  # for every unit of the sample's zero point
             packed["scale"] = op.scale.astype(np.float32)
@@ -229,20 +231,21 @@ class Int8Dense(Kernel):
         return [*self._pack(op, target, knobs).values(), *epilogue_constants(op)]
 
     def _codes_stride(self, op: Dense, knobs: Knobs) -> int:
-        """Bytes of one sample's codes in the workspace."""
+        """Bytes of one sample's codes in the workspace, or of a plane of them."""
         step = 4 * knobs["unroll"]
         return int(-(-self._compact(op, knobs).weight.shape[1] // step) * step)
 
     def _workspace(self, op: Dense, target: Target, knobs: Knobs) -> dict[str, int]:
         """Where in the workspace things begin; ``end`` is its size."""
         small = self._compact(op, knobs)
-        batch = op.x.shape[0]
+        batch = op.x.shape[0] * op.planes
         sizes = {"codes": 0, "steps": 0, "zeros": 0, "all": 0, "sums": 0}
         if not self._direct(op, dot_of(target, op.weight, knobs["rows"]), knobs):
             sizes["codes"] = batch * self._codes_stride(op, knobs)
-        if self.dynamic:
+        if op.dynamic:
             sizes["steps"] = sizes["zeros"] = 4 * batch
-            sizes["all"] = op.weight.shape[1] if small.inputs is not None else 0
+        if self.rounds and small.inputs is not None:
+            sizes["all"] = op.weight.shape[1] * op.planes
         if self._spills(op, target):
             sizes["sums"] = dense_loop.spill_bytes(op)
         starts, end = {}, 0
@@ -300,8 +303,8 @@ class Int8Dense(Kernel):
 
                 if "add" in named:
                     add = e.load(named["add"], output, lanes)
-                    total = total + (of_sample("zeros", "int32") * add if self.dynamic else add)
-                if self.dynamic:
+                    total = total + (of_sample("zeros", "int32") * add if op.dynamic else add)
+                if op.dynamic:
                     factor = of_sample("steps", "float32") * factor
                 result = e.fence(T.cast(total, e.vector_type("float32", lanes)) * factor)
                 if "bias" in named:
@@ -312,7 +315,8 @@ class Int8Dense(Kernel):
             results = dense_loop.Results(op, finish, target.lanes_f32, value, spill, named.get("outputs"))
             results.open()
             dense_loop.multiply(
-                dot, loop, batch, named["weights"], x, stride, named.get("index"), named.get("start"), results
+                dot, loop, batch * op.planes, named["weights"], x, stride, named.get("index"), named.get("start"),
+                results if op.fine == 1 else _joined(results, op.fine),
             )  # fmt: skip
             results.close()
         return done.done()
@@ -340,6 +344,27 @@ def _narrowed(
     return result
 
 
+def _joined(
+    results: Callable[[Section, Any, Any, list[Any]], None], fine: int
+) -> Callable[[Section, Any, Any, list[Any]], None]:
+    """Puts the sums over a sample's two planes together, which come one after the other; the first count `fine` times."""
+    from tvm.tirx.script import builder as T
+
+    from edgecsi.kernels import emit as e
+
+    waiting: list[list[Any]] = []
+
+    def join(part: Section, panel: Any, row: Any, sums: list[Any]) -> None:
+        if not waiting:
+            waiting.append(sums)
+            return
+        by = e.splat(fine.bit_length() - 1, e.lanes_of(sums[0]), "int32")
+        both = [e.let(T.shift_left(high, by) + low) for high, low in zip(waiting.pop(), sums, strict=True)]
+        results(part, panel, row // 2, both)
+
+    return join
+
+
 def _write_codes(
     op: Dense,
     dot: Dot,
@@ -352,7 +377,7 @@ def _write_codes(
     run: int,
 ) -> None:
     """Emit the pass over the input that leaves codes in the workspace, and for dynamic ones the size of a
-    step.
+    step. Two planes are two rows.
 
     Args:
         stride: bytes between samples' codes. room: see `_workspace`.
@@ -368,8 +393,28 @@ def _write_codes(
     def signed(code: Any) -> Any:
         return code if dot.unsigned else code ^ e.splat(128, e.lanes_of(code), "uint8")
 
+    def gather(row: Any, codes: Any) -> None:
+        """Codes of the inputs that are used."""
+        assert inputs is not None
+        with e.serial(inputs.shape[0]) as k:
+            place = codes + T.cast(inputs[k], "int32")
+            e.store(scratch, row + k * run, e.load(scratch, place, run))
+
     with e.serial(op.x.shape[0]) as sample:
-        here = sample * stride
+        here = sample * (op.planes * stride)
+        if op.fine > 1:
+            rows = [(here + k * stride, room["all"] + k * op.weight.shape[1]) for k in range(2)]
+
+            def split(element: Any, offset: Any, count: int) -> None:
+                value = e.load(x, sample * op.x.stride + offset, count)
+                for (row, every), codes in zip(rows, _wide_codes(value, op), strict=True):
+                    e.store(scratch, (row if inputs is None else every) + element, signed(codes))
+
+            dense_loop.each_run(op.x, lanes, split)
+            if inputs is not None:
+                for row, every in rows:
+                    gather(row, every)
+            return
         if op.x_quant is not None and inputs is not None:
             with e.serial(inputs.shape[0]) as k:
                 place = sample * op.x.stride + T.cast(inputs[k], "int32")
@@ -405,10 +450,28 @@ def _write_codes(
 
         dense_loop.each_run(op.x, lanes, quantize)
         if inputs is not None:
-            with e.serial(inputs.shape[0]) as k:
-                e.store(
-                    scratch, here + k * run, e.load(scratch, room["all"] + T.cast(inputs[k], "int32"), run)
-                )
+            gather(here, room["all"])
+
+
+def _wide_codes(x: Any, op: Dense) -> list[Any]:
+    """Emit the codes of both planes of an fp32 vector, uint8."""
+    from tvm.tirx.script import builder as T
+
+    from edgecsi.kernels import emit as e
+
+    quant, lanes = op.x_quant, e.lanes_of(x)
+    assert quant is not None
+    low, high = (e.splat(float(limit), lanes) for limit in (-quant.zero_point, 255 - quant.zero_point))
+    if quant.offset:
+        x = x - e.splat(float(np.float32(quant.offset)), lanes)
+    steps = e.fence(x * e.splat(float(quant.inverse), lanes))
+    found = []
+    for _ in range(2):
+        whole = e.let(e.round_to_int(T.min(T.max(steps, low), high)))
+        codes = whole + e.splat(quant.zero_point, lanes, "int32")
+        found.append(T.cast(codes, e.vector_type("uint8", lanes)))
+        steps = e.let((steps - T.cast(whole, e.type_of(steps))) * e.splat(float(op.fine), lanes))
+    return found
 
 
 def _limits(op: Dense, lanes: int, x: Any, sample: Any) -> tuple[Any, Any]:

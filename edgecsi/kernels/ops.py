@@ -5,14 +5,14 @@ Quantised arithmetic is defined here once; the PyTorch simulation and every kern
 * a code is ``clip(rne((x - offset) * (1 / scale)) + zero_point, 0, 255)``, `rne` rounds half to even;
 * sums are exact in int32, bias included (in units of ``x.scale * weight.scale``);
 * back to fp32: ``float32(sum) * float32(x.scale * weight.scale[o])``, one rounding each;
-* an input may have two planes of codes for one tensor, see `QuantizeWide`;
+* an input may have two planes of codes for one tensor, see `QuantizeWide` and `Dense.fine`;
 * fp32 steps behind it (activation, residual) are separate fp32 operations, never contracted to an FMA.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -248,6 +248,8 @@ class Dense(Op):
         bias: ``[O]`` float32; int32 in accumulator units when the input is static uint8.
         scale: float32 ``[O]``, per-channel scale of int8 weights.
         x_quant: input is uint8 codes of this quantisation.
+        fine: above 1, the input is float32 and is rounded to two planes of codes, as `QuantizeWide` says; `x_quant` is
+            that of the first, `bias` counts steps of the second.
         dynamic: quantise a float32 input per sample: with ``width = max(x, 0) - min(x, 0)``,
             ``scale = width / 254``, ``zero = floor(-min(x, 0) * (254 / width)) + 1`` and
             ``code = rne(x * (254 / width) + zero)`` in uint8 (254 / width is 0 when width < 1e-36).
@@ -260,13 +262,19 @@ class Dense(Op):
     bias: NDArray[Any] | None = None
     scale: NDArray[np.float32] | None = None
     x_quant: Quant | None = None
+    fine: int = 1
     dynamic: bool = False
     table: NDArray[np.float32] | None = None
     among: int = 0
 
     @property
+    def planes(self) -> int:
+        """Planes of codes that a sample has."""
+        return 2 if self.fine > 1 else 1
+
+    @property
     def macs(self) -> int:
-        return self.x.shape[0] * int(self.weight.size)
+        return self.x.shape[0] * self.planes * int(self.weight.size)
 
     def dense_weight(self) -> NDArray[Any]:
         """The weights as numbers to multiply with: float32, or int8 codes."""
@@ -287,8 +295,14 @@ class Dense(Op):
             y: NDArray[np.float32] = acc.astype(F32) * ((width / steps) * self.scale[None].astype(F32))
             return y + self.bias.astype(F32) if self.bias is not None else y
         if self.x_quant is not None:
-            acc = (x.astype(np.int64) - self.x_quant.zero_point) @ w.astype(np.int64).T
-            return _finish(acc, self.bias, self.scale, self.x_quant, True)
+            quant = self.x_quant
+            if self.fine > 1:
+                first, second = wide_steps(x, quant, self.fine)
+                whole = first.astype(np.int64) * self.fine + second.astype(np.int64)
+                quant = replace(quant, scale=quant.scale / self.fine)
+            else:
+                whole = x.astype(np.int64) - quant.zero_point
+            return _finish(whole @ w.astype(np.int64).T, self.bias, self.scale, quant, True)
         acc = x.astype(np.float64) @ w.astype(np.float64).T
         return _finish(acc, self.bias, self.scale, None, False)
 
@@ -323,6 +337,14 @@ class Elementwise(Op):
         return inputs[0].astype(F32).reshape(self.y.shape)
 
 
+def wide_steps(x: NDArray[Any], quant: Quant, fine: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Whole steps of both planes of a tensor, around 0: `quant`'s, and those, `fine` times smaller, of what is left."""
+    zero = F32(quant.zero_point)
+    steps = (x.astype(F32) - F32(quant.offset)) * quant.inverse
+    high = np.clip(np.rint(steps), -zero, 255 - zero)
+    return high, np.clip(np.rint((steps - high) * F32(fine)), -zero, 255 - zero)
+
+
 def plane_channels(channels: int) -> int:
     """Channels of a plane of codes: kernels read them in twos or fours, and no group may hold codes of both planes."""
     return 2 if channels <= 2 else -(-channels // 4) * 4
@@ -344,10 +366,8 @@ class QuantizeWide(Op):
 
     def reference(self, *inputs: NDArray[Any]) -> NDArray[Any]:
         assert self.y_quant is not None
-        quant, zero = self.y_quant, F32(self.y_quant.zero_point)
-        steps = (inputs[0].astype(F32) - F32(quant.offset)) * quant.inverse
-        high = np.clip(np.rint(steps), -zero, 255 - zero)
-        low = np.clip(np.rint((steps - high) * F32(self.fine)), -zero, 255 - zero)
+        zero = F32(self.y_quant.zero_point)
+        high, low = wide_steps(inputs[0], self.y_quant, self.fine)
         nothing = ((0, 0), (0, self.y.shape[1] // 2 - high.shape[1]), (0, 0), (0, 0))
         return (np.concatenate([np.pad(high, nothing), np.pad(low, nothing)], 1) + zero).astype(np.uint8)
 

@@ -7,6 +7,6 @@ from edgecsi.kernels.dense_int8 import Int8Dense
 @register
 class Qd8Qs8wBsr16x4DenseNeon(Int8Dense):
     name = "qd8_qs8w_bsr16x4_dense_neon"
-    dynamic = True
+    rounds = True
     rows = 16
     dots = ("neon",)

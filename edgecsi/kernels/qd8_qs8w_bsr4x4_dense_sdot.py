@@ -7,6 +7,6 @@ from edgecsi.kernels.dense_int8 import Int8Dense
 @register
 class Qd8Qs8wBsr4x4DenseSdot(Int8Dense):
     name = "qd8_qs8w_bsr4x4_dense_sdot"
-    dynamic = True
+    rounds = True
     rows = 4
     dots = ("sdot",)

@@ -7,6 +7,6 @@ from edgecsi.kernels.dense_int8 import Int8Dense
 @register
 class Qd8Qs8wBsr8x4DenseNeon(Int8Dense):
     name = "qd8_qs8w_bsr8x4_dense_neon"
-    dynamic = True
+    rounds = True
     rows = 8
     dots = ("neon",)

@@ -7,5 +7,5 @@ from edgecsi.kernels.dense_int8 import Int8Dense
 @register
 class Qd8Qs8wDenseNeon(Int8Dense):
     name = "qd8_qs8w_dense_neon"
-    dynamic = True
+    rounds = True
     dots = ("neon",)

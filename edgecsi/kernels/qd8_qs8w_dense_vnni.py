@@ -7,5 +7,5 @@ from edgecsi.kernels.dense_int8 import Int8Dense
 @register
 class Qd8Qs8wDenseVnni(Int8Dense):
     name = "qd8_qs8w_dense_vnni"
-    dynamic = True
+    rounds = True
     dots = ("avx512_vnni", "avx_vnni")

@@ -7,6 +7,6 @@ from edgecsi.kernels.dense_int8 import Int8Dense
 @register
 class Qs8Qs8wBsr4x4DenseVnni(Int8Dense):
     name = "qs8_qs8w_bsr4x4_dense_vnni"
-    dynamic = False
+    rounds = False
     rows = 4
     dots = ("avx512_vnni", "avx_vnni")

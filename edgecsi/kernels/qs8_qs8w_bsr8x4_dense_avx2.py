@@ -7,6 +7,6 @@ from edgecsi.kernels.dense_int8 import Int8Dense
 @register
 class Qs8Qs8wBsr8x4DenseAvx2(Int8Dense):
     name = "qs8_qs8w_bsr8x4_dense_avx2"
-    dynamic = False
+    rounds = False
     rows = 8
     dots = ("avx2",)

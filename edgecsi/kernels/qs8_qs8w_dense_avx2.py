@@ -7,5 +7,5 @@ from edgecsi.kernels.dense_int8 import Int8Dense
 @register
 class Qs8Qs8wDenseAvx2(Int8Dense):
     name = "qs8_qs8w_dense_avx2"
-    dynamic = False
+    rounds = False
     dots = ("avx2",)

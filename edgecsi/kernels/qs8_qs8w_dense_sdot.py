@@ -7,5 +7,5 @@ from edgecsi.kernels.dense_int8 import Int8Dense
 @register
 class Qs8Qs8wDenseSdot(Int8Dense):
     name = "qs8_qs8w_dense_sdot"
-    dynamic = False
+    rounds = False
     dots = ("sdot",)

@@ -7,5 +7,5 @@ from edgecsi.kernels.dense_int8 import Int8Dense
 @register
 class Qs8Qs8wDenseVnni(Int8Dense):
     name = "qs8_qs8w_dense_vnni"
-    dynamic = False
+    rounds = False
     dots = ("avx512_vnni", "avx_vnni")

@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     import tvm
 
 # Custom operators of compressed layers (edgecsi.compress.ops): passed through Relax under their own names.
-CUSTOM = ("quantize", "quantize_wide", "qs8_conv2d", "qs8_linear", "qd8_linear", "qs8w_linear", "lut_linear")
+CUSTOM = (
+    "quantize",
+    "quantize_wide",
+    "qs8_conv2d",
+    "qs8_linear",
+    "qs8_wide_linear",
+    "qd8_linear",
+    "qs8w_linear",
+    "lut_linear",
+)
 
 
 @dataclass

@@ -64,6 +64,11 @@ def recognise_layers(graph: Graph) -> None:
                 arguments = node.attrs.pop("arguments")
                 arrays = _quantised(node, arguments)
                 _dense(node, **arrays, x_quant=Quant(float(arguments[4]), int(arguments[5])))
+            case "qs8_wide_linear":
+                arguments = node.attrs.pop("arguments")
+                scale, zero_point, offset, fine = arguments[4:8]
+                quant = Quant(float(scale), int(zero_point), float(offset))
+                _dense(node, **_quantised(node, arguments), x_quant=quant, fine=int(fine))
             case "qd8_linear":
                 _dense(node, **_quantised(node, node.attrs.pop("arguments")), dynamic=True)
             case "qs8w_linear":

@@ -29,7 +29,7 @@ from edgecsi.target import Target
 
 # Attributes of a node that its operator takes as they are.
 CONV2D = ("weight", "bias", "padding", "stride", "dilation", "groups", "scale", "x_quant", "fine")
-DENSE = ("weight", "bias", "scale", "x_quant", "dynamic", "table")
+DENSE = ("weight", "bias", "scale", "x_quant", "fine", "dynamic", "table")
 
 
 @dataclass

@@ -111,6 +111,20 @@ def test_static_dense_equals_the_reference(with_bias: bool) -> None:
     np.testing.assert_array_equal(ours.numpy(), op.compute(codes))
 
 
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_static_dense_in_two_planes_equals_the_reference(with_bias: bool) -> None:
+    x, weight, scale = floats(3, 2048), int8(40, 2048), np.abs(floats(40))
+    x[0, :2] = (1e9, -1e9)
+    quant = Quant(0.0171, 113, 0.25)
+    bias = RNG.integers(-(2**25), 2**25, 40).astype(np.int32) if with_bias else None
+    op = Dense(
+        x=Layout((3, 2048)), y=Layout((3, 40)), weight=weight, bias=bias, scale=scale, x_quant=quant, fine=8
+    )
+    arrays = (torch.from_numpy(x), torch.from_numpy(weight), torch.from_numpy(scale), tensor(bias))
+    ours = ops.qs8_wide_linear(*arrays, quant.scale, quant.zero_point, quant.offset, 8)
+    np.testing.assert_array_equal(ours.numpy(), op.compute(x))
+
+
 def test_dynamic_dense_equals_the_reference_also_for_a_zero_sample() -> None:
     x, weight, scale, bias = floats(3, 300), int8(20, 300), np.abs(floats(20)), floats(20)
     x[1] = 0

@@ -115,7 +115,7 @@ def test_channels_that_something_else_reads_keep_their_range() -> None:
 def test_an_input_has_one_plane_where_the_sums_have_no_room_for_two() -> None:
     """Also one that is never negative, whose zero point is the lowest code."""
     torch.manual_seed(6)
-    network = nn.Sequential(nn.Conv2d(2, 256, 1), nn.ReLU(), nn.Conv2d(256, 2, 3, padding=1))
+    network = nn.Sequential(nn.Conv2d(2, 512, 1), nn.ReLU(), nn.Conv2d(512, 2, 3, padding=1))
     samples = torch.randn(4, 2, 8, 8)
     small = quantize(copy.deepcopy(network), Quantize(wide=("*",)), samples, samples[:1])
     assert [part.fine for part in small if isinstance(part, StaticConv2d)] == [64, 1]
@@ -216,6 +216,7 @@ def test_two_planes_of_codes_are_finer_and_equal_the_kernels_reference(
         x_quant=Quant(part.scale / part.fine, part.zero_point), fine=part.fine,
     )  # fmt: skip
     np.testing.assert_array_equal(y, op.compute(codes.reference(x.numpy())))
+    assert all(layer.fine > 1 for layer in wide.modules() if isinstance(layer, StaticLinear))
 
 
 @pytest.mark.parametrize("mode", ["static", "dynamic"])

@@ -52,6 +52,7 @@ def int8_layer(
     weight: Array,
     *,
     dynamic: bool,
+    fine: int = 1,
     batch: int = 1,
     x: Layout | None = None,
     y: Layout | None = None,
@@ -59,9 +60,9 @@ def int8_layer(
     y_quant: Quant | None = None,
     bias: bool = True,
 ) -> Dense:
-    """An int8 layer with random scales and bias."""
+    """An int8 layer with random scales and bias; `dynamic` or, with `fine` above 1, rounding its input to two planes."""
     outputs, inputs = weight.shape
-    dtype = "float32" if dynamic else "uint8"
+    dtype = "float32" if dynamic or fine > 1 else "uint8"
     bias_of = (
         rng.standard_normal(outputs).astype(np.float32) if dynamic else rng.integers(-99999, 99999, outputs)
     )
@@ -72,6 +73,7 @@ def int8_layer(
         scale=(rng.random(outputs) * 1e-3 + 1e-4).astype(np.float32),
         bias=(bias_of if dynamic else bias_of.astype(np.int32)) if bias else None,
         dynamic=dynamic,
+        fine=fine,
         x_quant=None if dynamic else Quant(0.0173, int(rng.integers(0, 256)), 0.5),
         epilogue=epilogue,
         y_quant=y_quant,

@@ -119,6 +119,40 @@ def _compacted(target: Target) -> list[Case]:
     return cases
 
 
+def _two_planes(target: Target) -> list[Case]:
+    """Static ranges in two planes of codes: sparse, compacted, batches of every remainder, images, clipped inputs."""
+    cases = []
+    for which, kernel in enumerate(kernels_for(target, ("qd8_",))):
+        rng = rng_of(target.id, kernel.name, "planes")
+        rows = getattr(kernel, "rows", 0) or 16
+        outputs, inputs = SHAPES[which % len(SHAPES)]
+        image = Layout((1, 2, 6, 8), "float32", (1, 1, 1, 1))
+        for number, (x, fine) in enumerate((
+            (Layout((1, inputs)), 64), (Layout((5, inputs)), 32), (Layout((6, 40)), 8), (image, 16),
+        )):  # fmt: skip
+            columns = int(np.prod(x.shape[1:]))
+            kept = mask(rng, outputs, columns, rows, 4, 0.5)
+            if number == 1:
+                kept[:, rng.random(columns) < 0.4] = 0
+            quant = CODES if number % 2 else None
+            y = Layout((x.shape[0], outputs), "uint8" if quant else "float32")
+            op = int8_layer(
+                rng, int8_weight(rng, outputs, columns, kept), dynamic=False, fine=fine, x=x, y=y, y_quant=quant,
+                batch=x.shape[0], bias=number != 2,
+            )  # fmt: skip
+            if kernel.refuses(op, target):
+                continue
+            values = activations(rng, x) * np.float32(1.5)
+            values.flat[:2] = (1e30, -1e30)
+            cases.append(Case(kernel, op, [values]))
+    return cases
+
+
+@on_targets(*TARGETS)
+def test_two_planes_of_codes(target: str) -> None:
+    check(_two_planes, target, tolerance=0)
+
+
 @on_targets(*TARGETS)
 def test_rows_and_columns_of_zeros(target: str) -> None:
     check(_compacted, target, tolerance=0)

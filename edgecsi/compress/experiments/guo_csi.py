@@ -23,7 +23,7 @@ from edgecsi.train import Epoch, train
 
 NAME = "guo-csi"
 _NETWORKS = ("convcsinet-cr16", "convsqucsinet-cr16")
-_EPOCHS, _LR = 4, 2e-3
+_EPOCHS, _LR = 12, 2e-3
 
 
 def run(quick: bool, say: Say, time: Timer | None = None) -> Result:
