@@ -215,13 +215,13 @@ def digest(model: str, target: str) -> str:
 
 @cache
 def _sources() -> str:
-    """SHA-256 of edgecsi's own files, but for what only reports."""
+    """SHA-256 of edgecsi's own files, but for what only reports, and recipes: what they make is in the weights."""
     package = Path(__file__).parents[1]
     total = hashlib.sha256()
     for path in sorted(package.rglob("*")):
         within = path.relative_to(package)
-        reports = {"bench", "cli", "experiments"} & set(within.parts)
-        if path.suffix in (".py", ".toml", ".j2", ".c", ".npz") and not reports:
+        apart = {"bench", "cli", "experiments", "recipes"} & set(within.parts)
+        if path.suffix in (".py", ".toml", ".j2", ".c", ".npz") and not apart:
             total.update(f"{within}\0".encode() + path.read_bytes())
     return total.hexdigest()
 
