@@ -468,7 +468,9 @@ def _validity(entry: Json) -> str:
 
 
 def _reached(value: float, bar: float | None) -> str:
-    return "" if bar is None else "yes" if value <= bar else "no"
+    if bar is None:
+        return ""
+    return "yes" if value <= bar else f"no, {value / bar - 1:.0%} above"
 
 
 def markdown(rows: Iterable[Sequence[str]]) -> str:

@@ -17,9 +17,9 @@ _POINTER = 4  # bytes per row of blocks
 def stored_bytes(module: nn.Module) -> int:
     """Bytes of all weights and biases, every dense layer in its smallest form.
 
-    A dense layer is stored whole, or as its non-zero blocks (the best of a few shapes) with 2 bytes each for
-    their place and 4 a row of blocks; integer weights take `bits`, clustered ones log2(entries) and the
-    table.
+    A dense layer is stored whole, but for rows and columns of zeros, with 2 bytes for the place of each that is left;
+    or as its non-zero blocks (the best of a few shapes) with 2 bytes each for their place and 4 a row of blocks.
+    Integer weights take `bits`, clustered ones log2(entries) and the table.
     """
     total = 0.0
     for part in module.modules():
@@ -60,8 +60,10 @@ def _weight_bytes(weight: Tensor, size: float) -> float:
     dense = weight.numel() * size
     if weight.ndim != 2:
         return dense
-    best = dense
     nonzero = (weight != 0).float()
+    kept = [float(nonzero.amax(axis).sum()) for axis in (1, 0)]
+    listed = sum(count for count, every in zip(kept, weight.shape, strict=True) if count < every)
+    best = min(dense, kept[0] * kept[1] * size + _INDEX * listed)
     for rows, columns in _BLOCKS:
         if weight.shape[0] % rows == 0 and weight.shape[1] % columns == 0:
             blocks = nonzero.reshape(weight.shape[0] // rows, rows, -1, columns).amax((1, 3))
