@@ -220,7 +220,7 @@ def _sources() -> str:
     total = hashlib.sha256()
     for path in sorted(package.rglob("*")):
         within = path.relative_to(package)
-        apart = {"bench", "cli", "experiments", "recipes", "size.py"} & set(within.parts)
+        apart = {"bench", "cli", "experiments", "recipes", "zoo.py", "size.py"} & set(within.parts)
         if path.suffix in (".py", ".toml", ".j2", ".c", ".npz") and not apart:
             total.update(f"{within}\0".encode() + path.read_bytes())
     return total.hexdigest()
