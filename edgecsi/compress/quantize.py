@@ -714,7 +714,9 @@ def _fit(
         best: _Candidate | None = None
         top = 2 ** (rounded.step.bits - 1) - 1
         thorough = isinstance(layer, nn.Linear)
-        for weight in (plain, solve_rows(plain, xx, fit.xy)):
+        # Training rounds to nearest again, which few bits do not forgive a weight that relies on other errors.
+        fitted = [] if rounded.step.epochs and rounded.step.bits < 8 else [solve_rows(plain, xx, fit.xy)]
+        for weight in (plain, *fitted):
             least = torch.maximum(scale, quantize_weight(weight, rounded.step.bits)[1])
             if rounded.step.bits < 8:
                 least = scale

@@ -56,7 +56,7 @@ do = "quantize"
 mode = "weights"
 bits = 4
 epochs = {epochs}
-lr = 5e-5
+lr = 1e-4
 teacher = 0.6
 """
 
