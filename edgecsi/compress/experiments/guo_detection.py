@@ -51,6 +51,14 @@ epochs = {epochs}
 lr = 2e-3
 teacher = 0.6
 """
+_FOUR_BITS = """[[steps]]
+do = "quantize"
+mode = "weights"
+bits = 4
+epochs = {epochs}
+lr = 1e-4
+teacher = 0.6
+"""
 
 
 @dataclass(frozen=True)
@@ -214,6 +222,7 @@ def _networks(dense: LoadedModel, quick: bool, say: Say) -> list[_Method]:
     found.append(_Method("16 clusters, untrained", 0, clustered))
     if quick:
         return found
+    found.append(trained("4-bit weights", _FOUR_BITS, _EPOCHS))
     for made in shipped("fullycon", dense.sha256, say):
         found.append(_Method(made.recipe, made.epochs, load_model(made.model).module, made.model))
     control = CONTROL.replace("{lr}", "2e-3")
