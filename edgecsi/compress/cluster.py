@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from edgecsi.compress.layers import ClusteredLinear
 from edgecsi.compress.recipe import Cluster, matches
-from edgecsi.compress.reconstruct import compensate, mix_codeword, moments_of, solve_rows
+from edgecsi.compress.reconstruct import compensate, mix_unless_pruned, moments_of, solve_rows
 from edgecsi.compress.watch import in_order
 from edgecsi.errors import RecipeError
 
@@ -147,8 +147,7 @@ def start_sharing(module: nn.Module, step: Cluster, samples: Tensor) -> None:
             "change layers or exclude",
         )
     module.eval()
-    if not any(bool((layer.weight == 0).any()) for layer in found.values()):
-        mix_codeword(module, samples)
+    mix_unless_pruned(module, samples)
     reference = copy.deepcopy(module)
     for name in in_order(reference, found, samples[:1]):
         layer = found[name]

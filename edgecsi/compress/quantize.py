@@ -14,7 +14,7 @@ weights are rounded so that their errors cancel.
 Three things make a step finer. The inputs of a dense layer behind an image differ in size by orders of magnitude, few
 delay taps hold the energy: from each its mean is subtracted, they are multiplied with a gain each, and the weights
 divided by it (Xiao et al., arXiv 2211.10438). The channels between two convolutions are brought to one range
-(:func:`equalise`). And a convolution may take its input in two planes of codes, `wide` in a recipe.
+(:func:`equalise`). And a layer may take its input in two planes of codes, `wide` in a recipe.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ _FIT_POSITIONS, _FIT_SAMPLES = 1 << 16, 32  # of an image, enough to fit a layer
 _PROJECTIONS = 4  # random sums of the output whose gradients say how much an error weighs
 _LEAST = 1e-3  # that an error weighs, of the mean
 _FINE = (64, 32, 16, 8)  # steps of the second plane to one of the first
-_LONGEST_SUM = 1 << 30  # of an integer convolution
+_LONGEST_SUM = 1 << 30  # of an integer layer
 _GAIN_POWERS = (0.25, 0.5, 0.75, 0.9)
 _WORTH = 0.9  # of the error must be left at most for a centre or gain to be worth its bytes
 _LEFT = 0.3  # of what a rounded weight errs, once the errors of all inputs cancel

@@ -144,7 +144,7 @@ class Quantize:
         wide: layers whose input keeps 11 to 14 bits, as two planes of int8 codes (glob patterns), for twice the
             multiplications; not those that `dynamic` names.
         codeword: ``mix`` it first with a random rotation that the decoder takes back, so that no weight and no entry
-            stands out (Chee et al., arXiv 2307.13304). For networks that are not pruned; a build never does it.
+            stands out (Chee et al., arXiv 2307.13304). Pruned networks keep theirs; a build never does it.
         epochs: quantisation-aware training (straight-through gradients); 0 means after training, without.
         lr, teacher: as in :class:`Prune`.
     """

@@ -295,6 +295,13 @@ def mix_codeword(module: nn.Module, samples: Tensor) -> None:
     _turn_codeword(module, samples, mixed)
 
 
+def mix_unless_pruned(module: nn.Module, samples: Tensor) -> None:
+    """:func:`mix_codeword`, but for a network with zeros on either side of the codeword: it would fill them."""
+    pair = codeword_layers(module)
+    if pair is not None and all(bool((layer.weight != 0).all()) for layer in pair):
+        mix_codeword(module, samples)
+
+
 def _random_rotation(size: int) -> Tensor:
     """``[size, size]``, float64, always the same."""
     generator = torch.Generator().manual_seed(0)

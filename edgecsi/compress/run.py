@@ -24,7 +24,13 @@ from edgecsi.compress.low_rank import factor_layers
 from edgecsi.compress.prune import Pruner, global_masks, mask, permute_codeword
 from edgecsi.compress.quantize import finish_rounding, layers_of, quantize, start_rounding
 from edgecsi.compress.recipe import Cluster, Distill, LowRank, Pattern, Prune, Quantize, Recipe, Step
-from edgecsi.compress.reconstruct import Reference, group_codeword, mix_codeword, reconstruct, rotate_codeword
+from edgecsi.compress.reconstruct import (
+    Reference,
+    group_codeword,
+    mix_unless_pruned,
+    reconstruct,
+    rotate_codeword,
+)
 from edgecsi.compress.size import density, stored_bytes
 from edgecsi.compress.store import rebuild, structure
 from edgecsi.errors import DataError, ModelError, RecipeError
@@ -421,7 +427,7 @@ class _Run:
             self._prune(step, running)
         elif isinstance(step, Quantize):
             if step.codeword == "mix":
-                mix_codeword(self.module, self._samples(_FIT_SAMPLES))
+                mix_unless_pruned(self.module, self._samples(_FIT_SAMPLES))
             if step.epochs == 0:
                 quantize(self.module, step, self._samples(step.samples), self.example)
                 return

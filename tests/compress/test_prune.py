@@ -14,6 +14,7 @@ from edgecsi.compress.reconstruct import (
     compensate,
     group_codeword,
     mix_codeword,
+    mix_unless_pruned,
     reconstruct,
     rotate_codeword,
 )
@@ -133,6 +134,16 @@ def test_the_codeword_can_be_permuted_and_rotated_for_free(pair: Pair, samples: 
     torch.testing.assert_close(pair(samples), before, rtol=1e-3, atol=1e-4)
     spread = pair.encoder(samples).detach().std(0)
     assert float(spread.min()) > 0.3 * float(spread.max()), "all entries share what there is"
+
+
+def test_a_pruned_codeword_is_not_mixed(pair: Pair) -> None:
+    samples = torch.randn(200, 64)
+    with torch.no_grad():
+        pair.decoder[0].weight[:, :4] = 0
+    before = [layer.weight.clone() for layer in (pair.encoder[1], pair.decoder[0])]
+    mix_unless_pruned(pair, samples)
+    for layer, weight in zip((pair.encoder[1], pair.decoder[0]), before, strict=True):
+        assert torch.equal(layer.weight, weight)
 
 
 def test_entries_of_a_codeword_can_be_grouped_by_parts_of_the_image(pair: Pair) -> None:
