@@ -11,42 +11,50 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from edgecsi.compress.layers import ClusteredLinear
+from edgecsi.compress.prune import codeword_layers
 from edgecsi.compress.recipe import Cluster, matches
-from edgecsi.compress.reconstruct import compensate, mix_unless_pruned, moments_of, solve_rows
+from edgecsi.compress.reconstruct import compensate, mix_unless_pruned, moments_of, output_metric, solve_rows
+from edgecsi.compress.round_pair import Side, round_pair
 from edgecsi.compress.watch import in_order
 from edgecsi.errors import RecipeError
 
-_ROUNDS = 60
+_ROUNDS = 300
 _WIDER = 1.15  # the table, once errors are made up for
+_FLOOR = 0.3  # of the mean weight of an error in the decoder, added to all
 _PULL = 0.003  # of the way back to its entry that a weight goes in every step
 _PACE = 0.05  # how much slower than a weight a centroid trains: thousands of weights move with it
 
 
 @torch.no_grad()
-def kmeans(weight: Tensor, centroids: int) -> tuple[Tensor, Tensor]:
+def kmeans(weight: Tensor, centroids: int, worth: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """One-dimensional k-means (Lloyd) of a weight, started from equally filled bins.
 
     If the weight has zeros, one centroid is exactly zero and they keep it, so that pruned stays pruned.
+
+    Args:
+        worth: what an error of each weight weighs, of its shape; without it they all weigh the same.
 
     Returns:
         index uint8 of the weight's shape, and table float32 ``[centroids]`` in rising order.
     """
     flat = weight.detach().flatten().double()
     pruned = flat == 0
-    values = flat[~pruned].sort().values
+    values, order = flat[~pruned].sort()
     free = centroids - int(bool(pruned.any()))
     if len(values) == 0:
         return torch.zeros_like(weight, dtype=torch.uint8), torch.zeros(centroids)
+    weighs = torch.ones_like(values) if worth is None else worth.flatten()[~pruned][order].double()
     # in one dimension a cluster is a run of the sorted values: only its ends move, and sums come from a
     # prefix
-    prefix = torch.cat([values.new_zeros(1), values.cumsum(0)])
+    count = torch.cat([values.new_zeros(1), weighs.cumsum(0)])
+    total = torch.cat([values.new_zeros(1), (weighs * values).cumsum(0)])
     table = values[((torch.arange(free) + 0.5) / free * len(values)).long()]
     for _ in range(_ROUNDS):
         ends = torch.searchsorted(values, (table[1:] + table[:-1]) / 2)
         ends = torch.cat([ends.new_zeros(1), ends, ends.new_full((1,), len(values))])
-        count = ends[1:] - ends[:-1]
-        means = (prefix[ends[1:]] - prefix[ends[:-1]]) / count.clamp_min(1)
-        moved = torch.where(count > 0, means, table)
+        held = count[ends[1:]] - count[ends[:-1]]
+        means = (total[ends[1:]] - total[ends[:-1]]) / held.clamp_min(1e-300)
+        moved = torch.where(held > 0, means, table)
         if torch.equal(moved, table):
             break
         table = moved
@@ -76,29 +84,52 @@ class _Lookup(torch.autograd.Function):
 
 
 class Shared(nn.Module):
-    """A dense layer whose weights move between the entries of a table, and whose table trains, slowly.
+    """A dense layer whose weights are entries of a table; what trains is the table, slowly, and the bias.
+
+    Args:
+        layer: its weights are entries of `table`, float32 ``[K]``.
+    """
+
+    start: Tensor
+    index: Tensor
+
+    def __init__(self, layer: nn.Linear, table: Tensor) -> None:
+        super().__init__()
+        self.bias = layer.bias
+        self.register_buffer("start", table)
+        self.register_buffer("index", _nearest(table, layer.weight))
+        self.moved = nn.Parameter(torch.zeros_like(table))
+
+    def forward(self, x: Tensor) -> Tensor:
+        entry: Any = _Lookup.apply(self.table(), self.index)  # type: ignore[no-untyped-call]
+        return functional.linear(x, entry, self.bias)
+
+    def table(self) -> Tensor:
+        return self.start + _PACE * self.moved
+
+    def layer(self) -> ClusteredLinear:
+        bias = None if self.bias is None else self.bias.detach()
+        return ClusteredLinear(self.index.to(torch.uint8), self.table().detach(), bias)
+
+
+class Moving(Shared):
+    """The same, but weights move between the entries.
 
     Gradients pass the choice of the entry unchanged (Bengio et al., arXiv 1308.3432), so a weight takes another one
     when it has moved far enough. It is drawn back to its entry all the while: otherwise more and more weights wander to
     where two entries meet and jump between them (Nagel et al., arXiv 2203.11086). Weights that are zero stay zero.
-
-    Args:
-        layer: its weights are entries of `table`, float32 ``[K]``, and go on training.
     """
 
-    start: Tensor
     pruned: Tensor
 
     def __init__(self, layer: nn.Linear, table: Tensor) -> None:
-        super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias
-        self.register_buffer("start", table)
+        super().__init__(layer, table)
+        self.weight = layer.weight
         self.register_buffer("pruned", layer.weight.detach() == 0)
-        self.moved = nn.Parameter(torch.zeros_like(table))
 
     def forward(self, x: Tensor) -> Tensor:
-        index, table = self._index(), self._table()
-        entry: Any = _Lookup.apply(table, index)  # type: ignore[no-untyped-call]
+        self._choose()
+        entry: Any = _Lookup.apply(self.table(), self.index)  # type: ignore[no-untyped-call]
         if self.training:
             with torch.no_grad():
                 self.weight.lerp_(entry, _PULL)
@@ -106,20 +137,24 @@ class Shared(nn.Module):
         return functional.linear(x, entry + (self.weight - self.weight.detach()) * kept, self.bias)
 
     def layer(self) -> ClusteredLinear:
-        bias = None if self.bias is None else self.bias.detach()
-        return ClusteredLinear(self._index().to(torch.uint8), self._table().detach(), bias)
-
-    def _table(self) -> Tensor:
-        table = self.start + _PACE * self.moved
-        return torch.where(self.start == 0, 0.0, table) if bool(self.pruned.any()) else table
+        self._choose()
+        return super().layer()
 
     @torch.no_grad()
-    def _index(self) -> Tensor:
-        table = self._table()
-        order = table.argsort()
-        ordered = table[order]
-        index = order[torch.searchsorted((ordered[1:] + ordered[:-1]) / 2, self.weight)]
-        return torch.where(self.pruned, self.start.abs().argmin(), index)
+    def _choose(self) -> None:
+        index = _nearest(self.table(), self.weight)
+        self.index = torch.where(self.pruned, self.start.abs().argmin(), index)
+
+    def table(self) -> Tensor:
+        table = super().table()
+        return torch.where(self.start == 0, 0.0, table) if bool(self.pruned.any()) else table
+
+
+def _nearest(table: Tensor, weight: Tensor) -> Tensor:
+    """Index of the entry next to each weight; training leaves a table in any order."""
+    order = table.argsort()
+    ordered = table[order]
+    return order[torch.searchsorted((ordered[1:] + ordered[:-1]) / 2, weight)]
 
 
 @torch.no_grad()
@@ -127,7 +162,8 @@ def start_sharing(module: nn.Module, step: Cluster, samples: Tensor) -> None:
     """Give every chosen dense layer its table, in place.
 
     A layer is first fitted to its data, so that no centroid is spent on weights of inputs that never vary, and then
-    its weights take such centroids that the errors cancel. The codeword is turned for that, if nothing is pruned yet.
+    its weights take such centroids that the errors cancel. If nothing is pruned yet, the two layers around the
+    codeword take theirs together, and keep them: their errors cancel so well that moving one weight only harms.
 
     Args:
         samples: inputs of the network, float32 ``[N, …]``.
@@ -147,9 +183,15 @@ def start_sharing(module: nn.Module, step: Cluster, samples: Tensor) -> None:
             "change layers or exclude",
         )
     module.eval()
-    mix_unless_pruned(module, samples)
+    name_of = {layer: name for name, layer in found.items()}
+    around = [name_of[layer] for layer in codeword_layers(module) or () if layer in name_of]
+    together = mix_unless_pruned(module, samples) and len(around) == 2
     reference = copy.deepcopy(module)
     for name in in_order(reference, found, samples[:1]):
+        if together and name in around:
+            if name == around[0]:
+                _share_together(module, around[0], around[1], step.centroids, samples)
+            continue
         layer = found[name]
         moments = moments_of(module, reference, name, samples)
         weight = solve_rows(layer.weight.double(), moments.xx, moments.xy)
@@ -159,7 +201,29 @@ def start_sharing(module: nn.Module, step: Cluster, samples: Tensor) -> None:
         layer.weight.copy_(rounded)
         if layer.bias is not None:
             layer.bias.copy_(moments.y_mean - rounded @ moments.x_mean)
-        module.set_submodule(name, Shared(layer, table.float()))
+        module.set_submodule(name, Moving(layer, table.float()))
+
+
+def _share_together(module: nn.Module, encoder: str, decoder: str, centroids: int, samples: Tensor) -> None:
+    """Give the layers on both sides of a codeword, which has no mean, their tables."""
+    last, first = module.get_submodule(encoder), module.get_submodule(decoder)
+    assert isinstance(last, nn.Linear)
+    assert isinstance(first, nn.Linear)
+    inputs = moments_of(module, module, encoder, samples)
+    metric = output_metric(module, decoder, samples)
+    # the network is linear only near what it sees now, so no error is for nothing
+    metric.diagonal().add_((_FLOOR * metric.diagonal().mean()).clamp_min(1e-12))
+    sides = []
+    for weight, weighs in ((last.weight.T.double(), inputs.xx), (first.weight.double(), metric)):
+        table = kmeans(weight, centroids, weighs.diagonal()[:, None].expand_as(weight))[1]
+        sides.append(Side(weight.clone(), weighs, table.double()))
+    round_pair(*sides)
+    last.weight.copy_(sides[0].weight.T)
+    assert last.bias is not None
+    last.bias.copy_(-last.weight @ inputs.x_mean.float())
+    first.weight.copy_(sides[1].weight)
+    for name, layer, side in zip((encoder, decoder), (last, first), sides, strict=True):
+        module.set_submodule(name, Shared(layer, side.table.float()))
 
 
 def _nearest_of(table: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

@@ -41,7 +41,7 @@ from edgecsi.compress.layers import (
 from edgecsi.compress.ops import dynamic_codes
 from edgecsi.compress.recipe import Quantize, matches
 from edgecsi.compress.reconstruct import compensate, solve_rows
-from edgecsi.compress.watch import Look, in_order, squared_gradients, watching
+from edgecsi.compress.watch import Look, gradients, in_order, watching
 from edgecsi.errors import DataError, ModelError, RecipeError
 
 _BATCH = 64
@@ -667,8 +667,9 @@ def _importance(reference: nn.Module, layers: Iterable[str], samples: Tensor) ->
             yield (signs / power.sqrt()).reshape(y.shape)
 
     found: dict[str, list[Tensor]] = {name: [] for name in layers}
-    for squares in squared_gradients(reference, found, torch.split(samples, _BATCH), directions):
-        for name, square in squares.items():
+    for rows in gradients(reference, found, torch.split(samples, _BATCH), directions):
+        for name, row in rows.items():
+            square = row.square().sum(0)
             image = square.ndim == 4
             found[name].append(
                 square.flatten(2).mean(1) if image else square.flatten(0, -2).mean(1, keepdim=True)

@@ -80,7 +80,8 @@ class Prune:
     """Set weights to zero, gradually, while the network trains on.
 
     Attributes:
-        pattern: which weights go together, see :class:`Pattern`.
+        pattern: which weights go together, see :class:`Pattern`. With ``columns`` the neurons that only made pruned
+            inputs go too.
         sparsity: share of the weights of the chosen layers that is zero in the end; N:M patterns state it
             themselves.
         scope: ``layer`` prunes every layer by that share; ``global`` ranks the blocks of all layers together;

@@ -13,19 +13,24 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
 from edgecsi.compress.prune import codeword_layers, global_masks, mask, ramp
 from edgecsi.compress.recipe import Pattern
-from edgecsi.compress.watch import in_order, squared_gradients, watching
+from edgecsi.compress.watch import gradients, in_order, watching
 
 _SWEEPS = 4  # over all weights after rounding; more change next to nothing
 _ROUNDS = 6  # removals between which the other weights are fitted anew
 _BATCH = 100
 _WORTH_A_BASIS = 50  # finding it takes as long as so many solutions without
 _GRADIENTS = 500  # samples that say how much an output weighs
+_METRIC_SAMPLES, _DIRECTIONS = (
+    3000,
+    4,
+)  # the same for all outputs together, which needs more than there are outputs
 
 
 @dataclass
@@ -148,6 +153,25 @@ def prune_layer(
                 weight[part, used] = fitted
                 inverse[part, used] = diagonal
     return weight, kept
+
+
+@torch.no_grad()
+def drop_unread(module: nn.Module, samples: Tensor) -> None:
+    """Set to zero, in place, the weights and biases of outputs that the dense layer behind them multiplies by zeros only,
+    and nothing else reads: once inputs are pruned (``columns``), the neurons that made them can go too.
+
+    Args:
+        samples: inputs of the network, float32 ``[N, …]``; the network's output must not depend on what goes.
+    """
+    dense = {name: part for name, part in module.named_modules() if isinstance(part, nn.Linear)}
+    importance = _importance(module, dense, samples)
+    for name, behind in pairwise(in_order(module, dense, samples[:1])):
+        layer, reader = dense[name], dense[behind]
+        if layer.out_features == reader.in_features:
+            unread = (reader.weight == 0).all(0) & (importance[name] == 0)
+            layer.weight[unread] = 0
+            if layer.bias is not None:
+                layer.bias[unread] = 0
 
 
 def solve_rows(weight: Tensor, xx: Tensor, xy: Tensor) -> Tensor:
@@ -281,25 +305,29 @@ def _parts(projection: Tensor, unit: int, count: int) -> list[Tensor]:
 
 
 @torch.no_grad()
-def mix_codeword(module: nn.Module, samples: Tensor) -> None:
+def mix_codeword(module: nn.Module, samples: Tensor) -> bool:
     """Turn the codeword, in place, so that its energy spreads over all entries; the network computes the same.
 
     The new codeword is a random rotation of the principal components of what the decoder makes of it, its mean is 0.
     All entries weigh the same, and hold much of each other, so errors of rounded weights cancel best: what is left of
     them goes with the geometric mean of the components' energies, not with the arithmetic one.
+
+    Returns:
+        whether there is a codeword to turn, and samples enough.
     """
 
     def mixed(energy: Tensor, _basis: Tensor) -> Tensor:
         return _random_rotation(len(energy)) * energy.mean().sqrt()
 
-    _turn_codeword(module, samples, mixed)
+    return _turn_codeword(module, samples, mixed)
 
 
-def mix_unless_pruned(module: nn.Module, samples: Tensor) -> None:
+def mix_unless_pruned(module: nn.Module, samples: Tensor) -> bool:
     """:func:`mix_codeword`, but for a network with zeros on either side of the codeword: it would fill them."""
     pair = codeword_layers(module)
-    if pair is not None and all(bool((layer.weight != 0).all()) for layer in pair):
-        mix_codeword(module, samples)
+    if pair is None or any(bool((layer.weight == 0).any()) for layer in pair):
+        return False
+    return mix_codeword(module, samples)
 
 
 def _random_rotation(size: int) -> Tensor:
@@ -309,12 +337,12 @@ def _random_rotation(size: int) -> Tensor:
     return rotation
 
 
-def _turn_codeword(module: nn.Module, samples: Tensor, mixing: Callable[[Tensor, Tensor], Tensor]) -> None:
+def _turn_codeword(module: nn.Module, samples: Tensor, mixing: Callable[[Tensor, Tensor], Tensor]) -> bool:
     """`mixing`: from the energy of each principal component ``[M]``, strongest first, and the components ``[O, M]`` to
-    the invertible matrix ``[M, M]`` that makes the components from the new codeword."""
+    the invertible matrix ``[M, M]`` that makes the components from the new codeword. Returns whether it was done."""
     pair = codeword_layers(module)
     if pair is None or pair[0].bias is None or pair[1].bias is None:
-        return
+        return False
     last, first = pair
     seen: list[Tensor] = []
     with watching((last, lambda _x, y: seen.append(y))):
@@ -322,7 +350,7 @@ def _turn_codeword(module: nn.Module, samples: Tensor, mixing: Callable[[Tensor,
             module(part)
     code = torch.cat(seen).double()
     if len(code) < 2 * last.out_features:
-        return  # too few samples: directions they do not show would be lost
+        return False  # too few samples: directions they do not show would be lost
     mean = code.mean(0)
     code -= mean
     weight = first.weight.double()
@@ -340,6 +368,7 @@ def _turn_codeword(module: nn.Module, samples: Tensor, mixing: Callable[[Tensor,
     last.bias.copy_(turn @ (last.bias.double() - mean))
     first.bias.add_((weight @ mean).float())
     first.weight.copy_(basis @ mix)
+    return True
 
 
 def _solve(moments: Moments, used: Tensor | None, outputs: slice | None = None) -> tuple[Tensor, Tensor]:
@@ -392,15 +421,34 @@ def moments_of(module: nn.Module, reference: nn.Module, name: str, samples: Tens
     return Moments(xx, xy, x_mean, y_mean, noise)
 
 
+@torch.no_grad()
+def output_metric(module: nn.Module, name: str, samples: Tensor) -> Tensor:
+    """How much errors of a layer's outputs weigh in the network's output, together: a Gauss-Newton matrix, float64
+    ``[O, O]``. What its outputs do not tell apart behind it, such as one error undone by another, weighs little.
+
+    Args:
+        samples: inputs of the network, float32 ``[N, …]``.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def directions(y: Tensor) -> Iterator[Tensor]:
+        return (torch.randn(y.shape, generator=generator) for _ in range(_DIRECTIONS))
+
+    samples = samples[:_METRIC_SAMPLES]
+    metric = torch.zeros((), dtype=torch.float64)
+    for rows in gradients(module, [name], torch.split(samples, _BATCH), directions):
+        flat = rows[name].flatten(0, -2).double()
+        metric = metric + flat.T @ flat / (_DIRECTIONS * len(samples))
+    return metric
+
+
 def _importance(module: nn.Module, layers: Iterable[str], samples: Tensor) -> dict[str, Tensor]:
     """How much an error of each output of a layer weighs in the network's output, float64 ``[O]``."""
     generator = torch.Generator().manual_seed(0)
     samples = samples[:_GRADIENTS]
     found = dict.fromkeys(layers, torch.zeros(()))
     parts = torch.split(samples, _BATCH)
-    for squares in squared_gradients(
-        module, found, parts, lambda y: [torch.randn(y.shape, generator=generator)]
-    ):
-        for name, square in squares.items():
-            found[name] = found[name] + square.flatten(0, -2).double().sum(0) / len(samples)
+    for rows in gradients(module, found, parts, lambda y: [torch.randn(y.shape, generator=generator)]):
+        for name, row in rows.items():
+            found[name] = found[name] + row.square().flatten(0, -2).double().sum(0) / len(samples)
     return found

@@ -26,6 +26,7 @@ from edgecsi.compress.quantize import finish_rounding, layers_of, quantize, star
 from edgecsi.compress.recipe import Cluster, Distill, LowRank, Pattern, Prune, Quantize, Recipe, Step
 from edgecsi.compress.reconstruct import (
     Reference,
+    drop_unread,
     group_codeword,
     mix_unless_pruned,
     reconstruct,
@@ -425,6 +426,8 @@ class _Run:
     def _run(self, step: Step, running: State | None) -> None:
         if isinstance(step, Prune):
             self._prune(step, running)
+            if step.pattern == "columns":
+                drop_unread(self.module, self._samples(_FIT_SAMPLES))
         elif isinstance(step, Quantize):
             if step.codeword == "mix":
                 mix_unless_pruned(self.module, self._samples(_FIT_SAMPLES))

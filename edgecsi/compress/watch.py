@@ -41,21 +41,21 @@ def in_order(
     return shapes
 
 
-def squared_gradients(
+def gradients(
     module: nn.Module,
     layers: Iterable[str],
     parts: Iterable[Tensor],
     directions: Callable[[Tensor], Iterable[Tensor]],
 ) -> Iterator[dict[str, Tensor]]:
-    """How much the network's output moves with each output of its layers: a Gauss-Newton diagonal.
+    """How the network's output moves with each output of its layers: rows of a Jacobian, mixed.
 
     Args:
         parts: inputs, part by part.
-        directions: from the network's output to what it is multiplied with; the gradients of these products, squared,
-            are summed up.
+        directions: from the network's output to what it is multiplied with, D tensors; the sum of each product is
+            differentiated.
 
     Yields:
-        for every part, by layer, a tensor of the shape of its output.
+        for every part, by layer, ``[D, …]``: for every direction a tensor of the shape of the layer's output.
     """
     names = list(layers)
     seen: dict[str, Tensor] = {}
@@ -68,10 +68,12 @@ def squared_gradients(
             with torch.enable_grad():
                 result = module(part.detach().clone().requires_grad_())
                 outputs = [seen[name] for name in names]
-                sums = [torch.zeros_like(y) for y in outputs]
-                for direction in directions(result.detach()):
-                    found = torch.autograd.grad(
-                        (result * direction).sum(), outputs, retain_graph=True, allow_unused=True
+                rows = [
+                    torch.autograd.grad(
+                        (result * direction).sum(), outputs, retain_graph=True, materialize_grads=True
                     )
-                    sums = [s if g is None else s + g.square() for s, g in zip(sums, found, strict=True)]
-            yield dict(zip(names, sums, strict=True))
+                    for direction in directions(result.detach())
+                ]
+            yield {
+                name: torch.stack(found) for name, found in zip(names, zip(*rows, strict=True), strict=True)
+            }

@@ -26,7 +26,7 @@ _FOR_ALL = (
     "int8-trained", "int8-weights", "int8-dynamic", "cluster16", "prune90", "prune90-bsr16x1", "prune90-bsr16x4",
 )  # fmt: skip
 _DETECTOR = (
-    "columns8-cluster16", "prune75-bsr4x1-int8-weights", "int8-weights", "int8-dynamic", "int8-static", "cluster16",
+    "columns50-int8-dynamic", "prune75-bsr4x1-int8-weights", "int8-weights", "int8-dynamic", "int8-static", "cluster16",
     "prune90", "prune90-bsr4x1",  # 16 does not divide its layers
 )  # fmt: skip
 

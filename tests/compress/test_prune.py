@@ -12,6 +12,7 @@ from edgecsi.compress.prune import Pruner, global_masks, mask, permute_codeword,
 from edgecsi.compress.recipe import Pattern, Prune
 from edgecsi.compress.reconstruct import (
     compensate,
+    drop_unread,
     group_codeword,
     mix_codeword,
     mix_unless_pruned,
@@ -218,3 +219,33 @@ def test_errors_are_clear(pair: Pair) -> None:
         Pruner(pair, Prune(pattern="rows", sparsity=0.5, exclude=("*",)))
     with pytest.raises(ModelError, match="would lose all its weights"):
         Pruner(pair, Prune(pattern="bsr32x32", sparsity=0.9))
+
+
+class _Skip(nn.Module):
+    """Four dense layers in a row; the second one's outputs are read once more at the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.c, self.d = (nn.Linear(8, 8) for _ in range(4))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        skipped = torch.relu(self.b(torch.relu(self.a(x))))
+        y: torch.Tensor = self.d(torch.relu(self.c(skipped))) + skipped
+        return y
+
+
+def test_neurons_that_only_made_pruned_inputs_go_too() -> None:
+    network, x = (
+        _Skip().requires_grad_(False),
+        torch.randn(300, 8, generator=torch.Generator().manual_seed(1)),
+    )
+    for reader in (network.b, network.c, network.d):
+        reader.weight[:, :3] = 0
+    wanted = network(x)
+    drop_unread(network, x)
+    torch.testing.assert_close(network(x), wanted)
+    for layer in (network.a, network.c):
+        assert not bool(layer.weight[:3].any() | layer.bias[:3].any())
+        assert bool(layer.weight[3:].any(1).all())
+    assert bool(network.b.weight.any(1).all()), "the end of the network reads it"

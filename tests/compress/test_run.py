@@ -69,18 +69,18 @@ RECIPES = {
     "fisher": f'[[steps]]\n{PRUNE}criterion = "fisher"\nscope = "global"',
     "sensitivity": f'[[steps]]\n{PRUNE}scope = "sensitivity"',
     "reconstruct-int8": f'[[steps]]\n{PRUNE}criterion = "reconstruct"\n{QUANTIZE}epochs = 2',
+    "columns": '[[steps]]\ndo = "prune"\npattern = "columns"\nsparsity = 0.5\nexclude = ["*fc1"]\nepochs = 2',
     "cluster": f'[[steps]]\n{PRUNE}\n[[steps]]\ndo = "cluster"\ncentroids = 16\nepochs = 2',
     "factor": f'[[steps]]\ndo = "low-rank"\nbudget = 0.5\nepochs = 1\n{QUANTIZE}mode = "dynamic"',
     "distill": '[[steps]]\ndo = "distill"\nepochs = 2',
 }
 
 
-@pytest.mark.parametrize("name", RECIPES)
-def test_a_killed_run_ends_with_the_same_file(detector: str, tmp_path: Path, name: str) -> None:
-    chosen = recipe.parse(RECIPES[name], name)
-    straight, resumed = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+def kill_and_resume(model: str, chosen: recipe.Recipe, data: str, folder: Path) -> Path:
+    """Kill a run at some points, start it again, and compare; returns what it writes."""
+    straight, resumed = folder / "a.safetensors", folder / "b.safetensors"
     events: list[Progress] = []
-    compress(detector, chosen, "mimo:2000", straight, progress=events.append)
+    compress(model, chosen, data, straight, progress=events.append)
 
     for stop in sorted({1, len(events) // 2, len(events) - 1} - {0}):
         seen = 0
@@ -93,11 +93,39 @@ def test_a_killed_run_ends_with_the_same_file(detector: str, tmp_path: Path, nam
 
         resumed.unlink(missing_ok=True)
         with pytest.raises(Killed):
-            compress(detector, chosen, "mimo:2000", resumed, resume=False, progress=kill)
+            compress(model, chosen, data, resumed, resume=False, progress=kill)
         assert not resumed.exists()
-        compress(detector, chosen, "mimo:2000", resumed)
+        compress(model, chosen, data, resumed)
         assert resumed.read_bytes() == straight.read_bytes(), f"killed at {events[stop - 1]}"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+    assert sorted(path.name for path in folder.iterdir()) == ["a.safetensors", "b.safetensors"]
+    return straight
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_killed_run_ends_with_the_same_file(detector: str, tmp_path: Path, name: str) -> None:
+    kill_and_resume(detector, recipe.parse(RECIPES[name], name), "mimo:2000", tmp_path)
+
+
+def test_a_killed_run_ends_with_the_same_clusters_around_a_codeword(
+    csi_network: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    data = tmp_path_factory.mktemp("data") / "channels.npy"
+    np.save(data, shipped_channels(80))  # more than twice as many as the codeword has entries
+    chosen = recipe.parse('[[steps]]\ndo = "cluster"\nepochs = 2', "cluster")
+    module = load_model(str(kill_and_resume(csi_network, chosen, str(data), tmp_path))).module
+    for layer in (module.encoder.fc, module.decoder.fc):
+        assert isinstance(layer, ClusteredLinear)
+        assert len(layer.table) == 16
+
+
+def test_neurons_go_with_the_inputs_they_made(detector: str, tmp_path: Path) -> None:
+    out = tmp_path / "small.safetensors"
+    result = compress(detector, recipe.parse(RECIPES["columns"], "t"), "mimo:2000", out)
+    module = load_model(str(out)).module
+    for layer in (module.layers.fc1, module.layers.fc4):
+        assert int((layer.weight != 0).any(1).sum()) == 100
+        assert int((layer.bias != 0).sum()) == 100
+    assert result.bytes_after < 0.32 * result.bytes_before
 
 
 def test_the_file_is_all_that_is_needed(detector: str, tmp_path: Path) -> None:

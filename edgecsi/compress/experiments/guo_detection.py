@@ -30,7 +30,7 @@ from edgecsi.compress.experiments.common import (
 )
 from edgecsi.compress.prune import prunable
 from edgecsi.compress.recipe import Cluster, Pattern, Prune
-from edgecsi.compress.reconstruct import reconstruct
+from edgecsi.compress.reconstruct import drop_unread, reconstruct
 from edgecsi.compress.size import stored_bytes
 from edgecsi.models import fullycon
 from edgecsi.models.load import LoadedModel, load_model
@@ -42,6 +42,7 @@ _QUICK = {8.0: 20_000, 10.0: 20_000}
 _CHUNK = 25_000
 _BAR = 1.1  # largest ratio to the dense network's bit error rate
 _EPOCHS = 8
+_FIRST = ("*fc1",)
 _PRUNE = """[[steps]]
 do = "prune"
 pattern = "unstructured"
@@ -210,16 +211,25 @@ def _networks(dense: LoadedModel, quick: bool, say: Say) -> list[_Method]:
         step = Prune(pattern="unstructured", sparsity=sparsity)
         reconstruct(copied, prunable(copied, step), Pattern.parse("unstructured"), sparsity, samples)
         found.append(_Method(f"{zeros(copied):.0%} zeros, untrained", 0, copied))
+    copied = copy.deepcopy(dense.module)
+    step = Prune(pattern="columns", sparsity=0.5, exclude=_FIRST)
+    reconstruct(copied, prunable(copied, step), Pattern.parse("columns"), step.share, samples)
+    drop_unread(copied, samples)
+    found.append(_Method("half of the neurons, untrained", 0, copied))
     for sparsity in (0.8,) if quick else (0.7, 0.8, 0.9):
         found.append(trained(f"{sparsity:.0%} zeros", _PRUNE.replace("{sparsity}", str(sparsity)), _EPOCHS))
     for bits in (8,) if quick else (8, 6, 4):
         text = f'[[steps]]\ndo = "quantize"\nmode = "weights"\nbits = {bits}'
         module = apply_post_training(dense.module, samples[:1], recipes.parse(text, "bits"), samples)
         found.append(_Method(f"{bits}-bit weights, untrained", 0, module))
-    clustered = copy.deepcopy(dense.module)
-    start_sharing(clustered, Cluster(centroids=16), samples)
-    finish_sharing(clustered)
-    found.append(_Method("16 clusters, untrained", 0, clustered))
+    for name, exclude in (
+        ("16 clusters, untrained", ()),
+        ("16 clusters but for the first layer, untrained", _FIRST),
+    ):
+        clustered = copy.deepcopy(dense.module)
+        start_sharing(clustered, Cluster(centroids=16, exclude=exclude), samples)
+        finish_sharing(clustered)
+        found.append(_Method(name, 0, clustered))
     if quick:
         return found
     found.append(trained("4-bit weights", _FOUR_BITS, _EPOCHS))

@@ -1,0 +1,173 @@
+"""Rounding the two dense layers around the codeword together.
+
+For the network only their product counts: with any invertible T, ``T E`` and ``D T⁻¹`` do the same as the encoder's
+layer E and the decoder's D. These M² free numbers can put as many weights exactly on the values they may take as there
+are numbers, so rounding goes by turns: the rows that weigh most, on one side and then on the other, and after every
+turn all that is not rounded yet, on both sides, makes up for it (as incremental quantisation does by training: Zhou et
+al., arXiv 1702.03044; here it is least squares). What is rounded last, with nothing left to make up for it, weighs
+next to nothing.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+_LEFT = 0.6  # of the weight of all rows not rounded yet is still so after a turn
+_TURNS = 9
+_FITS = 3  # of either side, after every turn
+_ABSORBED = 0.1  # what an error weighs where the other side can still make up for it
+_RIDGE = 1e-2  # of the mean weight of an error, so that none is for nothing
+_SWEEPS = 2  # over all weights in the end
+
+
+@dataclass
+class Side:
+    """One of the two layers, with a row for every input of the encoder's, or output of the decoder's.
+
+    Attributes:
+        weight: ``[N, M]`` float64, M the length of the codeword. metric: ``[N, N]``, positive definite: what an error
+            of the rows weighs. table: values that a weight may take, rising.
+    """
+
+    weight: Tensor
+    metric: Tensor
+    table: Tensor
+    order: Tensor = field(init=False)
+    done: int = 0
+    _lean: Tensor = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.worth = self.metric.diagonal() * self.weight.square().sum(1)
+        self.order = self.worth.argsort(descending=True)
+        self.advance(0)
+
+    def advance(self, done: int) -> None:
+        """Say how many rows are rounded by now."""
+        self.done = done
+        fixed, free = self.fixed, self.free
+        self._lean = torch.linalg.solve(self.metric[free][:, free], self.metric[free][:, fixed])
+
+    @property
+    def fixed(self) -> Tensor:
+        return self.order[: self.done]
+
+    @property
+    def free(self) -> Tensor:
+        return self.order[self.done :]
+
+    def fit(self, wanted: Tensor) -> None:
+        """Rows not rounded yet: what fits best, given the others. wanted ``[N, M]``, if none were rounded."""
+        fixed, free = self.fixed, self.free
+        self.weight[free] = wanted[free] + self._lean @ (wanted[fixed] - self.weight[fixed])
+
+    def gram(self, rows: Tensor) -> Tensor:
+        """``[M, M]``: what an error of an entry of the codeword weighs behind, or before, these rows."""
+        part = self.weight[rows]
+        return part.T @ self.metric[rows][:, rows] @ part
+
+
+def round_pair(encoder: Side, decoder: Side) -> None:
+    """Put the weights of both on their tables, in place; their product stays as near as it can.
+
+    Args:
+        encoder: its layer, transposed; the metric is the covariance of its inputs. decoder: the metric is
+            :func:`edgecsi.compress.reconstruct.output_metric`.
+    """
+    product = decoder.weight @ encoder.weight.T
+    turns = ((encoder, decoder, product.T), (decoder, encoder, product))
+    for turn in range(1, _TURNS + 2):
+        for side, other, _ in turns:
+            left = side.worth.sum() - side.worth[side.order].cumsum(0)
+            until = int((left > side.worth.sum() * _LEFT**turn).sum()) + 1 if turn <= _TURNS else len(left)
+            if until > side.done:
+                _round_rows(side, other, until)
+            for _ in range(_FITS):
+                for one, against, wanted in turns:
+                    one.fit(_best(against, wanted))
+    for _ in range(_SWEEPS):
+        for side, other, wanted in turns:
+            inner = _padded(other.gram(other.order))
+            side.weight = _swept(_best(other, wanted), side.weight, side.metric, inner, side.table)
+
+
+def _best(other: Side, wanted: Tensor) -> Tensor:
+    """``[N, M]``: rows that make ``wanted [N, N']`` with the other side, in the least squares."""
+    gram = _padded(other.gram(other.order), 1e-6)
+    best: Tensor = torch.linalg.solve(gram, other.weight.T @ other.metric @ wanted.T).T
+    return best
+
+
+def _padded(metric: Tensor, ridge: float = _RIDGE) -> Tensor:
+    return metric + ridge * metric.diagonal().mean() * torch.eye(len(metric), dtype=metric.dtype)
+
+
+def _round_rows(side: Side, other: Side, until: int) -> None:
+    rows, free = side.order[side.done : until], side.order[until:]
+    metric = side.metric
+    # the rows that follow will make up for what they can
+    outer = metric[rows][:, rows]
+    if len(free):
+        outer = outer - metric[rows][:, free] @ torch.linalg.solve(
+            metric[free][:, free], metric[free][:, rows]
+        )
+    inner = _ABSORBED * other.gram(other.order) + (1 - _ABSORBED) * other.gram(other.fixed)
+    inner = _padded(inner)
+    wanted = side.weight[rows]
+    rounded = _rounded(wanted, outer, inner, side.table)
+    side.weight[rows] = _swept(wanted, rounded, outer, inner, side.table)
+    side.advance(until)
+
+
+def _feedback(metric: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Upper triangular, unit diagonal: row i is what an error at i asks of itself and all that follow."""
+    inverse = np.linalg.inv(metric)
+    factor = np.linalg.cholesky((inverse + inverse.T) / 2).T
+    return factor / factor.diagonal()[:, None]
+
+
+def _rounded(weight: Tensor, outer: Tensor, inner: Tensor, table: Tensor) -> Tensor:
+    """Values of the table for a weight ``[N, M]``, one by one, what follows in both directions making up for each
+    error (Babai, 1986); the cost is tr(outer E inner Eᵀ)."""
+    order = inner.diagonal().argsort(descending=True)
+    along, across = _feedback(inner[order][:, order].numpy()), _feedback(outer.numpy())
+    values, middles = table.tolist(), ((table[1:] + table[:-1]) / 2).tolist()
+    left = weight[:, order].numpy().copy()
+    for row in range(len(left)):
+        target = left[row].copy()
+        moving = target.copy()
+        for column in range(len(order)):
+            value = values[bisect(middles, moving[column])]
+            moving[column:] -= (moving[column] - value) * along[column, column:]
+            moving[column] = value
+        left[row] = moving
+        left[row + 1 :] -= np.outer(across[row, row + 1 :], target - moving)
+    result = torch.empty_like(weight)
+    result[:, order] = torch.from_numpy(left)
+    return result
+
+
+def _swept(wanted: Tensor, start: Tensor, outer: Tensor, inner: Tensor, table: Tensor) -> Tensor:
+    """Every weight taken anew once, given all others; cost as in :func:`_rounded`."""
+    values, middles = table.tolist(), ((table[1:] + table[:-1]) / 2).tolist()
+    result = start.numpy().copy()
+    metric, across = inner.numpy(), outer.numpy()
+    pull = across @ (wanted.numpy() - result) @ metric
+    diagonal = metric.diagonal()
+    for row in range(len(result)):
+        own, moved = across[row, row], np.zeros(len(diagonal))
+        now, towards = result[row], pull[row].copy()
+        for column in range(len(diagonal)):
+            value = values[bisect(middles, now[column] + towards[column] / (own * diagonal[column]))]
+            if value != now[column]:
+                moved[column] = value - now[column]
+                towards -= own * moved[column] * metric[column]
+        if moved.any():
+            result[row] = now + moved
+            pull -= np.outer(across[:, row], metric @ moved)
+    return torch.from_numpy(result)
