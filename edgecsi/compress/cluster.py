@@ -22,7 +22,8 @@ _ROUNDS = 300
 _WIDER = 1.15  # the table, once errors are made up for
 _FLOOR = 0.3  # of the mean weight of an error in the decoder, added to all
 _PULL = 0.003  # of the way back to its entry that a weight goes in every step
-_PACE = 0.05  # how much slower than a weight a centroid trains: thousands of weights move with it
+_PACE = 0.05  # of a centroid, where that of biases is 1: thousands of weights move with it
+_WEIGHT_PACE = 0.3  # of a weight
 
 
 @torch.no_grad()
@@ -113,41 +114,44 @@ class Shared(nn.Module):
 
 
 class Moving(Shared):
-    """The same, but weights move between the entries.
+    """The same, but weights move between the entries, at a third of the pace of the rest.
 
     Gradients pass the choice of the entry unchanged (Bengio et al., arXiv 1308.3432), so a weight takes another one
     when it has moved far enough. It is drawn back to its entry all the while: otherwise more and more weights wander to
     where two entries meet and jump between them (Nagel et al., arXiv 2203.11086). Weights that are zero stay zero.
     """
 
-    pruned: Tensor
+    origin: Tensor
+    kept: Tensor
 
     def __init__(self, layer: nn.Linear, table: Tensor) -> None:
         super().__init__(layer, table)
-        self.weight = layer.weight
-        self.register_buffer("pruned", layer.weight.detach() == 0)
+        self.register_buffer("origin", layer.weight.detach())
+        self.register_buffer("kept", layer.weight.detach() != 0)
+        self.shift = nn.Parameter(torch.zeros_like(layer.weight))
 
     def forward(self, x: Tensor) -> Tensor:
-        self._choose()
+        weight = self._choose()
         entry: Any = _Lookup.apply(self.table(), self.index)  # type: ignore[no-untyped-call]
         if self.training:
             with torch.no_grad():
-                self.weight.lerp_(entry, _PULL)
-        kept = ~self.pruned
-        return functional.linear(x, entry + (self.weight - self.weight.detach()) * kept, self.bias)
+                self.shift.add_((entry - weight) * (_PULL / _WEIGHT_PACE))
+        return functional.linear(x, entry + (weight - weight.detach()) * self.kept, self.bias)
 
     def layer(self) -> ClusteredLinear:
         self._choose()
         return super().layer()
 
-    @torch.no_grad()
-    def _choose(self) -> None:
-        index = _nearest(self.table(), self.weight)
-        self.index = torch.where(self.pruned, self.start.abs().argmin(), index)
+    def _choose(self) -> Tensor:
+        """Bring the index up to date; returns the weights as they have moved, float32 ``[O, I]``."""
+        weight = self.origin + _WEIGHT_PACE * self.shift
+        with torch.no_grad():
+            self.index = torch.where(self.kept, _nearest(self.table(), weight), self.start.abs().argmin())
+        return weight
 
     def table(self) -> Tensor:
         table = super().table()
-        return torch.where(self.start == 0, 0.0, table) if bool(self.pruned.any()) else table
+        return table if bool(self.kept.all()) else torch.where(self.start == 0, 0.0, table)
 
 
 def _nearest(table: Tensor, weight: Tensor) -> Tensor:
