@@ -27,10 +27,8 @@ _ROUNDS = 6  # removals between which the other weights are fitted anew
 _BATCH = 100
 _WORTH_A_BASIS = 50  # finding it takes as long as so many solutions without
 _GRADIENTS = 500  # samples that say how much an output weighs
-_METRIC_SAMPLES, _DIRECTIONS = (
-    3000,
-    4,
-)  # the same for all outputs together, which needs more than there are outputs
+_METRIC_SAMPLES = 3000  # the same for all outputs together,
+_DIRECTIONS = 4  # times so many directions: more rows than a layer has outputs
 
 
 @dataclass
@@ -157,8 +155,8 @@ def prune_layer(
 
 @torch.no_grad()
 def drop_unread(module: nn.Module, samples: Tensor) -> None:
-    """Set to zero, in place, the weights and biases of outputs that the dense layer behind them multiplies by zeros only,
-    and nothing else reads: once inputs are pruned (``columns``), the neurons that made them can go too.
+    """Set to zero, in place, the weights and biases of outputs that the dense layer behind them multiplies by zeros
+    only, and nothing else reads: once inputs are pruned (``columns``), the neurons that made them can go too.
 
     Args:
         samples: inputs of the network, float32 ``[N, …]``; the network's output must not depend on what goes.
