@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from edgecsi.errors import ModelError
+from edgecsi.compress.recipe import matches
+from edgecsi.errors import ModelError, RecipeError
 from edgecsi.train import Reconstruction, Task, keep_statistics, make_optimizer, schedule
 
 State = dict[str, Any]
@@ -54,6 +56,32 @@ class Plan:
     teacher: nn.Module | None = None
     imitation: float = 0.0
     hooks: Hooks = field(default_factory=Hooks)
+
+
+@contextmanager
+def frozen(module: nn.Module, layers: tuple[str, ...]) -> Iterator[None]:
+    """The weights of some layers (glob patterns) do not train meanwhile.
+
+    Raises:
+        RecipeError: there is no such layer.
+    """
+    found = {
+        name: part.weight for name, part in module.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)
+    }
+    weights = [weight for name, weight in found.items() if matches(name, layers)]
+    if layers and not weights:
+        raise RecipeError(
+            "there is no layer to freeze",
+            f"no dense layer or convolution is called like {list(layers)}",
+            f"change freeze; the layers are {', '.join(found)}",
+        )
+    for weight in weights:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in weights:
+            weight.requires_grad_(True)
 
 
 def fine_tune(module: nn.Module, task: Task, plan: Plan, resumed: State | None = None) -> float:

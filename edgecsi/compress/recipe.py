@@ -233,17 +233,21 @@ class Distill:
     Attributes:
         teacher_model: name or file of the teacher; empty means the network the recipe began with.
         teacher: weight of imitation, 1 means that the data's own target is ignored.
+        freeze: layers whose weights stay as they are (glob patterns). A dense layer that knows its samples by heart
+            gets worse on others; the rest of the network may still learn.
         epochs, lr: as in :class:`Prune`.
     """
 
     do = "distill"
     teacher_model: str = _key("")
     teacher: float = _key(0.5, low=0.0, high=1.0)
+    freeze: tuple[str, ...] = _key(())
     epochs: int = _key(10, low=1, high=100_000)
     lr: float = _key(1e-3, low=1e-8, high=1.0)
 
     def explain(self) -> str:
-        return f"imitate {self.teacher_model or 'the network it began with'}{_training(self.epochs, self.lr)}"
+        frozen = f", without {', '.join(self.freeze)}" if self.freeze else ""
+        return f"imitate {self.teacher_model or 'the network it began with'}{_training(self.epochs, self.lr)}{frozen}"
 
 
 Step = Prune | Quantize | Cluster | LowRank | Distill

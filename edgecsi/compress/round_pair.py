@@ -33,13 +33,15 @@ class Side:
     Attributes:
         weight: ``[N, M]`` float64, M the length of the codeword. metric: ``[N, N]``, positive definite: what an error
             of the rows weighs. table: values that a weight may take, rising.
+        worth: of each row, ``[N]``. order: of the rows, heaviest first. done: how many of them are rounded.
     """
 
     weight: Tensor
     metric: Tensor
     table: Tensor
+    worth: Tensor = field(init=False)
     order: Tensor = field(init=False)
-    done: int = 0
+    done: int = field(init=False)
     _lean: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
@@ -109,15 +111,10 @@ def _padded(metric: Tensor, ridge: float = _RIDGE) -> Tensor:
 
 def _round_rows(side: Side, other: Side, until: int) -> None:
     rows, free = side.order[side.done : until], side.order[until:]
-    metric = side.metric
+    below = side.metric[free]
     # the rows that follow will make up for what they can
-    outer = metric[rows][:, rows]
-    if len(free):
-        outer = outer - metric[rows][:, free] @ torch.linalg.solve(
-            metric[free][:, free], metric[free][:, rows]
-        )
-    inner = _ABSORBED * other.gram(other.order) + (1 - _ABSORBED) * other.gram(other.fixed)
-    inner = _padded(inner)
+    outer = side.metric[rows][:, rows] - below[:, rows].T @ torch.linalg.solve(below[:, free], below[:, rows])
+    inner = _padded(_ABSORBED * other.gram(other.order) + (1 - _ABSORBED) * other.gram(other.fixed))
     wanted = side.weight[rows]
     rounded = _rounded(wanted, outer, inner, side.table)
     side.weight[rows] = _swept(wanted, rounded, outer, inner, side.table)

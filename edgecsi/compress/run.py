@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from edgecsi.channels.files import SAMPLE
 from edgecsi.compress import recipe as recipes
 from edgecsi.compress.cluster import finish_sharing, start_sharing
-from edgecsi.compress.finetune import Hooks, Plan, State, fine_tune, score
+from edgecsi.compress.finetune import Hooks, Plan, State, fine_tune, frozen, score
 from edgecsi.compress.low_rank import factor_layers
 from edgecsi.compress.prune import Pruner, global_masks, mask, permute_codeword
 from edgecsi.compress.quantize import finish_rounding, layers_of, quantize, start_rounding
@@ -445,7 +445,8 @@ class _Run:
             factor_layers(self.module, step)
             self._train(step, Hooks(), running)
         else:
-            self._train(step, self._keep_zeros(), running)
+            with frozen(self.module, step.freeze):
+                self._train(step, self._keep_zeros(), running)
 
     def _prune(self, step: Prune, running: State | None) -> None:
         pattern = Pattern.parse(step.pattern)

@@ -118,6 +118,20 @@ def test_a_killed_run_ends_with_the_same_clusters_around_a_codeword(
         assert len(layer.table) == 16
 
 
+def test_a_frozen_layer_stays_while_the_others_learn(detector: str, tmp_path: Path) -> None:
+    out = tmp_path / "trained.safetensors"
+    text = '[[steps]]\ndo = "distill"\nteacher = 0.0\nepochs = 1\nfreeze = ["*fc2"]'
+    compress(detector, recipe.parse(text, "t"), "mimo:2000", out)
+    before, after = load_model(detector).module.layers, load_model(str(out)).module.layers
+    assert torch.equal(before.fc2.weight, after.fc2.weight)
+    assert not torch.equal(before.fc3.weight, after.fc3.weight)
+    with pytest.raises(RecipeError, match="no layer to freeze"):
+        compress(
+            detector, recipe.parse(text.replace("fc2", "fc9"), "t"), "mimo:2000", tmp_path / "b.safetensors"
+        )
+    assert not (tmp_path / "b.safetensors").exists()
+
+
 def test_neurons_go_with_the_inputs_they_made(detector: str, tmp_path: Path) -> None:
     out = tmp_path / "small.safetensors"
     result = compress(detector, recipe.parse(RECIPES["columns"], "t"), "mimo:2000", out)
