@@ -12,10 +12,12 @@ import json
 import math
 import os
 import platform
+import shlex
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from edgecsi.errors import DataError, ModelError, UsageError
+from edgecsi.errors import DataError, EdgecsiError, ModelError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -253,6 +255,7 @@ def train(
     batch: int = 100,
     seed: int = 0,
     init: str | None = None,
+    freeze: tuple[str, ...] = (),
     resume: bool = True,
     threads: int | None = None,
     progress: Callable[[Epoch, int], None] | None = None,
@@ -274,6 +277,8 @@ def train(
         seed: seed of the first weights and of the order of samples.
         init: weights to begin with instead of random ones, a name or file as
             :func:`edgecsi.models.load.load_model` takes it.
+        freeze: layers whose weights stay as they begin (glob patterns). Dense layers learn their samples by heart
+            long before the few weights of the convolutions are done; these gain when they go on alone.
         resume: go on from the ``.resume`` file if there is one.
         threads: threads of torch; None leaves it as it is.
         progress: called with (epoch, number of epochs) after each.
@@ -309,6 +314,7 @@ def train(
         "batch": batch,
         "seed": seed,
         **({} if init is None else {"init": init}),
+        **({"freeze": list(freeze)} if freeze else {}),
     }
     task = make_task(info.family, data, batch, seed, data_progress)
     keep_freed_memory()
@@ -324,7 +330,8 @@ def train(
     elif task.start(network):
         settled = 0.0
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-    optimizer = make_optimizer(network.parameters(), lr)
+    fixed = {id(weight) for weight in weights_called(network, freeze, UsageError)}
+    optimizer = make_optimizer([p for p in network.parameters() if id(p) not in fixed], lr)
 
     state_file = out.with_suffix(".resume")
     history: list[Epoch] = []
@@ -438,6 +445,28 @@ def keep_statistics(network: torch.nn.Module) -> None:
             part.eval()
 
 
+def weights_called(
+    network: torch.nn.Module, layers: tuple[str, ...], error: type[EdgecsiError]
+) -> list[torch.Tensor]:
+    """Weights of the dense layers and convolutions of these names (glob patterns).
+
+    Raises:
+        EdgecsiError: of the kind asked for; a pattern matches none.
+    """
+    import torch
+
+    kinds = torch.nn.Linear | torch.nn.Conv2d
+    found = {name: part.weight for name, part in network.named_modules() if isinstance(part, kinds)}
+    for pattern in layers:
+        if not any(fnmatchcase(name, pattern) for name in found):
+            raise error(
+                "there is no layer to freeze",
+                f"no dense layer or convolution is called like {pattern}",
+                f"change freeze; the layers are {', '.join(found)}",
+            )
+    return [weight for name, weight in found.items() if any(fnmatchcase(name, glob) for glob in layers)]
+
+
 def _begin_with(network: torch.nn.Module, init: str, model: str) -> None:
     from edgecsi.models.load import load_model
 
@@ -548,8 +577,12 @@ def _curve_of(init: str) -> list[Epoch]:
 
 def _command(settings: dict[str, Any], out: Path) -> str:
     """The command line that repeats this training."""
-    options = " ".join(f"--{key} {value}" for key, value in settings.items() if key != "model")
-    return f"edgecsi train {settings['model']} {options} -o {out.name}"
+    words = [settings["model"]]
+    for key, given in settings.items():
+        if key != "model":
+            for value in given if isinstance(given, list) else [given]:
+                words += [f"--{key}", str(value)]
+    return f"edgecsi train {shlex.join(words)} -o {out.name}"
 
 
 def _version(package: str) -> str | None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import load_file
 
 from edgecsi import train as training
 from edgecsi.channels.shipped import test_set as shipped_set
@@ -126,6 +127,20 @@ def test_it_goes_on_from_weights_and_so_does_the_curve(data: str, tmp_path: Path
     assert curve["init"] == str(first.weights) in curve["command"]
     with pytest.raises(ModelError, match="does not hold the weights of csinet-cr32"):
         train("csinet-cr32", data, tmp_path / "c.safetensors", epochs=1, init=str(first.weights))
+
+
+def test_frozen_layers_stay_while_the_others_learn(data: str, tmp_path: Path) -> None:
+    first = short(data, tmp_path / "a.safetensors")
+    second = short(data, tmp_path / "b.safetensors", init=str(first.weights), freeze=("*fc",), epochs=1)
+    before, after = load_file(first.weights), load_file(second.weights)
+    changed = {name for name in before if not np.array_equal(before[name], after[name])}
+    dense = {name for name in before if name.endswith("fc.weight")}
+    assert len(dense) == 2
+    assert not changed & dense
+    assert {name for name in before if name.endswith("conv.weight")} <= changed
+    assert "--freeze '*fc'" in json.loads(second.curve_json.read_text())["command"]
+    with pytest.raises(UsageError, match="no layer to freeze"):
+        short(data, tmp_path / "c.safetensors", freeze=("*fc", "head*"))
 
 
 def test_the_state_of_another_training_is_not_continued(data: str, tmp_path: Path) -> None:

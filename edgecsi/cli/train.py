@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--init", help="Begin with these weights: a name or a file  [default: random].")
 @click.option(
+    "--freeze", multiple=True, metavar="GLOB", help="Layers whose weights do not train; may be repeated."
+)
+@click.option(
     "--resume/--restart", default=True, show_default=True, help="Go on where a training was interrupted."
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads  [default: all].")
@@ -46,6 +49,7 @@ def command(
     batch: int,
     seed: int,
     init: str | None,
+    freeze: tuple[str, ...],
     resume: bool,
     threads: int | None,
     json_to: str | None,
@@ -76,6 +80,7 @@ def command(
             batch=batch,
             seed=seed,
             init=init,
+            freeze=freeze,
             resume=resume,
             threads=threads,
             progress=tell,

@@ -14,7 +14,7 @@ from edgecsi.compress.layers import ClusteredLinear
 from edgecsi.compress.prune import codeword_layers
 from edgecsi.compress.recipe import Cluster, matches
 from edgecsi.compress.reconstruct import compensate, mix_unless_pruned, moments_of, output_metric, solve_rows
-from edgecsi.compress.round_pair import Side, round_pair
+from edgecsi.compress.round_pair import Side, round_pair, scales
 from edgecsi.compress.watch import in_order
 from edgecsi.errors import RecipeError
 
@@ -85,32 +85,53 @@ class _Lookup(torch.autograd.Function):
 
 
 class Shared(nn.Module):
-    """A dense layer whose weights are entries of a table; what trains is the table, slowly, and the bias.
+    """A dense layer whose weights are entries of a table, times the scale of their output and the gain of their input.
+
+    What trains is the bias, the table, slowly, and the scales and gains.
 
     Args:
-        layer: its weights are entries of `table`, float32 ``[K]``.
+        layer: its weights are entries of `table`, float32 ``[K]``, times `scale` ``[O, 1]`` and `gain` ``[I]``, each if
+            there is one.
     """
 
     start: Tensor
     index: Tensor
 
-    def __init__(self, layer: nn.Linear, table: Tensor) -> None:
+    def __init__(
+        self, layer: nn.Linear, table: Tensor, scale: Tensor | None = None, gain: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.bias = layer.bias
         self.register_buffer("start", table)
-        self.register_buffer("index", _nearest(table, layer.weight))
         self.moved = nn.Parameter(torch.zeros_like(table))
+        self._factors: list[str] = []
+        entry = layer.weight.detach()
+        for name, factor in (("scale", scale), ("gain", gain)):
+            if factor is not None:
+                entry = entry / factor
+                self.register_buffer(f"{name}_start", factor)
+                self.register_parameter(f"{name}_share", nn.Parameter(torch.ones_like(factor)))
+                self._factors.append(name)
+        self.register_buffer("index", _nearest(table, entry))
 
     def forward(self, x: Tensor) -> Tensor:
         entry: Any = _Lookup.apply(self.table(), self.index)  # type: ignore[no-untyped-call]
+        for name in self._factors:
+            entry = entry * self._factor(name)
         return functional.linear(x, entry, self.bias)
 
     def table(self) -> Tensor:
         return self.start + _PACE * self.moved
 
     def layer(self) -> ClusteredLinear:
+        factors = {name: self._factor(name).detach().flatten() for name in self._factors}
         bias = None if self.bias is None else self.bias.detach()
-        return ClusteredLinear(self.index.to(torch.uint8), self.table().detach(), bias)
+        return ClusteredLinear(self.index.to(torch.uint8), self.table().detach(), bias, **factors)
+
+    def _factor(self, name: str) -> Tensor:
+        start, share = getattr(self, f"{name}_start"), getattr(self, f"{name}_share")
+        factor: Tensor = start * share
+        return factor
 
 
 class Moving(Shared):
@@ -219,15 +240,17 @@ def _share_together(module: nn.Module, encoder: str, decoder: str, centroids: in
     metric.diagonal().add_((_FLOOR * metric.diagonal().mean()).clamp_min(1e-12))
     sides = []
     for weight, weighs in ((last.weight.T.double(), inputs.xx), (first.weight.double(), metric)):
-        table = kmeans(weight, centroids, weighs.diagonal()[:, None].expand_as(weight))[1]
-        sides.append(Side(weight.clone(), weighs, table.double()))
-    round_pair(*sides)
-    last.weight.copy_(sides[0].weight.T)
+        scale = scales(weight)
+        worth = (weighs.diagonal()[:, None] * scale**2).expand_as(weight)
+        sides.append(Side(weight.clone(), weighs, kmeans(weight / scale, centroids, worth)[1].double()))
+    before, behind = sides
+    round_pair(before, behind)
+    last.weight.copy_(before.weight.T)
     assert last.bias is not None
     last.bias.copy_(-last.weight @ inputs.x_mean.float())
-    first.weight.copy_(sides[1].weight)
-    for name, layer, side in zip((encoder, decoder), (last, first), sides, strict=True):
-        module.set_submodule(name, Shared(layer, side.table.float()))
+    first.weight.copy_(behind.weight)
+    module.set_submodule(encoder, Shared(last, before.table.float(), gain=before.scale[:, 0].float()))
+    module.set_submodule(decoder, Shared(first, behind.table.float(), scale=behind.scale.float()))
 
 
 def _nearest_of(table: Tensor) -> Callable[[Tensor, Tensor], Tensor]:

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from edgecsi.compress.recipe import matches
 from edgecsi.errors import ModelError, RecipeError
-from edgecsi.train import Reconstruction, Task, keep_statistics, make_optimizer, schedule
+from edgecsi.train import Reconstruction, Task, keep_statistics, make_optimizer, schedule, weights_called
 
 State = dict[str, Any]
 AfterStep = Callable[[float], None]
@@ -65,16 +64,7 @@ def frozen(module: nn.Module, layers: tuple[str, ...]) -> Iterator[None]:
     Raises:
         RecipeError: there is no such layer.
     """
-    found = {
-        name: part.weight for name, part in module.named_modules() if isinstance(part, nn.Linear | nn.Conv2d)
-    }
-    weights = [weight for name, weight in found.items() if matches(name, layers)]
-    if layers and not weights:
-        raise RecipeError(
-            "there is no layer to freeze",
-            f"no dense layer or convolution is called like {list(layers)}",
-            f"change freeze; the layers are {', '.join(found)}",
-        )
+    weights = weights_called(module, layers, RecipeError)
     for weight in weights:
         weight.requires_grad_(False)
     try:

@@ -188,11 +188,27 @@ class WeightOnlyLinear(CompressedLayer):
 
 
 class ClusteredLinear(CompressedLayer):
-    """``lut_linear``: the weight is ``table[index]``; index uint8 ``[O, I]``, table float32 ``[K]``."""
+    """``lut_linear``: the weight is ``table[index]``; index uint8 ``[O, I]``, table float32 ``[K]``. scale float32
+    ``[O]``: of an output's weights; gain ``[I]``: of an input, as in :func:`evened`."""
 
-    def __init__(self, index: Tensor, table: Tensor, bias: Tensor | None = None) -> None:
-        super().__init__({"index": index, "table": table, "bias": bias}, {})
+    bias: Tensor | None
+    scale: Tensor | None
+    gain: Tensor | None
+
+    def __init__(
+        self,
+        index: Tensor,
+        table: Tensor,
+        bias: Tensor | None = None,
+        scale: Tensor | None = None,
+        gain: Tensor | None = None,
+    ) -> None:
+        tensors = {"index": index, "table": table, "bias": bias, "scale": scale, "gain": gain}
+        super().__init__(tensors, {})
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = ops.lut_linear(x, self.index, self.table, self.bias)
+        even, scale = evened(x, None, self.gain), self.scale
+        y: Tensor = ops.lut_linear(even, self.index, self.table, self.bias if scale is None else None)
+        if scale is not None:
+            y = y * scale if self.bias is None else y * scale + self.bias
         return y

@@ -182,8 +182,9 @@ class Cluster:
     """Let the weights of a dense layer share a few values: an index per weight and a table (k-means).
 
     Attributes:
-        centroids: values per layer. Zeros stay zero, they are one of them.
-        layers, exclude: as in :class:`Prune`. epochs, lr, teacher: training of the choice and of the table.
+        centroids: values per layer. Zeros stay zero, they are one of them. The two layers around a codeword have
+            besides a scale for every input of the one, and for every output of the other.
+        layers, exclude: as in :class:`Prune`. epochs, lr, teacher: training of the choice, the table and the scales.
     """
 
     do = "cluster"

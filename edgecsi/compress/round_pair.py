@@ -6,6 +6,10 @@ are numbers, so rounding goes by turns: the rows that weigh most, on one side an
 turn all that is not rounded yet, on both sides, makes up for it (as incremental quantisation does by training: Zhou et
 al., arXiv 1702.03044; here it is least squares). What is rounded last, with nothing left to make up for it, weighs
 next to nothing.
+
+Every row is rounded in units of its own root mean square: a scale for every input of the encoder's layer and for every
+output of the decoder's. Rows of a channel's faint angles and delays are a hundredth of the others, and a table for all
+of them has no values to tell theirs apart.
 """
 
 from __future__ import annotations
@@ -23,7 +27,6 @@ _TURNS = 9
 _FITS = 3  # of either side, after every turn
 _ABSORBED = 0.1  # what an error weighs where the other side can still make up for it
 _RIDGE = 1e-2  # of the mean weight of an error, so that none is for nothing
-_SWEEPS = 2  # over all weights in the end
 
 
 @dataclass
@@ -32,19 +35,22 @@ class Side:
 
     Attributes:
         weight: ``[N, M]`` float64, M the length of the codeword. metric: ``[N, N]``, positive definite: what an error
-            of the rows weighs. table: values that a weight may take, rising.
-        worth: of each row, ``[N]``. order: of the rows, heaviest first. done: how many of them are rounded.
+            of the rows weighs. table: values that a weight may take, rising, in units of its row's scale.
+        scale: of each row, ``[N, 1]``. worth: of each row, ``[N]``. order: of the rows, heaviest first.
+        done: how many of them are rounded.
     """
 
     weight: Tensor
     metric: Tensor
     table: Tensor
+    scale: Tensor = field(init=False)
     worth: Tensor = field(init=False)
     order: Tensor = field(init=False)
     done: int = field(init=False)
     _lean: Tensor = field(init=False)
 
     def __post_init__(self) -> None:
+        self.scale = scales(self.weight)
         self.worth = self.metric.diagonal() * self.weight.square().sum(1)
         self.order = self.worth.argsort(descending=True)
         self.advance(0)
@@ -74,6 +80,12 @@ class Side:
         return part.T @ self.metric[rows][:, rows] @ part
 
 
+def scales(weight: Tensor) -> Tensor:
+    """Root mean square of every row ``[N, M]``, ``[N, 1]``; never 0."""
+    rms = weight.square().mean(1, keepdim=True).sqrt()
+    return rms.clamp_min(1e-6 * float(rms.mean()) + 1e-12)
+
+
 def round_pair(encoder: Side, decoder: Side) -> None:
     """Put the weights of both on their tables, in place; their product stays as near as it can.
 
@@ -92,10 +104,6 @@ def round_pair(encoder: Side, decoder: Side) -> None:
             for _ in range(_FITS):
                 for one, against, wanted in turns:
                     one.fit(_best(against, wanted))
-    for _ in range(_SWEEPS):
-        for side, other, wanted in turns:
-            inner = _padded(other.gram(other.order))
-            side.weight = _swept(_best(other, wanted), side.weight, side.metric, inner, side.table)
 
 
 def _best(other: Side, wanted: Tensor) -> Tensor:
@@ -115,9 +123,10 @@ def _round_rows(side: Side, other: Side, until: int) -> None:
     # the rows that follow will make up for what they can
     outer = side.metric[rows][:, rows] - below[:, rows].T @ torch.linalg.solve(below[:, free], below[:, rows])
     inner = _padded(_ABSORBED * other.gram(other.order) + (1 - _ABSORBED) * other.gram(other.fixed))
-    wanted = side.weight[rows]
+    scale = side.scale[rows] = scales(side.weight[rows])
+    wanted, outer = side.weight[rows] / scale, outer * scale * scale.T
     rounded = _rounded(wanted, outer, inner, side.table)
-    side.weight[rows] = _swept(wanted, rounded, outer, inner, side.table)
+    side.weight[rows] = scale * _swept(wanted, rounded, outer, inner, side.table)
     side.advance(until)
 
 

@@ -135,10 +135,10 @@ def _check(layer: CompressedLayer, path: str) -> None:
         if name == "bias" and isinstance(layer, StaticConv2d | StaticLinear):
             dtype = torch.int32
         assert tensor.dtype == dtype, f"{path}.{name} is {tensor.dtype}"
-        if name in ("weight_scale", "bias"):
+        if name in ("weight_scale", "scale", "bias"):
             assert tensor.shape[0] == outputs, f"{path}.{name} has the shape {list(tensor.shape)}"
         if name in ("centre", "gain"):
-            assert tensor.shape == tensors["weight"].shape[1:], f"{path}.{name}"
+            assert tensor.shape == next(iter(tensors.values())).shape[1:], f"{path}.{name}"
     if isinstance(layer, StaticConv2d | StaticLinear):
         assert layer.fine in (1, 2, 4, 8, 16, 32, 64), f"{path}.fine"
     if isinstance(layer, StaticConv2d):

@@ -10,7 +10,7 @@ from torch import nn
 from edgecsi.compress.cluster import Moving, Shared, finish_sharing, kmeans, start_sharing
 from edgecsi.compress.layers import ClusteredLinear
 from edgecsi.compress.recipe import Cluster
-from edgecsi.compress.round_pair import Side, round_pair
+from edgecsi.compress.round_pair import Side, round_pair, scales
 
 
 def _layer(inputs: int, outputs: int) -> nn.Sequential:
@@ -112,7 +112,7 @@ def test_two_layers_around_a_codeword_cancel_each_others_errors() -> None:
     assert errors["together"] < 0.6 * errors["apart"]
 
 
-def test_rounding_a_pair_leaves_entries_of_the_tables_only() -> None:
+def test_rounding_a_pair_leaves_entries_of_the_tables_times_a_scale_per_row() -> None:
     generator = torch.Generator().manual_seed(0)
     encoder, decoder = (torch.randn(size, 8, generator=generator, dtype=torch.float64) for size in (40, 24))
     mixing = torch.diag(0.85 ** torch.arange(40, dtype=torch.float64))  # few inputs are strong
@@ -123,13 +123,17 @@ def test_rounding_a_pair_leaves_entries_of_the_tables_only() -> None:
     )
     round_pair(*sides)
     for side in sides:
-        assert bool(torch.isin(side.weight, table).all())
+        distance = (side.weight / side.scale)[..., None] - table
+        assert float(distance.abs().amin(-1).max()) < 1e-12
 
     def cost(one: torch.Tensor, other: torch.Tensor) -> float:
         error = (other @ one.T - decoder @ encoder.T) @ mixing
         return float(error.square().sum())
 
-    nearest = [table[(weight[..., None] - table).abs().argmin(-1)] for weight in (encoder, decoder)]
+    nearest = [
+        scales(weight) * table[((weight / scales(weight))[..., None] - table).abs().argmin(-1)]
+        for weight in (encoder, decoder)
+    ]
     assert cost(*(side.weight for side in sides)) < 0.4 * cost(*nearest)
 
 
@@ -148,3 +152,6 @@ def test_a_pair_keeps_its_entries_while_the_tables_train() -> None:
     torch.testing.assert_close(after(x[:, :16]), shared(x[:, :16]).detach())
     assert torch.equal(after.index, before.index)
     assert not torch.equal(after.table, before.table)
+    assert after.scale is not None
+    assert before.scale is not None
+    assert not torch.equal(after.scale, before.scale)

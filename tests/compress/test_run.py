@@ -20,6 +20,7 @@ from edgecsi.models.checkpoints import read_metadata, write_weights
 from edgecsi.models.load import load_model
 from edgecsi.models.registry import create
 from edgecsi.train import Detection
+from tests._builds import build_for
 
 
 class Killed(Exception):
@@ -116,6 +117,22 @@ def test_a_killed_run_ends_with_the_same_clusters_around_a_codeword(
     for layer in (module.encoder.fc, module.decoder.fc):
         assert isinstance(layer, ClusteredLinear)
         assert len(layer.table) == 16
+
+
+@pytest.mark.parametrize("target", ["host", "x86-64-v3", "rpi4", "rpi5"])
+def test_clusters_around_a_codeword_are_built_with_their_scales(
+    csi_network: str, tmp_path: Path, target: str
+) -> None:
+    np.save(tmp_path / "channels.npy", shipped_channels(80))
+    out = tmp_path / "clustered.safetensors"
+    chosen = recipe.parse('[[steps]]\ndo = "cluster"\nepochs = 0', "cluster")
+    compress(csi_network, chosen, str(tmp_path / "channels.npy"), out)
+    module = load_model(str(out)).module
+    assert module.encoder.fc.gain.shape == (2048,)
+    assert module.decoder.fc.scale.shape == (2048,)
+    manifest = build_for(str(out), target, tmp_path / "bundle").manifest
+    assert manifest.check.entries["full"].max_rel_diff < 1e-5
+    assert [layer.kernel for layer in manifest.entries["full"].layers].count("f32_lut16_dense") == 2
 
 
 def test_a_frozen_layer_stays_while_the_others_learn(detector: str, tmp_path: Path) -> None:
