@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from bisect import bisect
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,7 @@ _LEFT = 0.6  # of the weight of all rows not rounded yet is still so after a tur
 _TURNS = 9
 _FITS = 3  # of either side, after every turn
 _ABSORBED = 0.1  # what an error weighs where the other side can still make up for it
+_BEGINNINGS = 8  # of a row, followed side by side
 _RIDGE = 1e-2  # of the mean weight of an error, so that none is for nothing
 
 
@@ -130,32 +132,61 @@ def _round_rows(side: Side, other: Side, until: int) -> None:
     side.advance(until)
 
 
-def _feedback(metric: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Upper triangular, unit diagonal: row i is what an error at i asks of itself and all that follow."""
+def _feedback(metric: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Upper triangular, unit diagonal: row i is what an error at i asks of itself and all that follow. And what it
+    costs when they have made up for it, ``[N]``."""
     inverse = np.linalg.inv(metric)
-    factor = np.linalg.cholesky((inverse + inverse.T) / 2).T
-    return factor / factor.diagonal()[:, None]
+    factor: Any = np.linalg.cholesky((inverse + inverse.T) / 2).T  # numpy's stubs lose float64
+    return factor / factor.diagonal()[:, None], factor.diagonal() ** -2.0
 
 
 def _rounded(weight: Tensor, outer: Tensor, inner: Tensor, table: Tensor) -> Tensor:
     """Values of the table for a weight ``[N, M]``, one by one, what follows in both directions making up for each
-    error (Babai, 1986); the cost is tr(outer E inner Eᵀ)."""
+    error (Babai, 1986); the cost is tr(outer E inner Eᵀ).
+
+    Within a row, the few cheapest beginnings go on side by side, each with the two nearest values (the M-algorithm of
+    sequence decoding: Anderson & Mohan, 1984).
+    """
     order = inner.diagonal().argsort(descending=True)
-    along, across = _feedback(inner[order][:, order].numpy()), _feedback(outer.numpy())
-    values, middles = table.tolist(), ((table[1:] + table[:-1]) / 2).tolist()
+    (along, costs), (across, _) = _feedback(inner[order][:, order].numpy()), _feedback(outer.numpy())
+    reaching = np.ascontiguousarray(along.T)
     left = weight[:, order].numpy().copy()
     for row in range(len(left)):
         target = left[row].copy()
-        moving = target.copy()
-        for column in range(len(order)):
-            value = values[bisect(middles, moving[column])]
-            moving[column:] -= (moving[column] - value) * along[column, column:]
-            moving[column] = value
-        left[row] = moving
-        left[row + 1 :] -= np.outer(across[row, row + 1 :], target - moving)
+        left[row] = _cheapest(target, reaching, costs, table.numpy())
+        left[row + 1 :] -= np.outer(across[row, row + 1 :], target - left[row])
     result = torch.empty_like(weight)
     result[:, order] = torch.from_numpy(left)
     return result
+
+
+def _cheapest(
+    target: NDArray[np.float64],
+    reaching: NDArray[np.float64],
+    costs: NDArray[np.float64],
+    values: NDArray[np.float64],
+) -> NDArray[np.float64]:
+    """Values for a row ``[M]``; `reaching` is what each entry is asked by errors before it, lower triangular."""
+    middles = (values[1:] + values[:-1]) / 2
+    last = len(values) - 1
+    errors, chosen = np.zeros((2, _BEGINNINGS, len(target)))
+    cost = np.zeros(1)
+    for column, wanted in enumerate(target):
+        count = len(cost)
+        now = wanted - errors[:count, :column] @ reaching[column, :column]
+        near = middles.searchsorted(now)
+        second = np.where(now > values[near], near + 1, near - 1).clip(0, last)
+        taken = values[np.concatenate((near, second))]
+        missed = np.concatenate((now, now)) - taken
+        total = np.concatenate((cost, np.where(second == near, np.inf, cost))) + missed**2 * costs[column]
+        kept = total.argsort()[: min(_BEGINNINGS, int(np.isfinite(total).sum()))]
+        before = kept % count
+        errors[: len(kept), :column] = errors[before, :column]
+        chosen[: len(kept), :column] = chosen[before, :column]
+        errors[: len(kept), column], chosen[: len(kept), column] = missed[kept], taken[kept]
+        cost = total[kept]
+    best: NDArray[np.float64] = chosen[0]
+    return best
 
 
 def _swept(wanted: Tensor, start: Tensor, outer: Tensor, inner: Tensor, table: Tensor) -> Tensor:
