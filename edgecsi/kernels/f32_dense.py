@@ -2,7 +2,8 @@
 
 Weights are stored so that a call reads them once, forward: blocks of `vectors` vectors of outputs, and in
 a block input by input. Each input is multiplied with the whole block; the sums stay in registers. Small
-batches use a weight for several samples while it is in a register.
+batches use a weight for several samples while it is in a register. A long sum is one of shorter ones: its rounding
+errors grow with the terms of one and the number of them, not with their product (Higham, 1993).
 """
 
 from __future__ import annotations
@@ -23,6 +24,9 @@ from edgecsi.target import Target
 
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
+
+
+_STRETCH = 256  # inputs that are summed before the sum is added to the others
 
 
 @register
@@ -154,17 +158,33 @@ class F32Dense(Kernel):
                 start = e.let(block * (width * (inputs + 1)))
                 sample = e.let(overlap(tile, samples, n))
                 sums = {(s, v, p): e.registers(lanes) for s, v in grid for p in range(splits)}
-                for acc in sums.values():
-                    e.store(acc, 0, e.splat(0.0, lanes))
-                with e.serial(inputs // unroll) as i:
-                    inputs_from(i * unroll, unroll, sums, start + i * (unroll * width), sample)
-                rest = inputs % unroll
-                if rest:
-                    inputs_from(inputs - rest, rest, sums, start + (inputs - rest) * width, sample)
+                totals = {(s, v): e.registers(lanes) for s, v in grid}
+
+                def sum_up(first: Any, count: int) -> None:
+                    """Add what `count` inputs contribute to the totals."""
+                    for acc in sums.values():
+                        e.store(acc, 0, e.splat(0.0, lanes))
+                    with e.serial(count // unroll) as i:
+                        at = first + i * unroll
+                        inputs_from(at, unroll, sums, start + at * width, sample)
+                    if rest := count % unroll:
+                        at = first + count - rest
+                        inputs_from(at, rest, sums, start + at * width, sample)
+                    for s, v in grid:
+                        total = e.load(totals[s, v], 0, lanes)
+                        for p in range(splits):
+                            total = total + e.load(sums[s, v, p], 0, lanes)
+                        e.store(totals[s, v], 0, total)
+
                 for s, v in grid:
-                    total = e.load(w, start + inputs * width + v * lanes, lanes)
-                    for p in range(splits):
-                        total = total + e.load(sums[s, v, p], 0, lanes)
+                    e.store(totals[s, v], 0, e.load(w, start + inputs * width + v * lanes, lanes))
+                if whole := inputs // _STRETCH:
+                    with e.serial(whole) as stretch:
+                        sum_up(stretch * _STRETCH, _STRETCH)
+                if rest := inputs % _STRETCH:
+                    sum_up(inputs - rest, rest)
+                for s, v in grid:
+                    total = e.load(totals[s, v], 0, lanes)
                     row, column = runs.start(overlap(block, vectors, runs.vectors) + v)
                     place = runs.place(sample + s, e.let(row), e.let(column))
                     channel, each = runs.channel(row, column)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 
@@ -47,6 +48,8 @@ def operators() -> list[Dense]:
         dense(rng, 3, 1, 5),
         dense(rng, 100, 130, 5, steps=(slopes,)),
         dense(rng, 64, 96, 64),
+        dense(rng, 2048, 40),
+        dense(rng, 517, 50, 3),
         dense(rng, 33, 50, 3),
         dense(rng, 40, 2048, y=Layout((1, 2, 32, 32), halo=(1, 1, 1, 1))),
         dense(rng, 50, 273, 3, y=Layout((3, 3, 7, 13), halo=(2, 2, 2, 2)), steps=image),
@@ -60,6 +63,17 @@ def test_every_shape_matches_the_reference(target: str) -> None:
     rng = np.random.default_rng(2)
     kernel = all_kernels()["f32_dense"]
     check([Case(kernel, op, [normal(rng, *lay.shape) for lay in op.inputs]) for op in operators()], target)
+
+
+@on_targets()
+def test_long_sums_that_the_bias_cancels_keep_their_digits(target: str) -> None:
+    """As in an encoder, whose inputs are all near one value: the sums grow to twenty times what is left of them."""
+    rng = np.random.default_rng(4)
+    op = dense(rng, 2048, 64)
+    weight = op.weight + np.float32(0.05)
+    op = replace(op, weight=weight, bias=-weight.sum(1))
+    x = 1 + normal(rng, *op.x.shape) / 10
+    check([Case(all_kernels()["f32_dense"], op, [x])], target, tolerance=5e-6)
 
 
 @on_targets("host", "rpi4")
