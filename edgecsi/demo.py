@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgecsi.bench.api import run_bench
-from edgecsi.bench.report import Result, table, write_result
+from edgecsi.bench.result import Result, table, write_result
 from edgecsi.bundle import read_bundle
 from edgecsi.channels import files
 from edgecsi.device import open_device

@@ -187,7 +187,7 @@ def _extras() -> Iterator[Finding]:
 
 def _cache() -> Iterator[Finding]:
     try:
-        from edgecsi.cache import cache_dir
+        from edgecsi.disk import cache_dir
     except ImportError:  # numpy is missing, as an earlier finding says
         return
     folder = cache_dir()

@@ -16,7 +16,7 @@ from edgecsi.bench.layers import layer_times
 from edgecsi.bench.limits import kept_limits
 from edgecsi.bench.measure import FULL, QUICK, Answer, Call, Progress, Protocol, Series
 from edgecsi.bench.peers import Array, Run, find_peers
-from edgecsi.bench.report import Comparison, Engine, Measured, Result, Skipped
+from edgecsi.bench.result import Comparison, Engine, Measured, Result, Skipped
 from edgecsi.bundle import Bundle, Loaded, Manifest, read_bundle, read_golden
 from edgecsi.device import Device, Emulated, open_device
 from edgecsi.errors import CheckFailed, DeviceError, ToolchainError, UsageError

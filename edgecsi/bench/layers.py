@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.bench.limits import Limits
-from edgecsi.bench.report import LayerTime
+from edgecsi.bench.result import LayerTime
 from edgecsi.bundle import Bundle, Entry, Layer, Loaded, read_golden
 
 PASSES = 500

@@ -15,7 +15,7 @@ import numpy as np
 
 from edgecsi.bench.environment import Machine, Validity, judge, machine, snapshot
 from edgecsi.bench.native_code import program_output
-from edgecsi.cache import cache_dir
+from edgecsi.disk import cache_dir
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,8 @@ from importlib import resources
 from pathlib import Path
 
 from edgecsi import cpu
-from edgecsi.cache import cache_dir
 from edgecsi.codegen.zig import zig_cc
+from edgecsi.disk import cache_dir
 from edgecsi.errors import ToolchainError
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from edgecsi.bench import measure, statistics
 from edgecsi.bench.measure import Answer, Call, Progress, Protocol
 from edgecsi.bench.peers import Array, Batched, find_peers
-from edgecsi.bench.report import Gain, Rate, Skipped, Throughput
+from edgecsi.bench.result import Gain, Rate, Skipped, Throughput
 from edgecsi.errors import CheckFailed, ToolchainError
 
 if TYPE_CHECKING:

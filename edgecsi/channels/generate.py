@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.cache import cache_dir
+from edgecsi.disk import cache_dir
 from edgecsi.errors import DataError, ToolchainError
 
 ANTENNAS = 32

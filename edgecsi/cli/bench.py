@@ -90,7 +90,7 @@ def command(
     if bundle is None:
         _limits(json_to)
         return
-    from edgecsi.bench import report as results
+    from edgecsi.bench import result as results
     from edgecsi.bench.api import run_bench
 
     def load_module(manifest: Manifest) -> nn.Module:
@@ -125,9 +125,9 @@ def _fp32_model(manifest: Manifest, model: str | None, weights: str | None) -> n
     clustered), the uncompressed network, which costs the same with any weights."""
     import json
 
-    from edgecsi.compress.layers import CompressedLayer
     from edgecsi.evaluate import reference_model
     from edgecsi.models import registry
+    from edgecsi.models.compressed.layers import CompressedLayer
 
     loaded = reference_model(manifest, model, weights)
     if any(isinstance(part, CompressedLayer) for part in loaded.module.modules()):

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecsi.compress.experiments import NAMES, TIMED
+from edgecsi.results.papers import NAMES, TIMED
 
 if TYPE_CHECKING:
-    from edgecsi.compress.experiments.common import Row
+    from edgecsi.results.papers.common import Row
 
 
 @click.group()
@@ -57,12 +57,12 @@ def run(name: str, quick: bool, latency: bool, out: Path) -> None:
 
     import torch
 
-    from edgecsi.compress.experiments.common import write
+    from edgecsi.results.papers.common import write
 
     if latency and name not in TIMED:
         raise click.UsageError(f"{name} has no latencies; --latency is for {', '.join(TIMED)}")
     torch.set_num_threads(1)
-    module = import_module(f"edgecsi.compress.experiments.{name.replace('-', '_')}")
+    module = import_module(f"edgecsi.results.papers.{name.replace('-', '_')}")
     result = module.run(quick, lambda text: click.echo(text, err=True), _time if latency else None)
     options = f"{' --quick' if quick else ''}{' --latency' if latency else ''}"
     for path in write(result, out, f"edgecsi experiments run {name}{options}"):

@@ -12,7 +12,7 @@ import click
 from edgecsi.cli.output import columns, json_option, pairs, report
 
 if TYPE_CHECKING:
-    from edgecsi.bench.report import LayerTime
+    from edgecsi.bench.result import LayerTime
     from edgecsi.bundle import Bundle, Entry, Tensor
 
 
@@ -85,7 +85,7 @@ class Measured:
 
     def text(self) -> str:
         """For people: a table for each entry."""
-        from edgecsi.bench.report import layer_table
+        from edgecsi.bench.result import layer_table
 
         tables = [f"{name}, measured\n{layer_table(times)}" for name, times in self.layers.items()]
         return "\n\n".join([*tables, self.heading])

@@ -10,7 +10,7 @@ import click
 from edgecsi.cli.output import json_option, pairs, progress, report
 
 if TYPE_CHECKING:
-    from edgecsi.train import Epoch
+    from edgecsi.training.train import Epoch
 
 
 @click.command()
@@ -62,7 +62,7 @@ def command(
     Example:
       edgecsi train csinet-cr16 --data umi:24000:seed=7 -o csinet-cr16.safetensors --epochs 40
     """
-    from edgecsi.train import train
+    from edgecsi.training.train import train
 
     with progress(f"training {model}") as update:
 

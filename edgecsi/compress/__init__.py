@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         compress,
         layer_costs,
     )
-    from edgecsi.compress.store import rebuild
+    from edgecsi.models.compressed.store import rebuild
 
 __all__ = [
     "CompressResult",

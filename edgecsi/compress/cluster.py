@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgecsi.compress.layers import ClusteredLinear
 from edgecsi.compress.prune import codeword_layers
 from edgecsi.compress.recipe import Cluster, matches
 from edgecsi.compress.reconstruct import compensate, mix_unless_pruned, moments_of, output_metric, solve_rows
 from edgecsi.compress.round_pair import Side, round_pair, scales
 from edgecsi.compress.watch import in_order
 from edgecsi.errors import RecipeError
+from edgecsi.models.compressed.layers import ClusteredLinear
 
 _ROUNDS = 300
 _WIDER = 1.15  # the table, once errors are made up for

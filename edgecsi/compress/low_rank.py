@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from edgecsi.compress.recipe import LowRank, matches
-from edgecsi.compress.store import factored
 from edgecsi.errors import RecipeError
+from edgecsi.models.compressed.store import factored
 
 
 @torch.no_grad()

@@ -30,7 +30,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgecsi.compress.layers import (
+from edgecsi.compress.recipe import Quantize, matches
+from edgecsi.compress.reconstruct import compensate, solve_rows
+from edgecsi.compress.watch import Look, gradients, in_order, watching
+from edgecsi.errors import DataError, ModelError, RecipeError
+from edgecsi.models.compressed.layers import (
     CompressedLayer,
     DynamicLinear,
     StaticConv2d,
@@ -38,11 +42,7 @@ from edgecsi.compress.layers import (
     WeightOnlyLinear,
     evened,
 )
-from edgecsi.compress.ops import dynamic_codes
-from edgecsi.compress.recipe import Quantize, matches
-from edgecsi.compress.reconstruct import compensate, solve_rows
-from edgecsi.compress.watch import Look, gradients, in_order, watching
-from edgecsi.errors import DataError, ModelError, RecipeError
+from edgecsi.models.compressed.ops import dynamic_codes
 
 _BATCH = 64
 _KEPT_VALUES = 1 << 19  # of a layer's inputs, enough for a range
@@ -68,7 +68,7 @@ _BIAS_UNITS = 1 << 24  # a bias keeps at least float32's precision, and stays fa
 
 @dataclass(frozen=True)
 class Range:
-    """How a layer's input is quantised, with the names of :class:`edgecsi.kernels.ops.Quant` and `QuantizeWide`."""
+    """How a layer's input is quantised, with the names of :class:`edgecsi.ops.operators.Quant` and `QuantizeWide`."""
 
     scale: float
     zero_point: int

@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from edgecsi.channels.files import SAMPLE
 from edgecsi.compress import recipe as recipes
 from edgecsi.compress.cluster import finish_sharing, start_sharing
-from edgecsi.compress.finetune import Hooks, Plan, State, fine_tune, frozen, score
 from edgecsi.compress.low_rank import factor_layers
 from edgecsi.compress.prune import Pruner, global_masks, mask, permute_codeword
 from edgecsi.compress.quantize import finish_rounding, layers_of, quantize, start_rounding
@@ -33,9 +32,10 @@ from edgecsi.compress.reconstruct import (
     rotate_codeword,
 )
 from edgecsi.compress.size import density, stored_bytes
-from edgecsi.compress.store import rebuild, structure
 from edgecsi.errors import DataError, ModelError, RecipeError
-from edgecsi.train import Task, keep_freed_memory, make_task
+from edgecsi.models.compressed.store import rebuild, structure
+from edgecsi.training.loop import Hooks, Plan, State, fine_tune, frozen, score
+from edgecsi.training.train import Task, keep_freed_memory, make_task
 
 _DETECTOR_INPUT = (30,)
 _FIT_SAMPLES = 10_000  # to prune by reconstruction with; of a long codeword, fewer tell too little
@@ -73,7 +73,7 @@ class CompressResult:
         bytes_before, bytes_after: stored bytes of the weights, see
             :func:`edgecsi.compress.size.stored_bytes`.
         steps: score behind every step. density: share of non-zero weights, by dense layer.
-        figures: on the test set, see :meth:`edgecsi.train.Task.report`.
+        figures: on the test set, see :meth:`edgecsi.training.train.Task.report`.
     """
 
     path: Path

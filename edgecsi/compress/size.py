@@ -7,7 +7,7 @@ import gzip
 import torch
 from torch import Tensor, nn
 
-from edgecsi.compress.layers import ClusteredLinear, CompressedLayer
+from edgecsi.models.compressed.layers import ClusteredLinear, CompressedLayer
 
 _BLOCKS = ((1, 1), (4, 1), (8, 1), (16, 1), (16, 4), (4, 4))
 _INDEX = 2  # bytes that say where a block lies

@@ -14,11 +14,11 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-from edgecsi.cache import cache_dir
 from edgecsi.codegen.zig import zig_cc
+from edgecsi.disk import cache_dir
 from edgecsi.errors import ToolchainError
 
-_HERE = Path(__file__).parent
+_HERE = Path(__file__).parent / "native"
 _COMPILE_SECONDS = 900  # zig builds its static C library first, which takes minutes on a busy small machine
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.kernels.ops import Cost, Op
+from edgecsi.ops.operators import Cost, Op
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -88,8 +88,8 @@ def all_kernels() -> dict[str, Kernel]:
     """Every kernel by name."""
     import edgecsi.kernels as package
 
-    for module in sorted(m.name for m in pkgutil.iter_modules(package.__path__)):
-        importlib.import_module(f"edgecsi.kernels.{module}")
+    for module in sorted(m.name for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")):
+        importlib.import_module(module)
     return dict(sorted(_REGISTRY.items()))
 
 

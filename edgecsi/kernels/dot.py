@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.kernels.narrow_weights import TOGETHER, pieces
+from edgecsi.kernels.dense.narrow_weights import TOGETHER, pieces
 from edgecsi.target import Target
 
 Expr = Any

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.kernels.base import Kernel, Knobs, register
-from edgecsi.kernels.layout import Layout, vector_widths
-from edgecsi.kernels.ops import Cost, Elementwise, Quant
+from edgecsi.ops.layout import Layout, vector_widths
+from edgecsi.ops.operators import Cost, Elementwise, Quant
 from edgecsi.target import Target
 
 if TYPE_CHECKING:

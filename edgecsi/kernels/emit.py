@@ -21,8 +21,8 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from edgecsi.codegen import vector_math
-from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import Op, Quant, Step
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Op, Quant, Step
 from edgecsi.target import Target
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from edgecsi.kernels import reduce
 from edgecsi.kernels.base import Kernel, Knobs, constant_bytes, register
-from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import Cost, LayerNorm
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Cost, LayerNorm
 from edgecsi.target import Target
 
 if TYPE_CHECKING:

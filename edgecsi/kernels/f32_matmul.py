@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from edgecsi.kernels import reduce
 from edgecsi.kernels.base import Kernel, Knobs, register
-from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import Cost, MatMul
 from edgecsi.kernels.tiling import Scalars, overlap, slots
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Cost, MatMul
 from edgecsi.target import Target
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from edgecsi.kernels import reduce
 from edgecsi.kernels.base import Kernel, Knobs, register
-from edgecsi.kernels.ops import Cost, Pool2d
 from edgecsi.kernels.tiling import image_place, strided
+from edgecsi.ops.operators import Cost, Pool2d
 from edgecsi.target import Target
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from edgecsi.kernels import reduce
 from edgecsi.kernels.base import Kernel, Knobs, register
-from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import Cost, Softmax
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Cost, Softmax
 from edgecsi.target import Target
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgecsi.kernels.base import Kernel, Knobs, register
-from edgecsi.kernels.ops import Cost, QuantizeWide
+from edgecsi.ops.operators import Cost, QuantizeWide
 from edgecsi.target import Target
 
 if TYPE_CHECKING:

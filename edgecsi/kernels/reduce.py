@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from edgecsi.kernels.base import Knobs
-from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import Cost, Op
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Cost, Op
 from edgecsi.target import Target
 
 Expr = Any  # a TIR expression; tvm has no type stubs

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgecsi.kernels.layout import vector_widths
+from edgecsi.ops.layout import vector_widths
 from edgecsi.target import Target
 
 

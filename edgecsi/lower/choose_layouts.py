@@ -12,10 +12,10 @@ from dataclasses import replace
 import numpy as np
 
 from edgecsi.kernels.base import all_kernels
-from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import Conv2d
 from edgecsi.lower.graph import Graph, Node, Value
 from edgecsi.lower.select_kernels import as_op
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Conv2d
 from edgecsi.target import Target
 
 # Who can write an image into any layout, and who can read one from any.

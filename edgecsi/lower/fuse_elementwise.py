@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.kernels.ops import Step
 from edgecsi.lower.graph import Fused, Graph, Node, Value
+from edgecsi.ops.operators import Step
 
 UNARY = {
     "leaky_relu", "relu", "relu6", "sigmoid", "tanh", "gelu", "silu", "exp", "sqrt", "rsqrt", "abs", "neg", "clip",

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import Quant, Step
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Quant, Step
 
 
 @dataclass(eq=False)

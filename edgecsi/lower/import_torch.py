@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     import tvm
 
-# Custom operators of compressed layers (edgecsi.compress.ops): passed through Relax under their own names.
+# Custom operators of compressed layers (edgecsi.models.compressed.ops): passed through Relax under their own names.
 CUSTOM = (
     "quantize",
     "quantize_wide",

@@ -12,10 +12,10 @@ import numpy as np
 
 from edgecsi.errors import ToolchainError
 from edgecsi.kernels.base import all_kernels
-from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import Conv2d, Step
 from edgecsi.lower.graph import Fused, Graph, Node, Value, constant
 from edgecsi.lower.select_kernels import as_op
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Conv2d, Step
 from edgecsi.target import Target
 
 EXACT = 1 << 24

@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 from edgecsi.codegen.compile import tvm_target
 from edgecsi.codegen.program import Call, Entry, Place, Tensor
 from edgecsi.kernels.base import candidates, constant_bytes
-from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import Dense, Op
 from edgecsi.lower.fallback import legalise
 from edgecsi.lower.graph import Graph, Node, Value
 from edgecsi.lower.plan_memory import Need, plan_memory, sample_stride
 from edgecsi.lower.select_kernels import Choice, used_density
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Dense, Op
 from edgecsi.target import Target
 
 if TYPE_CHECKING:

@@ -1,7 +1,7 @@
 """Products with constant weights become layers: their weights move from inputs to attributes.
 
 After this pass ``conv2d`` and ``dense`` have one input; ``weight``, ``bias``, ``scale``, ``x_quant``, ``dynamic`` and
-``table`` are attributes as in `edgecsi.kernels.ops`. Dense layers multiply the last axis, whatever the rank.
+``table`` are attributes as in `edgecsi.ops.operators`. Dense layers multiply the last axis, whatever the rank.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 
 from edgecsi.errors import ModelError
-from edgecsi.kernels.ops import Quant
 from edgecsi.lower.graph import Graph, Node
+from edgecsi.ops.operators import Quant
 
 
 def recognise_layers(graph: Graph) -> None:

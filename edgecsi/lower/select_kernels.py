@@ -10,8 +10,9 @@ from numpy.typing import NDArray
 
 from edgecsi.errors import ToolchainError
 from edgecsi.kernels.base import Kernel, Knobs, candidates
-from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import (
+from edgecsi.lower.graph import Graph, Node, Value
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import (
     Conv2d,
     Cost,
     Dense,
@@ -24,7 +25,6 @@ from edgecsi.kernels.ops import (
     Softmax,
     Step,
 )
-from edgecsi.lower.graph import Graph, Node, Value
 from edgecsi.target import Target
 
 # Attributes of a node that its operator takes as they are.

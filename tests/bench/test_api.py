@@ -14,7 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgecsi.bench import api, peers, report
+from edgecsi.bench import api, peers
+from edgecsi.bench import result as report
 from edgecsi.bench.measure import Protocol
 from edgecsi.bench.peers.conversion import converting, missing, silent_streams
 from edgecsi.bench.peers.litert import CONVERTER

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 import edgecsi
-from edgecsi.bench import layers, limits, report
+from edgecsi.bench import layers, limits
+from edgecsi.bench import result as report
 from edgecsi.bench.environment import Validity, machine
 from edgecsi.bench.limits import Limits
 from edgecsi.bundle import Bundle, Entry, Layer

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from torch import nn
 
-from edgecsi.bench import api, measure, peers, report, throughput
+from edgecsi.bench import api, measure, peers, throughput
+from edgecsi.bench import result as report
 from edgecsi.bench.measure import Protocol
 from edgecsi.bundle import Bundle
 from edgecsi.cli import main

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from edgecsi.cache import cache_dir
 from edgecsi.channels import generate as generator
 from edgecsi.channels.generate import ChannelSpec, generate, is_spec, parse_spec
 from edgecsi.channels.shipped import SUBSETS
 from edgecsi.channels.shipped import test_set as shipped_set
+from edgecsi.disk import cache_dir
 from edgecsi.errors import DataError
 
 

@@ -40,7 +40,7 @@ def test_quick_mode(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         ("common.Prunable.pruned", never),
         ("guo_csi.train", never),
     ):
-        monkeypatch.setattr(f"edgecsi.compress.experiments.{module}", function)
+        monkeypatch.setattr(f"edgecsi.results.papers.{module}", function)
     assert run(name, tmp_path / "again")["rows"] == first["rows"]
 
 

@@ -12,10 +12,10 @@ import pytest
 from edgecsi.codegen import vector_math
 from edgecsi.codegen.compile import compile_module
 from edgecsi.kernels.base import Kernel, Knobs
-from edgecsi.kernels.harness import Case, run_cases
-from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import Cost, Elementwise
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Cost, Elementwise
 from edgecsi.target import Target, load
+from edgecsi.tune.harness import Case, run_cases
 from tests.kernels.common import available, on_targets
 
 FUNCTIONS: dict[str, Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]] = {

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 
 from edgecsi.compress.cluster import Moving, Shared, finish_sharing, kmeans, start_sharing
-from edgecsi.compress.layers import ClusteredLinear
 from edgecsi.compress.recipe import Cluster
 from edgecsi.compress.round_pair import Side, round_pair, scales
+from edgecsi.models.compressed.layers import ClusteredLinear
 
 
 def _layer(inputs: int, outputs: int) -> nn.Sequential:

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from edgecsi.compress import apply_post_training, recipe
-from edgecsi.compress.layers import DynamicLinear, StaticConv2d, StaticLinear
 from edgecsi.compress.quantize import (
     Input,
     Rounded,
@@ -22,10 +21,11 @@ from edgecsi.compress.quantize import (
 )
 from edgecsi.compress.recipe import Quantize
 from edgecsi.errors import DataError, ModelError, RecipeError
-from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import Conv2d, Dense, Quant, QuantizeWide
 from edgecsi.models.blocks import ConvBN
+from edgecsi.models.compressed.layers import DynamicLinear, StaticConv2d, StaticLinear
 from edgecsi.models.csinet import RefineNet
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Conv2d, Dense, Quant, QuantizeWide
 
 
 class Tiny(nn.Module):

@@ -13,13 +13,13 @@ import torch
 
 from edgecsi.channels.shipped import test_set as shipped_channels
 from edgecsi.compress import Progress, compress, recipe, run
-from edgecsi.compress.layers import ClusteredLinear, StaticLinear
 from edgecsi.compress.run import densities, layer_costs
 from edgecsi.errors import DataError, ModelError, RecipeError
 from edgecsi.models.checkpoints import read_metadata, write_weights
+from edgecsi.models.compressed.layers import ClusteredLinear, StaticLinear
 from edgecsi.models.load import load_model
 from edgecsi.models.registry import create
-from edgecsi.train import Detection
+from edgecsi.training.train import Detection
 from tests._builds import build_for
 
 

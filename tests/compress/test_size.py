@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from edgecsi.compress.layers import ClusteredLinear
 from edgecsi.compress.size import stored_bytes
+from edgecsi.models.compressed.layers import ClusteredLinear
 
 ALL = 64 * 128
 

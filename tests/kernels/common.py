@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgecsi.kernels.harness import Case, run_cases
-from edgecsi.kernels.layout import Layout
+from edgecsi.ops.layout import Layout
 from edgecsi.target import Target, load
+from edgecsi.tune.harness import Case, run_cases
 
 X86 = ("x86-64-v3", "x86-64-v4", "host")
 PI = ("rpi4", "rpi5")

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from edgecsi.kernels.base import Kernel, all_kernels
-from edgecsi.kernels.harness import Case
-from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import Dense, Quant, Step
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Dense, Quant, Step
 from edgecsi.target import Target
+from edgecsi.tune.harness import Case
 
 Array = np.ndarray[Any, Any]
 TARGETS = ("x86-64-v3", "host", "rpi4", "rpi5")

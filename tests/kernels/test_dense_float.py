@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from edgecsi.kernels.base import Kernel, all_kernels, candidates
-from edgecsi.kernels.dense_float import BlockDense, SliceDense
-from edgecsi.kernels.harness import Case
-from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import Dense, Quant, Step
+from edgecsi.kernels.dense.float import BlockDense, SliceDense
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Dense, Quant, Step
 from edgecsi.target import Target
+from edgecsi.tune.harness import Case
 from tests.kernels.common import check, on_targets
 from tests.kernels.dense_cases import (
     DENSITIES,

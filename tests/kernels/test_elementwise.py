@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from edgecsi.kernels.base import all_kernels
-from edgecsi.kernels.harness import Case
-from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import Elementwise, Quant, Step
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Elementwise, Quant, Step
 from edgecsi.target import load
+from edgecsi.tune.harness import Case
 from tests.kernels.common import check, normal, on_targets
 
 PER_CHANNEL = (

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from edgecsi.kernels.base import all_kernels, candidates
-from edgecsi.kernels.harness import Case
-from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import Conv2d, Quant, Step
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Conv2d, Quant, Step
 from edgecsi.target import load
+from edgecsi.tune.harness import Case
 from tests.kernels.common import check, normal, on_targets
 
 KERNELS = ("f32_conv2d_direct", "f32_conv2d_direct_co")

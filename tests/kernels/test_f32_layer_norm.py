@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from edgecsi.kernels.base import all_kernels
-from edgecsi.kernels.harness import Case
-from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import LayerNorm, Step
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import LayerNorm, Step
+from edgecsi.tune.harness import Case
 from tests.kernels.common import check, normal, on_targets
 
 

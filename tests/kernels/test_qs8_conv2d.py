@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from edgecsi.kernels.base import all_kernels, candidates
-from edgecsi.kernels.harness import Case, run_cases
-from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import Conv2d, Elementwise, Quant, Step
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Conv2d, Elementwise, Quant, Step
 from edgecsi.target import Target, load
+from edgecsi.tune.harness import Case, run_cases
 from tests.kernels.common import available, check, normal
 
 KERNELS = [

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from edgecsi.kernels.base import all_kernels
-from edgecsi.kernels.harness import Case
-from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import Quant, QuantizeWide, plane_channels
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Quant, QuantizeWide, plane_channels
 from edgecsi.target import load
+from edgecsi.tune.harness import Case
 from tests.kernels.common import check, on_targets
 
 

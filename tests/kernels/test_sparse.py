@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from edgecsi.kernels.base import candidates
-from edgecsi.kernels.layout import Layout
-from edgecsi.kernels.ops import Dense
-from edgecsi.kernels.sparse import compact, pack_all, pack_blocks, pack_slices, sections
+from edgecsi.kernels.dense.sparse import compact, pack_all, pack_blocks, pack_slices, sections
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Dense
 from edgecsi.target import load
 from tests.kernels.dense_cases import Array, mask, rng_of
 

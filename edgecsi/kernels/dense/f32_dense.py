@@ -1,0 +1,266 @@
+"""Fully connected layer in fp32, bound by the bandwidth of its weights.
+
+Weights are stored so that a call reads them once, forward: blocks of `vectors` vectors of outputs, and in
+a block input by input. Each input is multiplied with the whole block; the sums stay in registers. Small
+batches use a weight for several samples while it is in a register. A long sum is one of shorter ones: its rounding
+errors grow with the terms of one and the number of them, not with their product (Higham, 1993).
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecsi.kernels.base import Kernel, Knobs, register
+from edgecsi.kernels.tiling import Scalars, overlap, read_gbps, slots
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Cost, Dense, Op
+from edgecsi.target import Target
+
+if TYPE_CHECKING:
+    from tvm.tirx import PrimFunc
+
+
+_STRETCH = 256  # inputs that are summed before the sum is added to the others
+
+
+@register
+class F32Dense(Kernel):
+    """Any sizes and batch; the output may be an image in its halo.
+
+    Knobs:
+        lanes: width of a vector. vectors: vectors of outputs in a block. samples: samples that share a
+        weight. splits: independent sums per output, since a sum waits for the one before. unroll: inputs per
+        iteration. ahead: bytes by which weights are prefetched, 0 for not at all.
+    """
+
+    name = "f32_dense"
+    op = Dense
+
+    def refuses(self, op: Dense, target: Target) -> str:
+        if op.x.dtype != "float32" or op.weight.dtype != np.float32 or op.scale is not None or op.dynamic:
+            return "input and weights must be float32"
+        if any(op.x.halo) or op.x.group != 1:
+            return "the input must lie without gaps"
+        return "" if op.y.group == 1 else "the output's channels must not be grouped"
+
+    def knobs(self, op: Dense, target: Target) -> Knobs:
+        return min(self._sensible(op, target), key=lambda knobs: self.cost(op, target, knobs).seconds)
+
+    def space(self, op: Dense, target: Target) -> dict[str, Sequence[int]]:
+        values = list(self._sensible(op, target))
+        result: dict[str, Sequence[int]] = {key: sorted({v[key] for v in values}) for key in values[0]}
+        return result | {"unroll": (4, 8), "ahead": (0, 1024, 2048, 4096)}
+
+    def _sensible(self, op: Dense, target: Target) -> Iterator[dict[str, int]]:
+        n, inputs = op.x.shape[0], op.weight.shape[1]
+        lanes = target.lanes_f32
+        while lanes > Runs.of(op, 1).whole:
+            lanes //= 2
+        available = Runs.of(op, lanes).vectors
+        x86 = target.arch == "x86_64"
+        # The core's own prefetcher stops at each page; that costs a tenth where the weights come from afar.
+        ahead = 1024 if x86 and n == 1 and op.weight.nbytes > target.l2_bytes else 0
+        for vectors, samples, splits in itertools.product(range(1, 25), (1, 2, 3, 4, 5, 6, 8), (1, 2, 4, 8)):
+            sums = vectors * samples * splits
+            if vectors > available or samples > n or splits > inputs:
+                continue
+            # For one sample 8 sums hide the latency, and narrow blocks are read faster; NEON wants wide ones
+            # for its loads in pairs. Else there must be room for weights and inputs on their way.
+            busy = sums + (vectors if samples > 1 else 4) + (1 if x86 else samples)
+            fits = sums <= 8 if x86 and samples == 1 else busy <= target.vector_registers
+            if fits or sums == 1:
+                yield {
+                    "lanes": lanes, "vectors": vectors, "samples": samples, "splits": splits,
+                    "unroll": max(4, splits), "ahead": ahead,
+                }  # fmt: skip
+
+    def cost(self, op: Dense, target: Target, knobs: Knobs) -> Cost:
+        n, inputs = op.x.shape[0], op.weight.shape[1]
+        vectors, samples, splits = knobs["vectors"], knobs["samples"], knobs["splits"]
+        runs = Runs.of(op, knobs["lanes"])
+        blocks = -(-runs.vectors // vectors)
+        tiles = -(-n // samples)
+        fma = vectors * samples
+        loads = vectors + samples * (0.25 if target.arch == "aarch64" else 1)
+        step = slots(target, fma, loads, 1 / splits)
+        second = target.peak_gmacs_f32 * 1e9 / target.lanes_f32
+        operations = blocks * tiles * (step * inputs + fma * (splits + 2 + 2 * len(op.epilogue)) + 24)
+        nbytes = blocks * vectors * knobs["lanes"] * (inputs + 1) * 4
+        reads = nbytes / (read_gbps(target, nbytes) * 1e9)
+        again = (tiles - 1) * nbytes / (read_gbps(target, nbytes // blocks) * 1e9)
+        # What the caches deliver and what the core computes overlap, nearly.
+        slow, fast = max(operations / second, reads + again), min(operations / second, reads + again)
+        return Cost(seconds=slow + 0.1 * fast, bytes=nbytes, macs=op.macs)
+
+    def constants(self, op: Dense, target: Target, knobs: Knobs) -> list[NDArray[Any]]:
+        """One stream: per block of outputs, input by input, the weights of all of them; then their biases."""
+        from edgecsi.kernels.emit import epilogue_constants
+
+        outs = op.weight.shape[0]
+        runs = Runs.of(op, knobs["lanes"])
+        bias = op.bias if op.bias is not None else np.zeros(outs, np.float32)
+        rows = np.concatenate([op.weight, bias[:, None]], 1).astype(np.float32)
+        blocks = [
+            rows[runs.outputs(b, knobs["vectors"])].T.reshape(-1)
+            for b in range(runs.blocks(knobs["vectors"]))
+        ]
+        return [np.concatenate(blocks), *epilogue_constants(op)]
+
+    def emit(self, op: Dense, target: Target, knobs: Knobs) -> PrimFunc:
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        n, inputs = op.x.shape[0], op.weight.shape[1]
+        lanes, vectors, samples, splits = (knobs[k] for k in ("lanes", "vectors", "samples", "splits"))
+        unroll, ahead = knobs["unroll"], knobs["ahead"]
+        runs = Runs.of(op, lanes)
+        fits = vectors <= runs.vectors and samples <= n and unroll % splits == 0
+        if not fits or vectors * samples * splits > target.vector_registers:
+            raise ValueError(f"{dict(knobs)} do not fit {op.weight.shape}")
+        width = vectors * lanes
+        constants = self.constants(op, target, knobs)
+        grid = list(itertools.product(range(samples), range(vectors)))
+
+        with e.function(op, constants) as (done, buffers):
+            x, w = buffers[0], buffers[len(op.inputs)]
+            e.zero_halo(buffers[-1], op.y)
+            finish = e.Finish(op, buffers, 1, len(op.inputs) + 1)
+
+            def inputs_from(first: Any, count: int, sums: dict[Any, Any], start: Any, sample: Any) -> None:
+                """Add what `count` inputs contribute; `start`: weights of the first."""
+                scalars = [
+                    Scalars(x, (sample + s) * op.x.stride + first, count, target) for s in range(samples)
+                ]
+                for u in range(count):
+                    if ahead:
+                        for line in range(0, width * 4, 64):
+                            where = T.address_of(w[start + u * width + line // 4 + ahead // 4])
+                            T.evaluate(
+                                T.call_llvm_intrin(
+                                    T.llvm_lookup_intrinsic_id("llvm.prefetch"), where, 0, 3, 1, dtype="void"
+                                )
+                            )
+                    weights = [e.load(w, start + u * width + v * lanes, lanes) for v in range(vectors)]
+                    if samples > 1:
+                        weights = [e.let(weight) for weight in weights]
+                    for s, v in grid:
+                        acc = sums[s, v, u % splits]
+                        e.store(acc, 0, e.load(acc, 0, lanes) + scalars[s].splat(u, lanes) * weights[v])
+
+            with e.serial(runs.blocks(vectors)) as block, e.serial(-(-n // samples)) as tile:
+                start = e.let(block * (width * (inputs + 1)))
+                sample = e.let(overlap(tile, samples, n))
+                sums = {(s, v, p): e.registers(lanes) for s, v in grid for p in range(splits)}
+                totals = {(s, v): e.registers(lanes) for s, v in grid}
+
+                def sum_up(first: Any, count: int) -> None:
+                    """Add what `count` inputs contribute to the totals."""
+                    for acc in sums.values():
+                        e.store(acc, 0, e.splat(0.0, lanes))
+                    with e.serial(count // unroll) as i:
+                        at = first + i * unroll
+                        inputs_from(at, unroll, sums, start + at * width, sample)
+                    if rest := count % unroll:
+                        at = first + count - rest
+                        inputs_from(at, rest, sums, start + at * width, sample)
+                    for s, v in grid:
+                        total = e.load(totals[s, v], 0, lanes)
+                        for p in range(splits):
+                            total = total + e.load(sums[s, v, p], 0, lanes)
+                        e.store(totals[s, v], 0, total)
+
+                for s, v in grid:
+                    e.store(totals[s, v], 0, e.load(w, start + inputs * width + v * lanes, lanes))
+                if whole := inputs // _STRETCH:
+                    with e.serial(whole) as stretch:
+                        sum_up(stretch * _STRETCH, _STRETCH)
+                if rest := inputs % _STRETCH:
+                    sum_up(inputs - rest, rest)
+                for s, v in grid:
+                    total = e.load(totals[s, v], 0, lanes)
+                    row, column = runs.start(overlap(block, vectors, runs.vectors) + v)
+                    place = runs.place(sample + s, e.let(row), e.let(column))
+                    channel, each = runs.channel(row, column)
+                    finish.store(place(op.y), finish.value(total, place, channel, each))
+        return done.done()
+
+
+@dataclass(frozen=True)
+class Runs:
+    """Outputs of a sample as vectors that each lie contiguously in memory.
+
+    Attributes:
+        shape: of one sample. whole: outputs that follow each other in every tensor concerned: a row of an
+            image if one of them has a halo, else all. lanes: width of a vector; the last vector of a run
+            overlaps its neighbour.
+    """
+
+    shape: tuple[int, ...]
+    whole: int
+    lanes: int
+
+    @classmethod
+    def of(cls, op: Op, lanes: int) -> Runs:
+        shape = op.y.shape[1:]
+        tensors = [op.y, *(s.operand for s in op.epilogue if s.operand is not None)]
+        by_row = any(any(t.halo) or t.shape != op.y.shape for t in tensors)
+        by_channel = any(len(s.constants) for s in op.epilogue) and len(shape) > 1
+        total = int(np.prod(shape, dtype=np.int64))
+        return cls(shape, shape[-1] if by_row or by_channel else total, lanes)
+
+    @property
+    def per_run(self) -> int:
+        return -(-self.whole // self.lanes)
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of a sample."""
+        return int(np.prod(self.shape, dtype=np.int64)) // self.whole * self.per_run
+
+    def blocks(self, vectors: int) -> int:
+        return -(-self.vectors // vectors)
+
+    def start(self, vector: Any) -> tuple[Any, Any]:
+        """Run and position in the run of a vector's first element."""
+        if self.per_run == 1:
+            return vector, vector * 0
+        return vector // self.per_run, overlap(vector % self.per_run, self.lanes, self.whole)
+
+    def outputs(self, block: int, vectors: int) -> NDArray[np.int64]:
+        """Indices of all outputs of a block."""
+        first = min(block * vectors, self.vectors - vectors)
+        numbers = np.arange(first, first + vectors)
+        columns = np.minimum(numbers % self.per_run * self.lanes, self.whole - self.lanes)
+        starts = numbers // self.per_run * self.whole + columns
+        result: NDArray[np.int64] = (starts[:, None] + np.arange(self.lanes)).reshape(-1)
+        return result
+
+    def place(self, sample: Any, row: Any, column: Any) -> Any:
+        """Function from a layout to the offset of a vector."""
+
+        def at(layout: Layout) -> Any:
+            if len(layout.shape) != 4 or self.whole != self.shape[-1] or len(self.shape) != 3:
+                return sample * layout.stride + row * self.whole + column
+            _, channels, height, width = layout.shape
+            rows = self.shape[1]
+            return layout.at(
+                sample,
+                row // rows if channels > 1 else 0,
+                row % rows if height > 1 else 0,
+                column if width > 1 else 0,
+            )
+
+        return at
+
+    def channel(self, row: Any, column: Any) -> tuple[Any, int]:
+        """First channel of a vector, and 1 if all its lanes are of that channel."""
+        if len(self.shape) == 1:
+            return column, self.lanes
+        return row // int(np.prod(self.shape[1:-1], dtype=np.int64)), 1

@@ -1,0 +1,11 @@
+"""Dense layer, fp32 activations, int8 weights stored in blocks of 4 outputs x 1 input."""
+
+from edgecsi.kernels.base import register
+from edgecsi.kernels.dense.float import BlockDense
+
+
+@register
+class F32Qs8wBsr4x1Dense(BlockDense):
+    name = "f32_qs8w_bsr4x1_dense"
+    rows = 4
+    weights = "qs8w"

@@ -1,0 +1,11 @@
+"""Dense layer, fp32 activations, fp32 weights with zeros anywhere: slices of 16, a window of 32 inputs."""
+
+from edgecsi.kernels.base import register
+from edgecsi.kernels.dense.float import SliceDense
+
+
+@register
+class F32Sell16Dense(SliceDense):
+    name = "f32_sell16_dense"
+    rows = 16
+    weights = "f32"

@@ -1,0 +1,12 @@
+"""Int8 dense layer with AVX2, static uint8 input, stored in blocks of 16 outputs x 4 inputs."""
+
+from edgecsi.kernels.base import register
+from edgecsi.kernels.dense.int8 import Int8Dense
+
+
+@register
+class Qs8Qs8wBsr16x4DenseAvx2(Int8Dense):
+    name = "qs8_qs8w_bsr16x4_dense_avx2"
+    rounds = False
+    rows = 16
+    dots = ("avx2",)

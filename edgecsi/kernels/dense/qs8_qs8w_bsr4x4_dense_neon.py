@@ -1,0 +1,12 @@
+"""Int8 dense layer with NEON, static uint8 input, stored in blocks of 4 outputs x 4 inputs."""
+
+from edgecsi.kernels.base import register
+from edgecsi.kernels.dense.int8 import Int8Dense
+
+
+@register
+class Qs8Qs8wBsr4x4DenseNeon(Int8Dense):
+    name = "qs8_qs8w_bsr4x4_dense_neon"
+    rounds = False
+    rows = 4
+    dots = ("neon",)

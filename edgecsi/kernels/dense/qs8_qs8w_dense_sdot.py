@@ -1,0 +1,11 @@
+"""Int8 dense layer with SDOT, static uint8 input, all weights stored."""
+
+from edgecsi.kernels.base import register
+from edgecsi.kernels.dense.int8 import Int8Dense
+
+
+@register
+class Qs8Qs8wDenseSdot(Int8Dense):
+    name = "qs8_qs8w_dense_sdot"
+    rounds = False
+    dots = ("sdot",)

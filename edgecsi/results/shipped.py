@@ -1,0 +1,267 @@
+"""Verifies every compressed network that ships, on every target: ``python -m edgecsi.results.shipped``.
+
+Each network is built, which alone checks a few samples, and run on the shipped test set: natively where this
+CPU can, else under QEMU with exactly the target's CPU. Its NMSE (of a detector: its bit error rate) is held
+against that of PyTorch's simulation of the same compressed network. The results are kept in
+docs/results/shipped.json with a digest of everything they depend on; what is still true is not verified again,
+so that an interrupted run goes on where it was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from edgecsi import target as targets
+from edgecsi.bench.environment import machine
+from edgecsi.bundle import read_bundle
+from edgecsi.errors import EdgecsiError, UsageError
+from edgecsi.models import registry
+from edgecsi.results.page import page
+from edgecsi.results.run import read_all, run_edgecsi, words, write_json, write_text
+
+TARGETS = ("host", "x86", "rpi4", "rpi5")
+TOLERANCE_DB = 0.01
+SAMPLES = {"local": 256, "emulate": 128}
+TRANSMISSIONS = 2000
+"""Of a detector, for each of six SNRs; each carries 20 bits."""
+JOBS = 2
+KEPT = "shipped.json"
+Json = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code: 1 if a network fails on a target."""
+    parser = argparse.ArgumentParser(prog="python -m edgecsi.results.shipped", description=__doc__)
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder that holds results.md")
+    parser.add_argument("--only", default="", metavar="TEXT", help="networks whose name has it")
+    parser.add_argument("--targets", default=",".join(TARGETS), metavar="T,...", help="default: all")
+    parser.add_argument("--jobs", type=int, default=JOBS, metavar="N", help="at a time (default: 2)")
+    chosen = parser.parse_args(arguments)
+    folder: Path = chosen.docs / "results"
+    try:
+        wanted = chosen.targets.split(",")
+        if unknown := set(wanted) - set(targets.list_targets()):
+            raise UsageError(
+                f"no such target: {', '.join(sorted(unknown))}",
+                f"there are {', '.join(targets.list_targets())}",
+                "choose other --targets",
+            )
+        pairs = [
+            (model, target)
+            for model in registry.list_compressed()
+            if chosen.only in model
+            for target in wanted
+        ]
+        if not pairs:
+            raise UsageError(
+                f"no shipped compressed network has {chosen.only!r} in its name",
+                f"there are {', '.join(registry.list_compressed()) or 'none'}",
+                "choose another --only",
+            )
+        folder.mkdir(parents=True, exist_ok=True)
+        with _progress(len(pairs)) as tell:
+            failed = verify_all(pairs, folder, max(1, chosen.jobs), tell)
+        write_text(chosen.docs / "results.md", page(read_all(folder)))
+    except EdgecsiError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    return 1 if failed else 0
+
+
+def verify_all(
+    pairs: Sequence[tuple[str, str]], folder: Path, jobs: int, tell: Callable[[str], None]
+) -> list[str]:
+    """Verifies what is not known to be right, and keeps every result as soon as it is there.
+
+    Args:
+        pairs: networks and targets.
+        folder: of the raw results.
+        jobs: how many at a time.
+        tell: given a line for every pair, when it is done.
+
+    Returns:
+        The names of those that failed.
+    """
+    known: Json = read_all(folder).get(Path(KEPT).stem, {}).get("results", {})
+    models = set(registry.list_compressed())
+    results = {name: result for name, result in known.items() if result["model"] in models}
+    for result in results.values():
+        result["outdated"] = result["digest"] != digest(result["model"], result["target"])
+    failed = []
+
+    def note(name: str, result: Json, before: str = "") -> None:
+        if failure(result):
+            failed.append(name)
+        tell(f"{name}: {failure(result) or outcome(result)}{before}")
+
+    waiting = []
+    for pair in pairs:
+        name = _name(*pair)
+        if name in results and not results[name]["outdated"] and not failure(results[name]):
+            note(name, results[name], " (known)")
+        else:
+            waiting.append(pair)
+    write_json(folder / KEPT, _stored(results))
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        started = {pool.submit(verify, *pair): pair for pair in waiting}
+        for done in as_completed(started):
+            name = _name(*started[done])
+            results[name] = done.result()
+            write_json(folder / KEPT, _stored(results))
+            note(name, results[name])
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return failed
+
+
+def verify(model: str, target: str) -> Json:
+    """Builds a network for a target, runs it, and tells what was found; never raises for what it finds."""
+    detector = registry.find(model.partition("+")[0]).cr is None
+    emulated = bool(targets.load(target).missing_on_this_cpu())
+    device = "emulate" if emulated else "local"
+    data = f"mimo:{TRANSMISSIONS}" if detector else "test"
+    build = ["build", model, "--target", target, "-o", "bundle"]
+    run = ["eval", "bundle", "--data", data, "--device", device, "--model", model, "--json", "found.json"]
+    run += [] if detector else ["--samples", str(SAMPLES[device])]
+    result: Json = {
+        "model": model,
+        "target": target,
+        "cpu": targets.load(target).emulate if emulated else "native",
+        "digest": digest(model, target),
+        "outdated": False,
+        "figure": "BER" if detector else "NMSE",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commands": [" ".join(["edgecsi", *command]) for command in (build, run)],
+    }
+    try:
+        with tempfile.TemporaryDirectory(prefix="edgecsi-shipped-") as name:
+            scratch = Path(name)
+            for command in (build, run):
+                run_edgecsi(command, scratch, threads=1)
+            found = json.loads((scratch / "found.json").read_text(encoding="utf-8"))
+            result["library_bytes"] = read_bundle(scratch / "bundle").library.stat().st_size
+        own, pytorch = found["nmse_db"], found["nmse_db_pytorch"]
+        apart = own - pytorch if not detector else 0.0
+        if detector:
+            own, pytorch = _mean(found["bit_error_rates"]["fullycon"]), pytorch_error_rate(model)
+            one_bit = 1 / (TRANSMISSIONS * 20 * 6)
+            apart = 10 * math.log10(max(own, one_bit) / max(pytorch, one_bit))
+        return result | {
+            "samples": found["samples"],
+            "edgecsi": own,
+            "pytorch": pytorch,
+            "difference_db": apart,
+            "differences": {entry: d["max_rel_diff"] for entry, d in found["differences"].items()},
+        }
+    except Exception as error:  # one pair must not cost the others; what it was stands in the page
+        return result | {"error": words(error)}
+
+
+def failure(result: Json) -> str:
+    """Why a result is no success, in a few words; nothing if it is one."""
+    if "error" in result:
+        return f"failed: {result['error'][1] or result['error'][0]}"
+    if not abs(result["difference_db"]) <= TOLERANCE_DB:
+        return f"failed: {abs(result['difference_db']):.3f} dB from PyTorch"
+    return ""
+
+
+def outcome(result: Json) -> str:
+    """A success in a few words."""
+    figures = f"{result['edgecsi']:.4g}, PyTorch {result['pytorch']:.4g}"
+    return f"{result['figure']} {figures}, {abs(result['difference_db']):.1e} dB apart"
+
+
+@cache
+def pytorch_error_rate(model: str) -> float:
+    """Mean bit error rate over the SNRs of PyTorch's simulation of a detector, on the data that ``edgecsi eval
+    --data mimo:...`` draws."""
+    import torch
+
+    from edgecsi.models import fullycon
+    from edgecsi.models.load import load_model
+
+    module = load_model(model).entries["full"].module
+
+    def detect(received: Any) -> Any:
+        with torch.no_grad():
+            return module(torch.from_numpy(received)).numpy()
+
+    spec = fullycon.parse_spec(f"mimo:{TRANSMISSIONS}")
+    rates = fullycon.error_rates(detect, transmissions=spec.per_epoch, seed=spec.seed)
+    return _mean(rates["fullycon"])
+
+
+def digest(model: str, target: str) -> str:
+    """SHA-256 of all that a result depends on: weights, edgecsi's sources, target, versions, samples."""
+    weights = (registry.WEIGHTS / f"{model}.safetensors").read_bytes()
+    rest = (_sources(), targets.load(target), machine().versions, SAMPLES, TRANSMISSIONS)
+    return hashlib.sha256(weights + repr(rest).encode()).hexdigest()
+
+
+@cache
+def _sources() -> str:
+    """SHA-256 of edgecsi's own files, but for what only reports, and what made the weights."""
+    package = Path(__file__).parents[1]
+    total = hashlib.sha256()
+    for path in sorted(package.rglob("*")):
+        within = path.relative_to(package)
+        apart = within.parts[0] in ("bench", "cli", "recipes") or (
+            within.parts[0] == "compress" and within.name not in ("layers.py", "ops.py", "store.py")
+        )
+        if path.suffix in (".py", ".toml", ".j2", ".c", ".npz") and not apart:
+            total.update(f"{within}\0".encode() + path.read_bytes())
+    return total.hexdigest()
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Callable[[str], None]]:
+    """Lines on stderr, over a bar if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
+
+    parts = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*parts, console=Console(stderr=True), disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task("", total=total)
+
+        def tell(line: str) -> None:
+            bar.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            bar.advance(task)
+
+        yield tell
+
+
+def _stored(results: Json) -> Json:
+    return {
+        "kind": "shipped",
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": dataclasses.asdict(machine()),
+        "tolerance_db": TOLERANCE_DB,
+        "results": dict(sorted(results.items())),
+    }
+
+
+def _name(model: str, target: str) -> str:
+    return f"{model} {target}"
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
