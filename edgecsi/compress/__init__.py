@@ -17,7 +17,6 @@ if TYPE_CHECKING:
         compress,
         layer_costs,
     )
-    from edgecsi.models.compressed.store import rebuild
 
 __all__ = [
     "CompressResult",
@@ -26,12 +25,10 @@ __all__ = [
     "apply_post_training",
     "compress",
     "layer_costs",
-    "rebuild",
 ]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "store" if name == "rebuild" else "run"
-    return getattr(import_module(f"edgecsi.compress.{module}"), name)
+    return getattr(import_module("edgecsi.compress.run"), name)

@@ -135,7 +135,7 @@ def _with_weights(
 ) -> tuple[nn.Module, dict[str, str]]:
     """The network with the weights of its files; a compressed file also says how the layers changed."""
     if len(files) == 1 and files[0].suffix == ".safetensors" and "compression" in read_metadata(files[0]):
-        from edgecsi.compress import rebuild
+        from edgecsi.models.compressed.store import rebuild
 
         state, metadata = read_state(files[0])
         return rebuild(module, metadata, state), metadata
