@@ -1,6 +1,6 @@
 """From a PyTorch module to a list of kernel calls.
 
-    import_torch ─▶ from_relax ─▶ PASSES ─▶ choose_layouts ─▶ select_kernels ─▶ plan_calls ─▶ Entry
+    import_torch ─▶ from_relax ─▶ PASSES ─▶ integers_in_fp32 ─▶ choose_layouts ─▶ select_kernels ─▶ plan_calls
 
 ``lower(...)`` runs it all; `dump` is called with the name and the text of the IR after every step.
 """
@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING
 
 from edgecsi.codegen.program import Entry
 from edgecsi.errors import ModelError
+from edgecsi.lower.as_elementwise import as_elementwise
 from edgecsi.lower.choose_layouts import choose_layouts
 from edgecsi.lower.drop_softmax_guard import drop_softmax_guard
 from edgecsi.lower.fallback import merge_generic
 from edgecsi.lower.fold_constants import fold_constants
 from edgecsi.lower.from_relax import from_relax
-from edgecsi.lower.fuse_elementwise import as_elementwise, fuse_elementwise, merge_views
+from edgecsi.lower.fuse_elementwise import fuse_elementwise
 from edgecsi.lower.graph import Graph, Node
 from edgecsi.lower.import_torch import finite, import_torch
 from edgecsi.lower.integers_in_fp32 import integers_in_fp32
+from edgecsi.lower.merge_views import merge_views
 from edgecsi.lower.plan_calls import Planner, describe
 from edgecsi.lower.recognise_activations import recognise_activations
 from edgecsi.lower.recognise_layers import recognise_layers
@@ -97,6 +99,7 @@ def choose(
                 "convert inside of the module",
             )
     integers_in_fp32(graph, target)
+    dump("integers_in_fp32", str(graph))
     choose_layouts(graph, target)
     dump("choose_layouts", str(graph))
     return graph, select_kernels(graph, target)

@@ -12,8 +12,8 @@ from dataclasses import replace
 import numpy as np
 
 from edgecsi.kernels.base import all_kernels
+from edgecsi.lower.as_op import as_op
 from edgecsi.lower.graph import Graph, Node, Value
-from edgecsi.lower.select_kernels import as_op
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Conv2d
 from edgecsi.target import Target

@@ -12,8 +12,8 @@ import numpy as np
 
 from edgecsi.errors import ToolchainError
 from edgecsi.kernels.base import all_kernels
+from edgecsi.lower.as_op import as_op
 from edgecsi.lower.graph import Fused, Graph, Node, Value, constant
-from edgecsi.lower.select_kernels import as_op
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Conv2d, Step
 from edgecsi.target import Target

@@ -72,7 +72,14 @@ def test_every_step_of_the_ir_is_written(tmp_path: Path) -> None:
     result = build_for(f"{NETWORKS}:branches", "x86", tmp_path / "out", dry_run=True, dump_ir=tmp_path / "ir")
     assert result.bundle is None
     names = sorted(path.name for path in (tmp_path / "ir" / "full").iterdir())
-    steps = ["relax", "graph", *(p.__name__ for p in PASSES), "choose_layouts", "plan-full"]
+    steps = [
+        "relax",
+        "graph",
+        *(p.__name__ for p in PASSES),
+        "integers_in_fp32",
+        "choose_layouts",
+        "plan-full",
+    ]
     assert names == [f"{number:02d}-{step}.txt" for number, step in enumerate(steps)]
     assert "R.nn.conv2d" in (tmp_path / "ir/full/00-relax.txt").read_text()
     assert "full: " in (tmp_path / "ir/full" / names[-1]).read_text()
