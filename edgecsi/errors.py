@@ -11,6 +11,8 @@
     │   └── BundleError         a bundle, its manifest or its library
     ├── ToolchainError      4   a compiler, linker, emulator or package is missing or broken
     ├── DeviceError         5   a device or the way to it
+    │   ├── Unreachable         there is no way to it: nothing was done there
+    │   └── ConnectionLost      the way to it broke off in between
     └── CheckFailed         6   it ran, and the answer is wrong or too slow
 
 An error is three lines: what happened, why, and what to do about it.
@@ -91,6 +93,14 @@ class ToolchainError(EdgecsiError):
 
 class DeviceError(EdgecsiError):
     exit_code = 5
+
+
+class Unreachable(DeviceError):
+    pass
+
+
+class ConnectionLost(DeviceError):
+    pass
 
 
 class CheckFailed(EdgecsiError):

@@ -1,0 +1,131 @@
+"""What a way to a device can do: run commands there and copy files. ``ssh.py`` is the real one."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Protocol
+
+STEP_SECONDS = 60.0
+"""For a command that does nothing long."""
+SLOWEST = 50_000.0
+"""Bytes a second below which copying is given up."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended: its exit code (128 + signal, as the shell has it) and what it wrote."""
+
+    code: int
+    stdout: bytes
+    stderr: bytes
+
+    @property
+    def text(self) -> str:
+        """Standard output as text, without the last newline."""
+        return self.stdout.decode(errors="replace").rstrip("\n")
+
+    @property
+    def said(self) -> str:
+        """The last line of standard error, or else of standard output: why a command failed."""
+        for stream in (self.stderr, self.stdout):
+            if lines := stream.decode(errors="replace").strip().splitlines():
+                return lines[-1][:300]
+        return f"exit code {self.code}"
+
+
+class Session(Protocol):
+    """A command that runs on a device, to talk to. It should end when its standard input ends."""
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        """What it reads; unbuffered."""
+        ...
+
+    @property
+    def stdout(self) -> IO[bytes]:
+        """What it writes; unbuffered."""
+        ...
+
+    def finish(self, timeout: float = STEP_SECONDS) -> Done:
+        """Close its input and wait for its end; the result has what it wrote and nobody read yet.
+
+        Raises:
+            ConnectionLost: the way to the device broke off.
+            DeviceError: it did not end in time.
+        """
+        ...
+
+    def kill(self) -> None:
+        """Cut it off. Harmless after its end."""
+        ...
+
+
+class Connection(Protocol):
+    """A way to a machine with a POSIX shell. Every method ends in bounded time, with a result or a
+    :class:`DeviceError`; after :class:`ConnectionLost` the next call connects anew."""
+
+    @property
+    def name(self) -> str:
+        """How messages call the device."""
+        ...
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        input: bytes | Path | None = None,
+        output: Path | None = None,
+        timeout: float = STEP_SECONDS,
+    ) -> Done:
+        """Run a command in the user's home folder and wait for its end.
+
+        Args:
+            argv: program and arguments; no shell there sees anything but these words.
+            input: what it reads; a file is streamed. Nothing by default.
+            output: where its standard output goes, streamed; by default into the result.
+            timeout: seconds.
+
+        Returns:
+            How it ended, whatever its exit code.
+
+        Raises:
+            Unreachable, ConnectionLost: there is no way to the device, or no longer.
+            DeviceError: it did not end in time.
+        """
+        ...
+
+    def start(self, argv: Sequence[str]) -> Session:
+        """Start a command to talk to; see :meth:`run`."""
+        ...
+
+    def push(
+        self, source: Path | bytes, remote: str, *, mode: int = 0o644, timeout: float | None = None
+    ) -> None:
+        """Copy a file there, whole or not at all; its folder must exist.
+
+        Args:
+            source: a file here, or its content.
+            remote: its path there.
+            mode: its permissions there.
+            timeout: seconds; by default as long as 50 kB/s take.
+
+        Raises:
+            Unreachable, ConnectionLost: as :meth:`run`.
+            DeviceError: it cannot be written, or was cut short.
+        """
+        ...
+
+    def pull(self, remote: str, local: Path, *, timeout: float = STEP_SECONDS) -> None:
+        """Copy a file from there.
+
+        Raises:
+            Unreachable, ConnectionLost: as :meth:`run`.
+            DeviceError: it cannot be read.
+        """
+        ...
+
+    def close(self) -> None:
+        """End the connection and every command that still runs over it."""
+        ...
