@@ -21,6 +21,7 @@ import numpy as np
 
 from edgecsi import bundle as bundles
 from edgecsi import target as targets
+from edgecsi.bundle.signature import sign_bytes
 from edgecsi.errors import CheckFailed, InputError, ToolchainError, UsageError
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ class BuildOptions:
         batches: also build entries that take so many inputs at once, ``decoder_b8``.
         dump_ir: folder for the IR after every pass. name: of the bundle. dry_run: stop before code is generated.
         allow_random: a zoo network without shipped weights gets seeded random ones.
+        sign: SSH key to sign the bundle with. build_number: for the manifest; devices refuse a lower one.
     """
 
     model: str
@@ -68,6 +70,8 @@ class BuildOptions:
     batches: tuple[int, ...] = ()
     dry_run: bool = False
     allow_random: bool = False
+    sign: Path | None = None
+    build_number: int | None = None
 
 
 @dataclass
@@ -130,6 +134,8 @@ def load(state: Build) -> None:
     state.name = _bundle_name(o.name or _default_name(o.model))
     if not o.dry_run:
         bundles.refuse_to_replace(_out(state))
+    if o.sign is not None:
+        sign_bytes(b"", o.sign)
 
 
 def compress(state: Build) -> None:
@@ -286,7 +292,9 @@ def _as_exact_as_pytorch(state: Build, entry: str, x: NDArray[Any], device: Devi
 def write(state: Build) -> None:
     """Write the bundle."""
     assert state.manifest is not None
-    state.bundle = bundles.write_bundle(_out(state), state.manifest, state.files)
+    key = state.options.sign
+    signer = None if key is None else lambda data: sign_bytes(data, key)
+    state.bundle = bundles.write_bundle(_out(state), state.manifest, state.files, signer)
     state.manifest = state.bundle.manifest
 
 
@@ -377,6 +385,7 @@ def _manifest(state: Build) -> bundles.Manifest:
         ),
         entries=entries,
         check=_not_run("the build has not come to it"),
+        build_number=state.options.build_number,
     )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ DEBIAN_PACKAGE = {
     "qemu-x86_64": "qemu-user",
     "readelf": "binutils",
     "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
     "sshd": "openssh-server",
 }
 

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from edgecsi import cpu
+from edgecsi.bundle import signature
 from edgecsi.bundle.manifest import Entry, Manifest, Tensor
 from edgecsi.bundle.read import Bundle, read_bundle
 from edgecsi.errors import BundleError, DataError, DeviceError, UsageError
@@ -35,17 +36,21 @@ _MEMORY = (ctypes.c_size_t * (sys.maxsize // 16)).from_address(0)
 _BEHIND_HEADER = object.__basicsize__ // 8
 
 
-def load(path: str | Path) -> Loaded:
+def load(path: str | Path, *, allowed_signers: str | Path | None = None) -> Loaded:
     """Verify a bundle and load its library.
 
     Args:
         path: the bundle's folder.
+        allowed_signers: who may have signed it, as ``ssh-keygen`` reads it; by default nobody has to.
 
     Raises:
-        BundleError: it is no bundle, or any file of it was changed.
+        BundleError: it is no bundle, any file of it was changed, or its signature does not count.
         DeviceError: this machine cannot run it: another architecture, or a CPU without a feature it needs.
     """
-    return Loaded(read_bundle(path))
+    bundle = read_bundle(path)
+    if allowed_signers is not None:
+        signature.verify(bundle, allowed_signers)
+    return Loaded(bundle)
 
 
 def check_runs_here(bundle: Bundle) -> None:

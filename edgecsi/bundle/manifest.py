@@ -22,7 +22,11 @@ from edgecsi.errors import BundleError
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
+SIGNATURE = "manifest.json.sig"  # lies beside the manifest, if the bundle is signed; see signature.py
 MAX_BYTES = 8 << 20
+
+_LEFT_OUT = frozenset({"build_number"})  # has one spelling too: it is not written where it has no value
+_NOT_EMBEDDED = frozenset({"check", "files", "digest", "build_number"})
 
 Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 T = TypeVar("T")
@@ -179,7 +183,10 @@ class FileInfo:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The whole manifest. ``files`` and ``digest`` are filled in by :func:`edgecsi.bundle.write_bundle`."""
+    """The whole manifest. ``files`` and ``digest`` are filled in by :func:`edgecsi.bundle.write_bundle`.
+
+    ``build_number`` counts a product's builds, so that a device can refuse an older one. It is the one field
+    that may be missing, and is where it has no value."""
 
     name: BundleName
     library: FileName
@@ -192,6 +199,7 @@ class Manifest:
     files: Mapping[FileName, FileInfo] = dataclasses.field(default_factory=dict)
     digest: str = ""
     schema: int = SCHEMA
+    build_number: Count | None = None
 
     @property
     def cname(self) -> str:
@@ -212,7 +220,8 @@ def canonical(value: object) -> bytes:
 def to_json(value: Any) -> Any:
     """A dataclass of this module as plain JSON values."""
     if dataclasses.is_dataclass(value):
-        return {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        tree = {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {key: item for key, item in tree.items() if key not in _LEFT_OUT or item is not None}
     if isinstance(value, Mapping):
         return {key: to_json(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
@@ -222,9 +231,10 @@ def to_json(value: Any) -> Any:
 
 def embedded_json(manifest: Manifest) -> bytes:
     """The part that is compiled into the library and returned by ``<name>_manifest()``: everything but
-    ``check``, ``files`` and ``digest``, which exist only after the library does."""
+    ``check``, ``files`` and ``digest``, which exist only after the library does, and ``build_number``, which
+    two builds of the same library do not share."""
     tree = to_json(manifest)
-    return canonical({key: tree[key] for key in tree if key not in ("check", "files", "digest")})
+    return canonical({key: tree[key] for key in tree if key not in _NOT_EMBEDDED})
 
 
 def seal(manifest: Manifest, files: Mapping[str, FileInfo]) -> tuple[Manifest, bytes]:
@@ -344,7 +354,8 @@ def _cross_check(manifest: Manifest, source: str) -> None:
         require(name in manifest.entries, f"check.entries.{name}", "an entry of the bundle", name)
     for name in (manifest.library, manifest.header):
         require(name in manifest.files, "files", f"a list with {name}", sorted(manifest.files))
-    require(MANIFEST not in manifest.files, "files", f"a list without {MANIFEST}", MANIFEST)
+    for name in (MANIFEST, SIGNATURE):
+        require(name not in manifest.files, "files", f"a list without {name}", name)
 
 
 def _decode(kind: Any, value: Any, path: str, source: str) -> Any:
@@ -394,11 +405,14 @@ def _decode_fields(kind: type[T], value: Any, path: str, source: str) -> T:
     if not isinstance(value, dict):
         _refuse(source, path, "an object", value)
     hints = _hints(typing.cast(Any, kind))
-    if missing := sorted(hints.keys() - value.keys()):
+    if missing := sorted(hints.keys() - value.keys() - _LEFT_OUT):
         _refuse(source, _join(path, missing[0]), "this field", "nothing")
+    if empty := sorted(name for name in _LEFT_OUT & value.keys() if value[name] is None):
+        _refuse(source, _join(path, empty[0]), "a number, or no such field", None)
     if unknown := sorted(value.keys() - hints.keys()):
         _refuse(source, _join(path, unknown[0]), f"no such field in schema {SCHEMA}", value[unknown[0]])
-    return kind(**{name: _decode(hints[name], value[name], _join(path, name), source) for name in hints})
+    present = [name for name in hints if name in value]
+    return kind(**{name: _decode(hints[name], value[name], _join(path, name), source) for name in present})
 
 
 @functools.cache

@@ -12,10 +12,10 @@ import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from edgecsi.bundle.manifest import MANIFEST, MAX_BYTES, FileInfo, Manifest, parse_tree, seal
+from edgecsi.bundle.manifest import MANIFEST, MAX_BYTES, SIGNATURE, FileInfo, Manifest, parse_tree, seal
 from edgecsi.bundle.read import Bundle
 from edgecsi.errors import BundleError
 
@@ -25,13 +25,19 @@ _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 _LEFTOVERS = ("example/build/", "example/__pycache__/")
 
 
-def write_bundle(out_dir: str | Path, manifest: Manifest, files: Mapping[str, bytes | Path]) -> Bundle:
+def write_bundle(
+    out_dir: str | Path,
+    manifest: Manifest,
+    files: Mapping[str, bytes | Path],
+    signer: Callable[[bytes], bytes] | None = None,
+) -> Bundle:
     """Write a bundle, replacing the one that may be there.
 
     Args:
         out_dir: the bundle's folder: missing, empty, or an older bundle; anything else is left alone.
         manifest: complete but for ``files`` and ``digest``, which are filled in here.
         files: every file but the manifest, by its name inside the bundle: contents, or a file to copy.
+        signer: makes the signature of the manifest's bytes; without one the bundle is not signed.
 
     Returns:
         The bundle as it now stands in ``out_dir``.
@@ -49,6 +55,8 @@ def write_bundle(out_dir: str | Path, manifest: Manifest, files: Mapping[str, by
         infos = {name: _write(fresh / name, content) for name, content in sorted(files.items())}
         sealed, data = seal(manifest, infos)
         _write(fresh / MANIFEST, data)
+        if signer is not None:
+            _write(fresh / SIGNATURE, signer(data))
         for folder in {fresh, *(path.parent for path in fresh.rglob("*"))}:
             _sync(folder)
         _put_in_place(fresh, out)
@@ -109,7 +117,7 @@ def _listed_files(out: Path) -> set[str] | None:
     except (OSError, BundleError):
         return None
     files = tree.get("files")
-    return {MANIFEST, *files} if "schema" in tree and isinstance(files, dict) else None
+    return {MANIFEST, SIGNATURE, *files} if "schema" in tree and isinstance(files, dict) else None
 
 
 def _write(path: Path, content: bytes | Path) -> FileInfo:

@@ -25,6 +25,7 @@ VERBS = {
     "compress": "Prune, quantise or factor a model by a recipe.",
     "train": "Train a zoo model.",
     "data": "Generate, convert and describe channels.",
+    "sign": "Sign a bundle with an SSH key.",
     "inspect": "Show what is in a bundle, without loading it.",
     "models": "List the zoo, or show one model.",
     "targets": "List, show and check what can be compiled for.",

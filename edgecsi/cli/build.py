@@ -70,6 +70,15 @@ def _shape(_context: click.Context, _option: click.Parameter, text: str | None) 
     is_flag=True,
     help="With --explain: also time every layer on this machine, and say how near it is to what is possible.",
 )
+@click.option(
+    "--sign", type=click.Path(path_type=Path), metavar="KEY", help="Sign the bundle with this SSH key."
+)
+@click.option(
+    "--build-number",
+    type=click.IntRange(0, 2**53),
+    metavar="N",
+    help="Count your product's builds: a device that has N refuses lower ones.",
+)
 @click.option("--dry-run", is_flag=True, help="Plan only: nothing is compiled or written.")
 @click.option(
     "--dump-ir", type=click.Path(path_type=Path), metavar="DIR", help="Write the IR after every pass."
@@ -89,6 +98,8 @@ def command(
     name: str | None,
     explain: bool,
     measure: bool,
+    sign: Path | None,
+    build_number: int | None,
     dry_run: bool,
     dump_ir: Path | None,
     json_to: str | None,
@@ -123,6 +134,8 @@ def command(
         batches=tuple(sorted(set(batches))),
         dry_run=dry_run,
         allow_random=random_weights,
+        sign=sign,
+        build_number=build_number,
     )
     with progress(f"building {model} for {target}") as update:
         result = build(options, update)

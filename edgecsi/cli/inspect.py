@@ -20,10 +20,19 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--layers", is_flag=True, help="List the layers of every entry, with kernel and reason.")
 @click.option("--measure", is_flag=True, help="Time the layers of every entry, where BUNDLE runs here.")
+@click.option(
+    "--allowed-signers",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Who may have signed it; fails if none of them did  [default: ~/.config/edgecsi/allowed_signers, "
+    "if there is one and the bundle is signed].",
+)
 @json_option
-def command(bundle: Path, layers: bool, measure: bool, json_to: str | None) -> None:
-    """Verify every file of BUNDLE and show what it is. Without --measure the library is not loaded, so any
-    machine will do.
+def command(
+    bundle: Path, layers: bool, measure: bool, allowed_signers: Path | None, json_to: str | None
+) -> None:
+    """Verify every file of BUNDLE and its signature, and show what it is. Without --measure the library is not
+    loaded, so any machine will do.
 
     \b
     Example:
@@ -33,12 +42,25 @@ def command(bundle: Path, layers: bool, measure: bool, json_to: str | None) -> N
     from edgecsi.bundle.manifest import to_json
 
     found = read_bundle(bundle)
+    signer = _signer(found, allowed_signers)
     measured = measure_layers(found) if measure else None
-    tree = to_json(found.manifest) | ({"measured": measured.layers} if measured else {})
-    report(tree, lambda: _text(found, layers, measured), json_to)
+    tree = to_json(found.manifest) | ({"signature": signer} if signer else {})
+    tree |= {"measured": measured.layers} if measured else {}
+    report(tree, lambda: _text(found, layers, measured, signer), json_to)
 
 
-def _text(bundle: Bundle, layers: bool, measured: Measured | None) -> str:
+def _signer(bundle: Bundle, allowed_signers: Path | None) -> str:
+    """Whose signature the bundle has, in words; empty if it has none."""
+    from edgecsi.bundle import signature
+
+    known = allowed_signers or signature.default_allowed_signers()
+    signed = signature.read_signature(bundle) is not None
+    if allowed_signers is None and not (signed and known.is_file()):
+        return "not checked: there is no allowed-signers file" if signed else ""
+    return f"by {signature.verify(bundle, known)}, listed in {known}"
+
+
+def _text(bundle: Bundle, layers: bool, measured: Measured | None, signer: str) -> str:
     manifest = bundle.manifest
     target, model, check = manifest.target, manifest.model, manifest.check
     head: dict[str, object] = {
@@ -53,6 +75,8 @@ def _text(bundle: Bundle, layers: bool, measured: Measured | None) -> str:
         if check.status == "passed"
         else f"{check.status}: {check.reason}",
         "digest": manifest.digest,
+        "build number": manifest.build_number,
+        "signature": signer or None,
     }
     entries = columns(
         (
