@@ -8,12 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edgecsi.bench.api import run_bench
-from edgecsi.bench.result import Result, table, write_result
+from edgecsi.bench.result import Result, write_result
 from edgecsi.bundle import read_bundle
 from edgecsi.channels import files
 from edgecsi.device import open_device
 from edgecsi.evaluate import Evaluation, evaluate, reference_model
 from edgecsi.pipeline import BuildOptions, build
+from edgecsi.report.text import table
 
 MODEL = "csinet-cr4"
 DATA = "test"

@@ -7,10 +7,6 @@ measure       the protocol: warm-up, interleaved turns, cold L2, cold start, mem
 throughput    samples a second: batches on several threads
 peers/        one file per engine we compare with
 limits        what this machine's core can do at best; layers: every layer held against it
-cycles        what llvm-mca estimates for the hot loops on the Raspberry Pi's CPUs
-report        the result: JSON, text table, picture
+result        what was found, as data; `edgecsi.report` shows it
 api           run_bench: all of it for one bundle
-shipped       verifies every compressed network that ships, on every target
-results       the script behind docs/results.md; scenarios: what it runs; workloads: networks that do not ship
-knobs         what searching the kernels' knobs would add to it
 """

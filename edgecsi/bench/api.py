@@ -14,9 +14,9 @@ from edgecsi.bench import measure, statistics, throughput
 from edgecsi.bench.environment import judge, machine, snapshot
 from edgecsi.bench.layers import layer_times
 from edgecsi.bench.limits import kept_limits
-from edgecsi.bench.measure import FULL, QUICK, Answer, Call, Progress, Protocol, Series
+from edgecsi.bench.measure import FULL, QUICK, Call, Progress, Series
 from edgecsi.bench.peers import Array, Run, find_peers
-from edgecsi.bench.result import Comparison, Engine, Measured, Result, Skipped
+from edgecsi.bench.result import Answer, Comparison, Engine, MeasuredBundle, Protocol, Result, Skipped
 from edgecsi.bundle import Bundle, Loaded, Manifest, read_bundle, read_golden
 from edgecsi.device import Device, Emulated, open_device
 from edgecsi.errors import CheckFailed, DeviceError, ToolchainError, UsageError
@@ -411,9 +411,9 @@ def _suspicions(series: Mapping[str, Series]) -> list[str]:
     return notes
 
 
-def _measured(bundle: Bundle) -> Measured:
+def _measured(bundle: Bundle) -> MeasuredBundle:
     manifest = bundle.manifest
-    return Measured(
+    return MeasuredBundle(
         name=manifest.name,
         digest=manifest.digest,
         model=manifest.model.spec,

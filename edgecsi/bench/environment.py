@@ -12,10 +12,10 @@ import re
 import subprocess
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+
+from edgecsi.bench.result import Machine, Snapshot, State, Validity
 
 OTHER_LOAD = 0.05
 """Share of one core that other processes may use while we measure."""
@@ -27,51 +27,6 @@ THROTTLE_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "
 """Raspberry Pi, ``vcgencmd get_throttled``: bits 0-3 say what is so now, bits 16-19 what happened since
 boot."""
 PACKAGES = ("edgecsi", "numpy", "torch", "apache-tvm", "apache-tvm-ffi", "ziglang")
-
-State = Literal["valid", "suspect", "invalid"]
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What does not change during a measurement."""
-
-    cpu: str
-    cores: int
-    architecture: str
-    system: str
-    hypervisor: bool
-    caches: dict[str, str]
-    versions: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What does change. Frequencies in MHz, temperature in °C, times in seconds; None where it cannot be
-    read.
-
-    ``busy``, ``stolen`` and ``own`` are CPU seconds since boot (since the start, for ``own``): of all
-    processes, taken by the hypervisor, and of this process with its finished children.
-    """
-
-    date: str
-    clock: float
-    load_average: tuple[float, float, float] | None
-    governor: str | None
-    frequency: tuple[float, ...] | None
-    temperature: float | None
-    throttled: int | None
-    busy: float | None
-    stolen: float | None
-    own: float
-
-
-@dataclass(frozen=True)
-class Validity:
-    """``valid``: believe it. ``suspect``: something disturbed it. ``invalid``: it is not a latency of
-    this machine."""
-
-    state: State
-    reasons: tuple[str, ...] = ()
 
 
 def machine(root: Path = Path("/"), packages: Sequence[str] = PACKAGES) -> Machine:

@@ -9,8 +9,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.bench.limits import Limits
-from edgecsi.bench.result import LayerTime
+from edgecsi.bench.result import LayerTime, Limits
 from edgecsi.bundle import Bundle, Entry, Layer, Loaded, read_golden
 
 PASSES = 500

@@ -7,53 +7,13 @@ import contextlib
 import dataclasses
 import json
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from edgecsi.bench.environment import Machine, Validity, judge, machine, snapshot
+from edgecsi.bench.environment import judge, machine, snapshot
 from edgecsi.bench.native_code import program_output
+from edgecsi.bench.result import Limits, Machine, Validity
 from edgecsi.disk import cache_dir
-
-
-@dataclass(frozen=True)
-class Limits:
-    """One core's limits.
-
-    Attributes:
-        machine: which machine.
-        read_gbps: bytes of the working set → GB/s reading it again and again (1 GB = 10⁹ bytes).
-        fp32_gflops: GFLOP/s of fp32 multiply-adds on registers, a multiply-add being two.
-        int8_gops: GOP/s of the CPU's best int8 dot product, counted the same way; 0 if it has none.
-        int8_instruction: which that is: ``avx512_vnni``, ``avx_vnni``, ``avx2``, ``sdot``, ``neon`` or empty.
-        vector_bytes: width of the vectors used.
-        validity: whether the machine was quiet.
-    """
-
-    machine: Machine
-    read_gbps: dict[int, float]
-    fp32_gflops: float
-    int8_gops: float
-    int8_instruction: str
-    vector_bytes: int
-    validity: Validity
-
-    def read_rate(self, size: int) -> float:
-        """GB/s with which a working set of ``size`` bytes is read again and again.
-
-        A smaller set is never slower than a larger one; between two that were measured, the time of a pass is
-        interpolated, as a part of the set may still be found in the nearer cache.
-        """
-        sizes = sorted(self.read_gbps)
-        rates = [max(self.read_gbps[held] for held in sizes[i:]) for i in range(len(sizes))]
-        if size <= sizes[0]:
-            return rates[0]
-        if size >= sizes[-1]:
-            return rates[-1]
-        passes = [held / rate for held, rate in zip(sizes, rates, strict=True)]
-        return size / float(np.interp(size, sizes, passes))
 
 
 def known_limits() -> Limits:
@@ -107,17 +67,3 @@ def _limits(measured: dict[str, Any], where: Machine, validity: Validity) -> Lim
         vector_bytes=int(measured["vector_bytes"]),
         validity=validity,
     )
-
-
-def limits_table(limits: Limits) -> str:
-    """The limits as plain text."""
-    lines = [
-        f"one core of {limits.machine.cpu}, {8 * limits.vector_bytes}-bit vectors ({limits.validity.state})",
-        f"  fp32 multiply-add  {limits.fp32_gflops:8.1f} GFLOP/s",
-        f"  int8 dot product   {limits.int8_gops:8.1f} GOP/s    {limits.int8_instruction}",
-    ]
-    lines += [
-        f"  read {size >> 10:6d} KiB    {rate:8.1f} GB/s     {size / (1e3 * rate):8.2f} µs a pass"
-        for size, rate in sorted(limits.read_gbps.items())
-    ]
-    return "\n".join([*lines, *(f"  note: {reason}" for reason in limits.validity.reasons)])

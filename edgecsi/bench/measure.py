@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.bench import statistics
+from edgecsi.bench.result import Answer, ColdStart, Protocol
 from edgecsi.errors import BundleError, CheckFailed
 
 Call = Callable[[], object]
@@ -31,34 +32,6 @@ EVICTION_BYTES = 8 << 20
 TOLERANCE = 1e-4
 """Largest difference to PyTorch, relative to the largest output, with which an engine is still worth
 timing."""
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How much is measured. A series ends when it has both ``samples`` calls and ``seconds``, or at
-    ``limit``.
-
-    Attributes:
-        quick: whether this is the cut-down protocol; every report says so.
-        samples: calls per engine, at least.
-        seconds: time per engine, at least.
-        limit: seconds per engine, at most, for networks too slow for ``samples``.
-        turn: seconds one engine runs before the next has its turn.
-        turn_calls: calls in a turn, at least.
-        settle: untimed calls at the start of a turn, so that an engine finds its own data in the cache again.
-        cold_samples: calls with a cold L2.
-        cold_starts: fresh processes.
-    """
-
-    quick: bool
-    samples: int
-    seconds: float
-    limit: float = 60.0
-    turn: float = 0.005
-    turn_calls: int = 5
-    settle: int = 2
-    cold_samples: int = 200
-    cold_starts: int = 5
 
 
 FULL = Protocol(quick=False, samples=1000, seconds=10.0)
@@ -84,14 +57,6 @@ class Series:
     def samples(self) -> Nanoseconds:
         """Every sample, in the order it was measured."""
         return np.concatenate(self.rounds)
-
-
-@dataclass(frozen=True)
-class Answer:
-    """How far an output is from PyTorch's: absolute, and relative to the largest output."""
-
-    max_abs_diff: float
-    max_rel_diff: float
 
 
 def answer(name: str, output: NDArray[np.float32], expected: NDArray[np.float32], tolerance: float) -> Answer:
@@ -221,20 +186,6 @@ def timed(call: Call, count: int) -> Nanoseconds:
         call()
         samples[index] = clock() - begin
     return samples
-
-
-@dataclass(frozen=True)
-class ColdStart:
-    """One fresh process that loads a bundle and calls it once: milliseconds, and its peak memory in bytes.
-
-    ``process_peak_bytes`` is the peak of the whole Python process, ``bundle_bytes`` what loading and the call
-    added to its resident memory.
-    """
-
-    load_ms: float
-    first_call_ms: float
-    process_peak_bytes: int
-    bundle_bytes: int
 
 
 def cold_start(bundle: Path, entry: str, repeats: int, timeout: float = 120.0) -> list[ColdStart]:

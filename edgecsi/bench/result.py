@@ -1,4 +1,4 @@
-"""The result of a measurement: as data (JSON, docs/report-format.md), as a plain-text table, as a picture."""
+"""The result of a measurement as data (JSON, docs/report-format.md). Nothing here measures: `edgecsi.report` shows it."""
 
 from __future__ import annotations
 
@@ -8,25 +8,116 @@ import math
 import os
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 
-from edgecsi.bench.environment import Machine, Snapshot, Validity
-from edgecsi.bench.measure import Answer, ColdStart, Protocol
 from edgecsi.bench.statistics import Interval, Ratio, Summary
-from edgecsi.errors import DataError, ToolchainError
+from edgecsi.errors import DataError
 
 SCHEMA = 1
 MAX_BYTES = 1 << 30
-T = TypeVar("T")
+State = Literal["valid", "suspect", "invalid"]
 
 
 @dataclass(frozen=True)
-class Measured:
+class Machine:
+    """What does not change during a measurement."""
+
+    cpu: str
+    cores: int
+    architecture: str
+    system: str
+    hypervisor: bool
+    caches: dict[str, str]
+    versions: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What does change. Frequencies in MHz, temperature in °C, times in seconds; None where it cannot be
+    read.
+
+    ``busy``, ``stolen`` and ``own`` are CPU seconds since boot (since the start, for ``own``): of all
+    processes, taken by the hypervisor, and of this process with its finished children.
+    """
+
+    date: str
+    clock: float
+    load_average: tuple[float, float, float] | None
+    governor: str | None
+    frequency: tuple[float, ...] | None
+    temperature: float | None
+    throttled: int | None
+    busy: float | None
+    stolen: float | None
+    own: float
+
+
+@dataclass(frozen=True)
+class Validity:
+    """``valid``: believe it. ``suspect``: something disturbed it. ``invalid``: it is not a latency of
+    this machine."""
+
+    state: State
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How much is measured. A series ends when it has both ``samples`` calls and ``seconds``, or at
+    ``limit``.
+
+    Attributes:
+        quick: whether this is the cut-down protocol; every report says so.
+        samples: calls per engine, at least.
+        seconds: time per engine, at least.
+        limit: seconds per engine, at most, for networks too slow for ``samples``.
+        turn: seconds one engine runs before the next has its turn.
+        turn_calls: calls in a turn, at least.
+        settle: untimed calls at the start of a turn, so that an engine finds its own data in the cache again.
+        cold_samples: calls with a cold L2.
+        cold_starts: fresh processes.
+    """
+
+    quick: bool
+    samples: int
+    seconds: float
+    limit: float = 60.0
+    turn: float = 0.005
+    turn_calls: int = 5
+    settle: int = 2
+    cold_samples: int = 200
+    cold_starts: int = 5
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How far an output is from PyTorch's: absolute, and relative to the largest output."""
+
+    max_abs_diff: float
+    max_rel_diff: float
+
+
+@dataclass(frozen=True)
+class ColdStart:
+    """One fresh process that loads a bundle and calls it once: milliseconds, and its peak memory in bytes.
+
+    ``process_peak_bytes`` is the peak of the whole Python process, ``bundle_bytes`` what loading and the call
+    added to its resident memory.
+    """
+
+    load_ms: float
+    first_call_ms: float
+    process_peak_bytes: int
+    bundle_bytes: int
+
+
+@dataclass(frozen=True)
+class MeasuredBundle:
     """The bundle that was measured. ``library_bytes`` is the size of its library."""
 
     name: str
@@ -179,7 +270,7 @@ class Result:
         throughput: of batches; a measurement of its own, without latencies.
     """
 
-    bundle: Measured
+    bundle: MeasuredBundle
     entry: str
     device: str
     protocol: Protocol
@@ -213,6 +304,44 @@ class Result:
             f"it has {', '.join(engine.name for engine in self.engines) or 'none'}",
             f"measure again with --against {name}",
         )
+
+
+@dataclass(frozen=True)
+class Limits:
+    """One core's limits.
+
+    Attributes:
+        machine: which machine.
+        read_gbps: bytes of the working set → GB/s reading it again and again (1 GB = 10⁹ bytes).
+        fp32_gflops: GFLOP/s of fp32 multiply-adds on registers, a multiply-add being two.
+        int8_gops: GOP/s of the CPU's best int8 dot product, counted the same way; 0 if it has none.
+        int8_instruction: which that is: ``avx512_vnni``, ``avx_vnni``, ``avx2``, ``sdot``, ``neon`` or empty.
+        vector_bytes: width of the vectors used.
+        validity: whether the machine was quiet.
+    """
+
+    machine: Machine
+    read_gbps: dict[int, float]
+    fp32_gflops: float
+    int8_gops: float
+    int8_instruction: str
+    vector_bytes: int
+    validity: Validity
+
+    def read_rate(self, size: int) -> float:
+        """GB/s with which a working set of ``size`` bytes is read again and again.
+
+        A smaller set is never slower than a larger one; between two that were measured, the time of a pass is
+        interpolated, as a part of the set may still be found in the nearer cache.
+        """
+        sizes = sorted(self.read_gbps)
+        rates = [max(self.read_gbps[held] for held in sizes[i:]) for i in range(len(sizes))]
+        if size <= sizes[0]:
+            return rates[0]
+        if size >= sizes[-1]:
+            return rates[-1]
+        passes = [held / rate for held, rate in zip(sizes, rates, strict=True)]
+        return size / float(np.interp(size, sizes, passes))
 
 
 def to_json(result: Result) -> str:
@@ -261,209 +390,6 @@ def read_result(path: Path) -> Result:
             str(error)[:300],
             "write one with edgecsi bench --json FILE",
         ) from None
-
-
-def table(result: Result) -> str:
-    """The result as plain text for a terminal."""
-    return "\n\n".join(
-        part
-        for part in (
-            _head(result),
-            _latencies(result),
-            _throughput(result.throughput),
-            _notes(result),
-            layer_table(result.layers),
-        )
-        if part
-    )
-
-
-def plot(result: Result, path: Path) -> None:
-    """Draws the distribution of every engine's latencies, warm and cold, as a PNG.
-
-    Raises:
-        ToolchainError: matplotlib is not installed.
-        DataError: the result has no latencies.
-    """
-    if not result.engines:
-        raise DataError(
-            f"{result.bundle.name} has no latencies to draw", "it ran emulated", "measure on a real CPU"
-        )
-    try:
-        from matplotlib.figure import Figure
-    except ImportError:
-        raise ToolchainError(
-            "the picture cannot be drawn", "matplotlib is not installed", "pip install matplotlib"
-        ) from None
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    for index, engine in enumerate(result.engines):
-        for samples, style, label in (
-            (engine.samples, "-", f"{engine.name} {engine.version}"),
-            (engine.cold_samples, ":", None),
-        ):
-            ordered = np.sort(np.asarray(samples, dtype=float)) / 1e3
-            share = np.arange(1, ordered.size + 1) / ordered.size
-            axes.plot(ordered, share, style, color=f"C{index}", label=label)
-    axes.set_xscale("log")
-    axes.set_xlabel("latency, µs (dotted: cold L2)")
-    axes.set_ylabel("share of calls at most as slow")
-    axes.set_title(
-        f"{result.bundle.name} {result.entry}, one thread, {result.machine.cpu} ({result.validity.state})"
-    )
-    axes.grid(alpha=0.3)
-    axes.legend()
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        figure.savefig(beside, format="png", dpi=120)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def columns(rows: list[list[str]], indent: str = "") -> str:
-    """Rows of text in aligned columns, the first one to the left, the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return "\n".join(
-        (
-            indent
-            + "  ".join(
-                [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
-            )
-        ).rstrip()
-        for row in rows
-    )
-
-
-def number(value: float | None) -> str:
-    """Three significant digits, no exponent; ``-`` for None."""
-    if value is None:
-        return "-"
-    digits = 0 if value >= 100 else 1 if value >= 10 else 2
-    return f"{value:,.{digits}f}"
-
-
-def _head(result: Result) -> str:
-    protocol = "quick protocol" if result.protocol.quick else f"{result.protocol.seconds:g} s an engine"
-    threads = "one thread, " if result.throughput is None else ""
-    lines = [
-        f"{result.bundle.name}, entry {result.entry}, for {result.bundle.target} on {result.device}",
-        f"{result.machine.cpu}, {result.machine.cores} cores; {threads}{protocol}, {result.after.date}",
-        f"differs from PyTorch by {result.answer.max_rel_diff:.1e} of the largest output",
-        f"validity: {result.validity.state}" + "".join(f"\n  {reason}" for reason in result.validity.reasons),
-    ]
-    if result.instructions is not None:
-        lines.append(
-            f"instructions per inference under emulation: {result.instructions:,} (a proxy, no latency)"
-        )
-    return "\n".join(lines)
-
-
-def _latencies(result: Result) -> str:
-    if not result.engines:
-        return ""
-    rows = [["µs", "median", "95 % interval", "p90", "p95", "p99", "min", "max", "cold L2", "edgecsi is"]]
-    ratios = {comparison.to: comparison for comparison in result.comparisons}
-    for engine in result.engines:
-        warm = engine.warm
-        compared = ratios.get(engine.name)
-        rows.append(
-            [
-                f"{engine.name} {engine.version}",
-                number(warm.median),
-                f"{number(warm.interval.low)}-{number(warm.interval.high)}",
-                number(warm.p90),
-                number(warm.p95),
-                number(warm.p99),
-                number(warm.minimum),
-                number(warm.maximum),
-                number(engine.cold.median),
-                "" if compared is None else ratio_text(compared.warm),
-            ]
-        )
-    return columns(rows)
-
-
-def ratio_text(ratio: Ratio) -> str:
-    """``0.31 (0.30-0.32)``."""
-    return f"{ratio.ratio:.3f} ({ratio.interval.low:.3f}-{ratio.interval.high:.3f})"
-
-
-def _notes(result: Result) -> str:
-    lines = []
-    if result.comparisons:
-        lines.append('"edgecsi is" = its time over that engine\'s, with 95 % interval; below 1 it is faster')
-    for engine in result.engines:
-        if engine.warm.outliers.count:
-            far = engine.warm.outliers
-            lines.append(
-                f"{engine.name}: {far.count} of {engine.warm.samples:,} samples above {number(far.limit)} µs "
-                f"({100 * far.share:.2f} %, kept), largest {number(far.largest)} µs"
-            )
-        if engine.warm.p99 is None:
-            lines.append(f"{engine.name}: {engine.warm.samples} samples are too few for p99")
-    if result.c_call is not None:
-        lines.append(f"the C call alone: {number(result.c_call.median)} µs")
-    if result.cold_starts:
-        load, first = (
-            float(np.median([getattr(start, name) for start in result.cold_starts]))
-            for name in ("load_ms", "first_call_ms")
-        )
-        memory = max(start.bundle_bytes for start in result.cold_starts)
-        lines.append(
-            f"fresh process ({len(result.cold_starts)}): load {load:.2f} ms, first call {first:.2f} ms, "
-            f"{memory / 2**20:.1f} MB more memory; library {result.bundle.library_bytes / 1e3:,.0f} kB"
-        )
-    lines += [
-        f"not measured: {skipped.name}: {skipped.reason} -> {skipped.fix}" for skipped in result.skipped
-    ]
-    return "\n".join(lines)
-
-
-def _throughput(found: Throughput | None) -> str:
-    if found is None:
-        return ""
-    rows = [["samples/s", "batch", "threads", "median", "95 % interval"]]
-    rows += [
-        [
-            f"{rate.name} {rate.version}",
-            str(rate.batch),
-            str(rate.threads),
-            f"{rate.median:,.0f}",
-            f"{rate.interval.low:,.0f}-{rate.interval.high:,.0f}",
-        ]
-        for rate in found.rates
-    ]
-    lines = [
-        f"edgecsi does {ratio_text(gain.ratio)} times the samples/s of {gain.to} at its best, "
-        f"batch {gain.batch} on {gain.threads} thread{'s' if gain.threads > 1 else ''}"
-        for gain in found.gains
-    ]
-    return "\n".join([columns(rows), *lines])
-
-
-def layer_table(layers: Sequence[LayerTime]) -> str:
-    """Measured layers as plain text; empty if there are none."""
-    if not layers:
-        return ""
-    total = sum(layer.us for layer in layers)
-    known = any(layer.share is not None for layer in layers)
-    rows = [["layer", "kernel", "µs", "of all", "predicted", "GB/s", "GMAC/s"]]
-    rows[0] += ["of the limit"] if known else []
-    for layer in layers:
-        row = [
-            layer.name,
-            layer.kernel,
-            f"{layer.us:.2f}",
-            f"{layer.us / total:.0%}" if total else "-",
-            number(layer.predicted_us),
-            number(layer.gbps),
-            number(layer.gmacs),
-        ]
-        if known:
-            row.append("-" if layer.share is None else f"{layer.share:.0%} {layer.bound}")
-        rows.append(row)
-    return columns(rows)
 
 
 def _decode(kind: Any, value: Any, path: str) -> Any:

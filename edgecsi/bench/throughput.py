@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgecsi.bench import measure, statistics
-from edgecsi.bench.measure import Answer, Call, Progress, Protocol
+from edgecsi.bench.measure import Call, Progress
 from edgecsi.bench.peers import Array, Batched, find_peers
-from edgecsi.bench.result import Gain, Rate, Skipped, Throughput
+from edgecsi.bench.result import Answer, Gain, Protocol, Rate, Skipped, Throughput
 from edgecsi.errors import CheckFailed, ToolchainError
 
 if TYPE_CHECKING:

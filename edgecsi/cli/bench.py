@@ -90,8 +90,9 @@ def command(
     if bundle is None:
         _limits(json_to)
         return
-    from edgecsi.bench import result as results
     from edgecsi.bench.api import run_bench
+    from edgecsi.bench.result import to_json
+    from edgecsi.report.text import table
 
     def load_module(manifest: Manifest) -> nn.Module:
         return _fp32_model(manifest, model, weights)
@@ -111,13 +112,15 @@ def command(
             progress=update,
         )
     if json_to == "-":
-        click.echo(results.to_json(result), nl=False)
+        click.echo(to_json(result), nl=False)
     else:
-        click.echo(results.table(result))
+        click.echo(table(result))
         if json_to is not None:
-            write_text(Path(json_to), results.to_json(result))
+            write_text(Path(json_to), to_json(result))
     if plot is not None:
-        results.plot(result, plot)
+        from edgecsi.report.plot import plot as draw
+
+        draw(result, plot)
 
 
 def _fp32_model(manifest: Manifest, model: str | None, weights: str | None) -> nn.Module:
@@ -136,7 +139,8 @@ def _fp32_model(manifest: Manifest, model: str | None, weights: str | None) -> n
 
 
 def _limits(json_to: str | None) -> None:
-    from edgecsi.bench.limits import limits_table, measure_limits
+    from edgecsi.bench.limits import measure_limits
+    from edgecsi.report.text import limits_table
 
     found = measure_limits()
     report(found, lambda: limits_table(found), json_to)

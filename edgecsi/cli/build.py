@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecsi.cli.inspect import Measured, layer_table, measure_layers
+from edgecsi.cli.inspect import TimedLayers, plan_table, time_layers
 from edgecsi.cli.output import columns, json_option, pairs, progress, report
 
 if TYPE_CHECKING:
@@ -139,16 +139,16 @@ def command(
     )
     with progress(f"building {model} for {target}") as update:
         result = build(options, update)
-    measured = measure_layers(result.bundle) if measure and result.bundle is not None else None
+    measured = time_layers(result.bundle) if measure and result.bundle is not None else None
     tree = to_json(result.manifest) | ({"measured": measured.layers} if measured else {})
     report(tree, lambda: _text(result, explain, measured), json_to)
 
 
-def _text(result: BuildResult, explain: bool, measured: Measured | None) -> str:
+def _text(result: BuildResult, explain: bool, measured: TimedLayers | None) -> str:
     manifest, bundle = result.manifest, result.bundle
     parts = []
     if explain:
-        parts += [f"{name}\n{layer_table(entry)}" for name, entry in sorted(manifest.entries.items())]
+        parts += [f"{name}\n{plan_table(entry)}" for name, entry in sorted(manifest.entries.items())]
     if measured is not None:
         parts.append(measured.text())
     rows = []

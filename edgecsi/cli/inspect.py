@@ -43,7 +43,7 @@ def command(
 
     found = read_bundle(bundle)
     signer = _signer(found, allowed_signers)
-    measured = measure_layers(found) if measure else None
+    measured = time_layers(found) if measure else None
     tree = to_json(found.manifest) | ({"signature": signer} if signer else {})
     tree |= {"measured": measured.layers} if measured else {}
     report(tree, lambda: _text(found, layers, measured, signer), json_to)
@@ -60,7 +60,7 @@ def _signer(bundle: Bundle, allowed_signers: Path | None) -> str:
     return f"by {signature.verify(bundle, known)}, listed in {known}"
 
 
-def _text(bundle: Bundle, layers: bool, measured: Measured | None, signer: str) -> str:
+def _text(bundle: Bundle, layers: bool, measured: TimedLayers | None, signer: str) -> str:
     manifest = bundle.manifest
     target, model, check = manifest.target, manifest.model, manifest.check
     head: dict[str, object] = {
@@ -94,14 +94,14 @@ def _text(bundle: Bundle, layers: bool, measured: Measured | None, signer: str) 
     )
     parts = [pairs(head), entries]
     if layers:
-        parts += [f"{name}\n{layer_table(entry)}" for name, entry in sorted(manifest.entries.items())]
+        parts += [f"{name}\n{plan_table(entry)}" for name, entry in sorted(manifest.entries.items())]
     if measured is not None:
         parts.append(measured.text())
     return "\n\n".join(parts)
 
 
 @dataclass(frozen=True)
-class Measured:
+class TimedLayers:
     """The times of layers by entry; or, with no layers, why they could not be measured."""
 
     layers: Mapping[str, tuple[LayerTime, ...]]
@@ -109,13 +109,13 @@ class Measured:
 
     def text(self) -> str:
         """For people: a table for each entry."""
-        from edgecsi.bench.result import layer_table
+        from edgecsi.report.text import times_table
 
-        tables = [f"{name}, measured\n{layer_table(times)}" for name, times in self.layers.items()]
+        tables = [f"{name}, measured\n{times_table(times)}" for name, times in self.layers.items()]
         return "\n\n".join([*tables, self.heading])
 
 
-def measure_layers(bundle: Bundle) -> Measured:
+def time_layers(bundle: Bundle) -> TimedLayers:
     """Time the layers of a bundle on this machine, with their shares of what it can do at best.
 
     Args:
@@ -131,13 +131,13 @@ def measure_layers(bundle: Bundle) -> Measured:
     try:
         check_runs_here(bundle)
     except DeviceError as error:
-        return Measured({}, f"layers are not measured: {error.why}")
+        return TimedLayers({}, f"layers are not measured: {error.why}")
     known = limits.known_limits()
     heading = (
         f"the limits of {known.machine.cpu}: {known.fp32_gflops:.0f} GFLOP/s, "
         f"{known.int8_gops:.0f} GOP/s in int8, reading {_rates(known.read_gbps)} GB/s"
     )
-    return Measured(layers.measure_layers(bundle, known), heading)
+    return TimedLayers(layers.measure_layers(bundle, known), heading)
 
 
 def _rates(read_gbps: Mapping[int, float]) -> str:
@@ -156,7 +156,7 @@ def _shape(tensor: Tensor) -> str:
     return f"{tensor.name}[{','.join(map(str, tensor.shape))}]"
 
 
-def layer_table(entry: Entry) -> str:
+def plan_table(entry: Entry) -> str:
     """The layers of an entry, one a line: which kernel, with which knobs, why, and what it costs."""
     head = ("layer", "op", "kernel", "knobs", "density", "bits", "bytes", "MACs", "µs", "why")
     rows = [

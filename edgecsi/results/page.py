@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from edgecsi.bench.environment import Machine
-from edgecsi.bench.result import number
+from edgecsi.bench.result import Machine
+from edgecsi.report.text import number
 from edgecsi.results.scenarios import FACTS, KERNELS, MAIN, SCENARIOS
 
 Json = dict[str, Any]

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from edgecsi.bench.environment import judge, machine, other_load, snapshot
-from edgecsi.bench.limits import limits_table, measure_limits
+from edgecsi.bench.limits import measure_limits
 from edgecsi.bench.measure import timed
 from edgecsi.bench.result import Result, read_result
 from edgecsi.bundle import Loaded, read_bundle, read_golden
@@ -35,6 +35,7 @@ from edgecsi.codegen.zig import zig_cc
 from edgecsi.device import Local
 from edgecsi.errors import DataError, DeviceError, EdgecsiError, ToolchainError
 from edgecsi.models import registry
+from edgecsi.report.text import limits_table
 from edgecsi.results.cycles import estimate_cycles
 from edgecsi.results.page import outcome, page
 from edgecsi.results.scenarios import FACTS, SCENARIOS, Fact, Scenario

@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from edgecsi.bench import api, peers
 from edgecsi.bench import result as report
-from edgecsi.bench.measure import Protocol
 from edgecsi.bench.peers.conversion import converting, missing, silent_streams
 from edgecsi.bench.peers.litert import CONVERTER
+from edgecsi.bench.result import Protocol
 from edgecsi.bundle import Bundle, Manifest
 from edgecsi.errors import BundleError, CheckFailed, DataError, ToolchainError, UsageError
+from edgecsi.report.plot import plot
+from edgecsi.report.text import table
 from tests import _tiny
 
 SHORT = Protocol(quick=True, samples=50, seconds=0.01, limit=2.0, turn=0.001, cold_samples=5, cold_starts=1)
@@ -111,9 +113,9 @@ def test_a_bundle_alone(bundle: Bundle) -> None:
     assert [layer.name for layer in result.layers] == ["layer0", "layer1"]
     assert result.cold_starts[0].load_ms > 0
     assert result.bundle.library_bytes == bundle.library.stat().st_size
-    text = report.table(result)
-    assert "quick protocol" in text
-    assert "validity:" in text
+    printed = table(result)
+    assert "quick protocol" in printed
+    assert "validity:" in printed
 
 
 def test_against_peers_that_work_and_peers_that_do_not(
@@ -138,8 +140,8 @@ def test_against_peers_that_work_and_peers_that_do_not(
     assert reasons["gone"].fix == "pip install fake"
     assert "corners" in reasons["picky"].reason
     assert "wrongly" in reasons["wrong"].reason
-    text = report.table(result)
-    assert "not measured: gone: not installed: gone -> pip install fake" in text
+    printed = table(result)
+    assert "not measured: gone: not installed: gone -> pip install fake" in printed
 
 
 def test_unknown_engines_and_entries_are_refused_before_anything_runs(bundle: Bundle) -> None:
@@ -183,9 +185,9 @@ def test_emulation_counts_instructions_and_gives_no_latency(bundle: Bundle) -> N
     assert result.engines == ()
     assert result.instructions is not None
     assert 50 < result.instructions < 5000
-    assert "a proxy" in report.table(result)
+    assert "a proxy" in table(result)
     with pytest.raises(DataError):
-        report.plot(result, bundle.path / "no.png")
+        plot(result, bundle.path / "no.png")
 
 
 def test_a_result_survives_its_file(bundle: Bundle, tmp_path: Path) -> None:
@@ -221,7 +223,7 @@ def test_what_is_no_result_is_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_a_picture_of_the_distribution(bundle: Bundle, tmp_path: Path) -> None:
-    report.plot(api.run_bench(bundle.path, quick=True), tmp_path / "latency.png")
+    plot(api.run_bench(bundle.path, quick=True), tmp_path / "latency.png")
     assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
 
 

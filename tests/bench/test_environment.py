@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from edgecsi.bench.environment import Snapshot, judge, machine, other_load, snapshot
+from edgecsi.bench.environment import judge, machine, other_load, snapshot
+from edgecsi.bench.result import Snapshot
 
 QUIET = Snapshot(
     date="2026-01-01T00:00:00+00:00",

@@ -12,11 +12,11 @@ import pytest
 
 import edgecsi
 from edgecsi.bench import layers, limits
-from edgecsi.bench import result as report
-from edgecsi.bench.environment import Validity, machine
-from edgecsi.bench.limits import Limits
+from edgecsi.bench.environment import machine
+from edgecsi.bench.result import Limits, Validity
 from edgecsi.bundle import Bundle, Entry, Layer
 from edgecsi.cli import main
+from edgecsi.report.text import times_table
 from tests import _tiny
 
 MEASURED = {
@@ -108,11 +108,11 @@ def test_every_layer_is_measured_with_its_share(bundle: Bundle) -> None:
         assert time.us >= 0
         assert time.bound == "MACs"  # the hand-made layers say they have no weights
         assert time.share is not None
-    text = report.layer_table(found["full"])
+    text = times_table(found["full"])
     assert "of the limit" in text
     without = layers.layer_times(edgecsi.load(bundle.path), "full", [np.zeros((1, 8), np.float32)], passes=5)
     assert without[0].share is None
-    assert "of the limit" not in report.layer_table(without)
+    assert "of the limit" not in times_table(without)
 
 
 def test_inspect_measures(

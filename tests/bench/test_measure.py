@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgecsi.bench import measure
-from edgecsi.bench.measure import Protocol
+from edgecsi.bench.result import Protocol
 from edgecsi.errors import CheckFailed
 
 TINY = Protocol(quick=True, samples=20, seconds=0.001, limit=2.0, turn=0.0005, cold_samples=3, cold_starts=1)

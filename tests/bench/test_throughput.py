@@ -11,10 +11,11 @@ from torch import nn
 
 from edgecsi.bench import api, measure, peers, throughput
 from edgecsi.bench import result as report
-from edgecsi.bench.measure import Protocol
+from edgecsi.bench.result import Protocol
 from edgecsi.bundle import Bundle
 from edgecsi.cli import main
 from edgecsi.errors import CheckFailed, UsageError
+from edgecsi.report.text import table
 from tests import _tiny
 from tests.bench.test_api import Fake, twin
 
@@ -80,10 +81,10 @@ def test_against_the_best_setting_of_each_engine(
     path = tmp_path / "result.json"
     report.write_result(result, path)
     assert report.read_result(path) == result
-    text = report.table(result)
-    assert "samples/s" in text
-    assert "times the samples/s of slow at its best, batch 64" in text
-    assert "one thread" not in text
+    printed = table(result)
+    assert "samples/s" in printed
+    assert "times the samples/s of slow at its best, batch 64" in printed
+    assert "one thread" not in printed
 
 
 def test_a_bundle_alone(bundle: Bundle) -> None:

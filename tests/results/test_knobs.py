@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from edgecsi.bench.environment import Snapshot
+from edgecsi.bench.result import Snapshot
 from edgecsi.errors import ToolchainError, UsageError
 from edgecsi.results import knobs
 from edgecsi.tune import harness

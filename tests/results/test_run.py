@@ -14,17 +14,20 @@ import torch
 from torch import nn
 
 from edgecsi import target
-from edgecsi.bench.environment import Machine, Snapshot, Validity
-from edgecsi.bench.measure import QUICK, Answer
+from edgecsi.bench.measure import QUICK
 from edgecsi.bench.result import (
+    Answer,
     Comparison,
     Engine,
     Gain,
     LayerTime,
-    Measured,
+    Machine,
+    MeasuredBundle,
     Rate,
     Result,
+    Snapshot,
     Throughput,
+    Validity,
     write_result,
 )
 from edgecsi.bench.statistics import Interval, Ratio, summarise
@@ -60,7 +63,7 @@ def engine(name: str, microseconds: float) -> Engine:
 def result(**changes: Any) -> Result:
     ratio = Ratio(0.25, Interval(0.24, 0.26), 100)
     made = Result(
-        bundle=Measured("csinet-cr4", "0" * 64, "csinet-cr4", None, "host", 1000),
+        bundle=MeasuredBundle("csinet-cr4", "0" * 64, "csinet-cr4", None, "host", 1000),
         entry="full",
         device="local",
         protocol=QUICK,

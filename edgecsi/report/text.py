@@ -1,0 +1,184 @@
+"""Results as plain text for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from edgecsi.bench.result import LayerTime, Limits, Result, Throughput
+from edgecsi.bench.statistics import Ratio
+
+
+def table(result: Result) -> str:
+    """The result as plain text for a terminal."""
+    return "\n\n".join(
+        part
+        for part in (
+            _head(result),
+            _latencies(result),
+            _throughput(result.throughput),
+            _notes(result),
+            times_table(result.layers),
+        )
+        if part
+    )
+
+
+def _head(result: Result) -> str:
+    protocol = "quick protocol" if result.protocol.quick else f"{result.protocol.seconds:g} s an engine"
+    threads = "one thread, " if result.throughput is None else ""
+    lines = [
+        f"{result.bundle.name}, entry {result.entry}, for {result.bundle.target} on {result.device}",
+        f"{result.machine.cpu}, {result.machine.cores} cores; {threads}{protocol}, {result.after.date}",
+        f"differs from PyTorch by {result.answer.max_rel_diff:.1e} of the largest output",
+        f"validity: {result.validity.state}" + "".join(f"\n  {reason}" for reason in result.validity.reasons),
+    ]
+    if result.instructions is not None:
+        lines.append(
+            f"instructions per inference under emulation: {result.instructions:,} (a proxy, no latency)"
+        )
+    return "\n".join(lines)
+
+
+def _latencies(result: Result) -> str:
+    if not result.engines:
+        return ""
+    rows = [["µs", "median", "95 % interval", "p90", "p95", "p99", "min", "max", "cold L2", "edgecsi is"]]
+    ratios = {comparison.to: comparison for comparison in result.comparisons}
+    for engine in result.engines:
+        warm = engine.warm
+        compared = ratios.get(engine.name)
+        rows.append(
+            [
+                f"{engine.name} {engine.version}",
+                number(warm.median),
+                f"{number(warm.interval.low)}-{number(warm.interval.high)}",
+                number(warm.p90),
+                number(warm.p95),
+                number(warm.p99),
+                number(warm.minimum),
+                number(warm.maximum),
+                number(engine.cold.median),
+                "" if compared is None else ratio_text(compared.warm),
+            ]
+        )
+    return columns(rows)
+
+
+def ratio_text(ratio: Ratio) -> str:
+    """``0.31 (0.30-0.32)``."""
+    return f"{ratio.ratio:.3f} ({ratio.interval.low:.3f}-{ratio.interval.high:.3f})"
+
+
+def _notes(result: Result) -> str:
+    lines = []
+    if result.comparisons:
+        lines.append('"edgecsi is" = its time over that engine\'s, with 95 % interval; below 1 it is faster')
+    for engine in result.engines:
+        if engine.warm.outliers.count:
+            far = engine.warm.outliers
+            lines.append(
+                f"{engine.name}: {far.count} of {engine.warm.samples:,} samples above {number(far.limit)} µs "
+                f"({100 * far.share:.2f} %, kept), largest {number(far.largest)} µs"
+            )
+        if engine.warm.p99 is None:
+            lines.append(f"{engine.name}: {engine.warm.samples} samples are too few for p99")
+    if result.c_call is not None:
+        lines.append(f"the C call alone: {number(result.c_call.median)} µs")
+    if result.cold_starts:
+        load, first = (
+            float(np.median([getattr(start, name) for start in result.cold_starts]))
+            for name in ("load_ms", "first_call_ms")
+        )
+        memory = max(start.bundle_bytes for start in result.cold_starts)
+        lines.append(
+            f"fresh process ({len(result.cold_starts)}): load {load:.2f} ms, first call {first:.2f} ms, "
+            f"{memory / 2**20:.1f} MB more memory; library {result.bundle.library_bytes / 1e3:,.0f} kB"
+        )
+    lines += [
+        f"not measured: {skipped.name}: {skipped.reason} -> {skipped.fix}" for skipped in result.skipped
+    ]
+    return "\n".join(lines)
+
+
+def _throughput(found: Throughput | None) -> str:
+    if found is None:
+        return ""
+    rows = [["samples/s", "batch", "threads", "median", "95 % interval"]]
+    rows += [
+        [
+            f"{rate.name} {rate.version}",
+            str(rate.batch),
+            str(rate.threads),
+            f"{rate.median:,.0f}",
+            f"{rate.interval.low:,.0f}-{rate.interval.high:,.0f}",
+        ]
+        for rate in found.rates
+    ]
+    lines = [
+        f"edgecsi does {ratio_text(gain.ratio)} times the samples/s of {gain.to} at its best, "
+        f"batch {gain.batch} on {gain.threads} thread{'s' if gain.threads > 1 else ''}"
+        for gain in found.gains
+    ]
+    return "\n".join([columns(rows), *lines])
+
+
+def times_table(layers: Sequence[LayerTime]) -> str:
+    """Measured layers as plain text; empty if there are none."""
+    if not layers:
+        return ""
+    total = sum(layer.us for layer in layers)
+    known = any(layer.share is not None for layer in layers)
+    rows = [["layer", "kernel", "µs", "of all", "predicted", "GB/s", "GMAC/s"]]
+    rows[0] += ["of the limit"] if known else []
+    for layer in layers:
+        row = [
+            layer.name,
+            layer.kernel,
+            f"{layer.us:.2f}",
+            f"{layer.us / total:.0%}" if total else "-",
+            number(layer.predicted_us),
+            number(layer.gbps),
+            number(layer.gmacs),
+        ]
+        if known:
+            row.append("-" if layer.share is None else f"{layer.share:.0%} {layer.bound}")
+        rows.append(row)
+    return columns(rows)
+
+
+def limits_table(limits: Limits) -> str:
+    """The limits as plain text."""
+    lines = [
+        f"one core of {limits.machine.cpu}, {8 * limits.vector_bytes}-bit vectors ({limits.validity.state})",
+        f"  fp32 multiply-add  {limits.fp32_gflops:8.1f} GFLOP/s",
+        f"  int8 dot product   {limits.int8_gops:8.1f} GOP/s    {limits.int8_instruction}",
+    ]
+    lines += [
+        f"  read {size >> 10:6d} KiB    {rate:8.1f} GB/s     {size / (1e3 * rate):8.2f} µs a pass"
+        for size, rate in sorted(limits.read_gbps.items())
+    ]
+    return "\n".join([*lines, *(f"  note: {reason}" for reason in limits.validity.reasons)])
+
+
+def columns(rows: list[list[str]], indent: str = "") -> str:
+    """Rows of text in aligned columns, the first one to the left, the others to the right."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        (
+            indent
+            + "  ".join(
+                [row[0].ljust(widths[0]), *(c.rjust(w) for c, w in zip(row[1:], widths[1:], strict=True))]
+            )
+        ).rstrip()
+        for row in rows
+    )
+
+
+def number(value: float | None) -> str:
+    """Three significant digits, no exponent; ``-`` for None."""
+    if value is None:
+        return "-"
+    digits = 0 if value >= 100 else 1 if value >= 10 else 2
+    return f"{value:,.{digits}f}"
