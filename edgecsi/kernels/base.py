@@ -1,42 +1,48 @@
-"""What a kernel is, and the list of all of them.
-
-To add a kernel, add one file to this folder that defines a subclass of `Kernel` and decorates it with
-``@register``; nothing else has to know its name. The tests find it through the same list.
-"""
+"""What a kernel is, and what it costs. All there are: `edgecsi.kernels.variants`."""
 
 from __future__ import annotations
 
-import importlib
-import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from functools import cache
-from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.ops.operators import Cost, Op
+from edgecsi.ops.operators import Op
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
     import tvm
 
-K = TypeVar("K", bound="Kernel")
 Knobs = Mapping[str, int]
-_REGISTRY: dict[str, Kernel] = {}
 
 
+@dataclass(frozen=True)
+class Cost:
+    """Predicted cost of one call.
+
+    Attributes:
+        seconds: predicted time on the target. bytes: weights (and indices) read. macs: multiply-adds carried out.
+    """
+
+    seconds: float
+    bytes: int
+    macs: int
+
+
+@dataclass(frozen=True)
 class Kernel(ABC):
-    """One way to compute one operator.
+    """One way to compute one operator. An algorithm is a subclass; its variants are instances, rows of a table.
 
     Attributes:
         name: says everything: input type, weight type and format, operator, instruction.
         op: the operator it computes.
     """
 
-    name: ClassVar[str]
     op: ClassVar[type[Op]]
+    name: str
 
     @abstractmethod
     def refuses(self, op: Any, target: Target) -> str:
@@ -73,40 +79,6 @@ class Kernel(ABC):
     def emit(self, op: Any, target: Target, knobs: Knobs) -> tvm.tirx.PrimFunc:
         """The TIR function. All parameters are 1-D buffers, in this order: the inputs of the operator
         (`op.inputs`, `Layout.size` elements each), the constants, the output (with its halo written), the scratch."""
-
-
-def register(kernel: type[K]) -> type[K]:
-    """Class decorator: put a kernel into the list."""
-    if kernel.name in _REGISTRY:
-        raise ValueError(f"two kernels are called {kernel.name}")
-    _REGISTRY[kernel.name] = kernel()
-    return kernel
-
-
-@cache
-def all_kernels() -> dict[str, Kernel]:
-    """Every kernel by name."""
-    import edgecsi.kernels as package
-
-    for module in sorted(m.name for m in pkgutil.walk_packages(package.__path__, f"{package.__name__}.")):
-        importlib.import_module(module)
-    return dict(sorted(_REGISTRY.items()))
-
-
-def candidates(op: Op, target: Target) -> tuple[list[tuple[Kernel, Knobs, Cost]], dict[str, str]]:
-    """Kernels that can compute `op` on `target`, fastest predicted first, and why the others cannot."""
-    found, refused = [], {}
-    for kernel in all_kernels().values():
-        if kernel.op is not type(op):
-            continue
-        reason = kernel.refuses(op, target)
-        if reason:
-            refused[kernel.name] = reason
-            continue
-        knobs = kernel.knobs(op, target)
-        found.append((kernel, knobs, kernel.cost(op, target, knobs)))
-    found.sort(key=lambda item: item[2].seconds)
-    return found, refused
 
 
 def constant_bytes(arrays: Sequence[NDArray[Any]]) -> int:

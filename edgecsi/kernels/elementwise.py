@@ -7,20 +7,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.kernels.base import Kernel, Knobs, register
+from edgecsi.kernels.base import Cost, Kernel, Knobs
 from edgecsi.ops.layout import Layout, vector_widths
-from edgecsi.ops.operators import Cost, Elementwise, Quant
+from edgecsi.ops.operators import Elementwise, Quant
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
 
 
-@register
 class ElementwiseKernel(Kernel):
     """Any layout to any other with the same elements, row by row."""
 
-    name = "elementwise"
     op = Elementwise
 
     def refuses(self, op: Elementwise, target: Target) -> str:

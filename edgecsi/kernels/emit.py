@@ -1,10 +1,13 @@
 """Small words for writing kernels with TVM's IR builder: vectors, functions, halos, epilogues.
 
-A kernel's `emit` is a Python program that writes TIR. Python loops unroll, ``with serial(...)`` loops stay loops::
+A kernel's `emit` is a Python program that writes TIR. Python loops unroll, ``with serial(...)`` loops stay loops:
 
-    with function(op.inputs, constants, op.y) as (x, w, y):
-        with serial(rows) as r:
-            store(y, r * 16, load(x, r * 16, 16) * splat(2.0, 16))
+>>> from edgecsi.ops.operators import Elementwise
+>>> op = Elementwise(x=Layout((1, 64)), y=Layout((1, 64)))
+>>> with function(op) as (written, (x, y)), serial(4) as row:
+...     store(y, row * 16, load(x, row * 16, 16) * splat(2.0, 16))
+>>> [parameter.name for parameter in written.done().params]
+['x0', 'y']
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ from tvm.tirx.script import builder as T
 
 from edgecsi.codegen import vector_math
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Op, Quant, Step
+from edgecsi.ops.operators import Op, Quant
+from edgecsi.ops.steps import Step
 from edgecsi.target import Target
 
 if TYPE_CHECKING:

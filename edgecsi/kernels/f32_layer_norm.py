@@ -9,16 +9,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.kernels import reduce
-from edgecsi.kernels.base import Kernel, Knobs, constant_bytes, register
+from edgecsi.kernels.base import Cost, Kernel, Knobs, constant_bytes
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Cost, LayerNorm
+from edgecsi.ops.operators import LayerNorm
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
 
 
-@register
 class F32LayerNorm(Kernel):
     """Rows of any length.
 
@@ -26,7 +25,6 @@ class F32LayerNorm(Kernel):
         lanes: width of a vector. unroll: vectors per iteration, with sums of their own.
     """
 
-    name = "f32_layer_norm"
     op = LayerNorm
 
     def refuses(self, op: LayerNorm, target: Target) -> str:

@@ -1,8 +1,4 @@
-"""Batched product of two fp32 activations, as in attention; rows x vectors of columns in registers.
-
-With `transpose_b` the second matrix is transposed into the workspace first, in squares of registers, since
-its rows are then the columns of the product and would need a sum across lanes for each result.
-"""
+"""Batched product of two fp32 activations, as in attention; rows x vectors of columns in registers."""
 
 from __future__ import annotations
 
@@ -14,17 +10,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.kernels import reduce
-from edgecsi.kernels.base import Kernel, Knobs, register
+from edgecsi.kernels.base import Cost, Kernel, Knobs
 from edgecsi.kernels.tiling import Scalars, overlap, slots
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Cost, MatMul
+from edgecsi.ops.operators import MatMul
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
 
 
-@register
 class F32MatMul(Kernel):
     """Any sizes; the batches of both are the same.
 
@@ -33,7 +28,6 @@ class F32MatMul(Kernel):
         per iteration.
     """
 
-    name = "f32_matmul"
     op = MatMul
 
     def refuses(self, op: MatMul, target: Target) -> str:
@@ -74,21 +68,13 @@ class F32MatMul(Kernel):
         fma, loads = rows * vectors, vectors + rows * (0.25 if target.arch == "aarch64" else 1)
         step = slots(target, fma, loads, 1)
         operations = blocks * (inner * step + fma * (3 + 2 * len(op.epilogue)) + 24)
-        if op.transpose_b:
-            operations += batch * inner * width * 0.4
         second = target.peak_gmacs_f32 * 1e9 / target.lanes_f32
         return Cost(seconds=operations / second, bytes=0, macs=op.macs)
 
     def constants(self, op: MatMul, target: Target, knobs: Knobs) -> list[NDArray[Any]]:
         return []
 
-    def scratch(self, op: MatMul, target: Target, knobs: Knobs) -> int:
-        _, _, width, inner = _sizes(op)
-        return inner * width * 4 if op.transpose_b else 0
-
     def emit(self, op: MatMul, target: Target, knobs: Knobs) -> PrimFunc:
-        from tvm.tirx.script import builder as T
-
         from edgecsi.kernels import emit as e
 
         batch, height, width, inner = _sizes(op)
@@ -98,11 +84,9 @@ class F32MatMul(Kernel):
         grid = list(itertools.product(range(rows), range(vectors)))
         columns = -(-width // lanes)
 
-        with e.function(op, scratch=self.scratch(op, target, knobs)) as (done, buffers):
+        with e.function(op) as (done, buffers):
             a, b = buffers[:2]
             finish = e.Finish(op, buffers, 2, len(op.inputs))
-            if op.transpose_b:
-                turned = T.decl_buffer((inner * width,), "float32", data=buffers[-1].data)
 
             def steps(
                 first: Any, count: int, sums: dict[Any, Any], row: Any, right: Any, at: list[Any]
@@ -110,8 +94,7 @@ class F32MatMul(Kernel):
                 """Add `count` terms of the sums."""
                 scalars = [Scalars(a, row + r * inner + first, count, target) for r in range(rows)]
                 for u in range(count):
-                    source = turned if op.transpose_b else b
-                    values = [e.let(e.load(source, right + (first + u) * width + c, lanes)) for c in at]
+                    values = [e.let(e.load(b, right + (first + u) * width + c, lanes)) for c in at]
                     for r, v in grid:
                         e.store(
                             sums[r, v],
@@ -121,9 +104,6 @@ class F32MatMul(Kernel):
 
             with e.serial(batch) as index:
                 right = e.let(matrix_start(op.b, index))
-                if op.transpose_b:
-                    transpose(b, right, turned, width, inner, 8 if target.arch == "x86_64" else 4)
-                    right = 0
                 with e.serial(-(-height // rows)) as block, e.serial(-(-columns // vectors)) as column:
                     top = e.let(overlap(block, rows, height))
                     first = overlap(column, vectors, columns)
@@ -158,28 +138,3 @@ def matrix_start(layout: Layout, index: Any) -> Any:
         return index * size
     per_sample = int(np.prod(layout.shape[1:-2], dtype=np.int64))
     return index // per_sample * layout.stride + index % per_sample * size
-
-
-def transpose(source: Any, start: Any, result: Any, height: int, width: int, lanes: int) -> None:
-    """Write the transpose of the matrix [height, width] at `start` to `result`, square by square."""
-    from tvm import tirx
-
-    from edgecsi.kernels import emit as e
-
-    side = reduce.lanes_for(min(height, width), lanes)
-    with e.serial(-(-height // side)) as i, e.serial(-(-width // side)) as j:
-        top, left = e.let(overlap(i, side, height)), e.let(overlap(j, side, width))
-        rows = [e.let(e.load(source, start + (top + r) * width + left, side)) for r in range(side)]
-        half = side // 2
-        while half and side > 1:
-            # Swap the off-diagonal quarters of squares of 2 * half, for all of them at once.
-            for r in range(side):
-                if r & half == 0:
-                    low, high = rows[r], rows[r + half]
-                    keep = [c if c & half == 0 else side + c - half for c in range(side)]
-                    move = [c + half if c & half == 0 else side + c for c in range(side)]
-                    rows[r] = e.let(tirx.Shuffle([low, high], keep))
-                    rows[r + half] = e.let(tirx.Shuffle([low, high], move))
-            half //= 2
-        for r in range(side):
-            e.store(result, (left + r) * height + top, rows[r])

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from edgecsi.kernels import reduce
-from edgecsi.kernels.base import Kernel, Knobs, register
+from edgecsi.kernels.base import Cost, Kernel, Knobs
 from edgecsi.kernels.tiling import image_place, strided
-from edgecsi.ops.operators import Cost, Pool2d
+from edgecsi.ops.operators import Pool2d
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
 
 
-@register
 class F32Pool2d(Kernel):
     """Any window, stride and padding; needs no halo. A window over a whole row is summed across lanes.
 
@@ -26,7 +25,6 @@ class F32Pool2d(Kernel):
         lanes: width of a vector.
     """
 
-    name = "f32_pool2d"
     op = Pool2d
 
     def refuses(self, op: Pool2d, target: Target) -> str:

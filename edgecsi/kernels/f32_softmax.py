@@ -8,16 +8,15 @@ from typing import TYPE_CHECKING, Any
 from numpy.typing import NDArray
 
 from edgecsi.kernels import reduce
-from edgecsi.kernels.base import Kernel, Knobs, register
+from edgecsi.kernels.base import Cost, Kernel, Knobs
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Cost, Softmax
+from edgecsi.ops.operators import Softmax
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
 
 
-@register
 class F32Softmax(Kernel):
     """Rows of any length.
 
@@ -25,7 +24,6 @@ class F32Softmax(Kernel):
         lanes: width of a vector. unroll: vectors per iteration, with sums of their own.
     """
 
-    name = "f32_softmax"
     op = Softmax
 
     def refuses(self, op: Softmax, target: Target) -> str:

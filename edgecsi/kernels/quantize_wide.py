@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from edgecsi.kernels.base import Kernel, Knobs, register
-from edgecsi.ops.operators import Cost, QuantizeWide
+from edgecsi.kernels.base import Cost, Kernel, Knobs
+from edgecsi.ops.operators import QuantizeWide
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -19,7 +19,6 @@ _FAR = 2.0**20
 ARM converts with saturation."""
 
 
-@register
 class QuantizeWideKernel(Kernel):
     """Row by row; channels side by side in groups of 1, 2 or 4. The last vectors of a row may overlap.
 
@@ -27,7 +26,6 @@ class QuantizeWideKernel(Kernel):
         lanes: width of a vector.
     """
 
-    name = "quantize_wide"
     op = QuantizeWide
 
     def refuses(self, op: QuantizeWide, target: Target) -> str:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from edgecsi.kernels.base import Knobs
+from edgecsi.kernels.base import Cost, Knobs
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Cost, Op
+from edgecsi.ops.operators import Op
 from edgecsi.target import Target
 
 Expr = Any  # a TIR expression; tvm has no type stubs

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.lower.graph import Fused, Graph, Node, Value
-from edgecsi.ops.operators import Step
+from edgecsi.ops.steps import Step
 
 UNARY = {
     "leaky_relu", "relu", "relu6", "sigmoid", "tanh", "gelu", "silu", "exp", "sqrt", "rsqrt", "abs", "neg", "clip",

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from edgecsi.kernels.base import all_kernels
+from edgecsi.kernels.variants import all_kernels
 from edgecsi.lower.as_op import as_op
 from edgecsi.lower.graph import Graph, Node, Value
 from edgecsi.ops.layout import Layout

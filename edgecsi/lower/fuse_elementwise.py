@@ -10,7 +10,7 @@ import math
 import numpy as np
 
 from edgecsi.lower.graph import Fused, Graph, Node, Value
-from edgecsi.ops.operators import Step
+from edgecsi.ops.steps import Step
 
 # Layers that take an epilogue.
 HOSTS = {"conv2d", "dense", "matmul", "layer_norm", "elementwise"}

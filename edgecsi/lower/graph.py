@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Quant, Step
+from edgecsi.ops.operators import Quant
+from edgecsi.ops.steps import Step
 
 
 @dataclass(eq=False)

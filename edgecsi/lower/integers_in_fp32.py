@@ -11,11 +11,12 @@ from dataclasses import replace
 import numpy as np
 
 from edgecsi.errors import ToolchainError
-from edgecsi.kernels.base import all_kernels
+from edgecsi.kernels.variants import all_kernels
 from edgecsi.lower.as_op import as_op
 from edgecsi.lower.graph import Fused, Graph, Node, Value, constant
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Conv2d, Step
+from edgecsi.ops.operators import Conv2d
+from edgecsi.ops.steps import Step
 from edgecsi.target import Target
 
 EXACT = 1 << 24

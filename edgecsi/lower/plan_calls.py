@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from edgecsi.codegen.compile import tvm_target
 from edgecsi.codegen.program import Call, Entry, Place, Tensor
-from edgecsi.kernels.base import candidates, constant_bytes
+from edgecsi.kernels.base import constant_bytes
+from edgecsi.kernels.variants import candidates
 from edgecsi.lower.fallback import legalise
 from edgecsi.lower.graph import Graph, Node, Value
 from edgecsi.lower.plan_memory import Need, plan_memory, sample_stride

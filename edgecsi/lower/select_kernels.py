@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.errors import ToolchainError
-from edgecsi.kernels.base import Kernel, Knobs, candidates
+from edgecsi.kernels.base import Cost, Kernel, Knobs
+from edgecsi.kernels.variants import candidates
 from edgecsi.lower.as_op import as_op
 from edgecsi.lower.graph import Graph, Node, Value
-from edgecsi.ops.operators import Cost, Dense, Op
+from edgecsi.ops.operators import Dense, Op
 from edgecsi.target import Target
 
 

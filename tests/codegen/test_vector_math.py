@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ import pytest
 
 from edgecsi.codegen import vector_math
 from edgecsi.codegen.compile import compile_module
-from edgecsi.kernels.base import Kernel, Knobs
+from edgecsi.kernels.base import Cost, Kernel, Knobs
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Cost, Elementwise
+from edgecsi.ops.operators import Elementwise
 from edgecsi.target import Target, load
 from edgecsi.tune.harness import Case, run_cases
 from tests.kernels.common import available, on_targets
@@ -30,14 +31,12 @@ FUNCTIONS: dict[str, Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]] = {
 LANES = {"x86_64": 16, "aarch64": 4}
 
 
+@dataclass(frozen=True)
 class Unary(Kernel):
-    """One function of this file on vectors, or TVM's operator of that name in a vectorised loop."""
+    """The function of this name on vectors, or TVM's operator of that name in a vectorised loop."""
 
-    name = "unary"
     op = Elementwise
-
-    def __init__(self, function: str, tvm_own: bool) -> None:
-        self.function, self.tvm_own = function, tvm_own
+    tvm_own: bool
 
     def refuses(self, op: Elementwise, target: Target) -> str:
         return ""
@@ -58,9 +57,9 @@ class Unary(Kernel):
         with e.function(op) as (done, (x, y)), e.serial(op.x.size // lanes) as i:
             if self.tvm_own:
                 with T.vectorized(lanes) as v:
-                    T.buffer_store(y, getattr(tirx, self.function)(x[i * lanes + v]), [i * lanes + v])
+                    T.buffer_store(y, getattr(tirx, self.name)(x[i * lanes + v]), [i * lanes + v])
             else:
-                e.store(y, i * lanes, getattr(vector_math, self.function)(e.load(x, i * lanes, lanes)))
+                e.store(y, i * lanes, getattr(vector_math, self.name)(e.load(x, i * lanes, lanes)))
         return done.done()
 
 

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from edgecsi.kernels.base import Kernel, all_kernels
+from edgecsi.kernels.base import Kernel
+from edgecsi.kernels.variants import all_kernels
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Dense, Quant, Step
+from edgecsi.ops.operators import Dense, Quant
+from edgecsi.ops.steps import Step
 from edgecsi.target import Target
 from edgecsi.tune.harness import Case
 

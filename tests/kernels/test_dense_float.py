@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgecsi.kernels.base import Kernel, all_kernels, candidates
-from edgecsi.kernels.dense.float import BlockDense, SliceDense
+from edgecsi.kernels.base import Kernel
+from edgecsi.kernels.dense.blocks import BlockDense
+from edgecsi.kernels.dense.slices import SliceDense
+from edgecsi.kernels.variants import all_kernels, candidates
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Dense, Quant, Step
+from edgecsi.ops.operators import Dense, Quant
+from edgecsi.ops.steps import Step
 from edgecsi.target import Target
 from edgecsi.tune.harness import Case
 from tests.kernels.common import check, on_targets

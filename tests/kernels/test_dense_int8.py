@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from edgecsi.kernels.base import all_kernels, constant_bytes
+from edgecsi.kernels.base import constant_bytes
+from edgecsi.kernels.variants import all_kernels
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Quant, Step
+from edgecsi.ops.operators import Quant
+from edgecsi.ops.steps import Step
 from edgecsi.target import Target, load
 from edgecsi.tune.harness import Case, run_cases
 from tests.kernels.common import available, check, on_targets

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from edgecsi.kernels.base import all_kernels
+from edgecsi.kernels.variants import all_kernels
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Elementwise, Quant, Step
+from edgecsi.ops.operators import Elementwise, Quant
+from edgecsi.ops.steps import Step
 from edgecsi.target import load
 from edgecsi.tune.harness import Case
 from tests.kernels.common import check, normal, on_targets

@@ -7,9 +7,10 @@ import itertools
 import numpy as np
 import pytest
 
-from edgecsi.kernels.base import all_kernels, candidates
+from edgecsi.kernels.variants import all_kernels, candidates
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Conv2d, Quant, Step
+from edgecsi.ops.operators import Conv2d, Quant
+from edgecsi.ops.steps import Step
 from edgecsi.target import load
 from edgecsi.tune.harness import Case
 from tests.kernels.common import check, normal, on_targets

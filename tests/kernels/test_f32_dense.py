@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from edgecsi.kernels.base import all_kernels
+from edgecsi.kernels.variants import all_kernels
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Dense, Step
+from edgecsi.ops.operators import Dense
+from edgecsi.ops.steps import Step
 from edgecsi.target import load
 from edgecsi.tune.harness import Case
 from tests.kernels.common import check, normal, on_targets

@@ -4,25 +4,18 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgecsi.kernels.base import all_kernels
+from edgecsi.kernels.variants import all_kernels
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import MatMul, Step
+from edgecsi.ops.operators import MatMul
+from edgecsi.ops.steps import Step
 from edgecsi.target import load
 from edgecsi.tune.harness import Case
 from tests.kernels.common import check, normal, on_targets
 
 
-def product(
-    batch: tuple[int, ...], m: int, k: int, n: int, transpose_b: bool, steps: tuple[Step, ...] = ()
-) -> MatMul:
-    b = (n, k) if transpose_b else (k, n)
-    return MatMul(
-        x=Layout((*batch, m, k)),
-        b=Layout((*batch, *b)),
-        y=Layout((*batch, m, n)),
-        transpose_b=transpose_b,
-        epilogue=steps,
-    )
+def product(batch: tuple[int, ...], m: int, k: int, n: int, steps: tuple[Step, ...] = ()) -> MatMul:
+    x, b, y = (Layout((*batch, *size)) for size in ((m, k), (k, n), (m, n)))
+    return MatMul(x=x, b=b, y=y, epilogue=steps)
 
 
 def operators() -> list[MatMul]:
@@ -35,8 +28,7 @@ def operators() -> list[MatMul]:
         ((), 1, 1, 1),
     ]
     scaled = (Step("affine", (0.25, 1.0)), Step("add", operand=Layout((2, 9, 11))))
-    plain = [product(*size, transpose_b=turned) for size in sizes for turned in (False, True)]
-    return [*plain, product((2,), 9, 8, 11, True, scaled)]
+    return [*(product(*size) for size in sizes), product((2,), 9, 8, 11, scaled)]
 
 
 @on_targets()

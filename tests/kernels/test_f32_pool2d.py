@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgecsi.kernels.base import all_kernels
+from edgecsi.kernels.variants import all_kernels
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Pool2d, Step
+from edgecsi.ops.operators import Pool2d
+from edgecsi.ops.steps import Step
 from edgecsi.target import load
 from edgecsi.tune.harness import Case
 from tests.kernels.common import check, normal, on_targets

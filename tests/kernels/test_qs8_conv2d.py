@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgecsi.kernels.base import all_kernels, candidates
+from edgecsi.kernels.variants import all_kernels, candidates
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Conv2d, Elementwise, Quant, Step
+from edgecsi.ops.operators import Conv2d, Elementwise, Quant
+from edgecsi.ops.steps import Step
 from edgecsi.target import Target, load
 from edgecsi.tune.harness import Case, run_cases
 from tests.kernels.common import available, check, normal

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from edgecsi.kernels.base import all_kernels
+from edgecsi.kernels.variants import all_kernels
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Quant, QuantizeWide, plane_channels
 from edgecsi.target import load

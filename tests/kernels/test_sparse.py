@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from edgecsi.kernels.base import candidates
 from edgecsi.kernels.dense.sparse import compact, pack_all, pack_blocks, pack_slices, sections
+from edgecsi.kernels.variants import candidates
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Dense
 from edgecsi.target import load

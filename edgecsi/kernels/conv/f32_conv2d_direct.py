@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.kernels.base import Kernel, Knobs, register
+from edgecsi.kernels.base import Cost, Kernel, Knobs
 from edgecsi.kernels.tiling import Scalars, image_place, overlap, read_gbps, slots, strided
-from edgecsi.ops.operators import Conv2d, Cost
+from edgecsi.ops.operators import Conv2d
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 MAX_BODY = 320  # multiply-adds written out in the innermost loop; more only costs instruction cache
 
 
-@register
 class F32Conv2dDirect(Kernel):
     """Any stride, dilation and number of groups.
 
@@ -36,7 +35,6 @@ class F32Conv2dDirect(Kernel):
         iteration. co_outer: 1 if blocks of channels are the outer loop (weights read once), else rows are.
     """
 
-    name = "f32_conv2d_direct"
     op = Conv2d
 
     def refuses(self, op: Conv2d, target: Target) -> str:

@@ -15,22 +15,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.kernels import reduce
-from edgecsi.kernels.base import Kernel, Knobs, register
+from edgecsi.kernels.base import Cost, Kernel, Knobs
 from edgecsi.kernels.conv.f32_conv2d_direct import (
     MAX_BODY,
     block_starts,
     refuses_f32_conv2d,
 )
-from edgecsi.kernels.f32_matmul import transpose
 from edgecsi.kernels.tiling import Scalars, image_place, overlap, read_gbps, slots
-from edgecsi.ops.operators import Conv2d, Cost
+from edgecsi.ops.operators import Conv2d
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
 
 
-@register
 class F32Conv2dDirectCo(Kernel):
     """Any stride, dilation and number of groups.
 
@@ -39,7 +37,6 @@ class F32Conv2dDirectCo(Kernel):
         taps: 1 to write all taps of the filter out, 0 to loop over its rows.
     """
 
-    name = "f32_conv2d_direct_co"
     op = Conv2d
 
     def refuses(self, op: Conv2d, target: Target) -> str:
@@ -161,7 +158,7 @@ class F32Conv2dDirectCo(Kernel):
                 ahead, turned = e.registers(len(pixels) * together), e.registers(len(pixels) * together)
                 for ((r, c), v), acc in sums.items():
                     e.store(ahead, (r * columns + c) * together + v * lanes, e.load(acc, 0, lanes))
-                transpose(ahead, 0, turned, len(pixels), together, 8 if target.arch == "x86_64" else 4)
+                _transpose(ahead, 0, turned, len(pixels), together, 8 if target.arch == "x86_64" else 4)
                 with e.serial(together) as o:
                     for r in range(rows):
                         at = image_place(sample, channel + o, top + r, left)
@@ -178,3 +175,28 @@ class F32Conv2dDirectCo(Kernel):
             ):
                 block(sample, group, co, row, column)
         return done.done()
+
+
+def _transpose(source: Any, start: Any, result: Any, height: int, width: int, lanes: int) -> None:
+    """Write the transpose of the matrix [height, width] at `start` to `result`, square by square."""
+    from tvm import tirx
+
+    from edgecsi.kernels import emit as e
+
+    side = reduce.lanes_for(min(height, width), lanes)
+    with e.serial(-(-height // side)) as i, e.serial(-(-width // side)) as j:
+        top, left = e.let(overlap(i, side, height)), e.let(overlap(j, side, width))
+        rows = [e.let(e.load(source, start + (top + r) * width + left, side)) for r in range(side)]
+        half = side // 2
+        while half and side > 1:
+            # Swap the off-diagonal quarters of squares of 2 * half, for all of them at once.
+            for r in range(side):
+                if r & half == 0:
+                    low, high = rows[r], rows[r + half]
+                    keep = [c if c & half == 0 else side + c - half for c in range(side)]
+                    move = [c + half if c & half == 0 else side + c for c in range(side)]
+                    rows[r] = e.let(tirx.Shuffle([low, high], keep))
+                    rows[r + half] = e.let(tirx.Shuffle([low, high], move))
+            half //= 2
+        for r in range(side):
+            e.store(result, (left + r) * height + top, rows[r])

@@ -12,17 +12,16 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.kernels.base import Knobs, register
-from edgecsi.kernels.conv.int8 import Int8Conv2d, Plan
+from edgecsi.kernels.base import Knobs
+from edgecsi.kernels.conv.int8 import Int8Conv2d
+from edgecsi.kernels.conv.plan import Plan
 from edgecsi.ops.operators import Conv2d
 from edgecsi.target import Target
 
 
-@register
-class QS8Conv2dAVX2(Int8Conv2d):
+class Qs8Conv2dAvx2(Int8Conv2d):
     """Reads groups of two channels."""
 
-    name = "qs8_conv2d_avx2"
     unroll: ClassVar[int] = 16  # see the NEON kernel: sixteen registers are few
     itemsize: ClassVar[int] = 4
 

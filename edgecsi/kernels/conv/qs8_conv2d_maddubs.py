@@ -16,8 +16,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.kernels.base import Knobs, register
-from edgecsi.kernels.conv.int8 import Int8Conv2d, Plan
+from edgecsi.kernels.base import Knobs
+from edgecsi.kernels.conv.int8 import Int8Conv2d
+from edgecsi.kernels.conv.plan import Plan
 from edgecsi.ops.operators import Conv2d
 from edgecsi.target import Target
 
@@ -38,11 +39,9 @@ class Product:
     fresh: bool
 
 
-@register
-class QS8Conv2dMaddubs(Int8Conv2d):
+class Qs8Conv2dMaddubs(Int8Conv2d):
     """Reads groups of four channels."""
 
-    name = "qs8_conv2d_maddubs"
     unroll: ClassVar[int] = LONGEST
     itemsize: ClassVar[int] = 4
     own_code: ClassVar[bool] = True

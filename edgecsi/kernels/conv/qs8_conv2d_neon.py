@@ -13,8 +13,9 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.kernels.base import Knobs, register
-from edgecsi.kernels.conv.int8 import Int8Conv2d, Plan
+from edgecsi.kernels.base import Knobs
+from edgecsi.kernels.conv.int8 import Int8Conv2d
+from edgecsi.kernels.conv.plan import Plan
 from edgecsi.ops.operators import Conv2d
 from edgecsi.target import Target
 
@@ -24,11 +25,9 @@ TRIES = 30
 """Orders in which the taps are packed into chains."""
 
 
-@register
-class QS8Conv2dNeon(Int8Conv2d):
+class Qs8Conv2dNeon(Int8Conv2d):
     """Reads groups of two channels."""
 
-    name = "qs8_conv2d_neon"
     shift: ClassVar[int] = 128
     unroll: ClassVar[int] = 16  # in longer code LLVM keeps more in flight than there are registers
 

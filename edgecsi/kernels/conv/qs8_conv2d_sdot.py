@@ -8,17 +8,16 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.kernels.base import Knobs, register
-from edgecsi.kernels.conv.int8 import Int8Conv2d, Plan, pairs_columns
+from edgecsi.kernels.base import Knobs
+from edgecsi.kernels.conv.int8 import Int8Conv2d
+from edgecsi.kernels.conv.plan import Plan, pairs_columns
 from edgecsi.ops.operators import Conv2d
 from edgecsi.target import Target
 
 
-@register
-class QS8Conv2dSdot(Int8Conv2d):
+class Qs8Conv2dSdot(Int8Conv2d):
     """Reads groups of four channels; of two, where there are no more, with two columns in a lane."""
 
-    name = "qs8_conv2d_sdot"
     shift: ClassVar[int] = 128
 
     def lacks(self, target: Target) -> str:

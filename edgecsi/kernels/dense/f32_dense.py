@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.kernels.base import Kernel, Knobs, register
+from edgecsi.kernels.base import Cost, Kernel, Knobs
 from edgecsi.kernels.tiling import Scalars, overlap, read_gbps, slots
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Cost, Dense, Op
+from edgecsi.ops.operators import Dense, Op
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 _STRETCH = 256  # inputs that are summed before the sum is added to the others
 
 
-@register
 class F32Dense(Kernel):
     """Any sizes and batch; the output may be an image in its halo.
 
@@ -39,7 +38,6 @@ class F32Dense(Kernel):
         iteration. ahead: bytes by which weights are prefetched, 0 for not at all.
     """
 
-    name = "f32_dense"
     op = Dense
 
     def refuses(self, op: Dense, target: Target) -> str:

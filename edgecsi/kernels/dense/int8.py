@@ -6,16 +6,26 @@ stored or only those with weights, and the instructions.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.kernels.base import Kernel, Knobs
-from edgecsi.kernels.dense import loop as dense_loop
+from edgecsi.kernels.base import Cost, Kernel, Knobs
 from edgecsi.kernels.dense import narrow_weights
-from edgecsi.kernels.dense.loop import Loop, dense_vectors, shared_samples
+from edgecsi.kernels.dense.dot import Dot, NarrowVnni, dot_of
+from edgecsi.kernels.dense.estimate import (
+    cost,
+    dense_vectors,
+    indices_per_load,
+    prefetch_ahead,
+    shared_samples,
+)
+from edgecsi.kernels.dense.int8_codes import write_codes
+from edgecsi.kernels.dense.loop import Loop, multiply, prefetch_start
+from edgecsi.kernels.dense.results import Results, spill_bytes, spills
 from edgecsi.kernels.dense.sparse import (
     Compact,
     Section,
@@ -26,19 +36,15 @@ from edgecsi.kernels.dense.sparse import (
     pack_blocks,
     sections,
 )
-from edgecsi.kernels.dot import Dot, NarrowVnni, dot_of
-from edgecsi.ops.operators import DYNAMIC_STEPS, TINY, Cost, Dense
+from edgecsi.kernels.dense.walk import positions
+from edgecsi.ops.operators import Dense
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
 
-MAGIC = 12582912.0
-"""1.5 * 2^23: adding it to a small fp32 number rounds that to an integer, half to even, in the low bits."""
 
-_LARGEST = float(np.finfo(np.float32).max)
-
-
+@dataclass(frozen=True)
 class Int8Dense(Kernel):
     """Int8 weights times int8 codes of the input.
 
@@ -49,9 +55,9 @@ class Int8Dense(Kernel):
     """
 
     op = Dense
-    rounds: ClassVar[bool]
-    rows: ClassVar[int] = 0
-    dots: ClassVar[tuple[str, ...]]
+    rounds: bool
+    dots: tuple[str, ...]
+    rows: int = 0
 
     def refuses(self, op: Dense, target: Target) -> str:
         if target.dot not in self.dots:
@@ -86,7 +92,7 @@ class Int8Dense(Kernel):
             unroll = next(u for u in (4, 2, 1) if groups % u == 0 or u == dot.together)
         busy = vectors * dot.accumulators * samples
         sets = max(1, min(unroll // dot.together, (8 if self.rows else 4) // busy))
-        ahead = dense_loop.prefetch_ahead(op, target) if batch == 1 else 0
+        ahead = prefetch_ahead(op, target) if batch == 1 else 0
         # What a good part of the L2 cache holds is read as fast as narrow weights are taken apart.
         far = max(op.among, 2 * op.weight.nbytes) > target.l2_bytes
         narrow = int(batch == 1 and far and self._narrows(op, target))
@@ -119,7 +125,7 @@ class Int8Dense(Kernel):
             blocks = int((-(-counts // unroll) * unroll).sum())
         else:
             blocks = panels * -(-inputs // 4)
-        return dense_loop.cost(
+        return cost(
             target,
             batch=op.x.shape[0] * op.planes,
             blocks=blocks,
@@ -134,7 +140,7 @@ class Int8Dense(Kernel):
         )
 
     def _spills(self, op: Dense, target: Target) -> bool:
-        return dense_loop.spills(op, self._compact(op, {}).outputs is not None, target.lanes_f32)
+        return spills(op, self._compact(op, {}).outputs is not None, target.lanes_f32)
 
     def _prepared(self, op: Dense, target: Target, dot: Dot, knobs: Knobs) -> int:
         """Bytes moved to write codes and to collect spilled sums, for a sample, or a plane of it."""
@@ -172,7 +178,7 @@ class Int8Dense(Kernel):
         places = small.inputs
         assert places is not None
         if not self.rounds:
-            memory = dense_loop.positions(op.x, 1)
+            memory = positions(op.x, 1)
             assert memory is not None
             places = memory[places]
         if places.size % 4 == 0 and (np.diff(places.reshape(-1, 4)) == 1).all():
@@ -183,7 +189,7 @@ class Int8Dense(Kernel):
         """Whether the blocks can be read from the input as it is."""
         if self.rounds or not dot.unsigned or self._compact(op, knobs).inputs is not None:
             return False
-        places = dense_loop.positions(op.x, 4)
+        places = positions(op.x, 4)
         if places is None:
             return False
         return bool(self.rows) or (places.size % knobs["unroll"] == 0 and (np.diff(places) == 4).all())
@@ -195,7 +201,7 @@ class Int8Dense(Kernel):
         parts = sections(outputs, knobs["rows"], self.rows or dot.outputs)
         packed: dict[str, NDArray[Any]] = {}
         if self.rows:
-            places = dense_loop.positions(op.x, 4) if self._direct(op, dot, knobs) else None
+            places = positions(op.x, 4) if self._direct(op, dot, knobs) else None
             if places is None:
                 places = np.arange(-(-inputs // 4)) * 4
             blocks = pack_blocks(op.weight, parts, 4, knobs["unroll"], places)
@@ -248,7 +254,7 @@ class Int8Dense(Kernel):
         if self.rounds and small.inputs is not None:
             sizes["all"] = op.weight.shape[1] * op.planes
         if self._spills(op, target):
-            sizes["sums"] = dense_loop.spill_bytes(op)
+            sizes["sums"] = spill_bytes(op)
         starts, end = {}, 0
         for name, size in sizes.items():
             starts[name] = end
@@ -277,7 +283,7 @@ class Int8Dense(Kernel):
             blocks=self._codes_stride(op, knobs) // 4,
             first=[(NarrowVnni(bits), groups) for bits, groups in small.widths],
             ahead=knobs["ahead"],
-            indices=dense_loop.indices_per_load(target),
+            indices=indices_per_load(target),
         )
         if loop.unroll % dot.together:
             raise ValueError(f"this dot product takes {dot.together} blocks at once")
@@ -290,8 +296,8 @@ class Int8Dense(Kernel):
                 x, stride = scratch, self._codes_stride(op, knobs)
                 run = self._places(op, small)[1] if small.inputs is not None else 1
                 if loop.ahead:
-                    dense_loop.prefetch_start(named["weights"])
-                _write_codes(op, dot, target, buffers[0], scratch, stride, room, named.get("inputs"), run)
+                    prefetch_start(named["weights"])
+                write_codes(op, dot, target, buffers[0], scratch, stride, room, named.get("inputs"), run)
 
             def value(total: Any, output: Any, sample: Any) -> Any:
                 lanes = e.lanes_of(total)
@@ -313,9 +319,9 @@ class Int8Dense(Kernel):
                 return result
 
             spill = (scratch, room["sums"]) if self._spills(op, target) else None
-            results = dense_loop.Results(op, finish, target.lanes_f32, value, spill, named.get("outputs"))
+            results = Results(op, finish, target.lanes_f32, value, spill, named.get("outputs"))
             results.open()
-            dense_loop.multiply(
+            multiply(
                 dot, loop, batch * op.planes, named["weights"], x, stride, named.get("index"), named.get("start"),
                 results if op.fine == 1 else _joined(results, op.fine),
             )  # fmt: skip
@@ -364,151 +370,3 @@ def _joined(
         results(part, panel, row // 2, both)
 
     return join
-
-
-def _write_codes(
-    op: Dense,
-    dot: Dot,
-    target: Target,
-    x: Any,
-    scratch: Any,
-    stride: int,
-    room: Mapping[str, int],
-    inputs: Any | None,
-    run: int,
-) -> None:
-    """Emit the pass over the input that leaves codes in the workspace, and for dynamic ones the size of a
-    step. Two planes are two rows.
-
-    Args:
-        stride: bytes between samples' codes. room: see `_workspace`.
-        inputs: buffer with the inputs that a compacted matrix uses: their places in memory if static.
-        run: how many neighbours each of these stands for.
-    """
-    from tvm.tirx.script import builder as T
-
-    from edgecsi.kernels import emit as e
-
-    lanes = 4 * target.lanes_f32
-
-    def signed(code: Any) -> Any:
-        return code if dot.unsigned else code ^ e.splat(128, e.lanes_of(code), "uint8")
-
-    def gather(row: Any, codes: Any) -> None:
-        """Codes of the inputs that are used."""
-        assert inputs is not None
-        with e.serial(inputs.shape[0]) as k:
-            place = codes + T.cast(inputs[k], "int32")
-            e.store(scratch, row + k * run, e.load(scratch, place, run))
-
-    with e.serial(op.x.shape[0]) as sample:
-        here = sample * (op.planes * stride)
-        if op.fine > 1:
-            rows = [(here + k * stride, room["all"] + k * op.weight.shape[1]) for k in range(2)]
-
-            def split(element: Any, offset: Any, count: int) -> None:
-                value = e.load(x, sample * op.x.stride + offset, count)
-                for (row, every), codes in zip(rows, _wide_codes(value, op), strict=True):
-                    e.store(scratch, (row if inputs is None else every) + element, signed(codes))
-
-            dense_loop.each_run(op.x, lanes, split)
-            if inputs is not None:
-                for row, every in rows:
-                    gather(row, every)
-            return
-        if op.x_quant is not None and inputs is not None:
-            with e.serial(inputs.shape[0]) as k:
-                place = sample * op.x.stride + T.cast(inputs[k], "int32")
-                e.store(scratch, here + k * run, signed(e.load(x, place, run)))
-            return
-        if op.x_quant is not None:
-
-            def shift(element: Any, offset: Any, count: int) -> None:
-                e.store(scratch, here + element, signed(e.load(x, sample * op.x.stride + offset, count)))
-
-            dense_loop.each_run(op.x, lanes, shift)
-            return
-        low, high = (e.let(limit) for limit in _limits(op, lanes, x, sample))
-        width = e.let(high - low)
-        usable = T.And(width >= T.float32(float(TINY)), width <= T.float32(_LARGEST))
-        inverse = e.let(T.Select(usable, T.float32(DYNAMIC_STEPS) / width, T.float32(0)))
-        # one above the lowest code, so that no value rounds to a code that does not exist
-        below = T.Select(usable, -low * inverse, T.float32(0))
-        zero = e.let(T.cast(below, "int32") + T.int32(dot.zero - 127))
-        e.store(
-            scratch, room["steps"] + sample * 4,
-            T.reinterpret(width / T.float32(DYNAMIC_STEPS), dtype="uint8x4"),
-        )  # fmt: skip
-        e.store(scratch, room["zeros"] + sample * 4, T.reinterpret(zero, dtype="uint8x4"))
-        shift_up = e.let(T.cast(zero, "float32") + T.float32(MAGIC))
-        target_of_codes = here if inputs is None else room["all"]
-
-        def quantize(element: Any, offset: Any, count: int) -> None:
-            value = e.load(x, sample * op.x.stride + offset, count)
-            rounded = e.fence(value * e.splat(inverse, count)) + e.splat(shift_up, count)
-            bits = T.reinterpret(rounded, dtype=e.vector_type("int32", count))
-            e.store(scratch, target_of_codes + element, T.cast(bits, e.vector_type("uint8", count)))
-
-        dense_loop.each_run(op.x, lanes, quantize)
-        if inputs is not None:
-            gather(here, room["all"])
-
-
-def _wide_codes(x: Any, op: Dense) -> list[Any]:
-    """Emit the codes of both planes of an fp32 vector, uint8."""
-    from tvm.tirx.script import builder as T
-
-    from edgecsi.kernels import emit as e
-
-    quant, lanes = op.x_quant, e.lanes_of(x)
-    assert quant is not None
-    low, high = (e.splat(float(limit), lanes) for limit in (-quant.zero_point, 255 - quant.zero_point))
-    if quant.offset:
-        x = x - e.splat(float(np.float32(quant.offset)), lanes)
-    steps = e.fence(x * e.splat(float(quant.inverse), lanes))
-    found = []
-    for _ in range(2):
-        whole = e.let(e.round_to_int(T.min(T.max(steps, low), high)))
-        codes = whole + e.splat(quant.zero_point, lanes, "int32")
-        found.append(T.cast(codes, e.vector_type("uint8", lanes)))
-        steps = e.let((steps - T.cast(whole, e.type_of(steps))) * e.splat(float(op.fine), lanes))
-    return found
-
-
-def _limits(op: Dense, lanes: int, x: Any, sample: Any) -> tuple[Any, Any]:
-    """Emit min(x, 0) and max(x, 0) over a sample, as fp32; not-a-number wins."""
-    from tvm.tirx.script import builder as T
-
-    from edgecsi.kernels import emit as e
-
-    widths = [w for w in (lanes >> k for k in range(lanes.bit_length())) if w]
-    # Bits of positive fp32 are ordered like signed integers; of negative ones, unsigned and upside down, above all
-    # positive ones. Each starts from its zero.
-    kinds = {"uint32": 1 << 31, "int32": 0}
-    best = {(kind, w): e.registers(w, kind) for kind in kinds for w in widths}
-    for (kind, w), registers in best.items():
-        e.store(registers, 0, e.splat(kinds[kind], w, kind))
-
-    def widen(element: Any, offset: Any, count: int) -> None:
-        value = e.load(x, sample * op.x.stride + offset, count)
-        for kind in kinds:
-            bits = T.reinterpret(value, dtype=e.vector_type(kind, count))
-            registers = best[kind, count]
-            e.store(registers, 0, T.max(e.load(registers, 0, count), bits))
-
-    dense_loop.each_run(op.x, lanes, widen)
-    found = []
-    for kind in kinds:
-        top = None
-        for w in widths:
-            value = e.load(best[kind, w], 0, w)
-            while e.lanes_of(value) > 1:
-                half = e.lanes_of(value) // 2
-                if half > 1:
-                    value = T.max(e.part(value, 0, half), e.part(value, half, half))
-                else:
-                    value = T.max(e.shuffle([value], [0]), e.shuffle([value], [1]))
-                value = e.let(value)
-            top = value if top is None else T.max(top, value)
-        found.append(T.reinterpret(top, dtype="float32"))
-    return found[0], found[1]
