@@ -90,13 +90,20 @@ def other_load(before: Snapshot, after: Snapshot) -> float | None:
 
 
 def judge(
-    before: Snapshot, after: Snapshot, *, emulated: bool = False, notes: Sequence[str] = ()
+    before: Snapshot,
+    after: Snapshot,
+    *,
+    where: Machine | None = None,
+    emulated: bool = False,
+    notes: Sequence[str] = (),
 ) -> Validity:
-    """Decides whether what was measured between two snapshots can be believed.
+    """Decides whether what was measured between two snapshots can be believed. What could not be read may
+    have disturbed it, so it is suspect as well.
 
     Args:
         before: taken just before the first timed call.
         after: taken just after the last.
+        where: the machine, if known: a Raspberry Pi must say whether it was throttled.
         emulated: the code ran under QEMU.
         notes: further grounds for suspicion that the measurement itself found.
     """
@@ -114,6 +121,13 @@ def judge(
             suspect.append(f"{name} since boot")
 
     others = other_load(before, after)
+    if others is None:
+        suspect.append("what other processes used could not be read (/proc/stat)")
+    if not before.frequency or not after.frequency:
+        suspect.append("the frequency could not be read (cpufreq, /proc/cpuinfo)")
+    unread = before.throttled is None or after.throttled is None
+    if unread and where is not None and where.cpu.startswith("Raspberry Pi"):
+        suspect.append("whether it was throttled could not be read (vcgencmd get_throttled)")
     if others is not None and others > OTHER_LOAD:
         suspect.append(f"other processes used {others:.2f} of a core")
     elapsed = after.clock - before.clock

@@ -45,7 +45,7 @@ def measure_limits() -> Limits:
     """
     before = snapshot()
     measured = json.loads(program_output("limits.c"))
-    found = _limits(measured, machine(), judge(before, snapshot()))
+    found = _limits(measured, machine(), judge(before, snapshot(), where=machine()))
     with contextlib.suppress(OSError):  # a cache that cannot be written costs a few seconds the next time
         beside = _kept().with_suffix(f".{os.getpid()}.tmp")
         beside.write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")

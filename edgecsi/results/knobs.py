@@ -136,7 +136,7 @@ def search_all(folder: Path, only: str, tell: Callable[[str], None]) -> None:
             after = snapshot()
             row["default_us"] = sum(layer.default_us for layer in layers)
             row["best_us"] = sum(layer.best_us for layer in layers)
-            row |= {"date": after.date, "validity": asdict(judge(before, after))}
+            row |= {"date": after.date, "validity": asdict(judge(before, after, where=machine()))}
             row["layers"] = [asdict(layer) for layer in layers]
             tell(f"{scenario.name}: {row['default_us']:.2f} µs, {row['best_us']:.2f} with the best knobs")
         rows[scenario.name] = row

@@ -249,7 +249,7 @@ def measure_fact(fact: Fact, scratch: Path) -> Json:
     except EdgecsiError as error:
         stored["error"] = words(error)
     after = snapshot()
-    stored["validity"] = dataclasses.asdict(judge(before, after))
+    stored["validity"] = dataclasses.asdict(judge(before, after, where=machine()))
     stored["date"] = after.date
     return stored
 

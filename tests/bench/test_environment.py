@@ -74,10 +74,29 @@ def test_emulated_times_are_never_valid() -> None:
     assert "did not settle" in found.reasons
 
 
-def test_what_cannot_be_read_is_no_reason() -> None:
-    blind = {"load_average": None, "governor": None, "frequency": None, "temperature": None}
-    blind |= {"throttled": None, "busy": None, "stolen": None}
-    assert judge(dataclasses.replace(QUIET, **blind), dataclasses.replace(LATER, **blind)).state == "valid"
+BOARD = dataclasses.replace(machine(), cpu="Raspberry Pi 4 Model B Rev 1.4")
+
+
+@pytest.mark.parametrize(
+    ("missing", "named"), [("busy", "/proc/stat"), ("frequency", "frequency"), ("throttled", "vcgencmd")]
+)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_what_cannot_be_read_makes_it_suspect(missing: str, named: str, when: str) -> None:
+    first, last = QUIET, LATER
+    if when == "before":
+        first = dataclasses.replace(QUIET, **{missing: None})
+    else:
+        last = dataclasses.replace(LATER, **{missing: None})
+    found = judge(first, last, where=BOARD)
+    assert found.state == "suspect"
+    assert named in found.reasons[0]
+    assert judge(QUIET, LATER, where=BOARD).state == "valid"
+
+
+def test_a_server_has_no_vcgencmd() -> None:
+    blind = {"throttled": None, "temperature": None, "governor": None}
+    first, last = (dataclasses.replace(snapshot, **blind) for snapshot in (QUIET, LATER))
+    assert judge(first, last, where=dataclasses.replace(BOARD, cpu="Intel(R) Xeon(R)")).state == "valid"
 
 
 def test_a_board_is_read_from_proc_and_sys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

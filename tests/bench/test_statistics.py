@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -28,6 +30,49 @@ def test_the_interval_covers_the_true_median_about_as_often_as_it_says() -> None
     intervals = [statistics.median_interval(latencies(300, seed)) for seed in range(100)]
     covered = sum(interval.low <= 100 <= interval.high for interval in intervals)
     assert 88 <= covered <= 100
+
+
+def correlated(rho: float, count: int, trials: int, seed: int = 0) -> np.ndarray:
+    """``[trials, count]``: series around 0 whose neighbours correlate by ``rho`` (AR(1)), as rounds do."""
+    generator = np.random.default_rng(seed)
+    series = generator.normal(0, 1, (trials, count))
+    series[:, 0] /= np.sqrt(1 - rho**2)
+    for index in range(1, count):
+        series[:, index] += rho * series[:, index - 1]
+    return series
+
+
+@pytest.mark.parametrize("rho", [0.5, 0.9])
+@pytest.mark.parametrize("rounds", [400, 2000])
+def test_intervals_cover_as_often_as_they_say_when_rounds_correlate(rho: float, rounds: int) -> None:
+    trials = 400
+    ratios = 0.3 * np.exp(0.01 * correlated(rho, rounds, trials))
+    found = [statistics.median_interval(one, seed) for seed, one in enumerate(ratios)]
+    covered = sum(interval.low <= 0.3 <= interval.high for interval in found)
+    assert covered / trials >= 0.92
+
+
+def test_intervals_of_a_high_percentile_cover_it() -> None:
+    truth = 2.3263 / np.sqrt(1 - 0.5**2)
+    intervals = [statistics.quantile_interval(one, 99) for one in correlated(0.5, 2000, 200)]
+    assert sum(found.low <= truth <= found.high for found in intervals) >= 0.92 * 200
+
+
+def test_blocks_are_as_long_as_the_samples_hang_together() -> None:
+    lengths = [
+        np.mean([statistics.block_length(one) for one in correlated(rho, 1000, 20)]) for rho in (0, 0.5, 0.9)
+    ]
+    assert lengths[0] < 8
+    assert lengths[0] < lengths[1] / 2 < lengths[2] / 4
+    assert statistics.block_length(np.ones(100)) == 1
+    assert 1 <= statistics.block_length([1.0, 2.0]) <= 2
+
+
+def test_millions_of_samples_take_no_time() -> None:
+    begin = time.process_time()
+    found = statistics.median_interval(latencies(2_000_000))
+    assert time.process_time() - begin < 5
+    assert found.low < 100 < found.high
 
 
 def test_the_interval_is_wider_when_neighbours_share_their_mood() -> None:
