@@ -100,7 +100,7 @@ def compile_module(functions: Mapping[str, tvm.tirx.PrimFunc], target: Target) -
 
     flat = lower(functions, target)
     try:
-        return tvm.get_global_func("target.build.llvm")(flat, tvm_target(target))
+        return _with_stack_probes(tvm.get_global_func("target.build.llvm")(flat, tvm_target(target)))
     except RuntimeError as error:
         raise ToolchainError(
             f"LLVM could not compile kernels for {target.id}",
@@ -109,10 +109,26 @@ def compile_module(functions: Mapping[str, tvm.tirx.PrimFunc], target: Target) -
         ) from error
 
 
+def _with_stack_probes(module: tvm.runtime.Module) -> tvm.runtime.Module:
+    """The module with every page of a large frame touched in order, so that a thread whose stack is too small stops
+    at its guard page instead of writing beyond it. TVM has no option for that, but LLVM's assembly language has;
+    functions whose frame is less than a page stay as they are, byte for byte."""
+    import tvm
+
+    with tempfile.TemporaryDirectory(prefix="edgecsi-") as folder:
+        path = Path(folder) / "kernels.ll"
+        module.write_to_file(str(path), "ll")
+        text = path.read_text(encoding="utf-8")
+        path.write_text(
+            text.replace(' "target-cpu"=', ' "probe-stack"="inline-asm" "target-cpu"='), encoding="utf-8"
+        )
+        return tvm.get_global_func("ffi.Module.load_from_file.ll")(str(path), "ll")
+
+
 def compile_object(functions: Mapping[str, tvm.tirx.PrimFunc], target: Target) -> bytes:
     """An ELF object with one C function per entry of the mapping, ``void name(pointers…)``."""
     module = compile_module(functions, target)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory(prefix="edgecsi-") as folder:
         path = Path(folder) / "kernels.o"
         module.write_to_file(str(path), "o")
         return path.read_bytes()

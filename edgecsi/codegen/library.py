@@ -13,6 +13,7 @@ import numpy as np
 from edgecsi.codegen.compile import compile_object
 from edgecsi.codegen.interface import environment
 from edgecsi.codegen.program import ALIGN, Call, Entry, Place
+from edgecsi.codegen.target_features import feature_bits
 from edgecsi.codegen.zig import zig_cc
 from edgecsi.errors import ToolchainError
 from edgecsi.target import Target
@@ -20,23 +21,8 @@ from edgecsi.target import Target
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
 
-STACK_LIMIT = 1 << 20
-
-# Where the CPU says that it has a feature: variable of the driver and bit. Intel SDM vol. 2A, CPUID; Linux HWCAP.
-X86_BITS = {
-    "pni": ("leaf1_c", 0), "ssse3": ("leaf1_c", 9), "fma": ("leaf1_c", 12), "sse4_1": ("leaf1_c", 19),
-    "sse4_2": ("leaf1_c", 20), "movbe": ("leaf1_c", 22), "popcnt": ("leaf1_c", 23), "avx": ("leaf1_c", 28),
-    "f16c": ("leaf1_c", 29), "abm": ("ext_c", 5), "bmi1": ("leaf7_b", 3), "avx2": ("leaf7_b", 5),
-    "bmi2": ("leaf7_b", 8), "avx512f": ("leaf7_b", 16), "avx512dq": ("leaf7_b", 17), "avx512ifma": ("leaf7_b", 21),
-    "avx512cd": ("leaf7_b", 28), "avx512bw": ("leaf7_b", 30), "avx512vl": ("leaf7_b", 31),
-    "avx512vbmi": ("leaf7_c", 1), "avx512_vbmi2": ("leaf7_c", 6), "avx512_vnni": ("leaf7_c", 11),
-    "avx512_bitalg": ("leaf7_c", 12), "avx512_vpopcntdq": ("leaf7_c", 14), "avx_vnni": ("leaf71_a", 4),
-    "avx512_bf16": ("leaf71_a", 5),
-}  # fmt: skip
-ARM_BITS = {
-    "fp": 0, "asimd": 1, "aes": 3, "pmull": 4, "sha1": 5, "sha2": 6, "crc32": 7, "atomics": 8, "fphp": 9,
-    "asimdhp": 10, "asimdrdm": 12, "lrcpc": 15, "dcpop": 16, "asimddp": 20,
-}  # fmt: skip
+# A call takes at most 32 KB from the stack: this much workspace, the frames of kernels (up to 10 KB) and the driver's.
+STACK_WORKSPACE = 20 << 10
 
 
 @dataclass
@@ -136,8 +122,9 @@ def build_library(
             (where / "driver.c").write_text(driver)
             (where / "exports.map").write_text(exports)
             zig_cc(
-                ["-shared", "-fPIC", "-O2", "-g0", "-Wall", "-Werror", "-Wl,--gc-sections", "-Wl,--build-id=none", "-s",
-                 "-Wl,--version-script=exports.map", f"-Wl,-soname,{soname}", "-o", "library.so",
+                ["-shared", "-fPIC", "-O2", "-g0", "-fstack-clash-protection", "-Wall", "-Werror", "-Wl,--gc-sections",
+                 "-Wl,--build-id=none", "-s", "-Wl,-Bsymbolic", "-Wl,--version-script=exports.map",
+                 f"-Wl,-soname,{soname}", "-o", "library.so",
                  "driver.c", "blob.S", "kernels.o", "-lm"],
                 triple=f"{target.arch}-linux-gnu.{target.glibc}", cwd=where,
             )  # fmt: skip
@@ -152,14 +139,6 @@ def build_library(
 
 
 def _driver(name: str, entries: Sequence[Entry], linked: Linked, target: Target) -> str:
-    if target.arch == "x86_64":
-        features = [(f, *X86_BITS[f]) for f in target.features if f in X86_BITS]
-        if any(f.startswith("avx") for f in target.features):
-            features.insert(0, ("avx (enabled by the operating system)", "xcr0", 2))
-        if "avx512f" in target.features:
-            features.insert(1, ("avx512f (enabled by the operating system)", "xcr0", 7))
-    else:
-        features = [(f, "bits", ARM_BITS[f]) for f in target.features if f in ARM_BITS]
     described = []
     for entry in entries:
         names = [f"in{i}" for i in range(len(entry.inputs))] + [f"out{i}" for i in range(len(entry.outputs))]
@@ -171,6 +150,6 @@ def _driver(name: str, entries: Sequence[Entry], linked: Linked, target: Target)
         })  # fmt: skip
     template = environment().get_template("driver.c.j2")
     return template.render(
-        name=name, cname=name, arch=target.arch, features=features, entries=described,
-        kernels=sorted(linked.counts.items()), stack_limit=STACK_LIMIT,
+        name=name, cname=name, arch=target.arch, features=feature_bits(target), entries=described,
+        kernels=sorted(linked.counts.items()), stack_workspace=STACK_WORKSPACE,
     )  # fmt: skip

@@ -16,9 +16,12 @@ import pytest
 import torch
 
 import edgecsi
+from edgecsi import cpu
 from edgecsi import target as targets
 from edgecsi.bundle import Bundle, read_golden
 from edgecsi.codegen import library as codegen
+from edgecsi.codegen import target_features
+from edgecsi.errors import TargetError
 from tests._builds import NETWORKS, build_for, lowered
 
 FLOATS = ctypes.POINTER(ctypes.c_float)
@@ -196,9 +199,9 @@ def test_a_cpu_without_a_feature_is_told_so(tmp_path: Path, monkeypatch: pytest.
     """Bit 16 of CPUID leaf 1 and the top bit of HWCAP are set by no CPU."""
     target = targets.host()
     if target.arch == "x86_64":
-        monkeypatch.setitem(codegen.X86_BITS, "avx9000", ("leaf1_c", 16))
+        monkeypatch.setitem(target_features.X86_BITS, "avx9000", ("leaf1_c", 16))
     else:
-        monkeypatch.setitem(codegen.ARM_BITS, "avx9000", 63)
+        monkeypatch.setitem(target_features.ARM_BITS, "avx9000", ("hwcap2", 63))
     demanding = replace(target, features=(*target.features, "avx9000"))
     entry = lowered(torch.nn.Linear(8, 4), torch.zeros(1, 8), "host")
     path = tmp_path / "libnet.so"
@@ -212,30 +215,26 @@ def test_a_cpu_without_a_feature_is_told_so(tmp_path: Path, monkeypatch: pytest.
     assert (y == 7).all()
 
 
-def test_a_large_workspace_does_not_come_from_the_stack(tmp_path: Path) -> None:
-    """Threads have small stacks: a network whose workspace is megabytes runs in one of 256 KB."""
-    import threading
+@pytest.mark.parametrize("name", targets.list_targets())
+def test_a_library_asks_for_every_feature_its_target_declares(name: str) -> None:
+    target = targets.load(name)
+    asked = target_features.feature_bits(target)
+    assert [feature for feature, _, _ in asked[: len(target.features)]] == list(target.features)
 
-    torch.manual_seed(0)
-    wide = torch.nn.Sequential(torch.nn.Linear(16, 1 << 19), torch.nn.ReLU(), torch.nn.Linear(1 << 19, 4))
-    with torch.no_grad():  # only some weights, so that the library stays small
-        wide[0].weight *= torch.rand(1 << 19, 1) < 1e-3
-        wide[2].weight *= torch.rand(1, 1 << 19) < 1e-3
-    entry = lowered(wide, torch.zeros(1, 16), "host")
-    assert entry.workspace > codegen.STACK_LIMIT
-    path = tmp_path / "libwide.so"
-    path.write_bytes(codegen.build_library("wide", [entry], codegen.gather([entry]), b"{}", targets.host()))
-    library = ctypes.CDLL(str(path))
-    x, y = np.ones(16, np.float32), np.zeros(4, np.float32)
-    codes: list[int] = []
-    threading.stack_size(256 * 1024)
-    try:
-        thread = threading.Thread(target=lambda: codes.append(library.wide_full(_pointer(x), _pointer(y))))
-        thread.start()
-        thread.join()
-    finally:
-        threading.stack_size(0)
-    assert codes == [0]
-    with torch.no_grad():
-        wanted = wide(torch.ones(1, 16)).numpy()[0]
-    assert np.abs(y - wanted).max() <= 1e-5 * np.abs(wanted).max()
+
+def test_every_feature_that_llvm_may_use_can_be_asked_for() -> None:
+    for arch, bits in (("x86_64", target_features.X86_BITS), ("aarch64", target_features.ARM_BITS)):
+        assert set(cpu.LLVM_FEATURE[arch]) == set(bits)
+
+
+def test_a_feature_that_no_library_can_ask_for_is_refused() -> None:
+    demanding = replace(targets.load("rpi5"), features=(*targets.load("rpi5").features, "mte9"))
+    with pytest.raises(TargetError, match="asks for mte9, which a library cannot check"):
+        target_features.refuse_undeclared_features(demanding)
+
+
+def test_wide_registers_must_be_saved_by_the_operating_system() -> None:
+    states = {
+        mask for _, word, mask in target_features.feature_bits(targets.load("x86-64-v4")) if word == "xcr0"
+    }
+    assert states == {0x6, 0xE6}

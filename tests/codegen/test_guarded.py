@@ -1,0 +1,119 @@
+"""Whole bundles between guard pages: no byte is read or written outside of what the header names, and a thread's stack
+is not left, on this CPU and on ARM under QEMU. `guarded.c` says how."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgecsi import target as targets
+from edgecsi.bundle import Bundle
+from edgecsi.codegen.zig import zig_cc
+from edgecsi.device import toolchain
+from tests._builds import build_for
+
+FACTORIES = """
+import torch
+from torch import nn
+
+def odd():
+    torch.manual_seed(0)
+    layers = [nn.Linear(30, 201), nn.ReLU(), nn.Linear(201, 7), nn.Sigmoid()]
+    return nn.Sequential(*layers).eval(), torch.rand(1, 30)
+
+def wide():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv2d(2, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 2, 5)).eval(), torch.rand(1, 2, 29, 31)
+"""
+INT8 = "csinet-cr16+prune75-bsr16x4-int8"
+PAIRS = [
+    (INT8, "host"), (INT8, "x86"), (INT8, "rpi4"), (INT8, "rpi5"), ("crnet-cr16+int8-dynamic", "host"),
+    ("fullycon", "x86"), ("odd", "host"), ("odd", "x86-64-v4"), ("odd", "x86"), ("odd", "rpi4"), ("odd", "rpi5"),
+    ("wide", "host"), ("wide", "x86"), ("wide", "rpi5"),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def program(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """guarded.c for both architectures."""
+    folder = tmp_path_factory.mktemp("guarded")
+    native = Path(toolchain.__file__).parent / "native"
+    made = {}
+    for arch in ("x86_64", "aarch64"):
+        made[arch] = folder / arch
+        source = Path(__file__).with_name("guarded.c")
+        zig_cc(["-static", "-O1", "-I", native, source, "-lm", "-o", made[arch]], triple=f"{arch}-linux-musl")
+    return made
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Bundle]:
+    """Bundles, each built when it is first asked for."""
+    return {}
+
+
+def bundle_of(built: dict[tuple[str, str], Bundle], model: str, target: str, folder: Path) -> Bundle:
+    wanted = targets.load(target)
+    if wanted.arch == "x86_64" and (missing := wanted.missing_on_this_cpu()):
+        pytest.skip(f"this CPU lacks {', '.join(missing)}")
+    key = model, target
+    if key not in built:
+        options: dict[str, Any] = {}
+        spec = model
+        if model in FACTORIES:
+            (folder / "net.py").write_text(FACTORIES)
+            spec = f"{folder}/net.py:{model}"
+            options = {"batches": (2,)} | ({"recipe": "int8-dynamic"} if model == "odd" else {})
+        result = build_for(spec, target, folder / f"{model}-{target}", **options)
+        assert result.bundle is not None
+        built[key] = result.bundle
+    return built[key]
+
+
+def run(program: dict[str, Path], bundle: Bundle, entry: str, *mode: str) -> subprocess.CompletedProcess[str]:
+    about, described = bundle.manifest.target, bundle.entry(entry)
+    here = not targets.load(about.id).missing_on_this_cpu()
+    command = [] if here else [toolchain.qemu(about.arch), "-cpu", about.emulate]
+    sizes = [",".join(str(t.size) for t in group) for group in (described.inputs, described.outputs)]
+    symbol = f"{bundle.manifest.cname}_{entry}"
+    arguments = [bundle.library, symbol, *sizes, str(described.workspace), *mode]
+    return subprocess.run(
+        [*command, program[about.arch], *arguments], capture_output=True, text=True, timeout=300, check=False
+    )
+
+
+@pytest.mark.parametrize(("model", "target"), PAIRS)
+def test_nothing_outside_of_the_arrays_is_touched(
+    program: dict[str, Path], built: dict[tuple[str, str], Bundle], model: str, target: str, tmp_path: Path
+) -> None:
+    bundle = bundle_of(built, model, target, tmp_path)
+    for entry in bundle.manifest.entries:
+        done = run(program, bundle, entry, "arrays")
+        assert (done.returncode, done.stdout) == (0, "36 placements, one answer\n"), done.stderr
+
+
+@pytest.mark.parametrize(("model", "target"), PAIRS)
+def test_a_call_takes_at_most_32_kb_of_stack(
+    program: dict[str, Path], built: dict[tuple[str, str], Bundle], model: str, target: str, tmp_path: Path
+) -> None:
+    bundle = bundle_of(built, model, target, tmp_path)
+    for entry in bundle.manifest.entries:
+        done = run(program, bundle, entry, "stack", str(96 << 10))
+        found = re.fullmatch(r"(\d+) bytes\n", done.stdout)
+        assert found, done.stdout + done.stderr
+        assert int(found[1]) <= 32 << 10
+
+
+@pytest.mark.parametrize("target", ["host", "rpi4"])
+def test_a_stack_that_is_too_small_ends_at_its_guard_page(
+    program: dict[str, Path], built: dict[tuple[str, str], Bundle], target: str, tmp_path: Path
+) -> None:
+    bundle = bundle_of(built, INT8, target, tmp_path)
+    assert bundle.entry("encoder").workspace > 12 << 10
+    for kilobytes in (8, 12):
+        done = run(program, bundle, "encoder", "stack", str(kilobytes << 10))
+        assert (done.returncode, done.stdout) == (0, "stopped by signal 11\n"), done.stderr
