@@ -10,7 +10,7 @@ import click
 from edgecsi.cli.output import json_option, pairs, progress, report
 
 if TYPE_CHECKING:
-    from edgecsi.training.train import Epoch
+    from edgecsi.training.loop import Epoch
 
 
 @click.command()

@@ -9,26 +9,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from edgecsi.compress.run import (
-        CompressResult,
-        LayerCosts,
-        Progress,
-        apply_post_training,
-        compress,
-        layer_costs,
-    )
+    from edgecsi.compress.post_training import apply_post_training
+    from edgecsi.compress.run import CompressResult, Progress, compress
+    from edgecsi.compress.sensitivity import LayerCosts, layer_costs
 
-__all__ = [
-    "CompressResult",
-    "LayerCosts",
-    "Progress",
-    "apply_post_training",
-    "compress",
-    "layer_costs",
-]
+_HOME = {
+    "CompressResult": "run",
+    "LayerCosts": "sensitivity",
+    "Progress": "run",
+    "apply_post_training": "post_training",
+    "compress": "run",
+    "layer_costs": "sensitivity",
+}
+
+__all__ = ["CompressResult", "LayerCosts", "Progress", "apply_post_training", "compress", "layer_costs"]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module("edgecsi.compress.run"), name)
+    return getattr(import_module(f"edgecsi.compress.{_HOME[name]}"), name)

@@ -10,20 +10,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from edgecsi.compress.prune import codeword_layers
+from edgecsi.compress.codeword import codeword_layers, mix_unless_pruned
+from edgecsi.compress.least_squares import compensate, moments_of, solve_rows
 from edgecsi.compress.recipe import Cluster, matches
-from edgecsi.compress.reconstruct import compensate, mix_unless_pruned, moments_of, output_metric, solve_rows
 from edgecsi.compress.round_pair import Side, round_pair, scales
-from edgecsi.compress.watch import in_order
+from edgecsi.compress.watch import in_order, output_metric
 from edgecsi.errors import RecipeError
 from edgecsi.models.compressed.layers import ClusteredLinear
 
 _ROUNDS = 300
-_WIDER = 1.15  # the table, once errors are made up for
-_FLOOR = 0.3  # of the mean weight of an error in the decoder, added to all
-_PULL = 0.003  # of the way back to its entry that a weight goes in every step
-_PACE = 0.05  # of a centroid, where that of biases is 1: thousands of weights move with it
-_WEIGHT_PACE = 0.3  # of a weight
+_TABLE_STRETCH = 1.15  # the table, once errors are made up for
+_METRIC_FLOOR = 0.3  # of the mean weight of an error in the decoder, added to all
+_PULL_PER_STEP = 0.003  # of the way back to its entry that a weight goes in every step
+_CENTROID_LR_FACTOR = 0.05  # of a centroid, where that of biases is 1: thousands of weights move with it
+_WEIGHT_LR_FACTOR = 0.3  # of a weight
 
 
 @torch.no_grad()
@@ -121,7 +121,7 @@ class Shared(nn.Module):
         return functional.linear(x, entry, self.bias)
 
     def table(self) -> Tensor:
-        return self.start + _PACE * self.moved
+        return self.start + _CENTROID_LR_FACTOR * self.moved
 
     def layer(self) -> ClusteredLinear:
         factors = {name: self._factor(name).detach().flatten() for name in self._factors}
@@ -156,7 +156,7 @@ class Moving(Shared):
         entry: Any = _Lookup.apply(self.table(), self.index)  # type: ignore[no-untyped-call]
         if self.training:
             with torch.no_grad():
-                self.shift.add_((entry - weight) * (_PULL / _WEIGHT_PACE))
+                self.shift.add_((entry - weight) * (_PULL_PER_STEP / _WEIGHT_LR_FACTOR))
         return functional.linear(x, entry + (weight - weight.detach()) * self.kept, self.bias)
 
     def layer(self) -> ClusteredLinear:
@@ -165,7 +165,7 @@ class Moving(Shared):
 
     def _choose(self) -> Tensor:
         """Bring the index up to date; returns the weights as they have moved, float32 ``[O, I]``."""
-        weight = self.origin + _WEIGHT_PACE * self.shift
+        weight = self.origin + _WEIGHT_LR_FACTOR * self.shift
         with torch.no_grad():
             self.index = torch.where(self.kept, _nearest(self.table(), weight), self.start.abs().argmin())
         return weight
@@ -221,7 +221,7 @@ def start_sharing(module: nn.Module, step: Cluster, samples: Tensor) -> None:
         moments = moments_of(module, reference, name, samples)
         weight = solve_rows(layer.weight.double(), moments.xx, moments.xy)
         # a weight that makes up for the errors of others is farther out than it was
-        table = kmeans(weight, step.centroids)[1].double() * _WIDER
+        table = kmeans(weight, step.centroids)[1].double() * _TABLE_STRETCH
         rounded = compensate(weight, moments.xx, _nearest_of(table))
         layer.weight.copy_(rounded)
         if layer.bias is not None:
@@ -237,7 +237,7 @@ def _share_together(module: nn.Module, encoder: str, decoder: str, centroids: in
     inputs = moments_of(module, module, encoder, samples)
     metric = output_metric(module, decoder, samples)
     # the network is linear only near what it sees now, so no error is for nothing
-    metric.diagonal().add_((_FLOOR * metric.diagonal().mean()).clamp_min(1e-12))
+    metric.diagonal().add_((_METRIC_FLOOR * metric.diagonal().mean()).clamp_min(1e-12))
     sides = []
     for weight, weighs in ((last.weight.T.double(), inputs.xx), (first.weight.double(), metric)):
         scale = scales(weight)

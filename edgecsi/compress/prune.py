@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from edgecsi.compress.recipe import Pattern, Prune, matches
 from edgecsi.errors import ModelError, RecipeError
 
-_FISHER_PACE = 1e-3  # of the running mean of squared gradients, a step
+_FISHER_DECAY = 1e-3  # of the running mean of squared gradients, a step
 _GRID = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # sparsities at which a layer's sensitivity is measured
 
 
@@ -136,7 +136,7 @@ class Pruner:
         for name, mean in self.fisher.items():
             gradient = self.layers[name].weight.grad
             assert gradient is not None
-            mean.lerp_(gradient.square(), _FISHER_PACE)
+            mean.lerp_(gradient.square(), _FISHER_DECAY)
 
     def update(self, done: float) -> None:
         """Bring the masks to where the ramp is at the share `done` of the training, and apply them."""
@@ -210,47 +210,6 @@ class Pruner:
         shares = {name: grid[i] for name, i in level.items()}
         shares[last] = max(0.0, shares[last] - (gone() - wanted) / size[last])
         return shares
-
-
-@torch.no_grad()
-def permute_codeword(module: nn.Module, rows: int) -> None:
-    """Reorder the codeword, in place: every `rows` neighbouring outputs of the encoder get like weights.
-
-    The encoder's last dense layer and the decoder's first are permuted together: the network computes the
-    same. Groups are made greedily: the strongest output that is left, and those whose magnitudes point most
-    in its direction.
-    """
-    pair = codeword_layers(module)
-    if pair is None or rows < 2:
-        return
-    last, first = pair
-    magnitude = torch.cat([last.weight.abs(), first.weight.abs().T], 1)
-    strength = magnitude.norm(dim=1)
-    unit = magnitude / strength.clamp_min(1e-12)[:, None]
-    left = torch.ones(len(unit), dtype=torch.bool)
-    order: list[int] = []
-    while left.any():
-        leader = int(torch.where(left, strength, -1.0).argmax())
-        alike = torch.where(left, unit @ unit[leader], -1.0)
-        chosen = alike.topk(min(rows, int(left.sum()))).indices.tolist()
-        order += chosen
-        left[chosen] = False
-    last.weight.copy_(last.weight[order])
-    if last.bias is not None:
-        last.bias.copy_(last.bias[order])
-    first.weight.copy_(first.weight[:, order])
-
-
-def codeword_layers(module: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:
-    """The last dense layer of ``encoder`` and the first of ``decoder``, if one feeds the other."""
-    children = dict(module.named_children())
-    if not {"encoder", "decoder"} <= set(children):
-        return None
-    ends = [part for part in children["encoder"].modules() if isinstance(part, nn.Linear)]
-    starts = [part for part in children["decoder"].modules() if isinstance(part, nn.Linear)]
-    if not ends or not starts or ends[-1].out_features != starts[0].in_features:
-        return None
-    return ends[-1], starts[0]
 
 
 def _shape(pattern: Pattern, weight: Tensor) -> tuple[int, int] | None:

@@ -23,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-_LEFT = 0.6  # of the weight of all rows not rounded yet is still so after a turn
+_WORTH_LEFT_BY_TURN = 0.6  # of the weight of all rows not rounded yet is still so after a turn
 _TURNS = 9
 _FITS = 3  # of either side, after every turn
 _ABSORBED = 0.1  # what an error weighs where the other side can still make up for it
@@ -100,7 +100,11 @@ def round_pair(encoder: Side, decoder: Side) -> None:
     for turn in range(1, _TURNS + 2):
         for side, other, _ in turns:
             left = side.worth.sum() - side.worth[side.order].cumsum(0)
-            until = int((left > side.worth.sum() * _LEFT**turn).sum()) + 1 if turn <= _TURNS else len(left)
+            until = (
+                int((left > side.worth.sum() * _WORTH_LEFT_BY_TURN**turn).sum()) + 1
+                if turn <= _TURNS
+                else len(left)
+            )
             if until > side.done:
                 _round_rows(side, other, until)
             for _ in range(_FITS):

@@ -56,6 +56,18 @@ def density(weight: Tensor) -> float:
     return float(torch.count_nonzero(weight)) / weight.numel()
 
 
+def densities(module: nn.Module) -> dict[str, float]:
+    """Share of non-zero weights of every dense layer, by name."""
+    found = {}
+    for name, part in module.named_modules():
+        weight = getattr(part, "weight", None)
+        if hasattr(part, "index") and hasattr(part, "table"):
+            weight = part.table[part.index.long()]
+        if isinstance(weight, Tensor) and weight.ndim == 2:
+            found[name] = density(weight)
+    return found
+
+
 def _weight_bytes(weight: Tensor, size: float) -> float:
     dense = weight.numel() * size
     if weight.ndim != 2:

@@ -1,4 +1,4 @@
-"""What the layers of a network see and give while it runs."""
+"""What the layers of a network see and give while it runs, and how much their outputs weigh in the network's."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+
+_BATCH = 100
+_GRADIENTS = 500  # samples that say how much an output weighs
+_METRIC_SAMPLES = 3000  # the same for all outputs together,
+_DIRECTIONS = 4  # times so many directions: more rows than a layer has outputs
 
 Look = Callable[[Tensor, Tensor], None]
 """Is shown an input and the output that belongs to it."""
@@ -77,3 +82,36 @@ def gradients(
             yield {
                 name: torch.stack(found) for name, found in zip(names, zip(*rows, strict=True), strict=True)
             }
+
+
+@torch.no_grad()
+def output_metric(module: nn.Module, name: str, samples: Tensor) -> Tensor:
+    """How much errors of a layer's outputs weigh in the network's output, together: a Gauss-Newton matrix, float64
+    ``[O, O]``. What its outputs do not tell apart behind it, such as one error undone by another, weighs little.
+
+    Args:
+        samples: inputs of the network, float32 ``[N, …]``.
+    """
+    generator = torch.Generator().manual_seed(0)
+
+    def directions(y: Tensor) -> Iterator[Tensor]:
+        return (torch.randn(y.shape, generator=generator) for _ in range(_DIRECTIONS))
+
+    samples = samples[:_METRIC_SAMPLES]
+    metric = torch.zeros((), dtype=torch.float64)
+    for rows in gradients(module, [name], torch.split(samples, _BATCH), directions):
+        flat = rows[name].flatten(0, -2).double()
+        metric = metric + flat.T @ flat / (_DIRECTIONS * len(samples))
+    return metric
+
+
+def output_importance(module: nn.Module, layers: Iterable[str], samples: Tensor) -> dict[str, Tensor]:
+    """How much an error of each output of a layer weighs in the network's output, float64 ``[O]``."""
+    generator = torch.Generator().manual_seed(0)
+    samples = samples[:_GRADIENTS]
+    found = dict.fromkeys(layers, torch.zeros(()))
+    parts = torch.split(samples, _BATCH)
+    for rows in gradients(module, found, parts, lambda y: [torch.randn(y.shape, generator=generator)]):
+        for name, row in rows.items():
+            found[name] = found[name] + row.square().flatten(0, -2).double().sum(0) / len(samples)
+    return found

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 KEY = "sparse"
 """The key in a file's metadata; it belongs to that file's tensors alone."""
-_WORTH = 0.5  # zeros; below, the mask and two entries are not worth it
+_LEAST_ZEROS = 0.5  # zeros; below, the mask and two entries are not worth it
 
 
 def pack(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
@@ -25,7 +25,7 @@ def pack(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], di
     shapes: dict[str, list[int]] = {}
     for name, tensor in state.items():
         kept = tensor != 0
-        if tensor.ndim != 2 or int(kept.sum()) > (1 - _WORTH) * tensor.numel():
+        if tensor.ndim != 2 or int(kept.sum()) > (1 - _LEAST_ZEROS) * tensor.numel():
             packed[name] = tensor
             continue
         shapes[name] = list(tensor.shape)

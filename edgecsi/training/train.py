@@ -7,56 +7,27 @@ after every epoch and the order of the samples depends on nothing but seed and e
 
 from __future__ import annotations
 
-import ctypes
 import json
-import math
 import os
-import platform
 import shlex
-import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from edgecsi.errors import DataError, EdgecsiError, ModelError, UsageError
+from edgecsi.errors import DataError, ModelError, UsageError
 
 if TYPE_CHECKING:
     import torch
-    from numpy.typing import NDArray
 
-WARM_UP = 0.05
-"""Share of the steps in which the learning rate rises."""
-FINAL_LR = 0.01
-"""The last learning rate, as a share of the highest."""
+    from edgecsi.training.loop import Epoch, State
+    from edgecsi.training.tasks import Task
+
 SETTLED = 0.5
-"""Share of the training after which batch normalisation keeps the statistics it has: those of a batch differ from
-them by a few per cent, more than a good network errs. A network that begins with good ones always keeps them."""
-LARGEST_BASIS = 256
-"""Sides of a weight up to this long get an eigenbasis. Longer ones are the channel's own angles and delays, which
-hardly correlate, and would take most of the time."""
-
-_MAX_VALIDATION = 2000
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch did.
-
-    ``score`` is the validation NMSE in dB, or the bit error rate of a detector; ``best`` the lowest so far.
-    """
-
-    epoch: int
-    loss: float
-    score: float
-    best: float
-    seconds: float
+"""Share of the training after which batch normalisation of a random network keeps its statistics."""
 
 
 @dataclass(frozen=True)
@@ -75,174 +46,6 @@ class TrainResult:
     best_epoch: int
     history: tuple[Epoch, ...]
     report: dict[str, Any]
-
-
-class Task(Protocol):
-    """What there is to learn: batches, a loss, a score to be lowered, and a report on the final network."""
-
-    metric: str
-    steps: int
-
-    def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """(input, target) pairs, ``steps`` of them, the same for the same epoch."""
-
-    def start(self, network: torch.nn.Module) -> bool:
-        """Give a fresh network a better beginning than random weights; False if there is none."""
-
-    def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Scalar to minimise."""
-
-    def score(self, model: torch.nn.Module) -> float:
-        """Figure of merit on held-out data, lower is better."""
-
-    def report(self, model: torch.nn.Module) -> dict[str, Any]:
-        """Figures of the finished network."""
-
-    def plot(self, axes: Any, history: list[Epoch], report: dict[str, Any]) -> None:
-        """Draw the curve that people want to see."""
-
-
-class Reconstruction:
-    """Learn x̂ = x on CSI samples; the score is the NMSE in dB on the last tenth of them (at most 2000).
-
-    Args:
-        samples: float32 ``[N, 2, 32, 32]``.
-        batch: samples a step.
-        seed: seed of the order.
-        on_test_set: report the NMSE on the shipped test set too (it only says something about networks that
-            were trained on channels of the same generator).
-    """
-
-    metric = "nmse_db"
-
-    def __init__(self, samples: NDArray[Any], batch: int, seed: int, *, on_test_set: bool) -> None:
-        import torch
-
-        held_out = min(_MAX_VALIDATION, len(samples) // 10)
-        if held_out == 0:
-            raise DataError(
-                f"{len(samples)} samples are too few to train on",
-                "a tenth of them is held out for validation",
-                "give at least 10, better 10,000",
-            )
-        usable = len(samples) - held_out
-        self._batch = min(batch, usable)
-        self._seed = seed
-        self._on_test_set = on_test_set
-        self.steps = usable // self._batch
-        everything = torch.from_numpy(samples).contiguous(memory_format=torch.channels_last)
-        self._training, self._validation = everything[:usable], everything[usable:]
-
-    def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        import torch
-
-        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._training))
-        for part in torch.split(torch.from_numpy(order[: self.steps * self._batch]), self._batch):
-            x = self._training[part]
-            yield x, x
-
-    def start(self, network: torch.nn.Module) -> bool:
-        from edgecsi.models.blocks import Autoencoder
-
-        return isinstance(network, Autoencoder) and network.start_linear(self._training)
-
-    def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Squared error over the sample's own power. Without that the error is tiny and nothing moves for
-        many epochs."""
-        error = (output - target).square().sum((1, 2, 3))
-        return (error / (target - 0.5).square().sum((1, 2, 3))).mean()
-
-    def score(self, model: torch.nn.Module) -> float:
-        return self._nmse_db(model, self._validation)
-
-    def report(self, model: torch.nn.Module) -> dict[str, Any]:
-        import torch
-
-        from edgecsi.channels.shipped import SUBSETS, test_set
-
-        if not self._on_test_set:
-            return {}
-        return {
-            "test_nmse_db": {
-                subset: self._nmse_db(model, torch.from_numpy(test_set(subset=subset))) for subset in SUBSETS
-            }
-        }
-
-    def plot(self, axes: Any, history: list[Epoch], report: dict[str, Any]) -> None:
-        axes.plot(range(1, len(history) + 1), [e.score for e in history], label="validation")
-        axes.set(xlabel="epoch", ylabel="NMSE (dB)")
-
-    def _nmse_db(self, model: torch.nn.Module, samples: torch.Tensor) -> float:
-        import torch
-
-        total = sum(float(self.loss(model(x), x)) * len(x) for x in torch.split(samples, 100))
-        return 10 * math.log10(total / len(samples))
-
-
-class Detection:
-    """Learn the bits sent over FullyCon's fixed channel; the score is the bit error rate over 8-13 dB.
-
-    Args:
-        spec: ``mimo:COUNT[:seed=N]``, COUNT fresh transmissions every epoch.
-        batch: transmissions a step.
-    """
-
-    metric = "ber"
-    held_out = 200_000
-
-    def __init__(self, spec: str, batch: int) -> None:
-        import torch
-
-        from edgecsi.models import fullycon
-
-        transmissions = fullycon.parse_spec(spec)
-        self._fullycon = fullycon
-        self._seed = transmissions.seed
-        self._batch = min(batch, transmissions.per_epoch)
-        self.steps = transmissions.per_epoch // self._batch
-        span = fullycon.TEST_SNR_DB[0], fullycon.TEST_SNR_DB[-1]
-        # an epoch number that no training reaches, so that validation shares no noise with it
-        validation = fullycon.transmit(self.held_out, span, np.random.default_rng((self._seed, 2**31)))
-        self._received, self._sent = map(torch.from_numpy, validation)
-
-    def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        import torch
-
-        rng = np.random.default_rng((self._seed, epoch))
-        for _ in range(self.steps):
-            received, sent = self._fullycon.transmit(self._batch, self._fullycon.TRAINING_SNR_DB, rng)
-            yield torch.from_numpy(received), torch.from_numpy(sent)
-
-    def start(self, network: torch.nn.Module) -> bool:
-        return False
-
-    def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Logistic loss: the output becomes the log-likelihood ratio of the bit."""
-        import torch
-
-        return torch.nn.functional.softplus(-output * target).mean()
-
-    def score(self, model: torch.nn.Module) -> float:
-        import torch
-
-        parts = zip(torch.split(self._received, 5000), torch.split(self._sent, 5000), strict=True)
-        wrong = sum(int(((model(received) > 0) != (sent > 0)).sum()) for received, sent in parts)
-        return wrong / self._sent.numel()
-
-    def report(self, model: torch.nn.Module) -> dict[str, Any]:
-        import torch
-
-        return {
-            "error_rates": self._fullycon.error_rates(
-                lambda received: model(torch.from_numpy(received)).numpy()
-            )
-        }
-
-    def plot(self, axes: Any, history: list[Epoch], report: dict[str, Any]) -> None:
-        rates = report["error_rates"]
-        for name in ("matched_filter", "zero_forcing", "fullycon"):
-            axes.semilogy(rates["snr_db"], rates[name], marker="o", label=name.replace("_", " "))
-        axes.set(xlabel="SNR (dB)", ylabel="bit error rate")
 
 
 def train(
@@ -292,17 +95,10 @@ def train(
     import torch
 
     from edgecsi.models import registry
+    from edgecsi.training.loop import Hooks, Plan, fit, frozen, keep_freed_memory
+    from edgecsi.training.tasks import make_task
 
-    if out.suffix != ".safetensors":
-        raise UsageError(
-            f"{out}: unknown kind of weights file", "weights are safetensors", "end it in .safetensors"
-        )
-    if epochs < 1 or batch < 2 or not 0 < lr < 1:
-        raise UsageError(
-            f"cannot train with epochs={epochs}, batch={batch}, lr={lr}",
-            "epochs ≥ 1, batch ≥ 2 (batch normalisation needs two) and 0 < lr < 1",
-            "change the option",
-        )
+    _check(out, epochs, lr, batch)
     info = registry.find(model)
     with _writing(out) as beside:  # learn now that it cannot be written, not after the first epoch
         beside.touch()
@@ -316,57 +112,22 @@ def train(
         **({} if init is None else {"init": init}),
         **({"freeze": list(freeze)} if freeze else {}),
     }
-    task = make_task(info.family, data, batch, seed, data_progress)
+    task = make_task(info.input_shape[1:], data, batch, seed, data_progress)
     keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = registry.create(model)
-    settled = SETTLED
-    if init is not None:
-        _begin_with(network, init, model)
-        settled = 0.0
-    elif task.start(network):
-        settled = 0.0
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # missing in torch's stubs
-    fixed = {id(weight) for weight in weights_called(network, freeze, UsageError)}
-    optimizer = make_optimizer([p for p in network.parameters() if id(p) not in fixed], lr)
-
+    network, good = _first_network(model, task, seed, init)
     state_file = out.with_suffix(".resume")
-    history: list[Epoch] = []
-    best_state: dict[str, torch.Tensor] = {}
-    if resume and state_file.is_file():
-        history, best_state = _restore(state_file, settings, network, optimizer)
-    for epoch in range(len(history) + 1, epochs + 1):
-        started = time.monotonic()
-        loss = _one_epoch(network, optimizer, task, epoch, epochs, lr, epoch > settled * epochs)
-        network.eval()
-        with torch.no_grad():
-            score = task.score(network)
-        if not (math.isfinite(loss) and math.isfinite(score)):
-            raise ModelError(
-                f"the training of {model} diverged in epoch {epoch}",
-                f"loss {loss:g}, {task.metric} {score:g}",
-                "lower --lr, or look for damaged samples with `edgecsi data info`",
-            )
-        best = min([score, *(earlier.score for earlier in history)])
-        history.append(Epoch(epoch, loss, score, best, time.monotonic() - started))
-        if score == best:
-            best_state = {key: value.clone() for key, value in network.state_dict().items()}
-        state = {
-            "settings": settings,
-            "model": network.state_dict(),
-            "optimizer": optimizer.state_dict(),
-            "best": best_state,
-            "history": [asdict(past) for past in history],
-        }
-        _write(state_file, partial(torch.save, state))
-        if progress is not None:
-            progress(history[-1], epochs)
+    resumed = _restore(state_file, settings) if resume and state_file.is_file() else None
 
-    network.load_state_dict(best_state)
-    network.eval()
+    def save(state: State) -> None:
+        _write(state_file, partial(torch.save, {"settings": settings, **state}))
+
+    hooks = Hooks(acceptable=lambda done: done > 0, save=save)
+    if progress is not None:
+        hooks.report = lambda epoch: progress(epoch, epochs)
+    with frozen(network, freeze, UsageError):
+        history = fit(network, task, Plan(epochs, lr, settled=0.0 if good else SETTLED, hooks=hooks), resumed)
     with torch.no_grad():
         report = task.report(network)
     result = _finish(out, settings, network, task, history, report)
@@ -374,97 +135,32 @@ def train(
     return result
 
 
-def schedule(done: float) -> float:
-    """Learning rate as a share of the highest, at this share (0 to 1) of the training: linear warm-up, then
-    half a cosine down to ``FINAL_LR``."""
-    if done < WARM_UP:
-        return (done + 1e-3) / (WARM_UP + 1e-3)
-    angle = math.pi * (done - WARM_UP) / (1 - WARM_UP)
-    return FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(angle)) / 2
+def _check(out: Path, epochs: int, lr: float, batch: int) -> None:
+    if out.suffix != ".safetensors":
+        raise UsageError(
+            f"{out}: unknown kind of weights file", "weights are safetensors", "end it in .safetensors"
+        )
+    if epochs < 1 or batch < 2 or not 0 < lr < 1:
+        raise UsageError(
+            f"cannot train with epochs={epochs}, batch={batch}, lr={lr}",
+            "epochs ≥ 1, batch ≥ 2 (batch normalisation needs two) and 0 < lr < 1",
+            "change the option",
+        )
 
 
-def make_task(
-    family: str, data: str, batch: int, seed: int, progress: Callable[[int, int], None] | None
-) -> Task:
-    if family == "fullycon":
-        return Detection(data, batch)
-    from edgecsi.channels.files import load
-    from edgecsi.channels.generate import is_spec
-
-    return Reconstruction(load(data, progress=progress), batch, seed, on_test_set=is_spec(data))
-
-
-def _one_epoch(
-    network: torch.nn.Module,
-    optimizer: torch.optim.Optimizer,
-    task: Task,
-    epoch: int,
-    epochs: int,
-    lr: float,
-    settled: bool,
-) -> float:
-    """Mean loss of the epoch; stops at the first step that is not finite.
-
-    Args:
-        settled: batch normalisation keeps its statistics.
-    """
-    network.train()
-    if settled:
-        keep_statistics(network)
-    total = 0.0
-    for step, (x, target) in enumerate(task.batches(epoch), (epoch - 1) * task.steps):
-        for group in optimizer.param_groups:
-            group["lr"] = lr * schedule(step / (epochs * task.steps))
-        optimizer.zero_grad(set_to_none=True)
-        loss = task.loss(network(x), target)
-        total += loss.item()
-        if not math.isfinite(total):
-            break
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-    return total / task.steps
-
-
-def make_optimizer(parameters: Iterable[torch.nn.Parameter], lr: float) -> torch.optim.Optimizer:
-    """SOAP (Vyas et al., arXiv 2409.11321): Adam in the eigenbases of the gradients.
-
-    The few convolutions behind a dense layer are so ill-conditioned that Adam alone learns for hundreds of epochs
-    and is not done.
-    """
-    from pytorch_optimizer import SOAP
-
-    return SOAP(parameters, lr, weight_decay=0.0, max_precondition_dim=LARGEST_BASIS)
-
-
-def keep_statistics(network: torch.nn.Module) -> None:
-    """Batch normalisation in it is what it will be in the end, an affine map: it learns, its statistics stay."""
+def _first_network(model: str, task: Task, seed: int, init: str | None) -> tuple[torch.nn.Module, bool]:
+    """The network as training begins with it, and whether it is a good one already."""
     import torch
 
-    for part in network.modules():
-        if isinstance(part, torch.nn.modules.batchnorm._BatchNorm):
-            part.eval()
+    from edgecsi.models import registry
 
-
-def weights_called(
-    network: torch.nn.Module, layers: tuple[str, ...], error: type[EdgecsiError]
-) -> list[torch.Tensor]:
-    """Weights of the dense layers and convolutions of these names (glob patterns).
-
-    Raises:
-        EdgecsiError: of the kind asked for; a pattern matches none.
-    """
-    import torch
-
-    kinds = torch.nn.Linear | torch.nn.Conv2d
-    found = {name: part.weight for name, part in network.named_modules() if isinstance(part, kinds)}
-    for pattern in layers:
-        if not any(fnmatchcase(name, pattern) for name in found):
-            raise error(
-                "there is no layer to freeze",
-                f"no dense layer or convolution is called like {pattern}",
-                f"change freeze; the layers are {', '.join(found)}",
-            )
-    return [weight for name, weight in found.items() if any(fnmatchcase(name, glob) for glob in layers)]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = registry.create(model)
+    if init is None:
+        return network, task.start(network)
+    _begin_with(network, init, model)
+    return network, True
 
 
 def _begin_with(network: torch.nn.Module, init: str, model: str) -> None:
@@ -480,18 +176,12 @@ def _begin_with(network: torch.nn.Module, init: str, model: str) -> None:
         ) from error
 
 
-def _restore(
-    path: Path, settings: dict[str, Any], network: torch.nn.Module, optimizer: torch.optim.Optimizer
-) -> tuple[list[Epoch], dict[str, torch.Tensor]]:
+def _restore(path: Path, settings: dict[str, Any]) -> State:
     import torch
 
     try:
-        state = torch.load(path, weights_only=True)
-        found = dict(state["settings"])
-        if found == settings:
-            network.load_state_dict(state["model"])
-            optimizer.load_state_dict(state["optimizer"])
-            return [Epoch(**past) for past in state["history"]], dict(state["best"])
+        state: State = torch.load(path, weights_only=True)
+        found = dict(state.pop("settings"))
     # whatever is wrong with the file, the advice is the same
     except Exception as error:
         raise UsageError(
@@ -499,6 +189,8 @@ def _restore(
             " ".join(f"{type(error).__name__}: {error}".split())[:200],
             "delete it, or start anew with --restart",
         ) from error
+    if found == settings:
+        return state
     differing = [
         f"{key} {found.get(key)} there, {settings[key]} here"
         for key in settings
@@ -568,6 +260,8 @@ def _finish(
 
 def _curve_of(init: str) -> list[Epoch]:
     """The epochs before this training, if their curve lies beside the weights it began with."""
+    from edgecsi.training.loop import Epoch
+
     try:
         curve = json.loads(Path(init).with_suffix(".json").read_text())
         return [Epoch(**past) for past in [*curve.get("earlier", []), *curve["history"]]]
@@ -613,14 +307,3 @@ def _writing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-
-
-def keep_freed_memory() -> None:
-    """Have glibc keep freed buffers for the next step: giving them back costs a quarter of the time."""
-    if platform.libc_ver()[0] != "glibc":
-        return
-    mallopt = ctypes.CDLL(None).mallopt
-    m_trim_threshold, m_top_pad, m_mmap_threshold = -1, -2, -3
-    mallopt(m_mmap_threshold, 32 << 20)
-    mallopt(m_trim_threshold, 512 << 20)
-    mallopt(m_top_pad, 64 << 20)

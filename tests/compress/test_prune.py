@@ -8,17 +8,17 @@ import pytest
 import torch
 from torch import nn
 
-from edgecsi.compress.prune import Pruner, global_masks, mask, permute_codeword, prunable, ramp
-from edgecsi.compress.recipe import Pattern, Prune
-from edgecsi.compress.reconstruct import (
-    compensate,
-    drop_unread,
+from edgecsi.compress.codeword import (
     group_codeword,
     mix_codeword,
     mix_unless_pruned,
-    reconstruct,
+    permute_codeword,
     rotate_codeword,
 )
+from edgecsi.compress.least_squares import compensate
+from edgecsi.compress.prune import Pruner, global_masks, mask, prunable, ramp
+from edgecsi.compress.recipe import Pattern, Prune
+from edgecsi.compress.reconstruct import drop_unread, reconstruct
 from edgecsi.errors import ModelError, RecipeError
 
 

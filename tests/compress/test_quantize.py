@@ -10,15 +10,11 @@ import torch
 from torch import nn
 
 from edgecsi.compress import apply_post_training, recipe
-from edgecsi.compress.quantize import (
-    Input,
-    Rounded,
-    equalise,
-    fold_batch_norm,
-    quantize,
-    quantize_weight,
-    start_rounding,
-)
+from edgecsi.compress.quantize import quantize, start_rounding
+from edgecsi.compress.quantize.fold import equalise, fold_batch_norm
+from edgecsi.compress.quantize.ranges import Input
+from edgecsi.compress.quantize.rounded import Rounded
+from edgecsi.compress.quantize.weights import quantize_weight
 from edgecsi.compress.recipe import Quantize
 from edgecsi.errors import DataError, ModelError, RecipeError
 from edgecsi.models.blocks import ConvBN

@@ -12,14 +12,14 @@ import pytest
 import torch
 
 from edgecsi.channels.shipped import test_set as shipped_channels
-from edgecsi.compress import Progress, compress, recipe, run
-from edgecsi.compress.run import densities, layer_costs
+from edgecsi.compress import Progress, compress, layer_costs, recipe, sensitivity
+from edgecsi.compress.size import densities
 from edgecsi.errors import DataError, ModelError, RecipeError
 from edgecsi.models.checkpoints import read_metadata, write_weights
 from edgecsi.models.compressed.layers import ClusteredLinear, StaticLinear
 from edgecsi.models.load import load_model
 from edgecsi.models.registry import create
-from edgecsi.training.train import Detection
+from edgecsi.training.tasks import Detection
 from tests._builds import build_for
 
 
@@ -133,6 +133,15 @@ def test_clusters_around_a_codeword_are_built_with_their_scales(
     manifest = build_for(str(out), target, tmp_path / "bundle").manifest
     assert manifest.check.entries["full"].max_rel_diff < 1e-5
     assert [layer.kernel for layer in manifest.entries["full"].layers].count("f32_lut16_dense") == 2
+
+
+def test_equal_steps_are_told_apart(detector: str, tmp_path: Path) -> None:
+    told: list[Progress] = []
+    step = '[[steps]]\ndo = "distill"\nepochs = 1\n'
+    compress(
+        detector, recipe.parse(step * 2, "t"), "mimo:2000", tmp_path / "o.safetensors", progress=told.append
+    )
+    assert [(now.step, now.epoch) for now in told] == [(1, 1), (1, 0), (2, 1), (2, 0)]
 
 
 def test_a_frozen_layer_stays_while_the_others_learn(detector: str, tmp_path: Path) -> None:
@@ -298,8 +307,10 @@ def test_the_dearest_layers_are_kept(
     def one_more(module: torch.nn.Module, *_: object) -> Iterator[tuple[str, object]]:
         yield from prices.items()
 
-    monkeypatch.setattr(run, "_changed_by_int8", one_more)
-    monkeypatch.setattr(run, "score", lambda module, task: module if isinstance(module, float) else 0.0)
+    monkeypatch.setattr(sensitivity, "_changed_by_int8", one_more)
+    monkeypatch.setattr(
+        sensitivity, "score", lambda module, task: module if isinstance(module, float) else 0.0
+    )
     found = layer_costs(csi_network, "int8-static", channels)
     assert found.keep_fp32 == ("encoder.conv3x3.conv", "encoder.fc")
     assert found.budget == 0.3

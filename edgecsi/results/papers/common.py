@@ -22,9 +22,10 @@ from edgecsi.channels.metrics import nmse_db, rho
 from edgecsi.channels.shipped import test_set
 from edgecsi.compress import Progress, compress
 from edgecsi.compress import recipe as recipes
+from edgecsi.compress.codeword import group_codeword, rotate_codeword
 from edgecsi.compress.prune import prunable
 from edgecsi.compress.recipe import Pattern, Prune
-from edgecsi.compress.reconstruct import Reference, group_codeword, reconstruct, rotate_codeword
+from edgecsi.compress.reconstruct import Reference, reconstruct
 from edgecsi.compress.size import density, stored_bytes, zipped_bytes
 from edgecsi.disk import cache_dir
 from edgecsi.models.checkpoints import read_metadata

@@ -19,7 +19,8 @@ from edgecsi.results.papers.common import (
     channels,
     figures,
 )
-from edgecsi.training.train import Epoch, train
+from edgecsi.training.loop import Epoch
+from edgecsi.training.train import train
 
 NAME = "guo-csi"
 _NETWORKS = ("convcsinet-cr16", "convsqucsinet-cr16")

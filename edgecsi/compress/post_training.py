@@ -1,0 +1,43 @@
+"""Recipes that need no training, as ``edgecsi build --recipe`` applies them."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from edgecsi.compress import recipe as recipes
+from edgecsi.compress.quantize import quantize
+from edgecsi.compress.recipe import Quantize, Recipe
+from edgecsi.errors import RecipeError
+
+
+def apply_post_training(
+    module: nn.Module, example_input: Tensor, recipe: str | Path | Recipe, calibration: Tensor | None = None
+) -> nn.Module:
+    """Apply a recipe that needs no training to a copy of a network, as ``edgecsi build --recipe`` does.
+
+    Args:
+        calibration: float32 ``[N, …]``, inputs to find ranges with; needed for static quantisation only.
+
+    Returns:
+        a new module in eval mode. The zeros of the weights are kept.
+
+    Raises:
+        RecipeError: the recipe needs training. DataError: it needs calibration data.
+    """
+    chosen = recipe if isinstance(recipe, Recipe) else recipes.load(recipe)
+    if not chosen.post_training:
+        raise RecipeError(
+            f"recipe {chosen.name} trains",
+            "a build applies recipes that only quantise; training takes hours and data",
+            f"edgecsi compress MODEL --recipe {chosen.name} --data DATA -o OUT.safetensors, then build OUT",
+        )
+    copied = copy.deepcopy(module)
+    if isinstance(copied, nn.Conv2d | nn.Linear):
+        copied = nn.Sequential(copied)  # layers are replaced in their parent
+    for step in chosen.steps:
+        assert isinstance(step, Quantize)
+        copied = quantize(copied, step, calibration, example_input)
+    return copied

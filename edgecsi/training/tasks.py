@@ -1,0 +1,226 @@
+"""What there is to learn: CSI networks reconstruct channels, a detector finds the bits that were sent."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from edgecsi.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    from edgecsi.training.loop import Epoch
+
+_MAX_VALIDATION = 2000
+
+
+class Task(Protocol):
+    """What there is to learn: batches, a loss, a score to be lowered, and a report on the final network."""
+
+    metric: str
+    steps: int
+
+    def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """(input, target) pairs, ``steps`` of them, the same for the same epoch."""
+
+    def start(self, network: torch.nn.Module) -> bool:
+        """Give a fresh network a better beginning than random weights; False if there is none."""
+
+    def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Scalar to minimise."""
+
+    def score(self, model: torch.nn.Module) -> float:
+        """Figure of merit on held-out data, lower is better."""
+
+    def report(self, model: torch.nn.Module) -> dict[str, Any]:
+        """Figures of the finished network."""
+
+    def plot(self, axes: Any, history: list[Epoch], report: dict[str, Any]) -> None:
+        """Draw the curve that people want to see."""
+
+
+class Reconstruction:
+    """Learn x̂ = x on CSI samples; the score is the NMSE in dB on the last tenth of them (at most 2000).
+
+    Args:
+        samples: float32 ``[N, 2, 32, 32]``.
+        batch: samples a step.
+        seed: seed of the order.
+        on_test_set: report the NMSE on the shipped test set too (it only says something about networks that
+            were trained on channels of the same generator).
+    """
+
+    metric = "nmse_db"
+
+    def __init__(self, samples: NDArray[Any], batch: int, seed: int, *, on_test_set: bool) -> None:
+        import torch
+
+        held_out = min(_MAX_VALIDATION, len(samples) // 10)
+        if held_out == 0:
+            raise DataError(
+                f"{len(samples)} samples are too few to train on",
+                "a tenth of them is held out for validation",
+                "give at least 10, better 10,000",
+            )
+        usable = len(samples) - held_out
+        self._batch = min(batch, usable)
+        self._seed = seed
+        self._on_test_set = on_test_set
+        self.steps = usable // self._batch
+        everything = torch.from_numpy(samples).contiguous(memory_format=torch.channels_last)
+        self._training, self._validation = everything[:usable], everything[usable:]
+
+    def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        import torch
+
+        order = np.random.default_rng((self._seed, epoch)).permutation(len(self._training))
+        for part in torch.split(torch.from_numpy(order[: self.steps * self._batch]), self._batch):
+            x = self._training[part]
+            yield x, x
+
+    def start(self, network: torch.nn.Module) -> bool:
+        from edgecsi.models.blocks import Autoencoder
+
+        return isinstance(network, Autoencoder) and network.start_linear(self._training)
+
+    def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Squared error over the sample's own power. Without that the error is tiny and nothing moves for
+        many epochs."""
+        error = (output - target).square().sum((1, 2, 3))
+        return (error / (target - 0.5).square().sum((1, 2, 3))).mean()
+
+    def score(self, model: torch.nn.Module) -> float:
+        return self._nmse_db(model, self._validation)
+
+    def report(self, model: torch.nn.Module) -> dict[str, Any]:
+        import torch
+
+        from edgecsi.channels.shipped import SUBSETS, test_set
+
+        if not self._on_test_set:
+            return {}
+        return {
+            "test_nmse_db": {
+                subset: self._nmse_db(model, torch.from_numpy(test_set(subset=subset))) for subset in SUBSETS
+            }
+        }
+
+    def plot(self, axes: Any, history: list[Epoch], report: dict[str, Any]) -> None:
+        axes.plot(range(1, len(history) + 1), [e.score for e in history], label="validation")
+        axes.set(xlabel="epoch", ylabel="NMSE (dB)")
+
+    def _nmse_db(self, model: torch.nn.Module, samples: torch.Tensor) -> float:
+        import torch
+
+        total = sum(float(self.loss(model(x), x)) * len(x) for x in torch.split(samples, 100))
+        return 10 * math.log10(total / len(samples))
+
+
+class Detection:
+    """Learn the bits sent over FullyCon's fixed channel; the score is the bit error rate over 8-13 dB.
+
+    Args:
+        spec: ``mimo:COUNT[:seed=N]``, COUNT fresh transmissions every epoch.
+        batch: transmissions a step.
+    """
+
+    metric = "ber"
+    held_out = 200_000
+
+    def __init__(self, spec: str, batch: int) -> None:
+        import torch
+
+        from edgecsi.models import fullycon
+
+        transmissions = fullycon.parse_spec(spec)
+        self._fullycon = fullycon
+        self._seed = transmissions.seed
+        self._batch = min(batch, transmissions.per_epoch)
+        self.steps = transmissions.per_epoch // self._batch
+        span = fullycon.TEST_SNR_DB[0], fullycon.TEST_SNR_DB[-1]
+        # an epoch number that no training reaches, so that validation shares no noise with it
+        validation = fullycon.transmit(self.held_out, span, np.random.default_rng((self._seed, 2**31)))
+        self._received, self._sent = map(torch.from_numpy, validation)
+
+    def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        import torch
+
+        rng = np.random.default_rng((self._seed, epoch))
+        for _ in range(self.steps):
+            received, sent = self._fullycon.transmit(self._batch, self._fullycon.TRAINING_SNR_DB, rng)
+            yield torch.from_numpy(received), torch.from_numpy(sent)
+
+    def start(self, network: torch.nn.Module) -> bool:
+        return False
+
+    def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Logistic loss: the output becomes the log-likelihood ratio of the bit."""
+        import torch
+
+        return torch.nn.functional.softplus(-output * target).mean()
+
+    def score(self, model: torch.nn.Module) -> float:
+        import torch
+
+        parts = zip(torch.split(self._received, 5000), torch.split(self._sent, 5000), strict=True)
+        wrong = sum(int(((model(received) > 0) != (sent > 0)).sum()) for received, sent in parts)
+        return wrong / self._sent.numel()
+
+    def report(self, model: torch.nn.Module) -> dict[str, Any]:
+        import torch
+
+        return {
+            "error_rates": self._fullycon.error_rates(
+                lambda received: model(torch.from_numpy(received)).numpy()
+            )
+        }
+
+    def plot(self, axes: Any, history: list[Epoch], report: dict[str, Any]) -> None:
+        rates = report["error_rates"]
+        for name in ("matched_filter", "zero_forcing", "fullycon"):
+            axes.semilogy(rates["snr_db"], rates[name], marker="o", label=name.replace("_", " "))
+        axes.set(xlabel="SNR (dB)", ylabel="bit error rate")
+
+
+def make_task(
+    shape: Sequence[int], data: str, batch: int, seed: int, progress: Callable[[int, int], None] | None
+) -> Task:
+    """What a network learns.
+
+    Args:
+        shape: of one input. data: channels, or ``mimo:COUNT[:seed=N]`` for a detector. batch: samples a step.
+        seed: of the order of the data. progress: called with (done, wanted) while channels are generated.
+
+    Raises:
+        DataError: bad data, or nothing that networks with such inputs learn.
+    """
+    from edgecsi.channels import files
+    from edgecsi.channels.generate import is_spec
+    from edgecsi.models import registry
+
+    if tuple(shape) == registry.FAMILIES["fullycon"].input_shape[1:]:
+        return Detection(data, batch)
+    if tuple(shape) != files.SAMPLE:
+        raise DataError(
+            f"the network takes inputs of shape {[1, *shape]}",
+            f"training compares its output with channels of shape {list(files.SAMPLE)}",
+            "post-training recipes work for any network: edgecsi build --recipe int8-dynamic",
+        )
+    return Reconstruction(files.load(data, progress=progress), batch, seed, on_test_set=is_spec(data))
+
+
+def first_inputs(task: Task, count: int) -> torch.Tensor:
+    """Training inputs, float32 ``[≤ count, …]``."""
+    import torch
+
+    parts: list[torch.Tensor] = []
+    for x, _ in task.batches(0):
+        parts.append(x)
+        if sum(map(len, parts)) >= count:
+            break
+    return torch.cat(parts)[:count]
