@@ -7,70 +7,50 @@ of a manifest, and a changed byte shows either as another spelling or as another
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import math
-import re
-import types
-import typing
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn
 
 from edgecsi.errors import BundleError
+from edgecsi.schema import (
+    Count,
+    Fraction,
+    NonNegative,
+    Sha256,
+    between,
+    convert,
+    matching,
+    one_line,
+    parse_json,
+    to_tree,
+)
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
 SIGNATURE = "manifest.json.sig"  # lies beside the manifest, if the bundle is signed; see signature.py
 MAX_BYTES = 8 << 20
 
+NEVER_EDIT = "build the bundle again; never edit the manifest by hand"
 _LEFT_OUT = frozenset({"build_number"})  # has one spelling too: it is not written where it has no value
 _NOT_EMBEDDED = frozenset({"check", "files", "digest", "build_number"})
 
-Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
-T = TypeVar("T")
 
-
-@dataclass(frozen=True)
-class Between:
-    """The closed range a number must lie in."""
-
-    low: float
-    high: float
-
-    def explain(self, value: Any) -> str:
-        return "" if self.low <= value <= self.high else f"a number from {self.low:g} to {self.high:g}"
-
-
-@dataclass(frozen=True)
-class Matching:
-    """The pattern a string must match, and how to say so."""
-
-    pattern: str
-    words: str
-
-    def explain(self, value: Any) -> str:
-        return "" if re.fullmatch(self.pattern, value) else self.words
-
-
-Count = Annotated[int, Between(0, 2**53)]
-Size = Annotated[int, Between(1, 2**31 - 1)]
-NonNegative = Annotated[float, Between(0, 1e308)]
-Fraction = Annotated[float, Between(0, 1)]
-Sha256 = Annotated[str, Matching("[0-9a-f]{64}", "64 hexadecimal digits")]
+Size = Annotated[int, between(1, 2**31 - 1)]
 BundleName = Annotated[
-    str, Matching("[A-Za-z][A-Za-z0-9_-]{0,63}", "a name of letters, digits, '-' and '_', at most 64")
+    str, matching("[A-Za-z][A-Za-z0-9_-]{0,63}", "a name of letters, digits, '-' and '_', at most 64")
 ]
-Identifier = Annotated[str, Matching("[A-Za-z_][A-Za-z0-9_]{0,63}", "a C identifier, at most 64 letters")]
+Identifier = Annotated[str, matching("[A-Za-z_][A-Za-z0-9_]{0,63}", "a C identifier, at most 64 letters")]
 FileName = Annotated[
     str,
-    Matching(
+    matching(
         r"(?!.*(^|/)\.)[A-Za-z0-9._-]+(/[A-Za-z0-9._-]+){0,3}",
         "a relative file name of letters, digits, '.', '_' and '-' that stays inside the bundle",
     ),
 ]
-Feature = Annotated[str, Matching("[a-z0-9_.]{1,32}", "a CPU feature as /proc/cpuinfo names it")]
+Feature = Annotated[str, matching("[a-z0-9_.]{1,32}", "a CPU feature as /proc/cpuinfo names it")]
 
 
 @dataclass(frozen=True)
@@ -105,8 +85,8 @@ class TargetInfo:
     mcpu: str
     mattr: tuple[str, ...]
     features: tuple[Feature, ...]
-    glibc: Annotated[str, Matching(r"[0-9]{1,3}\.[0-9]{1,3}", "a glibc version such as 2.28")]
-    emulate: Annotated[str, Matching("[A-Za-z0-9_.,+=-]{0,200}", "a CPU name of QEMU")]
+    glibc: Annotated[str, matching(r"[0-9]{1,3}\.[0-9]{1,3}", "a glibc version such as 2.28")]
+    emulate: Annotated[str, matching("[A-Za-z0-9_.,+=-]{0,200}", "a CPU name of QEMU")]
 
 
 @dataclass(frozen=True)
@@ -133,7 +113,7 @@ class Layer:
     why: str
     knobs: Mapping[str, bool | int | float | str]
     density: Fraction
-    bits: Annotated[int, Between(0, 64)]
+    bits: Annotated[int, between(0, 64)]
     bytes: Count
     macs: Count
     predicted_us: NonNegative | None = None
@@ -145,7 +125,7 @@ class Entry:
 
     inputs: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
-    workspace: Annotated[int, Between(0, 2**31 - 1)]
+    workspace: Annotated[int, between(0, 2**31 - 1)]
     macs: Count
     weight_bytes: Count
     layers: tuple[Layer, ...]
@@ -219,14 +199,10 @@ def canonical(value: object) -> bytes:
 
 def to_json(value: Any) -> Any:
     """A dataclass of this module as plain JSON values."""
-    if dataclasses.is_dataclass(value):
-        tree = {field.name: to_json(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    tree = to_tree(value)
+    if isinstance(value, Manifest):
         return {key: item for key, item in tree.items() if key not in _LEFT_OUT or item is not None}
-    if isinstance(value, Mapping):
-        return {key: to_json(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [to_json(item) for item in value]
-    return value
+    return tree
 
 
 def embedded_json(manifest: Manifest) -> bytes:
@@ -276,7 +252,9 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
         )
     if type(schema) is not int or schema != SCHEMA:
         _refuse(source, "schema", f"the number {SCHEMA}", schema)
-    manifest = _decode_fields(Manifest, tree, "", source)
+    manifest = convert(tree, Manifest, what=source, error=BundleError, fix=NEVER_EDIT, may_lack=_LEFT_OUT)
+    if empty := sorted(name for name in _LEFT_OUT & tree.keys() if tree[name] is None):
+        _refuse(source, empty[0], "a number, or no such field", None)
     if _digest(tree) != manifest.digest:
         raise BundleError(
             f"{source} was changed after it was written",
@@ -289,24 +267,10 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
 
 def parse_tree(data: bytes, source: str) -> dict[str, Any]:
     """Canonical JSON to a dictionary; see :func:`parse_manifest` for what is refused."""
-    if len(data) > MAX_BYTES:
-        raise BundleError(
-            f"{source} is too large",
-            f"more than {MAX_BYTES >> 20} MB is no manifest",
-            "build the bundle again",
-        )
-    try:
-        tree = json.loads(data.decode("utf-8"), object_pairs_hook=_no_duplicates, parse_constant=_no_constant)
-        same = canonical(tree) == data
-    except RecursionError:
-        raise BundleError(
-            f"{source} is no manifest", "it is nested too deeply", "build the bundle again"
-        ) from None
-    except ValueError as error:
-        raise BundleError(f"{source} is no manifest", _one_line(error), "build the bundle again") from None
+    tree = parse_json(data, what=source, error=BundleError, fix="build the bundle again", max_bytes=MAX_BYTES)
     if not isinstance(tree, dict):
         _refuse(source, "", "an object", tree)
-    if not same:
+    if canonical(tree) != data:
         raise BundleError(
             f"{source} was changed after it was written",
             "it is not in canonical form (sorted keys, no spaces)",
@@ -358,95 +322,10 @@ def _cross_check(manifest: Manifest, source: str) -> None:
         require(name not in manifest.files, "files", f"a list without {name}", name)
 
 
-def _decode(kind: Any, value: Any, path: str, source: str) -> Any:
-    """Turn JSON ``value`` into the annotated type ``kind``, or refuse it by its path."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin is Annotated:
-        decoded = _decode(arguments[0], value, path, source)
-        if expected := arguments[1].explain(decoded):
-            _refuse(source, path, expected, value)
-        return decoded
-    if origin in (types.UnionType, typing.Union):
-        if value is None and type(None) in arguments:
-            return None
-        members = [member for member in arguments if member is not type(None)]
-        if len(members) == 1:
-            return _decode(members[0], value, path, source)
-        if type(value) not in members:
-            _refuse(source, path, " or ".join(member.__name__ for member in members), value)
-        return value
-    if origin is Literal:
-        if value not in arguments:
-            _refuse(source, path, " or ".join(repr(choice) for choice in arguments), value)
-        return value
-    if origin is tuple:
-        if not isinstance(value, list):
-            _refuse(source, path, "a list", value)
-        return tuple(_decode(arguments[0], item, f"{path}[{i}]", source) for i, item in enumerate(value))
-    if origin is Mapping:
-        if not isinstance(value, dict):
-            _refuse(source, path, "an object", value)
-        return {
-            _decode(arguments[0], key, _join(path, key), source): _decode(
-                arguments[1], item, _join(path, key), source
-            )
-            for key, item in value.items()
-        }
-    if dataclasses.is_dataclass(kind):
-        return _decode_fields(typing.cast("type[Any]", kind), value, path, source)
-    if kind is float and type(value) is int and abs(value) <= 2**53:
-        return float(value)
-    if type(value) is not kind:
-        _refuse(source, path, {int: "a whole number", float: "a number", str: "a string"}[kind], value)
-    return value
-
-
-def _decode_fields(kind: type[T], value: Any, path: str, source: str) -> T:
-    if not isinstance(value, dict):
-        _refuse(source, path, "an object", value)
-    hints = _hints(typing.cast(Any, kind))
-    if missing := sorted(hints.keys() - value.keys() - _LEFT_OUT):
-        _refuse(source, _join(path, missing[0]), "this field", "nothing")
-    if empty := sorted(name for name in _LEFT_OUT & value.keys() if value[name] is None):
-        _refuse(source, _join(path, empty[0]), "a number, or no such field", None)
-    if unknown := sorted(value.keys() - hints.keys()):
-        _refuse(source, _join(path, unknown[0]), f"no such field in schema {SCHEMA}", value[unknown[0]])
-    present = [name for name in hints if name in value]
-    return kind(**{name: _decode(hints[name], value[name], _join(path, name), source) for name in present})
-
-
-@functools.cache
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    return typing.get_type_hints(kind, include_extras=True)
-
-
-def _join(path: str, name: str) -> str:
-    return f"{path}.{name}" if path else name
-
-
 def _refuse(source: str, path: str, expected: str, found: object) -> NoReturn:
     shown = found if isinstance(found, str) else repr(found)
     raise BundleError(
-        _one_line(f"{source}: {path or 'the top level'} is not valid"),
-        _one_line(f"expected {expected}, found {shown}"),
-        "build the bundle again; never edit the manifest by hand",
+        one_line(f"{source}: {path or 'the top level'} is not valid"),
+        one_line(f"expected {expected}, found {shown}"),
+        NEVER_EDIT,
     )
-
-
-def _one_line(text: object, limit: int = 200) -> str:
-    """A stranger's text made safe to print: one line, bounded, no control characters."""
-    line = "".join(c if c.isprintable() else "?" for c in str(text)[: limit + 1])
-    return line if len(line) <= limit else line[:limit] + "…"
-
-
-def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    result: dict[str, Any] = {}
-    for name, value in pairs:
-        if name in result:
-            raise ValueError(f"the key {name!r} appears twice")
-        result[name] = value
-    return result
-
-
-def _no_constant(text: str) -> NoReturn:
-    raise ValueError(f"{text} is no JSON number")
