@@ -179,6 +179,11 @@ def llvm_name() -> str:
         return ""
 
 
+def arm_name(implementer: int | None, part: int | None) -> str:
+    """LLVM's name for an ARM CPU from its identification register; ``""`` for one not in the tables here."""
+    return _ARM_CPUS.get((implementer or 0, part or 0), "")
+
+
 def llvm_attributes() -> list[str]:
     """What to tell LLVM beside the CPU's name so that it uses exactly the features this machine has.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,10 +17,21 @@ from edgecsi.bench.layers import layer_times
 from edgecsi.bench.limits import kept_limits
 from edgecsi.bench.measure import FULL, QUICK, Call, Progress, Series
 from edgecsi.bench.peers import Array, Run, find_peers
-from edgecsi.bench.result import Answer, Comparison, Engine, MeasuredBundle, Protocol, Result, Skipped
+from edgecsi.bench.result import (
+    Answer,
+    ColdStart,
+    Comparison,
+    Engine,
+    MeasuredBundle,
+    Protocol,
+    Result,
+    Skipped,
+    Validity,
+)
 from edgecsi.bundle import Bundle, Loaded, Manifest, read_bundle, read_golden
-from edgecsi.device import Device, Emulated, open_device
-from edgecsi.errors import CheckFailed, DeviceError, ToolchainError, UsageError
+from edgecsi.device import Device, open_device
+from edgecsi.device.protocol import Plan
+from edgecsi.errors import CheckFailed, ToolchainError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,10 +85,16 @@ def run_bench(
         DeviceError: the device cannot run the bundle.
         UsageError: an unknown engine or device, or peers asked for on a device that has none.
     """
+    if isinstance(device, str):
+        with contextlib.closing(open_device(device)) as opened:
+            return run_bench(
+                path, entry=entry, device=opened, quick=quick, seconds=seconds, against=against,
+                load_module=load_module, batch=batch, threads=threads, progress=progress,
+            )  # fmt: skip
+    opened = device
     peers = find_peers(against)  # before anything takes long
     bundle = read_bundle(Path(path))
     described = bundle.entry(entry)
-    opened = open_device(device) if isinstance(device, str) else device
     protocol = QUICK if quick else FULL
     if seconds is not None:
         protocol = replace(protocol, seconds=seconds)
@@ -92,14 +110,8 @@ def run_bench(
             f"it has {len(described.inputs)} inputs and {len(described.outputs)} outputs, engines take one",
             "leave --against away, or choose another --entry",
         )
-    if opened.info().emulated:
-        return _emulated(bundle, entry, opened, protocol)
     if opened.spec != "local":
-        raise DeviceError(
-            f"latencies cannot be measured on {opened.spec} yet",
-            "edgecsi bench knows local and emulate",
-            "use --device local",
-        )
+        return _elsewhere(bundle, entry, opened, protocol, progress)
 
     if peers and load_module is None:
         raise UsageError(
@@ -146,8 +158,8 @@ def run_bench(
         comparisons=_comparisons(series),
         skipped=tuple(skipped),
         c_call=statistics.summarise(c_call / 1e3),
-        cold_starts=tuple(measure.cold_start(bundle.path, entry, protocol.cold_starts)),
-        layers=layer_times(loaded, entry, sample, kept_limits(), 20 if quick else 200),
+        cold_starts=_cold_starts(opened, bundle, entry, sample, protocol),
+        layers=layer_times(opened, bundle, entry, kept_limits(), _passes(protocol)),
     )
 
 
@@ -246,29 +258,79 @@ def pytorch_output(module: nn.Module, x: Array, entry: str) -> Array:
     return PyTorch().prepare(module, x, entry)(x)
 
 
-def _emulated(bundle: Bundle, entry: str, device: Device, protocol: Protocol) -> Result:
+def _elsewhere(
+    bundle: Bundle, entry: str, device: Device, protocol: Protocol, progress: Progress | None
+) -> Result:
+    """On another device than this process: the C face, by the same protocol; or, where instructions can be
+    counted, these."""
+    info = device.info()
     inputs, expected = read_golden(bundle, entry)
-    before = snapshot()
+    sample = [array[0] for array in inputs]
+    begin = snapshot(device.state())
     outputs = device.run(bundle, entry, [_as_samples(array) for array in inputs])
     several = outputs if isinstance(outputs, tuple) else (outputs,)
     found = _worst(
         OWN, several, [_as_samples(array) for array in expected], _tolerance(bundle.manifest, entry)
     )
-    count = cast(Emulated, device).count_instructions(
-        bundle, entry, [_as_samples(array[:1]) for array in inputs]
-    )
-    after = snapshot()
-    return Result(
+    result = Result(
         bundle=_measured(bundle),
         entry=entry,
         device=device.spec,
         protocol=protocol,
-        machine=machine(),
-        before=before,
-        after=after,
-        validity=judge(before, after, where=machine(), emulated=True),
+        machine=machine(device.state()),
+        before=begin,
+        after=begin,
+        validity=judge(begin, begin, emulated=info.emulated),
         answer=found,
-        instructions=count,
+    )
+    if info.emulated and (count := device.count_instructions(bundle, entry, sample)) is not None:
+        after = snapshot(device.state())
+        return replace(result, after=after, validity=judge(begin, after, emulated=True), instructions=count)
+    before = snapshot(device.state())
+    series = device.measure(bundle, entry, sample, _plan(protocol), progress)
+    engine = _engine(OWN, bundle.manifest.created_with.edgecsi, found, series)
+    result = replace(
+        result, before=before, after=before, engines=(engine,), c_call=engine.warm,
+        machine=replace(result.machine, cpu=info.description),
+    )  # fmt: skip
+    if series.lost is not None:
+        lost = f"{series.lost.what} after {series.samples.size:,} calls: {series.lost.why}"
+        return replace(result, validity=Validity("invalid", (lost,)))
+    after = snapshot(device.state(), own=series.cpu_seconds or 0.0)
+    notes = _suspicions({OWN: series})
+    return replace(
+        result,
+        after=after,
+        validity=judge(before, after, emulated=info.emulated, notes=notes),
+        cold_starts=_cold_starts(device, bundle, entry, sample, protocol),
+        layers=layer_times(device, bundle, entry, None, _passes(protocol)),
+    )
+
+
+def _plan(protocol: Protocol) -> Plan:
+    """The part of the protocol that a device carries out by itself."""
+    return Plan(
+        protocol.samples,
+        protocol.seconds,
+        protocol.limit,
+        protocol.turn,
+        protocol.turn_calls,
+        protocol.settle,
+        protocol.cold_samples,
+    )
+
+
+def _passes(protocol: Protocol) -> int:
+    """How often every layer is timed."""
+    return 20 if protocol.quick else 200
+
+
+def _cold_starts(
+    device: Device, bundle: Bundle, entry: str, sample: Sequence[Array], protocol: Protocol
+) -> tuple[ColdStart, ...]:
+    return tuple(
+        ColdStart(one.load_ms, one.first_call_ms, one.process_peak_bytes, one.bundle_bytes)
+        for one in device.first_calls(bundle, entry, sample, protocol.cold_starts)
     )
 
 

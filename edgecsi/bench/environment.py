@@ -5,17 +5,18 @@ A :class:`Snapshot` is taken before and after; :func:`judge` turns the two into 
 
 from __future__ import annotations
 
+import fnmatch
 import importlib.metadata
 import os
 import platform
 import re
-import subprocess
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 
-from edgecsi.bench.result import Machine, Snapshot, State, Validity
+from edgecsi.bench.result import Machine, Snapshot, Validity
+from edgecsi.bench.result import State as ValidityState
+from edgecsi.device.state import THROTTLED, State, read
 
 OTHER_LOAD = 0.05
 """Share of one core that other processes may use while we measure."""
@@ -26,58 +27,73 @@ FREQUENCY_CHANGE = 0.05
 THROTTLE_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
 """Raspberry Pi, ``vcgencmd get_throttled``: bits 0-3 say what is so now, bits 16-19 what happened since
 boot."""
+CPUS = "sys/devices/system/cpu"
+TICKS = 100
+"""A second in ``/proc/stat``: the same on every Linux."""
 PACKAGES = ("edgecsi", "numpy", "torch", "apache-tvm", "apache-tvm-ffi", "ziglang")
 
 
-def machine(root: Path = Path("/"), packages: Sequence[str] = PACKAGES) -> Machine:
-    """Describes this machine from ``/proc`` and ``/sys`` below ``root``, with the versions of what is
-    installed."""
-    cpuinfo = _read(root / "proc/cpuinfo") or ""
+def machine(state: State | None = None, packages: Sequence[str] = PACKAGES) -> Machine:
+    """Describes a machine.
+
+    Args:
+        state: of another machine; of this one by default.
+        packages: whose versions here are recorded.
+    """
+    here, state = state is None, read() if state is None else state
+    cpuinfo = state.get("proc/cpuinfo", "")
     # ARM kernels name the board, not the CPU.
-    board = (_read(root / "proc/device-tree/model") or "").strip("\x00 \n")
+    board = state.get("proc/device-tree/model", "").strip("\x00 \n")
     found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
     family = re.search(r"^cpu family\s*:\s*(\d+)$", cpuinfo, re.MULTILINE)
     name = found.group(1) if found else ""
-    cpu = board or (f"{name} (family {family.group(1)})" if name and family else name) or platform.processor()
+    cpu = board or (f"{name} (family {family.group(1)})" if name and family else name)
+    system, _, architecture = state.get("uname", "").strip().rpartition(" ")
+    cores = state.get("cores", "").strip()
     return Machine(
-        cpu=cpu or "unknown",
-        cores=os.cpu_count() or 1,
-        architecture=platform.machine(),
-        system=f"{platform.system()} {platform.release()}, Python {platform.python_version()}",
+        cpu=cpu or architecture or "unknown",
+        cores=int(cores) if cores.isdecimal() else 1,
+        architecture=architecture,
+        system=f"{system}, Python {platform.python_version()}" if here else system,
         hypervisor=bool(re.search(r"^flags\s*:.*\bhypervisor\b", cpuinfo, re.MULTILINE)),
-        caches=_caches(root / "sys/devices/system/cpu/cpu0/cache"),
+        caches=_caches(state),
         versions={name: version for name in packages if (version := _version(name)) is not None},
     )
 
 
-def snapshot(root: Path = Path("/")) -> Snapshot:
-    """Reads the state of the machine now; takes about a millisecond."""
-    cpus = root / "sys/devices/system/cpu"
-    current = sorted(cpus.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
-    kilohertz = [float(text) for path in current if (text := _read(path))]
+def snapshot(state: State | None = None, own: float = 0.0) -> Snapshot:
+    """Reads the state of a machine now; here that takes about a millisecond.
+
+    Args:
+        state: of another machine; of this one by default.
+        own: CPU seconds that we used on another machine so far.
+    """
+    clock = time.monotonic()
+    if state is None:
+        state, used = read(), os.times()
+        own = used.user + used.system + used.children_user + used.children_system
+    elif uptime := _numbers(state, "proc/uptime"):
+        clock = uptime[0]
+    kilohertz = _numbers(state, f"{CPUS}/cpu[0-9]*/cpufreq/scaling_cur_freq")
     megahertz = [
         float(value)
-        for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)$", _read(root / "proc/cpuinfo") or "", re.MULTILINE)
+        for value in re.findall(r"^cpu MHz\s*:\s*([\d.]+)$", state.get("proc/cpuinfo", ""), re.MULTILINE)
     ]
-    millidegrees = [
-        float(text)
-        for path in sorted((root / "sys/class/thermal").glob("thermal_zone*/temp"))
-        if (text := _read(path)) and re.fullmatch(r"-?\d+\s*", text)
-    ]
-    load = (_read(root / "proc/loadavg") or "").split()
-    busy, stolen = _cpu_seconds(_read(root / "proc/stat") or "")
-    own = os.times()
+    millidegrees = _numbers(state, "sys/class/thermal/thermal_zone*/temp")
+    load = state.get("proc/loadavg", "").split()
+    busy, stolen = _cpu_seconds(state.get("proc/stat", ""))
+    throttled = re.search(r"throttled=(0x[0-9a-fA-F]+)", state.get(THROTTLED, ""))
     return Snapshot(
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        clock=time.monotonic(),
+        clock=clock,
         load_average=(float(load[0]), float(load[1]), float(load[2])) if len(load) >= 3 else None,
-        governor=(_read(cpus / "cpu0/cpufreq/scaling_governor") or "").strip() or None,
+        governor=state.get(f"{CPUS}/cpu0/cpufreq/scaling_governor", "").strip() or None,
         frequency=tuple(value / 1000 for value in kilohertz) or tuple(megahertz) or None,
         temperature=max(millidegrees) / 1000 if millidegrees else None,
-        throttled=_throttled(),
+        throttled=int(throttled.group(1), 16) if throttled else None,
         busy=busy,
         stolen=stolen,
-        own=own.user + own.system + own.children_user + own.children_system,
+        own=own,
     )
 
 
@@ -142,15 +158,8 @@ def judge(
     if before.governor != after.governor:
         suspect.append(f"the governor changed from {before.governor} to {after.governor}")
 
-    state: State = "invalid" if invalid else "suspect" if suspect else "valid"
+    state: ValidityState = "invalid" if invalid else "suspect" if suspect else "valid"
     return Validity(state, (*invalid, *suspect))
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
 
 
 def _version(package: str) -> str | None:
@@ -160,11 +169,19 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _caches(folder: Path) -> dict[str, str]:
+def _numbers(state: State, pattern: str) -> list[float]:
+    """The numbers that files of this pattern begin with."""
+    texts = (state[path].split() for path in sorted(fnmatch.filter(state, pattern)))
+    return [float(text[0]) for text in texts if text and re.fullmatch(r"-?\d+(\.\d+)?", text[0])]
+
+
+def _caches(state: State) -> dict[str, str]:
     """``{"L1d": "48K", "L2": "1024K", ...}`` of the first core."""
     found: dict[str, str] = {}
-    for index in sorted(folder.glob("index*")):
-        level, kind, size = ((_read(index / name) or "").strip() for name in ("level", "type", "size"))
+    for path in sorted(fnmatch.filter(state, f"{CPUS}/cpu0/cache/index*/level")):
+        level, kind, size = (
+            state.get(f"{path.removesuffix('level')}{name}", "").strip() for name in ("level", "type", "size")
+        )
         if level and size:
             found[f"L{level}" + {"Data": "d", "Instruction": "i"}.get(kind, "")] = size
     return found
@@ -177,15 +194,4 @@ def _cpu_seconds(stat: str) -> tuple[float | None, float | None]:
     if len(fields) < 9 or fields[0] != "cpu":
         return None, None
     user, nice, system, _idle, _iowait, irq, softirq, steal = (float(field) for field in fields[1:9])
-    tick = os.sysconf("SC_CLK_TCK")
-    return (user + nice + system + irq + softirq) / tick, steal / tick
-
-
-def _throttled() -> int | None:
-    """What ``vcgencmd get_throttled`` says (``throttled=0x50000``), None where there is no such command."""
-    try:
-        said = subprocess.run(["vcgencmd", "get_throttled"], capture_output=True, text=True, timeout=5)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    found = re.search(r"throttled=(0x[0-9a-fA-F]+)", said.stdout)
-    return int(found.group(1), 16) if found else None
+    return (user + nice + system + irq + softirq) / TICKS, steal / TICKS

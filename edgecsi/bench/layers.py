@@ -1,16 +1,14 @@
-"""Where the time of an entry goes: every layer measured, and held against the limits of this machine."""
+"""Where the time of an entry goes: every layer measured, and held against the limits of the device."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgecsi.bench.result import LayerTime, Limits
-from edgecsi.bundle import Bundle, Entry, Layer, Loaded, read_golden
+from edgecsi.bundle import Bundle, Entry, Layer, read_golden
+from edgecsi.device import Device, Local
 
 PASSES = 500
 SECONDS = 2.0
@@ -18,46 +16,42 @@ _INTEGER_INPUTS = ("qs8_", "qd8_")
 """Kernels whose name begins so multiply int8 by int8; the others multiply in fp32, whatever their weights."""
 
 
-def measure_layers(bundle: Bundle, limits: Limits | None) -> dict[str, tuple[LayerTime, ...]]:
-    """Measures the layers of every entry of a bundle on this machine, with the golden inputs.
+def measure_layers(
+    bundle: Bundle, limits: Limits | None, device: Device | None = None
+) -> dict[str, tuple[LayerTime, ...]]:
+    """Measures the layers of every entry of a bundle, with the golden inputs.
 
     Args:
-        bundle: built for this machine.
-        limits: of this machine; without them no shares are given.
+        bundle: built for the device.
+        limits: of the device; without them no shares are given.
+        device: where; this machine by default.
 
     Raises:
-        DeviceError: the bundle cannot run here.
+        DeviceError: the bundle cannot run there.
         BundleError: it cannot be loaded.
     """
-    loaded = Loaded(bundle)
+    where = device or Local()
     return {
-        name: layer_times(loaded, name, [array[0] for array in read_golden(bundle, name)[0]], limits)
-        for name in sorted(loaded.entries)
+        name: layer_times(where, bundle, name, limits, passes=PASSES)
+        for name in sorted(bundle.manifest.entries)
     }
 
 
 def layer_times(
-    loaded: Loaded,
-    entry: str,
-    inputs: Sequence[NDArray[np.float32]],
-    limits: Limits | None = None,
-    passes: int = PASSES,
+    device: Device, bundle: Bundle, entry: str, limits: Limits | None = None, passes: int = PASSES
 ) -> tuple[LayerTime, ...]:
     """The median time of every layer over ``passes`` calls (fewer if they take more than 2 s, at least 5).
 
     Args:
-        loaded: the bundle.
+        device: where.
+        bundle: which bundle; its golden input is used.
         entry: which one.
-        inputs: one array per input, of the entry's shapes.
         limits: see :func:`measure_layers`.
         passes: how many calls.
     """
-    described = loaded.entries[entry]
-    end = time.monotonic() + SECONDS
-    measured: list[list[float]] = []
-    while len(measured) < passes and (time.monotonic() < end or len(measured) < 5):
-        measured.append(loaded.profile(*inputs, entry=entry))
-    medians = np.median(np.array(measured), axis=0) / 1e3
+    described = bundle.entry(entry)
+    inputs = [array[0] for array in read_golden(bundle, entry)[0]]
+    medians = np.median(device.profile(bundle, entry, inputs, passes, SECONDS), axis=0) / 1e3
     return tuple(
         _layer_time(layer, described, float(us), limits)
         for layer, us in zip(described.layers, medians, strict=True)

@@ -6,29 +6,22 @@ Everything timed here is a plain callable without arguments: one call, one sampl
 from __future__ import annotations
 
 import gc
-import json
 import math
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.bench import statistics
-from edgecsi.bench.result import Answer, ColdStart, Protocol
-from edgecsi.errors import BundleError, CheckFailed
+from edgecsi.bench.result import Answer, Protocol
+from edgecsi.device.protocol import EVICTION_BYTES, Nanoseconds, Progress, Series
+from edgecsi.errors import CheckFailed
+
+__all__ = ["FULL", "QUICK", "Call", "Nanoseconds", "Progress", "Series", "answer", "interleave", "timed"]
 
 Call = Callable[[], object]
-Progress = Callable[[float, float, str], None]
-"""Called with (done, total, what is being done)."""
-Nanoseconds = NDArray[np.int64]
-
-EVICTION_BYTES = 8 << 20
 TOLERANCE = 1e-4
 """Largest difference to PyTorch, relative to the largest output, with which an engine is still worth
 timing."""
@@ -36,27 +29,6 @@ timing."""
 
 FULL = Protocol(quick=False, samples=1000, seconds=10.0)
 QUICK = Protocol(quick=True, samples=200, seconds=0.5, limit=10.0, cold_samples=50, cold_starts=3)
-
-
-@dataclass(frozen=True)
-class Series:
-    """The samples of one engine, in ns: ``rounds`` with a warm cache, ``cold`` after 8 MB of other data.
-
-    ``settled`` tells whether the warm-up reached a steady median, ``complete`` whether the protocol's
-    number of samples was reached within its limit. ``threads`` is CPU time over elapsed time: above 1,
-    the engine did not keep to its one thread; below, it did not get the core to itself.
-    """
-
-    rounds: list[Nanoseconds]
-    cold: Nanoseconds
-    settled: bool
-    complete: bool
-    threads: float
-
-    @property
-    def samples(self) -> Nanoseconds:
-        """Every sample, in the order it was measured."""
-        return np.concatenate(self.rounds)
 
 
 def answer(name: str, output: NDArray[np.float32], expected: NDArray[np.float32], tolerance: float) -> Answer:
@@ -186,38 +158,6 @@ def timed(call: Call, count: int) -> Nanoseconds:
         call()
         samples[index] = clock() - begin
     return samples
-
-
-def cold_start(bundle: Path, entry: str, repeats: int, timeout: float = 120.0) -> list[ColdStart]:
-    """Loads the bundle and calls it once, in fresh processes.
-
-    Args:
-        bundle: its folder.
-        entry: which one is called, with its golden input.
-        repeats: how many processes.
-        timeout: seconds per process.
-
-    Raises:
-        BundleError: the process failed or did not end.
-    """
-    starts = []
-    for _ in range(repeats):
-        command = [sys.executable, "-m", "edgecsi.bench.first_call", str(bundle), entry]
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=timeout)
-            starts.append(ColdStart(**json.loads(done.stdout)))
-        except (subprocess.TimeoutExpired, ValueError, TypeError) as error:
-            said = (
-                "it did not end in time"
-                if isinstance(error, subprocess.TimeoutExpired)
-                else done.stderr.strip()
-            )
-            raise BundleError(
-                f"{bundle} cannot be loaded and called in a fresh process",
-                said.splitlines()[-1] if said else "it ended without an answer",
-                "run it once with `edgecsi run` to see more",
-            ) from error
-    return starts
 
 
 @contextmanager

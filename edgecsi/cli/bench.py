@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path), required=False)
 @click.option("--entry", default="full", show_default=True, help="encoder, decoder or full.")
-@click.option("--device", default="local", show_default=True, help="local, or emulate (counts instructions).")
+@click.option(
+    "--device",
+    default="local",
+    show_default=True,
+    help="local, ssh://HOST, or emulate (counts instructions).",
+)
 @click.option("--against", default="", metavar="ENGINES", help="onnxruntime,openvino,litert,executorch,torch")
 @click.option(
     "--batch",

@@ -25,7 +25,7 @@ TOLERANCE = 1e-4
     "--data", required=True, help="Channels (see `edgecsi data`), or a .npy of what the network takes."
 )
 @click.option("--samples", type=click.IntRange(min=1), help="Take only the first so many.")
-@click.option("--device", default="local", show_default=True, help="local, or emulate (QEMU).")
+@click.option("--device", default="local", show_default=True, help="local, emulate (QEMU), ssh://HOST.")
 @click.option("--model", help="PyTorch model to compare with, where the bundle's is none of the zoo.")
 @click.option("--weights", metavar="FILE", help="Weights of the model, if the bundle was built with others.")
 @json_option

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import click
@@ -31,7 +32,7 @@ from edgecsi.errors import UsageError
     help="Where to write the result, float32 [N, ...]; once for every output.",
 )
 @click.option("--entry", default="full", show_default=True, help="encoder, decoder or full.")
-@click.option("--device", default="local", show_default=True, help="local, or emulate (QEMU).")
+@click.option("--device", default="local", show_default=True, help="local, emulate (QEMU), ssh://HOST.")
 @json_option
 def command(
     bundle: Path,
@@ -59,7 +60,8 @@ def command(
             "every output goes into a file of its own",
             f"give -o {expected} time(s)",
         )
-    y = open_device(device).run(found, entry, [read_npy(Path(path)) for path in inputs])
+    with contextlib.closing(open_device(device)) as where:
+        y = where.run(found, entry, [read_npy(Path(path)) for path in inputs])
     results = y if isinstance(y, tuple) else (y,)
     for path, result in zip(outputs, results, strict=True):
         write_npy(Path(path), result)

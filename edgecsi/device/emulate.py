@@ -18,10 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.bundle import Bundle, Entry
+from edgecsi.device import state as states
 from edgecsi.device import toolchain
 from edgecsi.device.local import cpu_name
-from edgecsi.device.protocol import Array, DeviceInfo, Samples
+from edgecsi.device.protocol import Array, DeviceInfo, FirstCall, Plan, Progress, Samples, Series
 from edgecsi.device.samples import from_calls, to_calls
+from edgecsi.device.state import State
 from edgecsi.errors import DeviceError, ToolchainError
 
 _BUG = "if another bundle runs, this is a bug of edgecsi: please report it"
@@ -73,6 +75,33 @@ class Emulated:
             job.start("time", repeats, flush_bytes)
             return np.fromfile(job.result, np.float64)
 
+    def measure(
+        self, bundle: Bundle, entry: str, x: Samples, plan: Plan, progress: Progress | None = None
+    ) -> Series:
+        """Raises DeviceError: an emulator's times are no latencies."""
+        raise _no_latencies()
+
+    def profile(
+        self, bundle: Bundle, entry: str, x: Samples, passes: int, seconds: float
+    ) -> NDArray[np.float64]:
+        """Raises DeviceError, as :meth:`measure`."""
+        raise _no_latencies()
+
+    def first_calls(self, bundle: Bundle, entry: str, x: Samples, count: int) -> list[FirstCall]:
+        """Raises DeviceError, as :meth:`measure`."""
+        raise _no_latencies()
+
+    def state(self) -> State:
+        """This machine's: the emulator runs on it."""
+        return states.read()
+
+    def run_program(self, program: Path, *, timeout: float = 120.0) -> str:
+        """Raises DeviceError: programs are measured, and here measuring makes no sense."""
+        raise _no_latencies()
+
+    def close(self) -> None:
+        """Nothing is held."""
+
     def count_instructions(self, bundle: Bundle, entry: str, x: Samples | None = None) -> int:
         """Instructions of one call, counted exactly by a QEMU plugin.
 
@@ -97,6 +126,14 @@ class Emulated:
         with _Job(bundle, entry, calls, self.deadline) as job:
             difference = job.count(many) - job.count(few)
         return round(difference / ((many - few) * len(calls[0])))
+
+
+def _no_latencies() -> DeviceError:
+    return DeviceError(
+        "nothing can be timed under emulation",
+        "QEMU proves the answer and counts instructions, its times are no latencies",
+        "use a real device: --device local, or ssh://HOST",
+    )
 
 
 def count_instructions(bundle: Bundle, entry: str) -> int:

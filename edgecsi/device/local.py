@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import re
+import subprocess
+import sys
+import time
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -13,12 +17,16 @@ from numpy.typing import NDArray
 
 from edgecsi import cpu
 from edgecsi.bundle import Bundle, Loaded
-from edgecsi.device.protocol import Array, DeviceInfo, Samples
+from edgecsi.device import state as states
+from edgecsi.device.protocol import Array, DeviceInfo, FirstCall, Plan, Progress, Samples, Series
 from edgecsi.device.samples import from_calls, to_calls
+from edgecsi.device.state import State
 from edgecsi.device.toolchain import timer
+from edgecsi.device.turns import in_turns
 from edgecsi.errors import DeviceError
 
 _MAX_TENSORS = 16  # as in calls.h
+_START_SECONDS = 120.0
 
 
 def cpu_name() -> str:
@@ -83,6 +91,72 @@ class Local:
                 "run `edgecsi doctor`; if it finds nothing, this is a bug of edgecsi: please report it",
             )
         return nanoseconds
+
+    def measure(
+        self, bundle: Bundle, entry: str, x: Samples, plan: Plan, progress: Progress | None = None
+    ) -> Series:
+        """See :meth:`edgecsi.device.protocol.Device.measure`."""
+        return in_turns(
+            lambda calls, flush: self.time(bundle, entry, x, calls, flush_bytes=flush), plan, progress
+        )
+
+    def profile(
+        self, bundle: Bundle, entry: str, x: Samples, passes: int, seconds: float
+    ) -> NDArray[np.float64]:
+        """See :meth:`edgecsi.device.protocol.Device.profile`."""
+        loaded = self._load(bundle)
+        inputs = [array[0] for array in to_calls(bundle.entry(entry), x)]
+        end = time.monotonic() + seconds
+        measured: list[list[float]] = []
+        while len(measured) < passes and (time.monotonic() < end or len(measured) < 5):
+            measured.append(loaded.profile(*inputs, entry=entry))
+        return np.array(measured)
+
+    def first_calls(self, bundle: Bundle, entry: str, x: Samples, count: int) -> list[FirstCall]:
+        """Fresh Python processes, as a user starts them, with the golden input; see
+        :meth:`edgecsi.device.protocol.Device.first_calls`."""
+        found = []
+        for _ in range(count):
+            command = [sys.executable, "-m", "edgecsi.device.first_call", str(bundle.path), entry]
+            try:
+                done = subprocess.run(
+                    command,
+                    capture_output=True,
+                    text=True,
+                    errors="replace",
+                    timeout=_START_SECONDS,
+                    check=False,
+                )
+                found.append(FirstCall(**json.loads(done.stdout)))
+            except (subprocess.TimeoutExpired, ValueError, TypeError) as error:
+                late = isinstance(error, subprocess.TimeoutExpired)
+                said = "it did not end in time" if late else done.stderr.strip()
+                raise DeviceError(
+                    f"{bundle.path} cannot be loaded and called in a fresh process",
+                    said.splitlines()[-1] if said else "it ended without an answer",
+                    "run it once with `edgecsi run` to see more",
+                ) from error
+        return found
+
+    def count_instructions(self, bundle: Bundle, entry: str, x: Samples | None = None) -> int | None:
+        """None: the CPU's own counters need rights that a user has not."""
+        return None
+
+    def state(self) -> State:
+        """See :meth:`edgecsi.device.protocol.Device.state`."""
+        return states.read()
+
+    def run_program(self, program: Path, *, timeout: float = 120.0) -> str:
+        """See :meth:`edgecsi.device.protocol.Device.run_program`."""
+        try:
+            return subprocess.run(
+                [program], capture_output=True, text=True, errors="replace", timeout=timeout, check=True
+            ).stdout
+        except (OSError, subprocess.SubprocessError) as error:
+            raise DeviceError(f"{program.name} failed", str(error), "run `edgecsi doctor`") from error
+
+    def close(self) -> None:
+        """Nothing is held."""
 
     def _load(self, bundle: Bundle) -> Loaded:
         key = (bundle.path, bundle.manifest.digest)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.bundle import Bundle
+from edgecsi.device.state import State
+from edgecsi.errors import DeviceError
 
 Array = NDArray[np.float32]
 Samples = NDArray[Any] | Sequence[NDArray[Any]]
+Nanoseconds = NDArray[np.int64]
+Progress = Callable[[float, float, str], None]
+"""Called with (done, total, what is being done)."""
+
+EVICTION_BYTES = 8 << 20
+"""Read before a call to push everything else out of the L2 cache."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +41,59 @@ class DeviceInfo:
     arch: str
     features: frozenset[str]
     emulated: bool
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much :meth:`Device.measure` measures; see :class:`edgecsi.bench.result.Protocol`.
+
+    A series ends when it has both ``samples`` calls and ``seconds``, or at ``limit`` seconds.
+    """
+
+    samples: int
+    seconds: float
+    limit: float
+    turn: float
+    turn_calls: int
+    settle: int
+    cold_samples: int
+
+
+@dataclass(frozen=True)
+class Series:
+    """The samples of one engine, in ns: ``rounds`` with a warm cache, ``cold`` after 8 MB of other data.
+
+    ``settled`` tells whether the warm-up reached a steady median, ``complete`` whether the protocol's
+    number of samples was reached within its limit. ``threads`` is CPU time over elapsed time: above 1,
+    the engine did not keep to its one thread; below, it did not get the core to itself. ``cpu_seconds`` is
+    what measuring used on the device in all, ``empty_ns`` what timing itself costs; None where they are not
+    known. ``lost`` is why the rest is missing.
+    """
+
+    rounds: list[Nanoseconds]
+    cold: Nanoseconds
+    settled: bool
+    complete: bool
+    threads: float
+    cpu_seconds: float | None = None
+    empty_ns: float | None = None
+    lost: DeviceError | None = None
+
+    @property
+    def samples(self) -> Nanoseconds:
+        """Every sample, in the order it was measured."""
+        return np.concatenate(self.rounds)
+
+
+@dataclass(frozen=True)
+class FirstCall:
+    """What a fresh process took to load a bundle and to call it once (ms), its peak memory, and what of that
+    loading and calling added (bytes)."""
+
+    load_ms: float
+    first_call_ms: float
+    process_peak_bytes: int
+    bundle_bytes: int
 
 
 class Device(Protocol):
@@ -79,4 +141,55 @@ class Device(Protocol):
         Raises:
             DataError, DeviceError: as :meth:`run` does.
         """
+        ...
+
+    def measure(
+        self, bundle: Bundle, entry: str, x: Samples, plan: Plan, progress: Progress | None = None
+    ) -> Series:
+        """Time single calls of the C face by the whole protocol: warm-up, turns, cold L2; all on the device.
+
+        Args:
+            bundle: what to run.
+            entry: as for :meth:`run`.
+            x: one call's samples.
+            plan: how much.
+            progress: told how far it is.
+
+        Returns:
+            The series; with ``lost`` if the way to the device broke after the first samples.
+
+        Raises:
+            DataError, DeviceError: as :meth:`run` does.
+        """
+        ...
+
+    def profile(
+        self, bundle: Bundle, entry: str, x: Samples, passes: int, seconds: float
+    ) -> NDArray[np.float64]:
+        """Nanoseconds of every layer, ``[passes, layers]``; fewer passes if they take longer than
+        ``seconds``, at least 5. Raises as :meth:`run` does."""
+        ...
+
+    def first_calls(self, bundle: Bundle, entry: str, x: Samples, count: int) -> list[FirstCall]:
+        """``count`` fresh processes that load the bundle and call it once. Raises as :meth:`run` does."""
+        ...
+
+    def count_instructions(self, bundle: Bundle, entry: str, x: Samples | None = None) -> int | None:
+        """Instructions of one call, None where they cannot be counted. Raises as :meth:`run` does."""
+        ...
+
+    def state(self) -> State:
+        """What Linux says about the device now."""
+        ...
+
+    def run_program(self, program: Path, *, timeout: float = 120.0) -> str:
+        """Run a program that was compiled for the device; returns what it printed.
+
+        Raises:
+            DeviceError: it cannot be run there, fails, or does not end in time.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of the device; what runs there for us ends."""
         ...

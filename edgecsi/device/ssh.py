@@ -18,6 +18,7 @@ import subprocess
 import tempfile
 import threading
 import time
+import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,6 +181,7 @@ class Ssh:
                 self._master = None
             if self._master is None:
                 self._master = _Master(self.address, self._connect_seconds)
+                weakref.finalize(self, self._master.close)  # should nobody do it
             return self._master
 
 
@@ -299,8 +301,7 @@ class _Master:
         )
 
     def close(self) -> None:
-        process = getattr(self, "_process", None)
-        if process is not None:
+        if (process := getattr(self, "_process", None)) is not None:
             _end(process)
         shutil.rmtree(self._folder, ignore_errors=True)
 

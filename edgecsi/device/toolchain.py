@@ -18,6 +18,8 @@ from edgecsi.codegen.zig import zig_cc
 from edgecsi.disk import cache_dir
 from edgecsi.errors import ToolchainError
 
+GLIBC = "2.28"
+"""The oldest C library of a device."""
 _HERE = Path(__file__).parent / "native"
 _COMPILE_SECONDS = 900  # zig builds its static C library first, which takes minutes on a busy small machine
 
@@ -32,6 +34,18 @@ def runner(arch: str) -> Path:
         ToolchainError: ziglang is missing or cannot compile it.
     """
     return _compile("runner.c", f"runner-{arch}", ["-static", "-O2"], f"{arch}-linux-musl")
+
+
+def remote_runner(arch: str) -> Path:
+    """The program that runs a library on a device, loaded by the device's own loader (``remote.c``).
+
+    Args:
+        arch: ``x86_64`` or ``aarch64``.
+
+    Raises:
+        ToolchainError: ziglang is missing or cannot compile it.
+    """
+    return _compile("remote.c", f"remote-{arch}", ["-O2", "-s", "-ldl"], f"{arch}-linux-gnu.{GLIBC}")
 
 
 def timer() -> Path:
@@ -87,7 +101,7 @@ def _compile(source: str, name: str, flags: Sequence[str | Path], triple: str = 
         zig = metadata.version("ziglang")
     except metadata.PackageNotFoundError:
         raise ToolchainError("ziglang is missing", f"it compiles {source}", "pip install ziglang") from None
-    texts = [(_HERE / source).read_bytes(), (_HERE / "calls.h").read_bytes()]
+    texts = [(_HERE / source).read_bytes(), *(header.read_bytes() for header in sorted(_HERE.glob("*.h")))]
     recipe = "\0".join([zig, triple, *map(str, flags)]).encode()
     key = hashlib.sha256(b"\0".join([*texts, recipe])).hexdigest()
     built = cache_dir() / "device" / f"{key[:16]}-{name}"

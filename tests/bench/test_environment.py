@@ -9,6 +9,7 @@ import pytest
 
 from edgecsi.bench.environment import judge, machine, other_load, snapshot
 from edgecsi.bench.result import Snapshot
+from edgecsi.device.state import read
 
 QUIET = Snapshot(
     date="2026-01-01T00:00:00+00:00",
@@ -121,7 +122,8 @@ def test_a_board_is_read_from_proc_and_sys(tmp_path: Path, monkeypatch: pytest.M
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    found = snapshot(tmp_path)
+    state = read(tmp_path)
+    found = snapshot(state)
     assert found.governor == "ondemand"
     assert found.frequency == (1800.0, 600.0)
     assert found.temperature == pytest.approx(48.312)
@@ -130,7 +132,7 @@ def test_a_board_is_read_from_proc_and_sys(tmp_path: Path, monkeypatch: pytest.M
     assert found.busy is not None
     assert found.stolen is not None
     assert found.busy / found.stolen == pytest.approx(155 / 7)
-    described = machine(tmp_path)
+    described = machine(state)
     assert described.cpu == "Raspberry Pi 4 Model B Rev 1.4"
     assert described.caches == {"L1d": "32K"}
 

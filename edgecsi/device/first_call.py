@@ -1,5 +1,5 @@
-"""A fresh process's first inference: ``python -m edgecsi.bench.first_call BUNDLE ENTRY`` (see
-``cold_start``)."""
+"""A fresh process's first inference: ``python -m edgecsi.device.first_call BUNDLE ENTRY`` (see
+``Local.first_calls``)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def resident() -> int:
 
 
 def first_call(path: Path, entry: str) -> dict[str, float | int]:
-    """Loads the bundle and calls it once; the fields of :class:`edgecsi.bench.measure.ColdStart`.
+    """Loads the bundle and calls it once; the fields of :class:`edgecsi.device.protocol.FirstCall`.
 
     Reading the golden input and verifying the files is not part of the times: a device verifies once, when a
     bundle is deployed.

@@ -1,0 +1,84 @@
+"""What lies on a device: files under the sha256 of their content, in one folder of the user.
+
+A file is copied once and verified there. It is never written again under its name, so nothing that a process may
+have mapped changes under it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from pathlib import Path
+
+from edgecsi.device import board as boards
+from edgecsi.device import toolchain
+from edgecsi.device.board import Board
+from edgecsi.device.transport import Connection
+from edgecsi.errors import DeviceError
+
+_KEEP = """[ "$(sha256sum <"$2" | cut -c1-64)" = "$3" ] && mv -f "$2" "$1" && exit
+rm -f "$2"; echo "its sha256 is another there" >&2; exit 1"""
+
+
+def keep(connection: Connection, folder: str, source: Path | bytes, *, mode: int = 0o644) -> str:
+    """Have a file on the device.
+
+    Args:
+        connection: the way there.
+        folder: where our files go, absolute.
+        source: the file, or its content.
+        mode: its permissions.
+
+    Returns:
+        Its path there: ``folder/files/SHA256``.
+
+    Raises:
+        DeviceError: it cannot be written, or arrived changed.
+    """
+    sha256 = _sha256(source)
+    path = f"{folder}/files/{sha256}"
+    look = 'mkdir -p "$2" && sha256sum <"$1" 2>/dev/null | cut -c1-64'
+    if connection.run(["sh", "-c", look, "look", path, f"{folder}/files"]).text == sha256:
+        return path
+    arriving = f"{path}.{secrets.token_hex(4)}"
+    connection.push(source, arriving, mode=mode)
+    done = connection.run(["sh", "-c", _KEEP, "keep", path, arriving, sha256])
+    if done.code:
+        raise DeviceError(
+            f"{path} did not arrive whole on {connection.name}",
+            done.said,
+            "try again; if it happens again, its disk or memory is broken",
+        )
+    return path
+
+
+def prepare(connection: Connection, folder: str) -> tuple[Board, str]:
+    """Make a device ready to run bundles: it needs our runner, some 20 kB.
+
+    Args:
+        connection: the way there.
+        folder: where our files go.
+
+    Returns:
+        What the device is, and the path of the runner there.
+
+    Raises:
+        DeviceError: there is no way to it, or it cannot run bundles; the message says what to do.
+        ToolchainError: the runner cannot be compiled here.
+    """
+    board = boards.probe(connection, folder)
+    board.check()
+    runner = keep(connection, board.folder, toolchain.remote_runner(board.arch), mode=0o755)
+    done = connection.run([runner, "info"])
+    if done.code:
+        raise DeviceError(
+            f"the runner does not start on {connection.name}", done.said, "set the device up again"
+        )
+    return board.with_cpu(done.text), runner
+
+
+def _sha256(source: Path | bytes) -> str:
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    with source.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,410 @@
+/* Runs a bundle's library on a device: loaded by the device's own loader, with its own libc and libm.
+ *
+ *   remote info
+ *   remote MODE LIBRARY NAME ENTRY IN_SIZES OUT_SIZES [OPTION=NUMBER ...]
+ *
+ * NAME is the bundle's name as a C identifier; the sizes are those of the entry's tensors in floats, comma separated.
+ * Standard input holds calls, one after the other, each with all inputs as float32. MODE is
+ *
+ *   run      every call of the input, until it ends; the outputs go to standard output in the same layout
+ *   time     `repeats` single calls, on the calls of the input in turn, reading `flush` bytes before each
+ *   measure  the whole protocol (see measure() below), on the first call of the input
+ *   profile  the layers, `passes` times or `seconds` long
+ *   cold     `starts` fresh processes that load the library and call it once
+ *
+ * All but `run` write frames: four letters, the length in bytes (uint32), then int64 or doubles. OPTIONs of all modes:
+ * `calls` in the input, `workspace` bytes, `layers`, `cpu` to keep to, `deadline` in seconds.
+ *
+ * The work is done by a child process, which is watched: whether it crashes, never ends, or whether whoever waits for
+ * the result has gone. Exit: 0; 1 (the message is on standard error); 3, the library returned a code; 4, the deadline
+ * passed; 5, nobody is there any more; 128 + signal, the child crashed. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <errno.h>
+#include <math.h>
+#include <poll.h>
+#include <sched.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "calls.h"
+#include "cpu.h"
+
+enum { FAILED = 1, CODE = 3, TOO_LONG = 4, ALONE = 5 };
+
+static int results = 1; /* where results go: the standard output we were started with */
+
+static _Noreturn void die(const char *format, ...) {
+    va_list arguments;
+    va_start(arguments, format);
+    vfprintf(stderr, format, arguments);
+    va_end(arguments);
+    fputc('\n', stderr);
+    exit(FAILED);
+}
+
+static void *allocate(size_t bytes) {
+    void *memory = NULL;
+    if (posix_memalign(&memory, 64, bytes ? bytes : 1)) die("out of memory (%zu bytes)", bytes);
+    return memory;
+}
+
+static void put(const void *data, size_t bytes) {
+    for (const char *at = data; bytes;) {
+        ssize_t written = write(results, at, bytes);
+        if (written < 0 && errno == EINTR) continue;
+        if (written <= 0) exit(ALONE);
+        at += written, bytes -= (size_t)written;
+    }
+}
+
+static void frame(const char *kind, const void *data, size_t bytes) {
+    uint32_t length = (uint32_t)bytes;
+    put(kind, 4), put(&length, sizeof length), put(data, bytes);
+}
+
+/* Fills `data` from standard input; 0 if that ended before, which must not be in the middle. */
+static int get(void *data, size_t bytes) {
+    size_t got = 0;
+    while (got < bytes) {
+        ssize_t part = read(0, (char *)data + got, bytes - got);
+        if (part < 0 && errno == EINTR) continue;
+        if (part <= 0) break;
+        got += (size_t)part;
+    }
+    if (got && got < bytes) die("the input ends in the middle of a call");
+    return got == bytes;
+}
+
+/* ---- what was asked for --------------------------------------------------------------------------------- */
+
+static struct job {
+    const char *mode, *library, *name, *entry;
+    size_t sizes[MAX_TENSORS], in_bytes, out_bytes;
+    int inputs, tensors;
+    double calls, repeats, flush, workspace, layers, cpu, deadline, passes, starts;
+    double samples, seconds, limit, turn, turn_calls, settle, cold; /* of the protocol, as in bench/measure.py */
+} job = {.calls = 1, .cpu = -1, .deadline = 60};
+
+static int parse_sizes(const char *text, size_t sizes[]) {
+    int count = 0;
+    for (char *end; *text && count < MAX_TENSORS / 2; text = *end ? end + 1 : end)
+        sizes[count++] = strtoul(text, &end, 10);
+    return count;
+}
+
+static void parse(int argc, char **argv) {
+    if (argc < 7) die("the runner was called with %d arguments", argc - 1);
+    job.mode = argv[1], job.library = argv[2], job.name = argv[3], job.entry = argv[4];
+    job.inputs = parse_sizes(argv[5], job.sizes);
+    job.tensors = job.inputs + parse_sizes(argv[6], job.sizes + job.inputs);
+    for (int t = 0; t < job.tensors; t++)
+        *(t < job.inputs ? &job.in_bytes : &job.out_bytes) += job.sizes[t] * sizeof(float);
+    const struct { const char *name; double *value; } options[] = {
+        {"calls", &job.calls}, {"repeats", &job.repeats}, {"flush", &job.flush}, {"workspace", &job.workspace},
+        {"layers", &job.layers}, {"cpu", &job.cpu}, {"deadline", &job.deadline}, {"passes", &job.passes},
+        {"starts", &job.starts}, {"samples", &job.samples}, {"seconds", &job.seconds}, {"limit", &job.limit},
+        {"turn", &job.turn}, {"turn_calls", &job.turn_calls}, {"settle", &job.settle}, {"cold", &job.cold},
+    };
+    for (int i = 7; i < argc; i++) {
+        char *value = strchr(argv[i], '=');
+        size_t known = 0, count = sizeof options / sizeof *options;
+        while (known < count && !(value && !strncmp(options[known].name, argv[i], (size_t)(value - argv[i])) &&
+                                  !options[known].name[value - argv[i]]))
+            known++;
+        if (known == count) die("the runner does not know %s", argv[i]);
+        *options[known].value = strtod(value + 1, NULL);
+    }
+}
+
+/* ---- the library ---------------------------------------------------------------------------------------- */
+
+static void *symbol(void *library, const char *ending) {
+    char name[256];
+    snprintf(name, sizeof name, "%s_%s", job.name, ending);
+    void *found = dlsym(library, name);
+    if (!found) die("the library has no function %s", name);
+    return found;
+}
+
+static void *load(void) {
+    void *library = dlopen(job.library, RTLD_NOW | RTLD_LOCAL);
+    if (!library) die("%s", dlerror());
+    return library;
+}
+
+static void check(void *library, int code) {
+    if (!code) return;
+    const char *(*strerror_of)(int) = (const char *(*)(int))(uintptr_t)symbol(library, "strerror");
+    fprintf(stderr, "%d %s\n", code, strerror_of(code));
+    exit(CODE);
+}
+
+/* Memory for `calls` calls: 16 pointers each, the inputs read from standard input. */
+static void **read_calls(size_t calls) {
+    void **pointers = allocate(calls * MAX_TENSORS * sizeof *pointers);
+    memset(pointers, 0, calls * MAX_TENSORS * sizeof *pointers);
+    for (size_t c = 0; c < calls; c++) {
+        char *in = allocate(job.in_bytes), *out = allocate(job.out_bytes);
+        if (!get(in, job.in_bytes)) die("the input has %zu calls instead of %zu", c, calls);
+        for (int t = 0; t < job.tensors; t++) {
+            char **from = t < job.inputs ? &in : &out;
+            pointers[c * MAX_TENSORS + (size_t)t] = *from;
+            *from += job.sizes[t] * sizeof(float);
+        }
+    }
+    return pointers;
+}
+
+/* ---- the modes ------------------------------------------------------------------------------------------ */
+
+static double cpu_seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_PROCESS_CPUTIME_ID, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static double peak_bytes(void) {
+    struct rusage usage;
+    getrusage(RUSAGE_SELF, &usage);
+    return 1024.0 * (double)usage.ru_maxrss;
+}
+
+static double resident_bytes(void) {
+    long pages = 0;
+    FILE *file = fopen("/proc/self/statm", "r");
+    if (file && fscanf(file, "%*s %ld", &pages) != 1) pages = 0;
+    if (file) fclose(file);
+    return (double)pages * (double)sysconf(_SC_PAGESIZE);
+}
+
+static void run(void *library, entry_function function) {
+    /* Many calls at once, so that reading and writing cost little; not more than some 4 MB. */
+    size_t call_bytes = job.in_bytes + job.out_bytes, at_once = ((size_t)4 << 20) / (call_bytes ? call_bytes : 1) + 1;
+    char *in = allocate(at_once * job.in_bytes), *out = allocate(at_once * job.out_bytes);
+    for (int more = 1; more;) {
+        size_t calls = 0;
+        while (calls < at_once && (more = get(in + calls * job.in_bytes, job.in_bytes))) {
+            void *pointers[MAX_TENSORS] = {0};
+            char *from = in + calls * job.in_bytes, *to = out + calls * job.out_bytes;
+            for (int t = 0; t < job.tensors; t++) {
+                char **place = t < job.inputs ? &from : &to;
+                pointers[t] = *place, *place += job.sizes[t] * sizeof(float);
+            }
+            check(library, call_entry(function, pointers));
+            calls++;
+        }
+        put(out, calls * job.out_bytes);
+    }
+}
+
+static int ascending(const void *a, const void *b) {
+    double x = *(const double *)a, y = *(const double *)b;
+    return (x > y) - (x < y);
+}
+
+static double median(double *values, size_t count) {
+    qsort(values, count, sizeof *values, ascending);
+    double middle = (values[(count - 1) / 2] + values[count / 2]) / 2;
+    return middle < 1 ? 1 : middle;
+}
+
+static void send_times(const char *kind, const double *ns, size_t count) {
+    int64_t *whole = allocate(count * sizeof *whole);
+    for (size_t i = 0; i < count; i++) whole[i] = (int64_t)ns[i];
+    frame(kind, whole, count * sizeof *whole);
+    free(whole);
+}
+
+static int nothing(void *a, void *b, void *c, void *d, void *e, void *f, void *g, void *h, void *i, void *j, void *k,
+                   void *l, void *m, void *n, void *o, void *p) {
+    (void)a, (void)b, (void)c, (void)d, (void)e, (void)f, (void)g, (void)h, (void)i, (void)j, (void)k, (void)l;
+    (void)m, (void)n, (void)o, (void)p;
+    return 0;
+}
+
+/* What timing itself costs: the median of an empty call, in ns. */
+static double empty_call(void *const *pointers) {
+    enum { COUNT = 1001 };
+    double ns[COUNT];
+    time_calls(nothing, pointers, 1, COUNT, NULL, 0, ns);
+    return median(ns, COUNT);
+}
+
+/* bench/measure.py's protocol for one engine. Warm up until the medians of two blocks agree; then turns of `turn`
+ * seconds, each after `settle` untimed calls, until there are `samples` calls and `seconds` of them, or `limit`
+ * seconds. Between the two, `cold` calls, each after `flush` bytes of other memory: they come first so that a result
+ * that breaks off in the middle has them.
+ * Frames: WARM settled, median, an empty call; COLD ns; TURN the ns of a turn, for each; DONE whether it is complete,
+ * CPU seconds and seconds of the turns, CPU seconds and peak memory of the process. */
+static void measure(void *library, entry_function function) {
+    void **pointers = read_calls(1);
+    size_t room = 1 << 20;
+    double *ns = allocate(room * sizeof *ns), begin = nanoseconds(), now, previous, settled = 0;
+    check(library, time_calls(function, pointers, 1, 4, NULL, 0, ns));
+    for (now = median(ns + 1, 3); !settled && nanoseconds() - begin < 5e9;) {
+        previous = now;
+        double count = fmin(fmax(5, ceil(0.02e9 / previous)), (double)room);
+        check(library, time_calls(function, pointers, 1, (long)count, NULL, 0, ns));
+        now = median(ns, (size_t)count);
+        settled = fabs(now - previous) <= 0.02 * fmin(now, previous);
+    }
+    double warm[] = {settled, now, empty_call(pointers)};
+    frame("WARM", warm, sizeof warm);
+
+    uint8_t *other = allocate((size_t)job.flush);
+    memset(other, 1, (size_t)job.flush);
+    size_t cold = (size_t)fmin(job.cold, (double)room);
+    check(library, time_calls(function, pointers, 1, (long)cold, other, (size_t)job.flush, ns));
+    send_times("COLD", ns, cold);
+    free(other);
+
+    size_t length = (size_t)fmin(fmax(job.turn_calls, ceil(job.turn * 1e9 / now)), (double)room / 2);
+    double counted = 0, spent = 0, computed = 0, sent = nanoseconds();
+    size_t held = 0, turns = 0, ends[4096];
+    int complete = 0;
+    while (!complete && spent < job.limit) {
+        check(library, time_calls(function, pointers, 1, (long)job.settle, NULL, 0, ns + held));
+        double cpu = cpu_seconds();
+        check(library, time_calls(function, pointers, 1, (long)length, NULL, 0, ns + held));
+        computed += cpu_seconds() - cpu;
+        for (size_t i = 0; i < length; i++) spent += 1e-9 * ns[held + i];
+        counted += (double)length;
+        ends[turns++] = held += length;
+        complete = counted >= job.samples && spent >= job.seconds;
+        /* Once a second at most: sending disturbs. What was sent is kept if the connection breaks. */
+        if (complete || spent >= job.limit || nanoseconds() - sent > 1e9 || held + length + (size_t)job.settle > room ||
+            turns == sizeof ends / sizeof *ends) {
+            for (size_t t = 0; t < turns; t++) {
+                size_t first = t ? ends[t - 1] : 0;
+                send_times("TURN", ns + first, ends[t] - first);
+            }
+            held = turns = 0, sent = nanoseconds();
+        }
+    }
+    double done[] = {complete, computed, spent, cpu_seconds(), peak_bytes()};
+    frame("DONE", done, sizeof done);
+}
+
+static void time_repeats(void *library, entry_function function) {
+    void **pointers = read_calls((size_t)job.calls);
+    uint8_t *other = allocate((size_t)job.flush);
+    memset(other, 1, (size_t)job.flush);
+    double *ns = allocate((size_t)job.repeats * sizeof *ns);
+    check(library, time_calls(function, pointers, (long)job.calls, (long)job.repeats, other, (size_t)job.flush, ns));
+    frame("TIME", ns, (size_t)job.repeats * sizeof *ns);
+}
+
+static void profile(void *library, entry_function function) {
+    (void)function; /* its sibling is called: it takes a workspace and an array for the times besides */
+    char ending[128];
+    snprintf(ending, sizeof ending, "%s_profile", job.entry);
+    entry_function profiled = (entry_function)(uintptr_t)symbol(library, ending);
+    void **pointers = read_calls(1);
+    if (job.tensors + 2 > MAX_TENSORS) die("%s has too many inputs and outputs", job.entry);
+    double *ns = allocate(((size_t)job.layers + 1) * sizeof *ns), begin = nanoseconds();
+    pointers[job.tensors] = allocate((size_t)job.workspace), pointers[job.tensors + 1] = ns;
+    for (double pass = 0; pass < job.passes && (pass < 5 || nanoseconds() - begin < 1e9 * job.seconds); pass++) {
+        check(library, call_entry(profiled, pointers));
+        frame("LAYR", ns, (size_t)job.layers * sizeof *ns);
+    }
+}
+
+static void cold_start(void) {
+    void **pointers = read_calls(1);
+    for (double start = 0; start < job.starts; start++) {
+        pid_t child = fork();
+        if (child < 0) die("fork: %s", strerror(errno));
+        if (!child) {
+            double before = resident_bytes(), begin = nanoseconds();
+            void *library = load();
+            entry_function function = (entry_function)(uintptr_t)symbol(library, job.entry);
+            double middle = nanoseconds();
+            check(library, call_entry(function, pointers));
+            double end = nanoseconds();
+            double found[] = {1e-6 * (middle - begin), 1e-6 * (end - middle), peak_bytes(),
+                              resident_bytes() - before};
+            frame("COLD", found, sizeof found);
+            exit(0);
+        }
+        int status;
+        while (waitpid(child, &status, 0) < 0 && errno == EINTR) {}
+        if (WIFSIGNALED(status)) signal(WTERMSIG(status), SIG_DFL), raise(WTERMSIG(status));
+        if (WEXITSTATUS(status)) exit(WEXITSTATUS(status));
+    }
+}
+
+static void work(void) {
+    if (job.cpu >= 0) {
+        cpu_set_t only;
+        CPU_ZERO(&only);
+        CPU_SET((int)job.cpu, &only);
+        if (sched_setaffinity(0, sizeof only, &only)) die("CPU %d: %s", (int)job.cpu, strerror(errno));
+    }
+    if (!strcmp(job.mode, "cold")) {
+        cold_start();
+        return;
+    }
+    const struct { const char *name; void (*mode)(void *, entry_function); } modes[] = {
+        {"run", run}, {"time", time_repeats}, {"measure", measure}, {"profile", profile}};
+    for (size_t i = 0; i < sizeof modes / sizeof *modes; i++)
+        if (!strcmp(job.mode, modes[i].name)) {
+            void *library = load();
+            modes[i].mode(library, (entry_function)(uintptr_t)symbol(library, job.entry));
+            return;
+        }
+    die("the runner has no mode %s", job.mode);
+}
+
+/* ---- the watch ------------------------------------------------------------------------------------------ */
+
+/* Until the child ends, the deadline passes or nobody reads our output; all without waking up in between. */
+static int watch(pid_t child, int alive) {
+    double end = nanoseconds() + 1e9 * job.deadline;
+    for (;;) {
+        double left = 1e-6 * (end - nanoseconds());
+        struct pollfd watched[] = {{.fd = alive}, {.fd = results}};
+        int events = poll(watched, 2, left > 0 ? (int)fmin(left + 1, 1e9) : 0);
+        if (events < 0 && errno == EINTR) continue;
+        int ended = watched[0].revents != 0, alone = watched[1].revents & (POLLERR | POLLHUP | POLLNVAL);
+        if (!ended && !alone && nanoseconds() < end) continue;
+        if (!ended) kill(child, SIGKILL);
+        int status = 0;
+        while (waitpid(child, &status, 0) < 0 && errno == EINTR) {}
+        if (!ended && !alone) fprintf(stderr, "no end after %.0f s\n", job.deadline);
+        if (!ended) return alone ? ALONE : TOO_LONG;
+        if (WIFSIGNALED(status)) {
+            fprintf(stderr, "%s\n", strsignal(WTERMSIG(status)));
+            return 128 + WTERMSIG(status);
+        }
+        return WEXITSTATUS(status);
+    }
+}
+
+int main(int argc, char **argv) {
+    if (argc == 2 && !strcmp(argv[1], "info")) return describe_cpu();
+    parse(argc, argv);
+    results = dup(1); /* what the library may print goes to standard error */
+    dup2(2, 1);
+    signal(SIGPIPE, SIG_IGN);
+    int pipe_ends[2];
+    if (results < 0 || pipe(pipe_ends)) die("%s", strerror(errno));
+    pid_t parent = getpid(), child = fork();
+    if (child < 0) die("fork: %s", strerror(errno));
+    if (!child) {
+        prctl(PR_SET_PDEATHSIG, SIGKILL); /* nothing of ours outlives the watch */
+        if (getppid() != parent) _exit(ALONE);
+        close(pipe_ends[0]);
+        work();
+        exit(0);
+    }
+    close(pipe_ends[1]);
+    return watch(child, pipe_ends[0]);
+}

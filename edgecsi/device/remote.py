@@ -1,0 +1,351 @@
+"""``ssh://``: another machine. Our runner loads the library there, with the device's own loader, and does
+everything there; only inputs and results travel (``native/remote.c``)."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import struct
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecsi.bundle import Bundle, Entry
+from edgecsi.device import install
+from edgecsi.device import state as states
+from edgecsi.device.board import Board
+from edgecsi.device.protocol import (
+    EVICTION_BYTES,
+    Array,
+    DeviceInfo,
+    FirstCall,
+    Nanoseconds,
+    Plan,
+    Progress,
+    Samples,
+    Series,
+)
+from edgecsi.device.samples import from_calls, to_calls
+from edgecsi.device.ssh import Address, Ssh
+from edgecsi.device.state import State
+from edgecsi.device.transport import SLOWEST, Connection, Done, Session
+from edgecsi.errors import ConnectionLost, DeviceError
+
+_FAILED, _CODE, _TOO_LONG, _ALONE, _CRASHED = 1, 3, 4, 5, 128
+_GRACE = 30.0  # seconds that we wait longer than the runner, which should be the first to give up
+_CHUNK = 1 << 20
+_MAX_FRAME = 1 << 30
+
+
+class Remote:
+    """A machine behind a :class:`Connection`.
+
+    Args:
+        spec: how the user named it.
+        connection: the way there.
+        folder: where our files go there.
+        cpu: keep to this CPU there; None for any.
+        deadline: seconds after which a run is given up; None for as long as the slowest of kernels needs.
+    """
+
+    def __init__(
+        self,
+        spec: str,
+        connection: Connection,
+        folder: str,
+        *,
+        cpu: int | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        self.spec, self.connection, self._folder = spec, connection, folder
+        self._cpu, self._deadline = cpu, deadline
+        self._prepared: tuple[Board, str] | None = None
+
+    @staticmethod
+    def over_ssh(spec: str, *, cpu: int | None = None) -> Remote:
+        """The device of an ``ssh://`` address.
+
+        Raises:
+            UsageError: it is none.
+        """
+        address = Address.parse(spec)
+        return Remote(str(address), Ssh(address), address.folder, cpu=cpu)
+
+    @property
+    def board(self) -> Board:
+        """What it is; asked, and made ready, when first used.
+
+        Raises:
+            DeviceError, ToolchainError: as :func:`edgecsi.device.install.prepare`.
+        """
+        return self._ready()[0]
+
+    def info(self) -> DeviceInfo:
+        """See :meth:`edgecsi.device.protocol.Device.info`.
+
+        Raises:
+            DeviceError: it cannot be reached, or cannot run bundles.
+        """
+        from edgecsi.device.probe import cpu_of
+
+        board = self.board
+        return DeviceInfo(self.spec, cpu_of(board), board.arch, board.features, board.emulated)
+
+    def run(self, bundle: Bundle, entry: str, x: Samples) -> Array | tuple[Array, ...]:
+        """See :meth:`edgecsi.device.protocol.Device.run`; inputs and outputs stream."""
+        described = bundle.entry(entry)
+        calls = to_calls(described, x)
+        count = len(calls[0])
+        flat = [array.reshape(count, -1) for array in calls]
+        fed = flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
+        sizes = [tensor.size for tensor in described.outputs]
+        joined = np.empty((count, sum(sizes)), np.float32)
+        seconds = 60 + count * (0.05 + 1e-7 * described.macs) + (fed.nbytes + joined.nbytes) / SLOWEST
+        with self._job(bundle, entry, "run", fed, seconds) as job:
+            job.read_into(memoryview(joined.data).cast("B"))
+        parts = np.split(joined, np.cumsum(sizes)[:-1], axis=1)
+        return from_calls(
+            described,
+            [
+                np.ascontiguousarray(part).reshape(count, *tensor.shape)
+                for part, tensor in zip(parts, described.outputs, strict=True)
+            ],
+        )
+
+    def time(
+        self, bundle: Bundle, entry: str, x: Samples, repeats: int, *, flush_bytes: int = 0
+    ) -> NDArray[np.float64]:
+        """See :meth:`edgecsi.device.protocol.Device.time`."""
+        described = bundle.entry(entry)
+        fed, calls = self._calls(described, x)
+        seconds = 60 + repeats * (0.05 + 1e-7 * described.macs + 1e-8 * flush_bytes)
+        options = {"calls": calls, "repeats": repeats, "flush": flush_bytes}
+        with self._job(bundle, entry, "time", fed, seconds, options) as job:
+            ((_, content),) = job.frames()
+            return np.frombuffer(content, np.float64)
+
+    def measure(
+        self, bundle: Bundle, entry: str, x: Samples, plan: Plan, progress: Progress | None = None
+    ) -> Series:
+        """See :meth:`edgecsi.device.protocol.Device.measure`."""
+        options = {
+            "samples": plan.samples, "seconds": plan.seconds, "limit": plan.limit, "turn": plan.turn,
+            "turn_calls": plan.turn_calls, "settle": plan.settle, "cold": plan.cold_samples, "flush": EVICTION_BYTES,
+        }  # fmt: skip
+        fed, _ = self._calls(bundle.entry(entry), x)
+        seconds = 120 + 3 * plan.limit + plan.cold_samples
+        warm: tuple[float, ...] = (0.0, 0.0, 0.0)
+        done: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0, 0.0)
+        rounds: list[Nanoseconds] = []
+        cold: Nanoseconds = np.empty(0, np.int64)
+        counted, spent, lost = 0, 0.0, None
+        try:
+            with self._job(bundle, entry, "measure", fed, seconds, options) as job:
+                for kind, content in job.frames():
+                    if kind == b"WARM":
+                        warm = struct.unpack("<3d", content)
+                    elif kind == b"TURN":
+                        rounds.append(np.frombuffer(content, np.int64))
+                        counted += rounds[-1].size
+                        spent += float(rounds[-1].sum()) / 1e9
+                        if progress is not None:
+                            share = min(counted / plan.samples, spent / plan.seconds, 1.0)
+                            progress(share, 1.0, f"measuring on {self.spec}")
+                    elif kind == b"COLD":
+                        cold = np.frombuffer(content, np.int64)
+                    elif kind == b"DONE":
+                        done = struct.unpack("<5d", content)
+        except ConnectionLost as error:
+            if not rounds:
+                raise
+            lost = error
+        complete, computed, elapsed, cpu_seconds, _peak = done
+        return Series(
+            rounds,
+            cold,
+            settled=bool(warm[0]),
+            complete=bool(complete),
+            threads=computed / elapsed if elapsed else 1.0,
+            cpu_seconds=cpu_seconds,
+            empty_ns=warm[2],
+            lost=lost,
+        )
+
+    def profile(
+        self, bundle: Bundle, entry: str, x: Samples, passes: int, seconds: float
+    ) -> NDArray[np.float64]:
+        """See :meth:`edgecsi.device.protocol.Device.profile`."""
+        described = bundle.entry(entry)
+        fed, _ = self._calls(described, x)
+        options = {"passes": passes, "seconds": seconds}
+        with self._job(bundle, entry, "profile", fed, 120 + 2 * seconds, options) as job:
+            rows = [np.frombuffer(content, np.float64) for _, content in job.frames()]
+        return np.array(rows).reshape(len(rows), len(described.layers))
+
+    def first_calls(self, bundle: Bundle, entry: str, x: Samples, count: int) -> list[FirstCall]:
+        """See :meth:`edgecsi.device.protocol.Device.first_calls`."""
+        fed, _ = self._calls(bundle.entry(entry), x)
+        with self._job(bundle, entry, "cold", fed, 60.0 + 30 * count, {"starts": count}) as job:
+            found = [struct.unpack("<4d", content) for _, content in job.frames()]
+        return [FirstCall(load, first, int(peak), int(added)) for load, first, peak, added in found]
+
+    def count_instructions(self, bundle: Bundle, entry: str, x: Samples | None = None) -> int | None:
+        """None: a real CPU's own counters need rights that a user has not."""
+        return None
+
+    def state(self) -> State:
+        """See :meth:`edgecsi.device.protocol.Device.state`."""
+        done = self.connection.run(["sh", "-c", states.SCRIPT])
+        return states.parse(done.stdout)
+
+    def run_program(self, program: Path, *, timeout: float = 120.0) -> str:
+        """See :meth:`edgecsi.device.protocol.Device.run_program`."""
+        board, _ = self._ready()
+        path = install.keep(self.connection, board.folder, program, mode=0o755)
+        done = self.connection.run([path], timeout=timeout)
+        if done.code:
+            raise DeviceError(f"{program.name} failed on {self.connection.name}", done.said, _REPORT)
+        return done.stdout.decode(errors="replace")
+
+    def close(self) -> None:
+        """See :meth:`edgecsi.device.protocol.Device.close`."""
+        self.connection.close()
+
+    def _ready(self) -> tuple[Board, str]:
+        if self._prepared is None:
+            self._prepared = install.prepare(self.connection, self._folder)
+        return self._prepared
+
+    @staticmethod
+    def _calls(described: Entry, x: Samples) -> tuple[Array, int]:
+        """The calls as the runner reads them, and how many."""
+        flat = [array.reshape(len(array), -1) for array in to_calls(described, x)]
+        return np.concatenate(flat, axis=1), len(flat[0])
+
+    @contextlib.contextmanager
+    def _job(
+        self,
+        bundle: Bundle,
+        entry: str,
+        mode: str,
+        fed: Array,
+        seconds: float,
+        options: Mapping[str, float] = {},
+    ) -> Iterator[_Job]:
+        """The runner at work; at the end of the block it must have succeeded."""
+        described = bundle.entry(entry)
+        board, runner = self._ready()
+        board.check(bundle, bundle.library.stat().st_size)
+        library = install.keep(self.connection, board.folder, bundle.library)
+        deadline = self._deadline or seconds
+        argv = [runner, mode, library, bundle.manifest.cname, entry]
+        for tensors in (described.inputs, described.outputs):
+            argv.append(",".join(str(tensor.size) for tensor in tensors))
+        given = {"deadline": deadline, "workspace": described.workspace, "layers": len(described.layers)}
+        given |= {"cpu": self._cpu} if self._cpu is not None else {}
+        argv += [f"{name}={value}" for name, value in {**given, **options}.items()]
+        job = _Job(self.connection.start(argv), fed, deadline + _GRACE)
+        what = f"{bundle.library.name} failed in {entry} on {self.connection.name}"
+        try:
+            with contextlib.suppress(_Ended):
+                yield job
+            done = job.finish()
+        finally:
+            job.kill()
+        if done.code or job.short:
+            raise _failure(what, done, deadline)
+
+
+class _Ended(Exception):
+    """The runner wrote less than it should; its exit code says why."""
+
+
+class _Job:
+    """A session with the runner: a thread feeds it while its results are read; a clock ends both."""
+
+    def __init__(self, session: Session, fed: Array, seconds: float) -> None:
+        self._session = session
+        self.short = False
+        self._clock = threading.Timer(seconds, session.kill)
+        self._clock.daemon = True
+        self._clock.start()
+        self._feeder = threading.Thread(
+            target=self._feed, args=(memoryview(fed.data).cast("B"),), daemon=True
+        )
+        self._feeder.start()
+
+    def read_into(self, whole: memoryview) -> None:
+        """Fill ``whole`` with what it writes."""
+        at = 0
+        while at < len(whole):
+            at += self._some(whole[at:])
+
+    def frames(self) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs (kind, content) until it ends."""
+        head = bytearray(8)
+        while True:
+            first = self._read(memoryview(head)[:1])
+            if not first:
+                return
+            self.read_into(memoryview(head)[1:])
+            kind, length = struct.unpack("<4sI", head)
+            if length > _MAX_FRAME:
+                raise DeviceError("the runner wrote what it cannot mean", f"{length} bytes at once", _REPORT)
+            content = bytearray(length)
+            self.read_into(memoryview(content))
+            yield kind, bytes(content)
+
+    def finish(self) -> Done:
+        """How it ended."""
+        self._feeder.join(_GRACE)
+        return self._session.finish(_GRACE)
+
+    def kill(self) -> None:
+        self._clock.cancel()
+        self._session.kill()
+        self._feeder.join(5)
+
+    def _some(self, into: memoryview) -> int:
+        if not (got := self._read(into)):
+            self.short = True
+            raise _Ended
+        return got
+
+    def _read(self, into: memoryview) -> int:
+        stdout: IO[bytes] = self._session.stdout
+        try:
+            part = stdout.read(min(len(into), _CHUNK))
+        except (OSError, ValueError):  # the clock cut it off
+            return 0
+        into[: len(part)] = part
+        return len(part)
+
+    def _feed(self, data: memoryview) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            stdin = self._session.stdin
+            for at in range(0, len(data), _CHUNK):
+                piece = data[at : at + _CHUNK]
+                while piece:
+                    piece = piece[stdin.write(piece) :]
+            stdin.close()
+
+
+_REPORT = "if another bundle runs there, this is a bug of edgecsi: please report it"
+_WHY: Mapping[int, Callable[[Done, float], str]] = {
+    _CODE: lambda done, _: f"the library returned code {done.said}",
+    _TOO_LONG: lambda _, deadline: f"no end after {deadline:.0f} s",
+    _ALONE: lambda _done, _deadline: "the device found nobody who waited for its answer",
+    _CRASHED + signal.SIGILL: lambda _done, _deadline: "it used an instruction that this CPU lacks (SIGILL)",
+}
+
+
+def _failure(what: str, done: Done, deadline: float) -> DeviceError:
+    if explain := _WHY.get(done.code):
+        return DeviceError(what, explain(done, deadline), _REPORT)
+    if done.code > _CRASHED:
+        return DeviceError(what, f"it crashed ({done.said})", _REPORT)
+    return DeviceError(what, done.said if done.code else "it ended before its answer was whole", _REPORT)

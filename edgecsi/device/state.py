@@ -1,0 +1,71 @@
+"""What Linux says about a machine: the files that describe it, read here or by a shell there.
+
+Nothing is interpreted: ``bench/environment.py`` and ``probe.py`` do that, for this machine and for others alike.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+
+State = Mapping[str, str]
+"""Path without the first ``/`` → content; and under names of their own, what commands say."""
+
+_CPU = "sys/devices/system/cpu"
+FILES = (
+    "proc/cpuinfo",
+    "proc/device-tree/model",
+    "proc/loadavg",
+    "proc/meminfo",
+    "proc/stat",
+    "proc/uptime",
+    f"{_CPU}/cpu0/cache/index[0-9]/level",
+    f"{_CPU}/cpu0/cache/index[0-9]/type",
+    f"{_CPU}/cpu0/cache/index[0-9]/size",
+    f"{_CPU}/cpu[0-9]*/cpufreq/scaling_cur_freq",
+    f"{_CPU}/cpu0/cpufreq/scaling_governor",
+    f"{_CPU}/cpu0/cpufreq/scaling_max_freq",
+    f"{_CPU}/cpu0/cpufreq/cpuinfo_max_freq",
+    "sys/class/thermal/thermal_zone*/temp",
+)
+THROTTLED = "vcgencmd get_throttled"
+SCRIPT = f"""
+say() {{ printf '%s\\0' "$1"; shift; "$@" 2>/dev/null | tr -d '\\000'; printf '\\0'; }}
+for file in {" ".join(f"/{file}" for file in FILES)}; do
+    [ -r "$file" ] && say "${{file#/}}" cat "$file"
+done
+say cores getconf _NPROCESSORS_ONLN
+say uname uname -srm
+command -v vcgencmd >/dev/null && say '{THROTTLED}' vcgencmd get_throttled
+"""
+"""Writes the state of the machine whose shell runs it; :func:`parse` reads it."""
+
+
+def read(root: Path = Path("/")) -> dict[str, str]:
+    """The state of this machine, or of one whose files lie below ``root``; takes about a millisecond."""
+    state = {
+        "uname": "{0.sysname} {0.release} {0.machine}".format(os.uname()),
+        "cores": str(os.cpu_count() or 1),
+    }
+    for pattern in FILES:
+        for path in sorted(root.glob(pattern)):
+            try:
+                state[str(path.relative_to(root))] = path.read_text(encoding="utf-8", errors="replace")
+            except OSError:
+                continue
+    if shutil.which("vcgencmd"):
+        try:
+            said = subprocess.run(THROTTLED.split(), capture_output=True, text=True, timeout=5, check=False)
+            state[THROTTLED] = said.stdout
+        except (OSError, subprocess.TimeoutExpired):
+            pass
+    return state
+
+
+def parse(written: bytes) -> dict[str, str]:
+    """What :data:`SCRIPT` wrote."""
+    parts = written.decode(errors="replace").split("\0")
+    return dict(zip(parts[::2], parts[1::2], strict=False))

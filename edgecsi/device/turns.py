@@ -1,0 +1,56 @@
+"""The measuring protocol for one engine, where a device can only time so many calls at once.
+
+``native/remote.c`` does the same on the device itself.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecsi.device.protocol import EVICTION_BYTES, Nanoseconds, Plan, Progress, Series
+
+BLOCK = 0.02
+WARM_SECONDS = 5.0
+AGREE = 0.02
+
+Timed = Callable[[int, int], NDArray[np.float64]]
+"""(calls, bytes to read before each) → nanoseconds of each."""
+
+
+def in_turns(timed: Timed, plan: Plan, progress: Progress | None = None) -> Series:
+    """Warm up until the medians of two blocks agree; then turns, each after a few calls that are not counted;
+    then calls with a cold L2 cache.
+
+    Args:
+        timed: times calls.
+        plan: how much.
+        progress: told after every turn.
+    """
+    begin = time.monotonic()
+    settled, median = False, _median(timed(4, 0)[1:])
+    while not settled and time.monotonic() - begin < WARM_SECONDS:
+        previous = median
+        median = _median(timed(max(5, math.ceil(BLOCK * 1e9 / previous)), 0))
+        settled = abs(median - previous) <= AGREE * min(median, previous)
+    length = max(plan.turn_calls, math.ceil(plan.turn * 1e9 / median))
+    rounds: list[Nanoseconds] = []
+    counted, spent, complete = 0, 0.0, False
+    while not complete and spent < plan.limit:
+        turn = timed(plan.settle + length, 0)[plan.settle :]
+        rounds.append(turn.astype(np.int64))
+        counted += turn.size
+        spent += float(turn.sum()) / 1e9
+        complete = counted >= plan.samples and spent >= plan.seconds
+        if progress is not None:
+            progress(min(counted / plan.samples, spent / plan.seconds, 1.0), 1.0, "measuring")
+    cold = timed(plan.cold_samples, EVICTION_BYTES).astype(np.int64)
+    return Series(rounds, cold, settled, complete, threads=1.0)
+
+
+def _median(ns: NDArray[np.float64]) -> float:
+    return max(1.0, float(np.median(ns)))

@@ -1,0 +1,203 @@
+"""``ssh://``: bundles on another machine, which is a real sshd on this one."""
+
+import threading
+import time
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from edgecsi.bench import api
+from edgecsi.bench.result import Protocol, read_result, write_result
+from edgecsi.device import Local, Remote, open_device
+from edgecsi.device.protocol import Plan
+from edgecsi.errors import DataError, DeviceError
+from tests import _tiny
+
+pytestmark = pytest.mark.needs("ssh", "sshd")
+
+X = np.random.default_rng(3).normal(size=(20, 8))
+PLAN = Plan(samples=500, seconds=0.05, limit=2.0, turn=0.002, turn_calls=5, settle=2, cold_samples=10)
+ENDLESS = Plan(samples=1000, seconds=600, limit=600, turn=0.005, turn_calls=5, settle=2, cold_samples=5)
+
+
+@pytest.fixture
+def remote(sshd):
+    device = open_device(sshd.spec)
+    yield device
+    device.close()
+
+
+@pytest.fixture
+def make(libraries, tmp_path):
+    def make(*flags):
+        return _tiny.make_bundle(tmp_path / "tiny", libraries(_tiny.HOST, *flags), _tiny.manifest())
+
+    return make
+
+
+def test_many_samples_stream_through(remote, bundle):
+    many = np.random.default_rng(1).normal(size=(100_000, 8))
+    np.testing.assert_allclose(remote.run(bundle, "full", many), _tiny.full(many), rtol=2e-5)
+
+
+def test_the_answers_are_those_of_this_machine(remote, bundle):
+    np.testing.assert_array_equal(remote.run(bundle, "full", X), Local().run(bundle, "full", X))
+
+
+def test_several_inputs_and_outputs(remote, bundle):
+    total, product = remote.run(bundle, "pair", (X[:, :3], X[:, 3:6]))
+    np.testing.assert_allclose(total, X[:, :3] + X[:, 3:6], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(product, X[:, :3] * X[:, 3:6], rtol=1e-5, atol=1e-6)
+
+
+def test_what_does_not_fit_is_refused_before_anything_travels(remote, bundle):
+    with pytest.raises(DataError):
+        remote.run(bundle, "full", X[:, :5])
+
+
+def test_it_says_what_it_is(remote):
+    info = remote.info()
+    assert (info.spec, info.arch, info.emulated) == ("ssh://board", _tiny.HOST, False)
+    assert info.features == Local().info().features
+    assert remote.board.glibc
+
+
+def test_times_are_taken_there(remote, bundle):
+    assert remote.time(bundle, "full", X, 50, flush_bytes=4096).shape == (50,)
+    series = remote.measure(bundle, "full", X[:1], PLAN)
+    assert series.complete
+    assert series.samples.size >= 500
+    assert series.cold.size == 10
+    assert series.threads > 0
+    assert series.empty_ns is not None
+    assert series.empty_ns < 1000
+
+
+def test_layers_and_first_calls(remote, bundle):
+    assert remote.profile(bundle, "full", X[:1], 7, 1.0).shape == (7, 2)
+    for start in remote.first_calls(bundle, "full", X[:1], 3):
+        assert 0 < start.load_ms < 10_000
+        assert 0 < start.first_call_ms < 10_000
+        assert start.process_peak_bytes > 100_000
+
+
+def test_a_cpu_can_be_named(sshd, bundle):
+    with closing(Remote.over_ssh(sshd.spec, cpu=0)) as device:
+        np.testing.assert_allclose(device.run(bundle, "full", X), _tiny.full(X), rtol=2e-5)
+    with closing(Remote.over_ssh(sshd.spec, cpu=900)) as device, pytest.raises(DeviceError, match="CPU 900"):
+        device.run(bundle, "full", X)
+
+
+def test_nothing_is_copied_twice(remote, bundle, sshd):
+    remote.run(bundle, "full", X)
+    files = sorted((sshd.home / ".edgecsi" / "files").iterdir())
+    assert len(files) == 2  # the runner and the library
+    stamps = [file.stat().st_mtime_ns for file in files]
+    again = open_device(sshd.spec)
+    again.run(bundle, "full", X)
+    again.close()
+    assert [file.stat().st_mtime_ns for file in files] == stamps
+
+
+def test_a_changed_file_is_found_and_replaced(remote, bundle, sshd):
+    remote.run(bundle, "full", X)
+    for file in (sshd.home / ".edgecsi" / "files").iterdir():
+        file.write_bytes(b"rubbish")
+    again = open_device(sshd.spec)
+    np.testing.assert_allclose(again.run(bundle, "full", X), _tiny.full(X), rtol=2e-5)
+    again.close()
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"), [("-DCRASH", "crashed"), ("-DFAIL", "code .* lacks a required feature")]
+)
+def test_a_failing_kernel_is_an_error_and_the_next_run_works(remote, make, bundle, flag, message):
+    broken = make(flag)
+    with pytest.raises(DeviceError, match=message):
+        remote.run(broken, "full", X)
+    with pytest.raises(DeviceError, match=message):
+        remote.measure(broken, "full", X[:1], PLAN)
+    with pytest.raises(DeviceError, match=message):
+        remote.first_calls(broken, "full", X[:1], 1)
+    np.testing.assert_allclose(remote.run(broken, "encoder", X), _tiny.encoder(X), rtol=2e-5)
+
+
+def test_an_endless_kernel_ends_in_bounded_time(sshd, make):
+    device = open_device(sshd.spec)
+    device._deadline = 1.0
+    begin = time.monotonic()
+    with pytest.raises(DeviceError, match="no end after 1 s"):
+        device.run(make("-DHANG"), "full", X)
+    assert time.monotonic() - begin < 20
+    assert _ours(sshd) == []
+    np.testing.assert_allclose(device.run(make("-DHANG"), "encoder", X), _tiny.encoder(X), rtol=2e-5)
+    device.close()
+
+
+def test_a_bundle_for_another_cpu_is_refused_by_name(remote, libraries, tmp_path):
+    lacking = _tiny.make_bundle(tmp_path / "l", libraries(), _tiny.manifest(features=("amx_of_the_future",)))
+    with pytest.raises(DeviceError, match="amx_of_the_future"):
+        remote.run(lacking, "full", X)
+    other = {"x86_64": "aarch64", "aarch64": "x86_64"}[_tiny.HOST]
+    foreign = _tiny.make_bundle(tmp_path / "f", libraries(other), _tiny.manifest(other))
+    with pytest.raises(DeviceError, match=f"built for {other}"):
+        remote.run(foreign, "full", X)
+
+
+def test_interrupting_ends_the_program_there(sshd, make):
+    """Ctrl-C at the user's: the session is cut off, and nothing of ours runs on."""
+    device = open_device(sshd.spec)
+    device.info()
+    killer = threading.Timer(1.5, device.close)
+    killer.start()
+    with pytest.raises(DeviceError):
+        device.run(make("-DHANG"), "full", X)
+    killer.join()
+    for _ in range(100):
+        if not _ours(sshd):
+            return
+        time.sleep(0.05)
+    raise AssertionError(_ours(sshd))
+
+
+def test_bench_writes_the_same_result_as_here(sshd, bundle, tmp_path, monkeypatch):
+    short = Protocol(
+        quick=True, samples=50, seconds=0.01, limit=2.0, turn=0.001, cold_samples=5, cold_starts=1
+    )
+    monkeypatch.setattr(api, "QUICK", short)
+    result = api.run_bench(bundle.path, device=sshd.spec, quick=True)
+    assert result.device == "ssh://board"
+    assert result.engines[0].warm.samples >= 50
+    assert result.cold_starts[0].load_ms > 0
+    assert [layer.name for layer in result.layers] == ["layer0", "layer1"]
+    assert result.validity.state in ("valid", "suspect")
+    write_result(result, tmp_path / "r.json")
+    assert read_result(tmp_path / "r.json") == result
+
+
+def test_a_dropped_connection_keeps_what_was_measured(sshd, bundle):
+    device = open_device(sshd.spec)
+    device.info()
+    threading.Timer(4.0, sshd.drop).start()
+    series = device.measure(bundle, "full", X[:1], ENDLESS)
+    assert series.lost is not None
+    assert series.samples.size > 100
+    assert not series.complete
+    np.testing.assert_allclose(device.run(bundle, "full", X), _tiny.full(X), rtol=2e-5)
+    device.close()
+
+
+def _ours(sshd):
+    """Command lines of our runner that still run on the device."""
+    from pathlib import Path
+
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+        except OSError:
+            continue
+        if text.startswith(f"{sshd.home}/.edgecsi"):
+            found.append(text)
+    return found
