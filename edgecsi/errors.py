@@ -42,6 +42,10 @@ class EdgecsiError(Exception):
         return "\n".join(line for line in (self.what, self.why, self.fix) if line)
 
 
+class Notice(UserWarning):
+    """Something the user should know although the work goes on: a Python warning; the command line prints a line."""
+
+
 class UsageError(EdgecsiError):
     exit_code = 2
 

@@ -6,6 +6,7 @@ import errno
 import os
 import sys
 import traceback
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
@@ -13,7 +14,7 @@ from typing import Any
 
 import click
 
-from edgecsi.errors import EdgecsiError, InputError, ToolchainError, UsageError
+from edgecsi.errors import EdgecsiError, InputError, Notice, ToolchainError, UsageError
 
 # Every verb, its line in `edgecsi --help`, in the order of the work. The file is edgecsi/cli/<verb>.py.
 VERBS = {
@@ -93,6 +94,19 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program ``edgecsi``: run it on these arguments (the process's by default), return its exit code."""
     settings = Settings()
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", Notice)
+        warnings.showwarning = _say
+        return _run(arguments, settings)
+
+
+def _say(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    """A notice is a line for the user; other warnings are other packages' affair, and shown as Python does."""
+    kind = "note" if issubclass(category, Notice) else category.__name__
+    print(f"{kind}: {message}", file=sys.stderr)
+
+
+def _run(arguments: Sequence[str] | None, settings: Settings) -> int:
     try:
         result: Any = cli.main(
             args=arguments, prog_name="edgecsi", standalone_mode=False, obj=settings, auto_envvar_prefix=None

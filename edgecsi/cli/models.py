@@ -26,7 +26,7 @@ def command(context: click.Context, json_to: str | None) -> None:
     if context.invoked_subcommand is not None:
         return
     from edgecsi.models import registry
-    from edgecsi.models.checkpoints import read_metadata
+    from edgecsi.models.checkpoint_files import read_metadata
 
     models = registry.list_models()
     rows = [

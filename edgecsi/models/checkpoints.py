@@ -1,34 +1,31 @@
-"""Weights from files that anyone may have written: ``.safetensors``, ``.pth``, ``.pth.tar``, ``.pt``.
+"""Weights from files that anyone may have written, put into a network.
 
-Nothing in a file is executed (``weights_only=True``), and no size in it is believed before it is compared
-with the file and with the network. Known layouts of other projects are renamed to ours.
+What a file holds is found by :mod:`edgecsi.models.checkpoint_files`; here its tensors get the network's names, if they
+are the network's, and are loaded all or not at all. Known layouts of other projects are renamed to ours.
 """
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
 import struct
 import warnings
-import zipfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from edgecsi.errors import ModelError
+from edgecsi.errors import ModelError, Notice
 from edgecsi.models import sparse_tensors
+from edgecsi.models.checkpoint_files import Candidate, State, listed, read_candidates, shards
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
-State = dict[str, "torch.Tensor"]
-
-_MAX_HEADER = 16 << 20
-_MAX_LISTED = 500  # more than any network of the zoo has; a hostile file may have millions
-_PROFILER = ("total_ops", "total_params")  # buffers that the thop profiler leaves behind
-_WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
+_WRAPPERS = ("module", "_orig_mod")  # parts of a name that DataParallel and torch.compile put in
+_COUNTER = "num_batches_tracked"  # of no use here, and old files lack it
+_NEAREST = 50  # names that are compared with each other; a hostile file may have millions
 
 _CRBLOCKS = (
     (r"^decoder_feature\.conv5x5_bn\.", "decoder.conv5x5."),
@@ -62,9 +59,13 @@ _PUBLISHED: dict[str, tuple[tuple[str, str], ...]] = {
 def load_weights(module: nn.Module, files: Sequence[Path], *, family: str | None = None) -> dict[str, str]:
     """Put the weights of one checkpoint, or of an encoder's and a decoder's file, into a network.
 
+    Names need not be the network's own where there is no doubt: one prefix that all have is taken off, masks of
+    pruning are multiplied in, published layouts of the zoo are known.
+
     Args:
         module: network of the right structure; changed only if everything fits.
-        files: one file, or two for a network split into encoder and decoder.
+        files: one file, or two for a network split into encoder and decoder. ``FILE#NAME`` takes the part NAME of a
+            file that holds several, such as ``ema``.
         family: zoo family, to recognise its published layout.
 
     Returns:
@@ -74,16 +75,33 @@ def load_weights(module: nn.Module, files: Sequence[Path], *, family: str | None
         ModelError: the file is damaged, hostile, of another kind, or its tensors do not fit; every missing
             and unexpected tensor is named.
     """
-    states: list[State] = []
+    if len(files) > 2:
+        raise ModelError(
+            f"{len(files)} weight files were given", "at most two are taken: encoder, decoder", "merge them"
+        )
+    own = module.state_dict()
+    expected = {key for key in own if not key.endswith(_COUNTER)}
+    most = sum(value.numel() for value in own.values())
     metadata: dict[str, str] = {}
-    for path in files:
-        state, found = read_state(path)
-        states.append(state)
+    states: list[State] = []
+    for part, given in zip(("encoder", "decoder"), files, strict=False):
+        path, name = split_name(given)
+        candidates, found = read_candidates(path, most)
         metadata |= found
+        only = part if len(files) == 2 else None
+        states.append(_choose(candidates, path, name, expected, family, only))
     label = ", ".join(map(str, files))
-    state = _combine(states, set(module.state_dict()), family, label)
-    _fit(module, state, label)
+    _fit(module, _combine(states, label), label, family)
     return metadata
+
+
+def split_name(given: Path) -> tuple[Path, str | None]:
+    """``FILE#NAME`` as file and name; a file may have # in its own name."""
+    text = str(given)
+    if given.is_file() or "#" not in text:
+        return given, None
+    file, _, name = text.rpartition("#")
+    return Path(file), name
 
 
 def write_weights(path: Path, state: State, metadata: Mapping[str, str]) -> None:
@@ -110,175 +128,67 @@ def write_weights(path: Path, state: State, metadata: Mapping[str, str]) -> None
 
 
 def sha256(files: Sequence[Path]) -> str:
-    """Hex digest over the contents of the files, one after the other."""
+    """Hex digest over the contents of the files, one after the other; of shards, not of their index."""
     digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
+    for given in files:
+        path, name = split_name(given)
+        for shard in shards(path):
+            with shard.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        digest.update((name or "").encode())
     return digest.hexdigest()
 
 
-def read_state(path: Path) -> tuple[State, dict[str, str]]:
-    """The tensors of a checkpoint by name, profiler left-overs and ``module.`` prefixes removed, and the
-    metadata of a ``.safetensors`` file.
-
-    Raises:
-        ModelError: not a checkpoint, damaged, or hostile.
-    """
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file", "a checkpoint is expected here", "check the name")
-    if path.suffix == ".safetensors":
-        state, metadata = _read_safetensors(path)
-    else:
-        state, metadata = _read_torch(path), {}
-    clean: State = {}
-    for key, value in state.items():
-        if key.rsplit(".", 1)[-1] in _PROFILER:
-            continue
-        clean[re.sub(r"^(module\.)+", "", key)] = value
-    if not clean:
-        raise ModelError(f"{path} holds no weights", "its dictionary of tensors is empty", "export it again")
-    return clean, metadata
-
-
-def read_metadata(path: Path) -> dict[str, str]:
-    """Metadata of a ``.safetensors`` file, without reading its tensors.
-
-    Raises:
-        ModelError: the header is damaged or does not match the file.
-    """
-    if not path.is_file():
-        raise ModelError(f"{path}: no such file", "a .safetensors file is expected here", "check the name")
-    header = _safetensors_header(path)
-    metadata = header.get("__metadata__", {})
-    if not isinstance(metadata, dict):
-        raise _damaged(path, "its metadata is no table")
-    return {str(key): str(value) for key, value in metadata.items()}
-
-
-def _read_safetensors(path: Path) -> tuple[State, dict[str, str]]:
-    from safetensors.torch import load_file
-
-    metadata = read_metadata(path)
-    try:
-        return sparse_tensors.unpack(load_file(path), metadata), metadata
-    # the reader is another project's and the file a stranger's: whatever it raises, the file is bad
-    except Exception as error:
-        raise _damaged(path, f"{type(error).__name__}: {error}") from error
-
-
-def _safetensors_header(path: Path) -> dict[str, Any]:
-    """The JSON header, with every stated size compared to the file's."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        start = file.read(8)
-        length = struct.unpack("<Q", start)[0] if len(start) == 8 else 0
-        if not 2 <= length <= min(_MAX_HEADER, size - 8):
-            raise _damaged(path, f"its header claims {length:,} bytes of {size:,}")
-        text = file.read(length)
-    try:
-        header = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise _damaged(path, "its header is not JSON") from error
-    if not isinstance(header, dict):
-        raise _damaged(path, "its header is no table")
-    for name, tensor in header.items():
-        if name == "__metadata__":
-            continue
-        try:
-            begin, end = tensor["data_offsets"]
-            inside = 0 <= begin <= end <= size - 8 - length
-        except (TypeError, KeyError, ValueError) as error:
-            raise _damaged(path, f"the entry of {name!r} has no offsets") from error
-        if not inside:
-            raise _damaged(path, f"{name!r} claims bytes {begin} to {end} outside the file")
-    return header
-
-
-def _read_torch(path: Path) -> State:
-    import torch
-
-    _check_archive(path)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # an old or odd pickle is not worth a warning
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        unsafe = re.search(r"GLOBAL ([\w.]+)", reason)
-        why = f"it wants to run {unsafe[1]}, not only to load tensors" if unsafe else reason[:200]
-        raise ModelError(
-            f"{path} cannot be loaded",
-            f"{why} ({type(error).__name__})",
-            "it is damaged or not a plain checkpoint: save model.state_dict() and give that file",
-        ) from error
-    state = content
-    for _ in range(3):  # {'state_dict': {…}} and the like, possibly nested
-        wrapper = next(
-            (key for key in _WRAPPERS if isinstance(state, Mapping) and isinstance(state.get(key), Mapping)),
-            None,
+def _choose(
+    candidates: list[Candidate],
+    path: Path,
+    name: str | None,
+    expected: set[str],
+    family: str | None,
+    part: str | None,
+) -> State:
+    """The tensors of a file under the network's names; of several that fit the likeliest, or the one asked for."""
+    if name is not None:
+        named = [candidate for candidate in candidates if candidate.name == name]
+        if not named:
+            names = ", ".join(candidate.name or "the file itself" for candidate in candidates)
+            raise ModelError(
+                f"{path} holds no {name!r}", f"it holds {names}", "name one of these behind the #"
+            )
+        candidates = named
+    renamed = [_rename(candidate.state, expected, family, part) for candidate in candidates]
+    wanted = {key for key in expected if part is None or key.startswith(f"{part}.")}
+    fitting = [number for number, state in enumerate(renamed) if _names(state) == wanted]
+    if not fitting:
+        best = min(range(len(renamed)), key=lambda number: len(_names(renamed[number]) ^ wanted))
+        return renamed[best]
+    first, *others = (candidates[number].name for number in fitting)
+    if others and name is None:
+        warnings.warn(
+            Notice(
+                f"{path} holds several sets of weights that fit: took {first!r}, not {', '.join(map(repr, others))}"
+                f" (--weights {path}#{others[0]} takes that)"
+            ),
+            stacklevel=2,
         )
-        if wrapper is None:
-            break
-        state = state[wrapper]
-    if not isinstance(state, Mapping):
-        raise ModelError(
-            f"{path} holds a {type(state).__name__}",
-            "expected a dictionary of tensors",
-            "save model.state_dict()",
-        )
-    strange = [str(key) for key, value in state.items() if not isinstance(value, torch.Tensor)]
-    if strange:
-        raise ModelError(
-            f"{path} is no dictionary of tensors",
-            f"not tensors: {_listed(strange)}",
-            "save model.state_dict() and give that file",
-        )
-    return {str(key): value for key, value in state.items()}
+    return renamed[fitting[0]]
 
 
-def _check_archive(path: Path) -> None:
-    """Refuse exported programs and zip bombs before torch opens the file."""
-    exported = ModelError(
-        f"{path} is an exported program, not a checkpoint",
-        "loading one can run code that it brings",
-        "save model.state_dict() and give that file",
-    )
-    if path.suffix == ".pt2":
-        raise exported
-    if not zipfile.is_zipfile(path):
-        return
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
-        raise _damaged(path, str(error)) from error
-    if any(
-        member.filename.endswith(("archive_format", "serialized_exported_program.json")) for member in members
-    ):
-        raise exported
-    # torch.save stores without compression, so the parts can never be larger than the whole
-    total, size = sum(member.file_size for member in members), path.stat().st_size
-    if total > size:
-        raise _damaged(path, f"its parts claim {total:,} bytes in a file of {size:,} (a zip bomb?)")
+def _names(state: State) -> set[str]:
+    return {key for key in state if not key.endswith(_COUNTER)}
 
 
-def _combine(states: list[State], expected: set[str], family: str | None, label: str) -> State:
-    """One dictionary in our naming from one file, or from an encoder's and a decoder's."""
-    if len(states) > 2:
-        raise ModelError(
-            f"{len(states)} weight files were given", "at most two are taken: encoder, decoder", "merge them"
-        )
+def _combine(states: list[State], label: str) -> State:
+    """One dictionary from one file's, or from an encoder's and a decoder's."""
     combined: State = {}
     twice: list[str] = []
-    for part, state in zip(("encoder", "decoder"), states, strict=False):
-        for key, value in _rename(state, expected, family, part if len(states) == 2 else None).items():
-            if key in combined:
-                twice.append(key)
-            combined[key] = value
+    for state in states:
+        twice += sorted(combined.keys() & state.keys())
+        combined |= state
     if twice:
         raise ModelError(
-            f"{label}: both files hold {_listed(twice)}",
+            f"{label}: both files hold {listed(twice)}",
             "two files are taken as an encoder's and a decoder's",
             "give the encoder's first and the decoder's second, or one file that holds both",
         )
@@ -286,11 +196,51 @@ def _combine(states: list[State], expected: set[str], family: str | None, label:
 
 
 def _rename(state: State, expected: set[str], family: str | None, part: str | None) -> State:
-    """Our names for the tensors of one file; a name that no rule knows stays as it is."""
-    if not expected.isdisjoint(state) and set(state) <= expected:
-        return state
-    if part is not None and {f"{part}.{key}" for key in state} <= expected:
-        return {f"{part}.{key}": value for key, value in state.items()}
+    """The tensors under the network's names, if one way to rename them makes all of them fit; else as they are, but
+    for what is known of the family."""
+    wanted = {key for key in expected if part is None or key.startswith(f"{part}.")}
+    state = _masked(state, expected, part)
+    for tried in _spellings(state):
+        for named in (tried, {f"{part}.{key}": value for key, value in tried.items()}):
+            if _names(named) == wanted:
+                return named
+        published = _published(tried, expected, family)
+        if _names(published) == wanted:
+            return published
+    return _published(state, expected, family)
+
+
+def _spellings(state: State) -> Iterator[State]:
+    """The tensors as they are, without a prefix that all names share, without what wrappers put into names."""
+    yield state
+    shared = min(state, default="").split(".")[:-1]
+    prefix = ""
+    for word in shared:
+        prefix += f"{word}."
+        if not all(key.startswith(prefix) for key in state):
+            break
+        yield {key[len(prefix) :]: value for key, value in state.items()}
+    plain = {".".join(w for w in key.split(".") if w not in _WRAPPERS): value for key, value in state.items()}
+    if len(plain) == len(state):
+        yield plain
+
+
+def _masked(state: State, expected: set[str], part: str | None) -> State:
+    """``weight_orig`` times ``weight_mask``, as torch.nn.utils.prune leaves them, where the network has a weight."""
+    result = dict(state)
+    for key in state:
+        name = key.removesuffix("_orig")
+        if name == key or f"{name}_mask" not in state or key in expected or f"{part}.{key}" in expected:
+            continue
+        weight, mask = result[key], result[f"{name}_mask"]
+        if weight.shape == mask.shape:
+            del result[key], result[f"{name}_mask"]
+            result[name] = weight * mask
+    return result
+
+
+def _published(state: State, expected: set[str], family: str | None) -> State:
+    """Our names for the tensors of a file by a family's authors; a name that no rule knows stays as it is."""
     renamed: State = {}
     for key, value in state.items():
         name = re.sub(r"^(encoder|decoder)\.", "", key)
@@ -303,42 +253,47 @@ def _rename(state: State, expected: set[str], family: str | None, part: str | No
     return renamed
 
 
-def _fit(module: nn.Module, state: State, label: str) -> None:
+def _fit(module: nn.Module, state: State, label: str, family: str | None) -> None:
     """Load ``state`` if every tensor is there, has its shape and is made of finite numbers."""
     import torch
 
-    own = module.state_dict()
-    # how many batches a normalisation has seen is of no use here, and old files lack it
-    counters = {key for key in own if key.endswith("num_batches_tracked")}
-    missing = sorted(set(own) - set(state) - counters)
-    extra = sorted(key for key in set(state) - set(own) if not key.endswith("num_batches_tracked"))
+    own = {key: value for key, value in module.state_dict().items() if not key.endswith(_COUNTER)}
+    state = {key: value for key, value in state.items() if not key.endswith(_COUNTER)}
+    missing, extra = sorted(set(own) - set(state)), sorted(set(state) - set(own))
     if missing or extra:
-        parts = [f"missing: {_listed(missing)}"] * bool(missing) + [f"unexpected: {_listed(extra)}"] * bool(
-            extra
-        )
+        parts = [f"missing: {listed(_with_nearest(missing, extra))}"] * bool(missing)
+        parts += [f"unexpected: {listed(extra)}"] * bool(extra)
         raise ModelError(
             f"{label} does not fit the network: {len(missing)} tensors missing, {len(extra)} unexpected",
             "; ".join(parts),
-            "check that the model and its compression ratio are the ones that were trained",
+            "give the weights of this network, or make the network that these weights are of",
         )
     shapes = [
         f"{key} {list(state[key].shape)} instead of {list(value.shape)}"
         for key, value in own.items()
-        if key in state and state[key].shape != value.shape
+        if state[key].shape != value.shape
     ]
     if shapes:
         raise ModelError(
             f"{label} does not fit the network: {len(shapes)} tensors of another shape",
-            _listed(shapes),
-            "check that the model and its compression ratio are the ones that were trained",
+            listed(shapes),
+            "check that the compression ratio is the one that was trained"
+            if family
+            else "make the network with the sizes that it was trained with",
         )
-    for key in counters:
-        state.pop(key, None)
-    _check_values({key: state[key] for key in own if key not in counters}, label)
+    _check_values(state, label)
     with torch.no_grad():
         for key, value in own.items():
-            if key not in counters:
-                value.copy_(state[key])
+            value.copy_(state[key])
+
+
+def _with_nearest(missing: list[str], extra: list[str]) -> list[str]:
+    """Missing names, each with the unexpected one that is most like it."""
+    named = []
+    for name in missing[:_NEAREST]:
+        near = difflib.get_close_matches(name, extra[:_NEAREST], 1)
+        named.append(f"{name} ({near[0]}?)" if near else name)
+    return named + missing[_NEAREST:]
 
 
 def check_module(module: nn.Module, label: str) -> None:
@@ -365,14 +320,14 @@ def _check_values(state: State, label: str) -> None:
     if kinds:
         raise ModelError(
             f"{label}: {len(kinds)} tensors are not real floating-point numbers",
-            _listed(kinds),
+            listed(kinds),
             "save the weights as float32",
         )
     damaged = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
     if damaged:
         raise ModelError(
             f"{label}: {len(damaged)} tensors hold NaN or infinity",
-            _listed(damaged),
+            listed(damaged),
             "the training diverged; train again",
         )
     negative = [
@@ -380,14 +335,5 @@ def _check_values(state: State, label: str) -> None:
     ]
     if negative:
         raise ModelError(
-            f"{label}: negative variances", _listed(negative), "the file is damaged; export it again"
+            f"{label}: negative variances", listed(negative), "the file is damaged; export it again"
         )
-
-
-def _listed(names: Sequence[str]) -> str:
-    more = len(names) - _MAX_LISTED
-    return ", ".join(names[:_MAX_LISTED]) + (f" and {more:,} more" if more > 0 else "")
-
-
-def _damaged(path: Path, why: str) -> ModelError:
-    return ModelError(f"{path} is damaged", " ".join(why.split())[:300], "copy or export it again")

@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 from edgecsi.errors import ModelError
 from edgecsi.models import registry
-from edgecsi.models.checkpoints import check_module, load_weights, read_metadata, read_state, sha256
+from edgecsi.models.checkpoint_files import read_metadata, read_state
+from edgecsi.models.checkpoints import check_module, load_weights, sha256
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -137,7 +138,7 @@ def _with_weights(
     if len(files) == 1 and files[0].suffix == ".safetensors" and "compression" in read_metadata(files[0]):
         from edgecsi.models.compressed.store import rebuild
 
-        state, metadata = read_state(files[0])
+        state, metadata = read_state(files[0], sum(value.numel() for value in module.state_dict().values()))
         return rebuild(module, metadata, state), metadata
     return module, load_weights(module, files, family=family)
 

@@ -132,7 +132,7 @@ def find(name: str) -> ModelInfo:
     )
 
 
-def create(name: str, **config: Any) -> nn.Module:
+def create(name: str, /, **config: Any) -> nn.Module:
     """A zoo network with random weights, in eval mode.
 
     Args:

@@ -34,11 +34,16 @@ def pack(state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], di
     return packed, {KEY: json.dumps(shapes, sort_keys=True)} if shapes else {}
 
 
-def unpack(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> dict[str, torch.Tensor]:
+def unpack(
+    state: Mapping[str, torch.Tensor], metadata: Mapping[str, str], most: int | None = None
+) -> dict[str, torch.Tensor]:
     """The tensors as :func:`pack` was given them.
 
+    Args:
+        most: numbers that all of them may hold together, if that is known.
+
     Raises:
-        ValueError: shapes, masks and values contradict each other.
+        ValueError: shapes, masks and values contradict each other, or claim more than `most`.
     """
     import numpy as np
     import torch
@@ -47,6 +52,7 @@ def unpack(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> di
     if not isinstance(shapes, dict):
         raise ValueError("the list of sparse tensors is no table")
     whole = dict(state)
+    claimed = 0
     for name, shape in shapes.items():
         mask, values = whole.pop(f"{name}.mask", None), whole.pop(f"{name}.values", None)
         if mask is None or values is None or name in whole:
@@ -54,7 +60,9 @@ def unpack(state: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> di
         if not isinstance(shape, list) or len(shape) != 2 or not all(type(n) is int and n > 0 for n in shape):
             raise ValueError(f"{name} has the shape {shape!r}")
         size = math.prod(shape)
-        # the mask is in memory already, so the tensor takes at most 64 times what the file does
+        claimed += size
+        if most is not None and claimed > most:
+            raise ValueError(f"with {name} it claims more numbers than the {most:,} of the network")
         if mask.dtype != torch.uint8 or mask.ndim != 1 or len(mask) != -(-size // 8) or values.ndim != 1:
             raise ValueError(f"the mask of {name} has {mask.numel()} bytes for {size} places")
         kept = torch.from_numpy(np.unpackbits(mask.numpy(), count=size)).bool()

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from edgecsi.cli import main
-from edgecsi.models.checkpoints import read_metadata
+from edgecsi.models.checkpoint_files import read_metadata
 from edgecsi.models.registry import WEIGHTS
 
 

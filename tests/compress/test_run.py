@@ -15,7 +15,8 @@ from edgecsi.channels.shipped import test_set as shipped_channels
 from edgecsi.compress import Progress, compress, layer_costs, recipe, sensitivity
 from edgecsi.compress.size import densities
 from edgecsi.errors import DataError, ModelError, RecipeError
-from edgecsi.models.checkpoints import read_metadata, write_weights
+from edgecsi.models.checkpoint_files import read_metadata
+from edgecsi.models.checkpoints import write_weights
 from edgecsi.models.compressed.layers import ClusteredLinear, StaticLinear
 from edgecsi.models.load import load_model
 from edgecsi.models.registry import create

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import pickle
 import re
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.utils.prune
 from safetensors.torch import save_file
+from torch import nn
 
-from edgecsi.errors import ModelError
-from edgecsi.models.checkpoints import load_weights, read_metadata, sha256, write_weights
+from edgecsi.errors import ModelError, Notice
+from edgecsi.models.checkpoint_files import read_metadata
+from edgecsi.models.checkpoints import load_weights, sha256, write_weights
 from edgecsi.models.load import load_model
 from edgecsi.models.registry import create
 
@@ -347,3 +353,174 @@ def test_a_safetensors_file_that_names_no_model(tmp_path: Path) -> None:
     write_weights(path, {"w": torch.zeros(1)}, {"model": "no-such-net"})
     with pytest.raises(ModelError, match="no model of the zoo"):
         load_model(str(path))
+
+
+def small() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(
+        OrderedDict(encoder=nn.Linear(4, 2), norm=nn.BatchNorm1d(2), decoder=nn.Linear(2, 4, bias=False))
+    )
+
+
+def lightning(state: State) -> object:
+    settings = argparse.Namespace(lr=0.1, name="a", nested=argparse.Namespace(b=1))
+    return {
+        "state_dict": prefixed(state, "model."), "epoch": 3, "hyper_parameters": vars(settings), "args": settings,
+        "best": np.float64(-12.3), "history": np.arange(3.0), "optimizer_states": [{"state": {0: {}}}],
+    }  # fmt: skip
+
+
+def prefixed(state: Mapping[str, torch.Tensor], prefix: str) -> State:
+    return {prefix + key: value for key, value in state.items()}
+
+
+def averaged(state: State) -> object:
+    model = torch.optim.swa_utils.AveragedModel(small())
+    model.module.load_state_dict(state)
+    return model.state_dict()
+
+
+def masked(state: State) -> object:
+    model = small()
+    model.load_state_dict(state)
+    torch.nn.utils.prune.random_unstructured(model.get_submodule("encoder"), "weight", 0.5)
+    state["encoder.weight"].copy_(model.get_submodule("encoder").weight.detach())
+    return model.state_dict()
+
+
+def parts(state: State) -> object:
+    def part(name: str) -> object:
+        return {"state_dict": {k[len(name) :]: v for k, v in state.items() if k.startswith(name)}, "epoch": 1}
+
+    return {"encoder": part("encoder."), "decoder": part("decoder."), "norm": part("norm."), "note": "x"}
+
+
+SAVED: dict[str, Callable[[State], object]] = {
+    "DataParallel": lambda state: prefixed(state, "module."),
+    "compiled": lambda state: prefixed(state, "_orig_mod."),
+    "both": lambda state: prefixed(state, "module._orig_mod."),
+    "a compiled part": lambda state: {
+        k.replace("encoder.", "encoder._orig_mod."): v for k, v in state.items()
+    },
+    "an attribute": lambda state: prefixed(state, "net.model."),
+    "Lightning": lightning,
+    "AveragedModel": averaged,
+    "parts": parts,
+    "pruned": masked,
+    "half": lambda state: {k: v.half() if v.is_floating_point() else v for k, v in state.items()},
+    "NumPy": lambda state: {"weights": {k: v.numpy() for k, v in state.items()}, "epoch": np.int64(3)},
+    "beside settings": lambda state: {**state, "epoch": 7, "args": argparse.Namespace(cr=4)},
+}
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_weights_as_people_save_them(tmp_path: Path, kind: str) -> None:
+    torch.manual_seed(1)
+    wanted = small()
+    for parameter in wanted.parameters():
+        parameter.data.normal_()
+    state = dict(wanted.state_dict())
+    torch.save(SAVED[kind](state), tmp_path / "a.ckpt")
+    module = small()
+    load_weights(module, [tmp_path / "a.ckpt"])
+    for key, value in state.items():
+        if not key.endswith("num_batches_tracked"):
+            torch.testing.assert_close(module.state_dict()[key], value, rtol=1e-3, atol=1e-4, msg=key)
+
+
+def test_a_prefix_that_is_a_child_of_the_network_stays(tmp_path: Path) -> None:
+    """A network with a child `model` beside others must not lose that name."""
+    outer = nn.Module()
+    outer.add_module("model", small())
+    outer.add_module("head", nn.Linear(4, 4))
+    torch.save(prefixed(small().state_dict(), "model."), tmp_path / "a.pth")
+    with pytest.raises(ModelError, match=r"missing: head\.bias"):
+        load_weights(outer, [tmp_path / "a.pth"])
+    only = nn.Module()
+    only.add_module("model", small())
+    load_weights(only, [tmp_path / "a.pth"])
+    torch.save(prefixed(small().state_dict(), "model.model."), tmp_path / "b.pth")
+    load_weights(only, [tmp_path / "b.pth"])
+
+
+def test_of_several_sets_of_weights_it_says_which_it_took(tmp_path: Path) -> None:
+    state = small().state_dict()
+    average = {key: value + 1 for key, value in state.items()}
+    path = tmp_path / "a.pth"
+    torch.save({"model_ema": average, "model": state, "optimizer": {"state": {0: state}}}, path)
+    module = small()
+    with pytest.warns(Notice, match="took 'model', not 'model_ema'"):
+        load_weights(module, [path])
+    assert torch.equal(module.get_parameter("encoder.weight"), state["encoder.weight"])
+    load_weights(module, [Path(f"{path}#model_ema")])
+    assert torch.equal(module.get_parameter("encoder.weight"), average["encoder.weight"])
+    with pytest.raises(ModelError, match="it holds model"):
+        load_weights(module, [Path(f"{path}#emma")])
+
+
+def test_shards_with_an_index(tmp_path: Path) -> None:
+    state = small().state_dict()
+    names = {"one.safetensors": ["encoder.weight", "encoder.bias"], "two.safetensors": list(state)[2:]}
+    for file, keys in names.items():
+        save_file({key: state[key] for key in keys}, tmp_path / file)
+    index = tmp_path / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {key: file for file, keys in names.items() for key in keys}}))
+    module = small()
+    module.get_parameter("encoder.weight").data.zero_()
+    load_weights(module, [index])
+    assert torch.equal(module.get_parameter("encoder.weight"), state["encoder.weight"])
+    before = sha256([index])
+    save_file({key: state[key] * 2 for key in names["one.safetensors"]}, tmp_path / "one.safetensors")
+    assert sha256([index]) != before
+    (tmp_path / "two.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"two\.safetensors\nthat file is missing"):
+        load_weights(module, [index])
+    index.write_text(json.dumps({"weight_map": {"a": "../../etc/passwd"}}))
+    with pytest.raises(ModelError, match="beside it"):
+        load_weights(module, [index])
+
+
+def test_missing_names_come_with_the_nearest(tmp_path: Path) -> None:
+    state = {k.replace("decoder", "decodr"): v for k, v in small().state_dict().items()}
+    torch.save(state, tmp_path / "a.pth")
+    with pytest.raises(ModelError, match=r"decoder\.weight \(decodr\.weight\?\)") as refused:
+        load_weights(small(), [tmp_path / "a.pth"])
+    assert "compression ratio" not in str(refused.value)
+
+
+def script(path: Path) -> None:
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), path)
+
+
+WHAT: dict[str, tuple[Callable[[Path], object], str]] = {
+    "TorchScript": (script, "a TorchScript program"),
+    "a module": (lambda path: torch.save(small(), path), "whole module, not only its weights"),
+    "an old module": (
+        lambda path: torch.save(small(), path, _use_new_zipfile_serialization=False),
+        "whole module, not only its weights",
+    ),
+    "a web page": (lambda path: path.write_text("<!DOCTYPE html><html>Sign in</html>"), "a web page"),
+    "Keras": (lambda path: path.write_bytes(b"\x89HDF\r\n\x1a\n" + bytes(99)), "an HDF5 file"),
+    "git-lfs": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\n"), "git lfs pull"),
+    "nothing": (lambda path: path.write_bytes(b""), "an empty file"),
+    "cut short": (cut, "cut short"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+@pytest.mark.parametrize("kind", WHAT)
+def test_a_file_that_holds_no_weights_is_named_by_what_it_is(tmp_path: Path, kind: str) -> None:
+    make, words = WHAT[kind]
+    make(tmp_path / "a.pth")
+    with pytest.raises(ModelError) as refused:
+        load_weights(small(), [tmp_path / "a.pth"])
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "config", ['{"name": "csinet"}', '{"cr": 1e999}', '{"cr": [4]}', '{"cr": {}}', '{"self": 1}']
+)
+def test_a_hostile_configuration_is_refused(tmp_path: Path, config: str) -> None:
+    write_weights(tmp_path / "a.safetensors", {"w": torch.zeros(1)}, {"model": "csinet", "config": config})
+    with pytest.raises(ModelError, match="cannot be configured"):
+        load_model(str(tmp_path / "a.safetensors"))

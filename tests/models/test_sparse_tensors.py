@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from edgecsi.errors import ModelError
-from edgecsi.models.checkpoints import read_state, write_weights
+from edgecsi.models.checkpoint_files import read_state
+from edgecsi.models.checkpoints import write_weights
 from edgecsi.models.sparse_tensors import pack
 
 
@@ -73,3 +74,13 @@ def test_a_mask_that_does_not_fit_the_values_is_refused(tmp_path: Path) -> None:
     save_file(tensors, tmp_path / "w.safetensors", note)
     with pytest.raises(ModelError, match="damaged"):
         read_state(tmp_path / "w.safetensors")
+
+
+def test_a_file_cannot_claim_more_than_the_network_holds(tmp_path: Path) -> None:
+    """An empty mask of a bit a number would otherwise take 64 times the file's size."""
+    write_weights(
+        tmp_path / "w.safetensors", {"a": torch.zeros(800, 800, dtype=torch.float64)}, {"model": "m"}
+    )
+    assert read_state(tmp_path / "w.safetensors", most=640_000)[0]["a"].shape == (800, 800)
+    with pytest.raises(ModelError, match="more numbers than the 639,999 of the network"):
+        read_state(tmp_path / "w.safetensors", most=639_999)

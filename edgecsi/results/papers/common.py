@@ -28,7 +28,7 @@ from edgecsi.compress.recipe import Pattern, Prune
 from edgecsi.compress.reconstruct import Reference, reconstruct
 from edgecsi.compress.size import density, stored_bytes, zipped_bytes
 from edgecsi.disk import cache_dir
-from edgecsi.models.checkpoints import read_metadata
+from edgecsi.models.checkpoint_files import read_metadata
 from edgecsi.models.load import load_model
 from edgecsi.results import zoo
 
