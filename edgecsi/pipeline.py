@@ -53,6 +53,7 @@ class BuildOptions:
         recipe: post-training compression; calib: its data. input_shape: with the batch.
         batches: also build entries that take so many inputs at once, ``decoder_b8``.
         dump_ir: folder for the IR after every pass. name: of the bundle. dry_run: stop before code is generated.
+        records: files of tuning records to use beside those that ship and the user's own; None: use none at all.
         allow_random: a zoo network without shipped weights gets seeded random ones.
         sign: SSH key to sign the bundle with. build_number: for the manifest; devices refuse a lower one.
     """
@@ -70,6 +71,7 @@ class BuildOptions:
     batches: tuple[int, ...] = ()
     dry_run: bool = False
     allow_random: bool = False
+    records: tuple[Path, ...] | None = ()
     sign: Path | None = None
     build_number: int | None = None
 
@@ -160,16 +162,19 @@ def lower(state: Build) -> None:
     """Lower to kernels."""
     from edgecsi import lower as lowering
     from edgecsi.codegen.target_features import refuse_undeclared_features
+    from edgecsi.kernels.records import known_records
 
     assert state.model is not None
     refuse_undeclared_features(state.target)
-    wanted = state.options.entry
+    wanted, files = state.options.entry, state.options.records
+    records = known_records(state.target, files) if files is not None else None
     for name, entry in state.model.entries.items():
         if wanted is None or name == wanted:
             dump = _dump(state.options.dump_ir, name)
             state.entries += lowering.lower(
-                entry.module, (entry.example_input,), name, state.target, dump, state.options.batches
-            )
+                entry.module, (entry.example_input,), name, state.target, dump, state.options.batches,
+                records,
+            )  # fmt: skip
     state.manifest = _manifest(state)
 
 

@@ -23,6 +23,8 @@ VERBS = {
     "run": "Run a bundle on an input.",
     "eval": "Measure how well a bundle reconstructs channels.",
     "bench": "Measure how fast a bundle is, alone or against others.",
+    "tune": "Measure which kernels are best on a device.",
+    "records": "List, merge, export and prune what tuning measured.",
     "compress": "Prune, quantise or factor a model by a recipe.",
     "train": "Train a zoo model.",
     "data": "Generate, convert and describe channels.",

@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from edgecsi.pipeline import BuildResult
 
 
-def _shape(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+def shape(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
+    """Click callback for a shape such as ``1,2,32,32``."""
     if text is None:
         return None
     try:
@@ -51,7 +52,7 @@ def _shape(_context: click.Context, _option: click.Parameter, text: str | None) 
     "more accurate with them.",
 )
 @click.option(
-    "--input-shape", callback=_shape, metavar="1,2,32,32", help="Where the factory gives no example."
+    "--input-shape", callback=shape, metavar="1,2,32,32", help="Where the factory gives no example."
 )
 @click.option(
     "--batch",
@@ -79,6 +80,14 @@ def _shape(_context: click.Context, _option: click.Parameter, text: str | None) 
     metavar="N",
     help="Count your product's builds: a device that has N refuses lower ones.",
 )
+@click.option(
+    "--records",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="Use these tuning records too, beside those that ship and your own.",
+)
+@click.option("--no-records", is_flag=True, help="Use no tuning records: every choice is the predicted one.")
 @click.option("--dry-run", is_flag=True, help="Plan only: nothing is compiled or written.")
 @click.option(
     "--dump-ir", type=click.Path(path_type=Path), metavar="DIR", help="Write the IR after every pass."
@@ -100,6 +109,8 @@ def command(
     measure: bool,
     sign: Path | None,
     build_number: int | None,
+    records: tuple[Path, ...],
+    no_records: bool,
     dry_run: bool,
     dump_ir: Path | None,
     json_to: str | None,
@@ -117,6 +128,8 @@ def command(
     """
     if measure and (dry_run or not explain):
         raise click.UsageError("--measure needs --explain, and a library: leave --dry-run away")
+    if records and no_records:
+        raise click.UsageError("--records and --no-records contradict each other")
     from edgecsi.bundle.manifest import to_json
     from edgecsi.pipeline import BuildOptions, build
 
@@ -136,6 +149,7 @@ def command(
         allow_random=random_weights,
         sign=sign,
         build_number=build_number,
+        records=None if no_records else records,
     )
     with progress(f"building {model} for {target}") as update:
         result = build(options, update)

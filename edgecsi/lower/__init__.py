@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from edgecsi.codegen.program import Entry
 from edgecsi.errors import ModelError
+from edgecsi.kernels.records import Records
 from edgecsi.lower.as_elementwise import as_elementwise
 from edgecsi.lower.choose_layouts import choose_layouts
 from edgecsi.lower.drop_softmax_guard import drop_softmax_guard
@@ -27,6 +28,7 @@ from edgecsi.lower.plan_calls import Planner, describe
 from edgecsi.lower.recognise_activations import recognise_activations
 from edgecsi.lower.recognise_layers import recognise_layers
 from edgecsi.lower.select_kernels import Choice, select_kernels
+from edgecsi.lower.use_records import use_records
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -55,18 +57,22 @@ def lower(
     target: Target,
     dump: Dump = lambda name, text: None,
     batches: Sequence[int] = (),
+    records: Records | None = None,
 ) -> list[Entry]:
     """Lower one entry of a model for a target.
 
     Args:
         module: in eval mode. example: its inputs; the shapes are compiled in.
         batches: also make entries ``<entry>_b<N>`` that take N inputs at once.
+        records: what tuning measured; without them every choice is the predicted one.
 
     Raises:
         ModelError: the module cannot be exported or holds weights that are not finite.
         UnsupportedOperators: operators without a lowering, all of them.
     """
     graph, chosen = choose(module, example, entry, target, dump)
+    if records is not None:
+        use_records(chosen, target, records)
     planner = Planner(graph, chosen, target)
     entries = [planner.entry(entry, 1), *(planner.entry(f"{entry}_b{n}", n) for n in batches)]
     for planned in entries:

@@ -1,0 +1,127 @@
+"""``edgecsi tune``: measure which kernels and knobs are best, and keep that for the next build."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgecsi.cli.build import shape
+from edgecsi.cli.output import columns, json_option, pairs, progress, report
+
+if TYPE_CHECKING:
+    from edgecsi.tune.network import TunedLayer, TuneResult
+
+
+@click.command()
+@click.argument("model")
+@click.option("--target", required=True, metavar="TARGET", help="Board or CPU to compile for.")
+@click.option(
+    "--device",
+    default="local",
+    show_default=True,
+    help="Where to measure; `emulate` ranks by instructions where there is no board.",
+)
+@click.option("--entry", help="Search only this one  [default: encoder and decoder, or full].")
+@click.option("--weights", metavar="FILE", help="As for build.")
+@click.option("--random-weights", is_flag=True, help="As for build.")
+@click.option("--recipe", help="As for build.")
+@click.option("--calib", metavar="DATA", help="As for build.")
+@click.option("--input-shape", callback=shape, metavar="1,2,32,32", help="As for build.")
+@click.option(
+    "--trials",
+    type=click.IntRange(1, 100_000),
+    default=64,
+    show_default=True,
+    metavar="N",
+    help="Settings to measure for a layer, at most.",
+)
+@click.option(
+    "--minutes", type=click.FloatRange(0.01, 10_000), metavar="M", help="Stop searching after so long."
+)
+@click.option(
+    "--records",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Keep the records there  [default: yours, for this target and CPU].",
+)
+@json_option
+def command(
+    model: str,
+    target: str,
+    device: str,
+    entry: str | None,
+    weights: str | None,
+    random_weights: bool,
+    recipe: str | None,
+    calib: str | None,
+    input_shape: tuple[int, ...] | None,
+    trials: int,
+    minutes: float | None,
+    records: Path | None,
+    json_to: str | None,
+) -> None:
+    """Measure on a device which kernels, formats and knobs are best for MODEL's layers.
+
+    Every measurement is kept at once: Ctrl-C, a crash or a lost device cost none, and the same command goes on. The
+    next `edgecsi build` for this target uses what was found; a choice that is not faster in the whole network than
+    the default is not kept.
+
+    \b
+    Example:
+      edgecsi tune csinet-cr4 --target host
+      edgecsi tune csinet-cr4 --target rpi4 --device ssh://pi@raspberrypi --minutes 10
+    """
+    from edgecsi.tune.network import tune
+
+    with progress(f"tuning {model} for {target}") as update:
+        result = tune(
+            model,
+            target,
+            device=device,
+            entry=entry,
+            weights=weights,
+            recipe=recipe,
+            calib=calib,
+            input_shape=input_shape,
+            allow_random=random_weights,
+            trials=trials,
+            minutes=minutes,
+            records=records,
+            progress=update,
+        )
+    report(result, lambda: _text(result), json_to)
+
+
+def _text(result: TuneResult) -> str:
+    unit = "µs" if result.means == "measured" else "M instr."
+    rows = [
+        (f"{layer.layer}{f' (x{len(layer.others) + 1})' if layer.others else ''}", layer.default_us, layer.best_us,
+         layer.tried, layer.failed, _what(layer))
+        for layer in result.layers
+    ]  # fmt: skip
+    parts = [columns(("layer", f"default {unit}", f"best {unit}", "tried", "failed", "choice"), rows)]
+    entries = [
+        (name, e.default_us, e.tuned_us, f"{e.ratio:.3f}", f"{e.low:.3f} to {e.high:.3f}")
+        for name, e in result.entries.items()
+    ]
+    parts.append(columns(("in place", f"default {unit}", f"tuned {unit}", "ratio", "95 % interval"), entries))
+    known = f", {result.known} more were known" if result.known else ""
+    summary = {
+        "device": f"{result.device} ({result.cpu}), {result.means}",
+        "measured": f"{result.measured} settings in {result.seconds:.0f} s{known}",
+        "records": result.records,
+    }
+    if not result.complete:
+        summary["unfinished"] = "time was up; the same command goes on"
+    return "\n\n".join([*parts, pairs(summary)])
+
+
+def _what(layer: TunedLayer) -> str:
+    if not layer.kept:
+        return "the default"
+    if layer.best.kernel != layer.default.kernel:
+        return f"{layer.best.kernel} (was {layer.default.kernel})"
+    before, after = dict(layer.default.knobs), dict(layer.best.knobs)
+    return " ".join(f"{k}={after[k]} (was {before.get(k)})" for k in after if after[k] != before.get(k))

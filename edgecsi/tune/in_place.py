@@ -1,0 +1,80 @@
+"""Whole networks with different choices, in one library, timed in turns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecsi.bench.statistics import ratio
+from edgecsi.codegen.program import Entry
+from edgecsi.target import Target
+from edgecsi.tune.isolated import Timer
+from edgecsi.tune.trial_bundle import NAME, trial_bundle
+
+TURNS, CALLS = 40, 40
+
+Turns = list[NDArray[np.float64]]
+"""µs of single calls, one array a turn; for counted networks one turn of one number, in millions of instructions."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A network with the default choices and with those that were found.
+
+    Attributes:
+        default_us, tuned_us: medians (millions of instructions, if counted). ratio: tuned to default; below 1 is a
+            gain. low, high: the ratio's 95 % interval.
+    """
+
+    default_us: float
+    tuned_us: float
+    ratio: float
+    low: float
+    high: float
+
+    @property
+    def faster(self) -> bool:
+        """Whether the gain is more than noise."""
+        return self.high < 1.0
+
+
+def measure(
+    plans: Mapping[str, Entry], target: Target, device: Timer, folder: Path, counted: bool
+) -> dict[str, Turns]:
+    """Time planned networks in turns.
+
+    Args:
+        plans: entries with the names of the keys, of equal inputs and outputs.
+
+    Raises:
+        DeviceError: the device went away, or a network crashed.
+    """
+    bundle = trial_bundle(folder / NAME, list(plans.values()), target)
+    numbers = np.random.default_rng(0)
+    x = [numbers.standard_normal(t.shape, np.float32) for t in next(iter(plans.values())).inputs]
+    if counted:
+        counts = {name: device.count_instructions(bundle, name, x) or 0 for name in plans}
+        return {name: [np.array([count / 1e6])] for name, count in counts.items()}
+    turns: dict[str, Turns] = {name: [] for name in plans}
+    for _ in range(TURNS):
+        for name in plans:
+            turns[name].append(device.time(bundle, name, x, CALLS)[CALLS // 4 :] / 1e3)
+    return turns
+
+
+def compare(default: Turns, tuned: Turns) -> Compared:
+    """The ratio of two networks measured in the same turns."""
+    before, after = (float(np.median(np.concatenate(turns))) for turns in (default, tuned))
+    if len(default) == 1:
+        return Compared(before, after, after / before, after / before, after / before)
+    found = ratio(tuned, default)
+    return Compared(before, after, found.ratio, found.interval.low, found.interval.high)
+
+
+def faster(one: Turns, other: Turns) -> bool:
+    """Whether ``one`` takes less time than ``other``, by more than noise."""
+    return compare(other, one).faster

@@ -1,0 +1,139 @@
+"""A device in a process of its own: what a candidate does to it, it does not do to the search.
+
+A candidate may crash, never end, or write where it should not. So the process that measures is another one, which is
+ended and started afresh when it dies or misses its deadline. It keeps to one CPU, the last this process may use, and
+compiling goes on on the others.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from multiprocessing.connection import Connection
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecsi.bundle import Bundle
+from edgecsi.device import Device, DeviceInfo, open_device
+from edgecsi.device.protocol import Array, Samples
+from edgecsi.errors import DeviceError, EdgecsiError
+
+_START_SECONDS = 60.0
+_REST = "the setting is left out; the search goes on"
+
+
+class Timer(Protocol):
+    """What tuning needs of a device; see :class:`edgecsi.device.Device`."""
+
+    spec: str
+
+    def info(self) -> DeviceInfo: ...
+    def run(self, bundle: Bundle, entry: str, x: Samples) -> Array | tuple[Array, ...]: ...
+    def time(
+        self, bundle: Bundle, entry: str, x: Samples, repeats: int, *, flush_bytes: int = 0
+    ) -> NDArray[np.float64]: ...
+    def count_instructions(self, bundle: Bundle, entry: str, x: Samples | None = None) -> int | None: ...
+    def close(self) -> None: ...
+
+
+class Isolated:
+    """A device of this machine, in a child process.
+
+    Args:
+        spec: as for :func:`edgecsi.device.open_device`.
+        deadline: seconds for one request.
+    """
+
+    def __init__(self, spec: str, deadline: float = 20.0) -> None:
+        self.spec, self.deadline = spec, deadline
+        self._inner: Device = open_device(spec)
+        self._process: Any = None
+        self._pipe: Connection | None = None
+
+    def info(self) -> DeviceInfo:
+        """What the device is."""
+        return self._inner.info()
+
+    def run(self, bundle: Bundle, entry: str, x: Samples) -> Array | tuple[Array, ...]:
+        """See :meth:`edgecsi.device.protocol.Device.run`."""
+        found: Array | tuple[Array, ...] = self._ask("run", bundle, entry, x)
+        return found
+
+    def time(
+        self, bundle: Bundle, entry: str, x: Samples, repeats: int, *, flush_bytes: int = 0
+    ) -> NDArray[np.float64]:
+        """See :meth:`edgecsi.device.protocol.Device.time`."""
+        taken: NDArray[np.float64] = self._ask("time", bundle, entry, x, repeats, flush_bytes=flush_bytes)
+        return taken
+
+    def count_instructions(self, bundle: Bundle, entry: str, x: Samples | None = None) -> int | None:
+        """A real CPU does not count them."""
+        return None
+
+    def close(self) -> None:
+        """End the child."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.join()
+        if self._pipe is not None:
+            self._pipe.close()
+        self._process = self._pipe = None
+
+    def _ask(self, method: str, bundle: Bundle, *arguments: Any, **options: Any) -> Any:
+        what = f"{bundle.library.name} failed in a process of its own"
+        pipe = self._child()
+        try:
+            pipe.send((method, bundle, arguments, options))
+            if not pipe.poll(self.deadline):
+                self.close()
+                raise DeviceError(what, f"no end after {self.deadline:.0f} s", _REST)
+            answer = pipe.recv()
+        except (EOFError, OSError) as error:
+            code = self._exit_code()
+            self.close()
+            raise DeviceError(what, f"it crashed ({code})", _REST) from error
+        if isinstance(answer, EdgecsiError):
+            raise answer
+        return answer
+
+    def _child(self) -> Connection:
+        if self._pipe is None:
+            context = multiprocessing.get_context("spawn")
+            self._pipe, theirs = context.Pipe()
+            self._process = context.Process(target=_serve, args=(theirs, self.spec), daemon=True)
+            self._process.start()
+            theirs.close()
+            if not self._pipe.poll(_START_SECONDS):
+                self.close()
+                raise DeviceError(
+                    "the process that measures does not start",
+                    f"nothing after {_START_SECONDS:.0f} s",
+                    "run `edgecsi doctor`",
+                )
+            self._pipe.recv()
+        return self._pipe
+
+    def _exit_code(self) -> str:
+        self._process.join(5)
+        code = self._process.exitcode
+        return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
+
+
+def _serve(pipe: Connection, spec: str) -> None:
+    """The child: answers until nobody asks any more."""
+    cpus = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, {cpus[-1]})
+    device = open_device(spec)
+    pipe.send("ready")
+    while True:
+        try:
+            method, bundle, arguments, options = pipe.recv()
+        except (EOFError, KeyboardInterrupt):
+            return
+        try:
+            answer: Any = getattr(device, method)(bundle, *arguments, **options)
+        except EdgecsiError as error:
+            answer = error
+        pipe.send(answer)

@@ -1,0 +1,418 @@
+"""Tuning a network: its layers one by one, then the choices together, in place.
+
+    layers ─▶ search each ─▶ confirm in place ─▶ records
+
+Everything measured is written down at once, so an interrupted search goes on where it was: the same command finds its
+trials and measures only what is left. A choice that wins alone and loses in the network is not kept.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from edgecsi import cpu
+from edgecsi import target as targets
+from edgecsi.device import open_device
+from edgecsi.errors import CheckFailed, ConnectionLost, TargetError, Unreachable, UsageError
+from edgecsi.kernels.records import Means, Record, append, own_file, read_records
+from edgecsi.kernels.variants import all_kernels, candidates
+from edgecsi.kernels.workload import code, workload
+from edgecsi.lower import choose
+from edgecsi.lower.graph import Graph, Node
+from edgecsi.lower.plan_calls import Planner
+from edgecsi.lower.select_kernels import Choice
+from edgecsi.target import Target
+from edgecsi.tune import in_place
+from edgecsi.tune.isolated import Isolated, Timer
+from edgecsi.tune.measure import Bench
+from edgecsi.tune.search import Found, Setting, Space, Time, search
+
+Progress = Callable[[float, float, str], None]
+TRIALS = 64
+AWAY_SECONDS = 600.0
+"""How long a device may be away before the search ends; what was measured is kept."""
+
+
+@dataclass(frozen=True)
+class TunedLayer:
+    """What a search found for one kind of layer.
+
+    Attributes:
+        layer: its name; ``others`` are layers that are the same work.
+        default, best: settings. default_us, best_us: medians, in turns (millions of instructions if counted).
+        kept: whether the best setting is used: it is another than the default, and does not lose in place.
+        tried, failed: settings measured, and those that crashed, hung or answered wrongly.
+        times: of all settings tried, by kernel, in the order of trial.
+    """
+
+    layer: str
+    others: tuple[str, ...]
+    workload: str
+    default: Setting
+    best: Setting
+    default_us: float
+    best_us: float
+    kept: bool
+    tried: int
+    failed: int
+    times: Mapping[str, Sequence[float]]
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """What a search of a network found.
+
+    Attributes:
+        entries: by entry, the time of the whole network with the defaults and with the choices, and their ratio with
+            its 95 % interval.
+        records: the file they were written to. complete: False if time or trials ran out first.
+    """
+
+    model: str
+    target: str
+    cpu: str
+    device: str
+    means: Means
+    date: str
+    layers: tuple[TunedLayer, ...]
+    entries: Mapping[str, in_place.Compared]
+    records: str
+    measured: int
+    known: int
+    seconds: float
+    complete: bool
+
+
+@dataclass
+class _Work:
+    """One kind of layer, wherever it is met."""
+
+    choice: Choice
+    beside: int
+    names: list[str] = field(default_factory=list)
+    found: Found | None = None
+    bench: Bench | None = None
+
+
+def tune(
+    model: str,
+    target: str,
+    *,
+    device: str | Timer = "local",
+    entry: str | None = None,
+    weights: str | None = None,
+    recipe: str | None = None,
+    calib: str | None = None,
+    input_shape: Sequence[int] | None = None,
+    allow_random: bool = False,
+    trials: int = TRIALS,
+    minutes: float | None = None,
+    records: Path | None = None,
+    progress: Progress = lambda done, total, what: None,
+) -> TuneResult:
+    """Search the kernels and knobs of a network's layers on a device, and keep what is found.
+
+    Args:
+        model, weights, recipe, calib, input_shape, allow_random: as for building.
+        target: what to compile for; the device must be able to run it.
+        device: where to measure; ``emulate`` counts instructions.
+        entry: search this one; by default encoder and decoder, or full.
+        trials: settings to measure for a layer, at most.
+        minutes: wall-clock budget.
+        records: file to keep them in; by default the user's own for this target and CPU.
+        progress: called with (layers done, layers, what is being done).
+
+    Raises:
+        ModelError, RecipeError, DataError, TargetError: as building would.
+        DeviceError: the device cannot run the target, or went away and did not come back.
+        CheckFailed: no layer's default could be measured, so nothing was found.
+    """
+    began = time.monotonic()
+    chosen_target = targets.load(target)
+    opened, counted = _open(device, chosen_target)
+    means: Means = "counted" if counted else "measured"
+    cpu_name = _cpu_of(opened, chosen_target)
+    path = records or own_file(chosen_target, cpu_name)
+    networks = _networks(model, chosen_target, entry, weights, recipe, calib, input_shape, allow_random)
+    works = _works(networks)
+    kept = read_records([path])
+    known = kept.trials(chosen_target, cpu_name, means)
+    deadline = began + 60 * minutes if minutes else float("inf")
+    total = measured = 0
+    complete = True
+
+    try:
+        for number, work in enumerate(works.values()):
+            if time.monotonic() > deadline:
+                complete = False
+                break
+
+            def tell(setting: Setting, found: Time | None, work: _Work = work, number: int = number) -> None:
+                nonlocal measured
+                assert work.bench is not None
+                if work.bench.outcomes[setting].status != "refused":
+                    measured += 1
+                    append(path, [work.bench.record(setting, cpu_name)])
+                progress(number, len(works), f"{work.names[0]}: {measured} measured")
+
+            progress(number, len(works), work.names[0])
+            total += _search(work, chosen_target, opened, counted, known, trials, deadline, tell)
+        searched = [work for work in works.values() if work.found is not None]
+        if not searched:
+            raise CheckFailed(
+                f"nothing was found for {model} on {opened.spec}",
+                "no layer could be measured with its default kernel",
+                "run `edgecsi doctor`; `--debug` shows what the device said",
+            )
+        progress(len(works), len(works), "confirming in place")
+        entries = _confirm(networks, works, chosen_target, opened, counted)
+        append(path, [_choice(work, chosen_target, cpu_name, means) for work in searched])
+    finally:
+        if isinstance(device, str):
+            opened.close()
+    return TuneResult(
+        model=model, target=chosen_target.id, cpu=cpu_name, device=opened.spec, means=means,
+        date=datetime.now(UTC).isoformat(timespec="seconds"), layers=tuple(_layer(w) for w in searched),
+        entries=entries, records=str(path), measured=measured, known=total, seconds=time.monotonic() - began,
+        complete=complete,
+    )  # fmt: skip
+
+
+def _open(device: str | Timer, target: Target) -> tuple[Timer, bool]:
+    """The device, and whether it counts."""
+    if isinstance(device, str):
+        opened: Timer = Isolated(device) if device == "local" else open_device(device)
+    else:
+        opened = device
+    if opened.spec == "emulate":
+        if not target.emulate:
+            raise TargetError(
+                f"{target.id} cannot be emulated", "QEMU has no CPU like it", "tune on the CPU itself"
+            )
+        return opened, True
+    if opened.spec == "local" and (missing := target.missing_on_this_cpu()):
+        raise UsageError(
+            f"{target.id} cannot be tuned on this machine",
+            f"this CPU lacks {', '.join(missing)}",
+            "name the board with --device, or --device emulate to rank by instructions",
+        )
+    return opened, False
+
+
+def _cpu_of(device: Timer, target: Target) -> str:
+    """LLVM's name of the CPU that is measured."""
+    if device.spec == "local":
+        return cpu.llvm_name() or target.mcpu
+    return target.mcpu
+
+
+def _networks(
+    model: str,
+    target: Target,
+    entry: str | None,
+    weights: str | None,
+    recipe: str | None,
+    calib: str | None,
+    input_shape: Sequence[int] | None,
+    allow_random: bool,
+) -> dict[str, tuple[Graph, list[Choice | Node]]]:
+    """The lowered entries to search, with the default choice of every layer."""
+    from edgecsi.models.load import entries_of, load_model
+
+    loaded = load_model(model, weights, input_shape, allow_random=allow_random)
+    entries = loaded.entries
+    if recipe is not None:
+        import torch
+
+        from edgecsi.channels import files
+        from edgecsi.compress import apply_post_training
+
+        data = torch.from_numpy(files.load(calib)) if calib else None
+        module = apply_post_training(loaded.module, loaded.example_input, recipe, data)
+        entries = entries_of(loaded.name, module, loaded.example_input)
+    halves: list[str] = [name for name in ("encoder", "decoder") if name in entries]
+    names = [entry] if entry else halves or ["full"]
+    if unknown := set(names) - set(entries):
+        raise UsageError(
+            f"{model} has no entry {unknown.pop()!r}", f"it has {', '.join(entries)}", "name one of these"
+        )
+    return {n: choose(entries[n].module, (entries[n].example_input,), n, target) for n in names}
+
+
+def _works(networks: Mapping[str, tuple[Graph, list[Choice | Node]]]) -> dict[str, _Work]:
+    """Equal layers once, those predicted to take longest first."""
+    found: dict[str, _Work] = {}
+    for _, chosen in networks.values():
+        choices = [c for c in chosen if isinstance(c, Choice)]
+        total = sum(c.cost.bytes for c in choices)
+        for choice in choices:
+            work = found.setdefault(workload(choice.op), _Work(choice, int(total - choice.cost.bytes)))
+            work.names.append(choice.op.name or choice.node.output.name)
+    return dict(sorted(found.items(), key=lambda item: -item[1].choice.cost.seconds))
+
+
+def _search(
+    work: _Work,
+    target: Target,
+    device: Timer,
+    counted: bool,
+    known: Mapping[tuple[Any, ...], Record],
+    trials: int,
+    deadline: float,
+    tell: Callable[[Setting, Time | None], None],
+) -> int:
+    """Search one layer; returns how many of its trials were known."""
+    op = work.choice.op
+    found, _ = candidates(op, target)
+    work.bench = bench = Bench(op, target, device, work.beside, counted)
+
+    def predict(setting: Setting) -> float:
+        kernel = all_kernels()[setting.kernel]
+        try:
+            return kernel.cost(op, target, dict(setting.knobs)).seconds
+        except (ArithmeticError, ValueError, LookupError, AssertionError):
+            return float("inf")
+
+    space = Space(
+        Setting.of(work.choice.kernel.name, work.choice.knobs),
+        {kernel.name: (knobs, kernel.space(op, target)) for kernel, knobs, _ in found},
+        predict,
+    )
+    before: dict[Setting, Time | None] = {}
+    for (layer, kernel, knobs), record in known.items():
+        setting = Setting(kernel, knobs)
+        if layer == workload(op) and kernel in space.kernels and _still(record, setting, bench):
+            before[setting] = Time(record.us) if record.status == "ok" else None
+    work.found = search(
+        space,
+        lambda settings: _patiently(lambda: bench.quick(settings)),
+        lambda settings: _patiently(lambda: bench.careful(settings)),
+        max(trials - len(before), 0),
+        known=before,
+        stop=lambda: time.monotonic() > deadline,
+        tell=tell,
+    )
+    return len(before)
+
+
+def _still(record: Record, setting: Setting, bench: Bench) -> bool:
+    """Whether a trial is of the code that the kernel emits today."""
+    try:
+        return bench.code(setting) == record.code
+    except (ValueError, KeyError):
+        return False
+
+
+def _patiently(measure: Callable[[], list[Time | None]]) -> list[Time | None]:
+    """Measure, waiting for a device that went away."""
+    gone = time.monotonic()
+    wait = 1.0
+    while True:
+        try:
+            return measure()
+        except (Unreachable, ConnectionLost):
+            if time.monotonic() - gone > AWAY_SECONDS:
+                raise
+            time.sleep(wait)
+            wait = min(2 * wait, 30.0)
+
+
+def _confirm(
+    networks: Mapping[str, tuple[Graph, list[Choice | Node]]],
+    works: Mapping[str, _Work],
+    target: Target,
+    device: Timer,
+    counted: bool,
+) -> dict[str, in_place.Compared]:
+    """Compare every entry with defaults and with choices; what loses in place becomes the default again."""
+    compared: dict[str, in_place.Compared] = {}
+    for name, (graph, chosen) in networks.items():
+        keys = [workload(c.op) if isinstance(c, Choice) else "" for c in chosen]
+
+        def planned(label: str, use: set[str], g: Graph = graph, c: Any = chosen, k: Any = keys) -> Any:
+            picked = [
+                _with(choice, works[key].found) if key in use and isinstance(choice, Choice) else choice
+                for choice, key in zip(c, k, strict=True)
+            ]
+            return Planner(g, picked, target).entry(label, 1)
+
+        winners = {k for k in keys if k and (f := works[k].found) is not None and _wins(f)}
+        plans = {"default": planned("default", set()), "tuned": planned("tuned", winners)}
+        if len(winners) > 1 and not counted:
+            plans |= {f"without{i}": planned(f"without{i}", winners - {key}) for i, key in enumerate(winners)}
+        with tempfile.TemporaryDirectory(prefix="edgecsi-tune-") as folder:
+            times = in_place.measure(plans, target, device, Path(folder), counted)
+            lost = {
+                key for i, key in enumerate(winners)
+                if f"without{i}" in times and in_place.faster(times[f"without{i}"], times["tuned"])
+            }  # fmt: skip
+            result = in_place.compare(times["default"], times["tuned"])
+            if lost or (winners and not result.faster):
+                better = winners - lost
+                plans = {"default": plans["default"], "tuned": planned("tuned", better)}
+                times = in_place.measure(plans, target, device, Path(folder), counted)
+                result = in_place.compare(times["default"], times["tuned"])
+                if not result.faster:
+                    lost = winners
+            for key in lost:
+                _give_up(works[key])
+            compared[name] = (
+                result if winners - lost else replace(result, tuned_us=result.default_us, ratio=1.0)
+            )
+    return compared
+
+
+def _wins(found: Found) -> bool:
+    return found.best_time is not found.default_time
+
+
+def _give_up(work: _Work) -> None:
+    """The choice lost in place: the default stays."""
+    assert work.found is not None
+    found = work.found
+    default = Setting.of(work.choice.kernel.name, work.choice.knobs)
+    work.found = replace(found, best=default, best_time=found.default_time)
+
+
+def _with(choice: Choice, found: Found | None) -> Choice:
+    """A choice with the kernel and knobs that were found."""
+    if found is None:
+        return choice
+    kernel, knobs = all_kernels()[found.best.kernel], dict(found.best.knobs)
+    return replace(choice, kernel=kernel, knobs=knobs, why="tuned")
+
+
+def _choice(work: _Work, target: Target, cpu_name: str, means: Means) -> Record:
+    assert work.found is not None
+    best = work.found.best
+    op, kernel = work.choice.op, all_kernels()[best.kernel]
+    return Record(
+        "choice", workload(op), work.names[0], best.kernel, dict(best.knobs), code(kernel, op, target, dict(best.knobs)),
+        target.id, cpu_name, version("apache-tvm"), means, round(work.found.best_time.median, 4),
+        round(work.found.default_time.median, 4), date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )  # fmt: skip
+
+
+def _layer(work: _Work) -> TunedLayer:
+    assert work.found is not None
+    assert work.bench is not None
+    found = work.found
+    times: dict[str, list[float]] = {}
+    for setting, taken in found.tried.items():
+        if taken is not None:
+            times.setdefault(setting.kernel, []).append(taken.median)
+    statuses = [outcome.status for outcome in work.bench.outcomes.values()]
+    return TunedLayer(
+        layer=work.names[0], others=tuple(work.names[1:]), workload=workload(work.choice.op),
+        default=Setting.of(work.choice.kernel.name, work.choice.knobs), best=found.best,
+        default_us=found.default_time.median, best_us=found.best_time.median, kept=_wins(found),
+        tried=sum(len(v) for v in times.values()),
+        failed=sum(status in ("wrong", "crashed", "hung") for status in statuses), times=times,
+    )  # fmt: skip

@@ -1,0 +1,229 @@
+"""Tuning a small network for real: records, resuming, candidates that misbehave."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from edgecsi import target as targets
+from edgecsi.bundle import read_bundle
+from edgecsi.device import open_device
+from edgecsi.errors import CheckFailed, ConnectionLost, DeviceError, UsageError
+from edgecsi.kernels.records import Record, append, read_records
+from edgecsi.kernels.variants import all_kernels
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Dense
+from edgecsi.pipeline import BuildOptions, build
+from edgecsi.tune import network
+from edgecsi.tune.isolated import Isolated
+from edgecsi.tune.measure import Bench
+from edgecsi.tune.network import TuneResult, tune
+from edgecsi.tune.search import Setting
+
+NET = """
+import torch
+def make():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Linear(48, 40), torch.nn.ReLU(), torch.nn.Linear(40, 24)), torch.zeros(1, 48)
+"""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    (tmp_path / "net.py").write_text(NET)
+    return f"{tmp_path / 'net.py'}:make"
+
+
+def quickly(model: str, records: Path, **options: Any) -> TuneResult:
+    return tune(model, "x86", trials=6, records=records, **options)
+
+
+def test_a_network_is_tuned_and_the_next_build_uses_it(model: str, tmp_path: Path) -> None:
+    file = tmp_path / "x86.jsonl"
+    result = quickly(model, file)
+    assert len(result.layers) == 2
+    assert all(layer.best_us <= layer.default_us for layer in result.layers)
+    assert result.measured == sum(r.kind == "trial" for r in read_records([file]).lines)
+    options = BuildOptions(model=model, target="x86", out=tmp_path / "tuned", records=(file,))
+    build(options)
+    manifest = read_bundle(tmp_path / "tuned").manifest
+    whys = [layer.why for layer in manifest.entries["full"].layers]
+    assert all("measured" in why and "(record " in why for why in whys)
+    build(replace(options, out=tmp_path / "plain", records=None))
+    plain = read_bundle(tmp_path / "plain").manifest
+    assert not any("record" in layer.why for layer in plain.entries["full"].layers)
+    build(replace(options, out=tmp_path / "again"))
+    again = read_bundle(tmp_path / "again").manifest
+    assert again.files[again.library] == manifest.files[manifest.library]
+
+
+def test_what_is_known_is_not_measured_again(model: str, tmp_path: Path) -> None:
+    first = quickly(model, tmp_path / "x86.jsonl")
+    second = quickly(model, tmp_path / "x86.jsonl")
+    assert second.known == first.measured
+    assert second.measured <= first.measured / 2
+
+
+def test_a_chosen_record_changes_the_kernel_that_is_built(tmp_path: Path, model: str) -> None:
+    """Made by hand, as no default of so small a network is slow enough."""
+    file = tmp_path / "x86.jsonl"
+    quickly(model, file)
+    choices = [r for r in read_records([file]).lines if r.kind == "choice"]
+    op = Dense(x=Layout((1, 48)), y=Layout((1, 40)), weight=np.ones((40, 48), np.float32))
+    kernel = all_kernels()["f32_dense"]
+    space = kernel.space(op, targets.load("x86"))
+    changed = [replace(c, knobs={**c.knobs, "unroll": max(space["unroll"])}) for c in choices]
+    append(tmp_path / "wrong.jsonl", changed)
+    options = BuildOptions(model=model, target="x86", dry_run=True, records=(tmp_path / "wrong.jsonl",))
+    layers = build(options).manifest.entries["full"].layers
+    stale = [c for c, k in zip(choices, changed, strict=True) if c.knobs != k.knobs]
+    assert sum("record" in layer.why for layer in layers) == len(layers) - len(stale)
+
+
+class Broken:
+    """A device that does something bad with some candidates, or goes away."""
+
+    spec = "broken"
+
+    def __init__(self, bad: dict[str, Exception], away: int = 0) -> None:
+        self.inner: Any = open_device("local")
+        self.bad, self.away, self.calls = bad, away, 0
+
+    def info(self) -> Any:
+        return self.inner.info()
+
+    def run(self, bundle: Any, entry: str, x: Any) -> Any:
+        self.calls += 1
+        if self.away and self.calls > 3:
+            self.away -= 1
+            raise ConnectionLost("pi went away", "the cable", "plug it in")
+        if entry in self.bad:
+            raise self.bad[entry]
+        return self.inner.run(bundle, entry, x)
+
+    def time(self, *arguments: Any, **options: Any) -> Any:
+        return self.inner.time(*arguments, **options)
+
+    def count_instructions(self, *arguments: Any) -> Any:
+        return None
+
+    def close(self) -> None:
+        pass
+
+
+def test_candidates_that_crash_or_hang_are_recorded_as_that_and_not_chosen(
+    model: str, tmp_path: Path
+) -> None:
+    bad: dict[str, Exception] = {
+        "c1": DeviceError("it failed", "it crashed (signal 11)", ""),
+        "c2": DeviceError("it failed", "no end after 20 s", ""),
+    }
+    result = quickly(model, tmp_path / "x86.jsonl", device=Broken(bad))
+    lines = read_records([tmp_path / "x86.jsonl"]).lines
+    assert {"crashed", "hung"} <= {r.status for r in lines}
+    assert sum(layer.failed for layer in result.layers) > 0
+    failed = {r.setting for r in lines if r.status != "ok"}
+    assert not failed & {r.setting for r in lines if r.kind == "choice"}
+
+
+def test_a_device_that_comes_back_is_waited_for(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("edgecsi.tune.network.time.sleep", lambda seconds: None)
+    assert quickly(model, tmp_path / "x86.jsonl", device=Broken({}, away=3)).measured > 0
+
+
+def test_a_device_that_stays_away_ends_the_search_and_nothing_is_lost(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(network, "AWAY_SECONDS", -1.0)
+    with pytest.raises(ConnectionLost):
+        quickly(model, tmp_path / "x86.jsonl", device=Broken({}, away=1000))
+    assert all(r.kind == "trial" for r in read_records([tmp_path / "x86.jsonl"]).lines)
+
+
+def test_nothing_that_can_be_measured_is_a_failure(model: str, tmp_path: Path) -> None:
+    every: dict[str, Exception] = {f"c{i}": DeviceError("it failed", "it crashed", "") for i in range(64)}
+    with pytest.raises(CheckFailed, match="nothing was found"):
+        quickly(model, tmp_path / "x86.jsonl", device=Broken(every))
+    assert not any(r.kind == "choice" for r in read_records([tmp_path / "x86.jsonl"]).lines)
+
+
+def test_a_wrong_answer_is_no_record_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = Dense(x=Layout((1, 48)), y=Layout((1, 40)), weight=np.ones((40, 48), np.float32))
+    target = targets.load("x86")
+    kernel = all_kernels()["f32_dense"]
+    bench = Bench(op, target, open_device("local"))
+    bench._expected = bench._expected * np.float32(1.001)
+    setting = Setting.of(kernel.name, kernel.knobs(op, target))
+    assert bench.quick([setting]) == [None]
+    assert bench.outcomes[setting].status == "wrong"
+
+
+def test_a_target_this_machine_lacks_is_refused(model: str) -> None:
+    with pytest.raises(UsageError, match="cannot be tuned on this machine"):
+        tune(model, "rpi4")
+
+
+@pytest.mark.needs("qemu-aarch64")
+def test_without_a_board_instructions_rank_and_are_marked(model: str, tmp_path: Path) -> None:
+    file = tmp_path / "rpi4.jsonl"
+    result = tune(model, "rpi4", device="emulate", trials=3, records=file)
+    assert result.means == "counted"
+    assert {r.means for r in read_records([file]).lines} == {"counted"}
+    assert {r.cpu for r in read_records([file]).lines} == {"cortex-a72"}
+
+
+def test_a_crash_in_the_process_that_measures_is_survived(tmp_path: Path) -> None:
+    device = Isolated("local", deadline=3)
+    device._child()
+    bundle: Any = SimpleNamespace(library=Path("libx.so"))
+    os.kill(device._process.pid, signal.SIGSEGV)
+    with pytest.raises(DeviceError, match="process of its own"):
+        device._ask("run", bundle)
+    device._child()
+    os.kill(device._process.pid, signal.SIGSTOP)
+    with pytest.raises(DeviceError) as caught:
+        device._ask("run", bundle)
+    assert "no end after 3 s" in caught.value.why
+    device.close()
+
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
+
+
+def test_killed_again_and_again_it_loses_nothing(model: str, tmp_path: Path) -> None:
+    """Whatever ends it and whenever: all lines that were there are there afterwards, and the end is reached."""
+    file = tmp_path / "x86.jsonl"
+    command = [sys.executable, "-m", "edgecsi", "tune", model, "--target", "x86", "--trials", "8"]
+    command += ["--records", str(file), "--json", "-"]
+    numbers = random.Random(0)
+    seen: list[Record] = []
+    for turn in range(6):
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        lines = len(seen)
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline and process.poll() is None:
+            if len(read_records([file]).lines) >= lines + 2:
+                break
+            time.sleep(0.05)
+        time.sleep(numbers.random() * 0.2)
+        process.send_signal(SIGNALS[turn % 3])
+        process.communicate(timeout=60)
+        found = read_records([file]).lines
+        assert found[: len(seen)] == seen
+        seen = found
+    done = subprocess.run(command, capture_output=True, timeout=240)
+    assert done.returncode == 0, done.stderr.decode()
+    assert len({r.setting for r in read_records([file]).lines if r.kind == "trial"}) <= 2 * 8 + 4
