@@ -8,7 +8,6 @@ Each stage takes the `Build`, adds what it made, and leaves the rest alone.
 from __future__ import annotations
 
 import json
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
@@ -22,7 +21,8 @@ import numpy as np
 from edgecsi import bundle as bundles
 from edgecsi import target as targets
 from edgecsi.bundle.signature import sign_bytes
-from edgecsi.errors import CheckFailed, InputError, ToolchainError, UsageError
+from edgecsi.errors import CheckFailed, ToolchainError, UsageError
+from edgecsi.names import as_name, bundle_folder, bundle_name
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -49,7 +49,7 @@ class BuildOptions:
 
     Attributes:
         model: zoo name, ``module:factory``, ``file.py:factory`` or ``.safetensors``. target: name or file.
-        out: folder of the bundle; default: the bundle's name. entry: one entry only. weights: replace the weights.
+        out: folder of the bundle; default: its name and target's. entry: one entry only. weights: replace the weights.
         recipe: post-training compression; calib: its data. input_shape: with the batch.
         batches: also build entries that take so many inputs at once, ``decoder_b8``.
         dump_ir: folder for the IR after every pass. name: of the bundle. dry_run: stop before code is generated.
@@ -89,6 +89,7 @@ class Build:
     manifest: bundles.Manifest | None = None
     files: dict[str, bytes | Path] = field(default_factory=dict)
     bundle: bundles.Bundle | None = None
+    note: Callable[[str], None] = lambda text: None
 
 
 @dataclass(frozen=True)
@@ -103,15 +104,23 @@ class BuildResult:
     bundle: bundles.Bundle | None
 
 
-def build(options: BuildOptions, progress: Progress = lambda done, total, what: None) -> BuildResult:
+def build(
+    options: BuildOptions,
+    progress: Progress = lambda done, total, what: None,
+    note: Callable[[str], None] = lambda text: None,
+) -> BuildResult:
     """Build a bundle.
+
+    Args:
+        progress: called with (stages done, stages in all, what comes next).
+        note: called with what the user should know before the work goes on.
 
     Raises:
         InputError: model, weights, data, target or recipe cannot be used. ToolchainError: compiling failed.
         CheckFailed: the library does not answer what PyTorch answers; nothing is written.
         BundleError: the folder holds something else than a bundle, or cannot be written.
     """
-    state = Build(options, targets.load(options.target))
+    state = Build(options, targets.load(options.target), note=note)
     stages = STAGES[: STAGES.index(generate)] if options.dry_run else STAGES
     for number, stage in enumerate(stages):
         progress(number, len(stages), (stage.__doc__ or stage.__name__).splitlines()[0].rstrip("."))
@@ -133,9 +142,12 @@ def load(state: Build) -> None:
             f"it has {', '.join(state.model.entries)}",
             "name one of these",
         )
-    state.name = _bundle_name(o.name or _default_name(o.model))
+    state.name = as_name(o.name) if o.name is not None else bundle_name(o.model, state.model.module, o.recipe)
     if not o.dry_run:
         bundles.refuse_to_replace(_out(state))
+        before = bundles.what_is_in(_out(state))
+        if before is not None and before != (state.name, state.target.id):
+            state.note(f"{_out(state)} holds {before[0]} for {before[1]}, which this build replaces")
     if o.sign is not None:
         sign_bytes(b"", o.sign)
 
@@ -420,26 +432,9 @@ def _dump(folder: Path | None, entry: str) -> Callable[[str, str], None]:
 
 
 def _out(state: Build) -> Path:
-    return state.options.out or Path(state.name)
+    return state.options.out or bundle_folder(state.name, state.target.id)
 
 
 def _without_folder(model: str) -> str:
     """MODEL as the manifest names it: where a file lay is nobody's business and differs between machines."""
     return Path(model).name if model.endswith(".safetensors") or "/" in model.partition(":")[0] else model
-
-
-def _default_name(model: str) -> str:
-    if ":" in model:
-        return model.rsplit(":", 1)[1]
-    return Path(model).stem if model.endswith(".safetensors") else model
-
-
-def _bundle_name(text: str) -> str:
-    name = re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()
-    if not name or not name[0].isalpha() or len(name) > 60:
-        raise InputError(
-            f"no name for the bundle can be made of {text!r}",
-            "it becomes the prefix of C functions",
-            "pass --name with a name that begins with a letter",
-        )
-    return name

@@ -70,8 +70,20 @@ API int tiny_net_decoder(const float *x, float *y) { return x && y ? decode(x, y
 API int tiny_net_decoder_profile(const float *x, float *y, void *ws, double *ns) {
     double start = now(); int code = tiny_net_decoder_ws(x, y, ws); ns[0] = now() - start; return code;
 }
+#ifdef SLOW /* takes x[0] seconds, and counts how many calls are under way */
+static int active;
+API int tiny_net_active(void) { return __atomic_load_n(&active, __ATOMIC_SEQ_CST); }
+static void take(float seconds) {
+    __atomic_add_fetch(&active, 1, __ATOMIC_SEQ_CST);
+    for (double end = now() + 1e9 * seconds; now() < end;) {}
+    __atomic_sub_fetch(&active, 1, __ATOMIC_SEQ_CST);
+}
+#endif
 API int tiny_net_full_ws(const float *x, float *y, void *ws) {
     if (!x || !y || !ws) return -1;
+#ifdef SLOW
+    take(x[0]);
+#endif
 #ifdef HANG
     for (volatile int forever = 1; forever;) {}
 #endif

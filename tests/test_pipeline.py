@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from edgecsi import load, pipeline
 from edgecsi.bundle import read_bundle
+from edgecsi.codegen.zig import zig_cc
 from edgecsi.errors import CheckFailed, DataError, InputError, RecipeError, UsageError
 from edgecsi.pipeline import STAGES, BuildOptions, build
 from tests._builds import NETWORKS, pytorch
@@ -90,20 +92,61 @@ def test_the_batch_is_compiled_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "name", "expected"),
-    [("net.py:make", None, "make"), ("net.py:make", "My Net 2", "my-net-2"), ("net.py:make", "../up", "up")],
+    ("model", "recipe", "name", "expected"),
+    [
+        ("own_file.py:make", None, None, "net"),  # the class of the user's own network
+        ("own_file.py:layer", None, None, "own-file"),  # a layer of torch's says nothing
+        ("own_file.py:layer", "int8-dynamic", None, "own-file-int8-dynamic"),
+        ("own_file.py:make", "int8-dynamic", "My Net 2", "my-net-2"),
+        ("own_file.py:make", None, "../up", "up"),
+    ],
 )
-def test_the_bundles_name(network: Path, tmp_path: Path, model: str, name: str | None, expected: str) -> None:
-    options = BuildOptions(f"{tmp_path / model}", "host", name=name, dry_run=True)
+def test_the_bundles_name(
+    network: Path, tmp_path: Path, model: str, recipe: str | None, name: str | None, expected: str
+) -> None:
+    network.rename(tmp_path / "own_file.py")
+    options = BuildOptions(f"{tmp_path / model}", "host", name=name, recipe=recipe, dry_run=True)
     manifest = build(options).manifest
     assert (manifest.name, manifest.library) == (expected, f"lib{expected}.so")
 
 
+def test_builds_for_two_targets_stand_side_by_side_and_one_program_links_fp32_and_int8(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for target, recipe in (("rpi4", None), ("host", None), ("host", "int8-dynamic")):
+        build(BuildOptions(f"{network}:layer", target, recipe=recipe))
+    assert {path.parent.name for path in tmp_path.glob("*/manifest.json")} == {
+        "net-rpi4",
+        "net-host",
+        "net-int8-dynamic-host",
+    }
+    (tmp_path / "both.c").write_text("""
+        #include "net-host/net.h"
+        #include "net-int8-dynamic-host/net-int8-dynamic.h"
+        int main(void) {
+            static float x[48], y[32], z[32];
+            x[3] = 1;
+            if (net_full(x, y) || net_int8_dynamic_full(x, z)) return 1;
+            return y[5] == z[5] ? 2 : 0; /* two libraries, two answers */
+        }""")
+    libraries = ["net-host/libnet.so", "net-int8-dynamic-host/libnet-int8-dynamic.so"]
+    zig_cc(["both.c", *libraries, "-Wl,-rpath,net-host:net-int8-dynamic-host", "-o", "both"], cwd=tmp_path)
+    assert subprocess.run([tmp_path / "both"], cwd=tmp_path, check=False).returncode == 0
+
+
+def test_replacing_another_targets_bundle_is_told_before_the_work(network: Path, tmp_path: Path) -> None:
+    told: list[str] = []
+    build(BuildOptions(f"{network}:layer", "rpi4", out=tmp_path / "out"), note=told.append)
+    assert told == []
+    build(BuildOptions(f"{network}:layer", "host", out=tmp_path / "out"), note=told.append)
+    assert told == [f"{tmp_path / 'out'} holds net for rpi4, which this build replaces"]
+
+
 @pytest.mark.parametrize("name", ["", "4x4", "---", "é", "n" * 61])
 def test_a_name_that_is_no_c_identifier_is_refused(network: Path, name: str) -> None:
-    if name:
-        with pytest.raises(InputError, match="--name"):
-            build(BuildOptions(f"{network}:make", "host", name=name, dry_run=True))
+    with pytest.raises(InputError, match="--name"):
+        build(BuildOptions(f"{network}:make", "host", name=name, dry_run=True))
 
 
 def test_a_wrong_answer_is_never_written(

@@ -17,7 +17,7 @@ from edgecsi.bundle.manifest import (
     parse_manifest,
 )
 from edgecsi.bundle.read import Bundle, read_bundle
-from edgecsi.bundle.write import refuse_to_replace, write_bundle
+from edgecsi.bundle.write import refuse_to_replace, what_is_in, write_bundle
 
 __all__ = [
     "Bundle",
@@ -39,5 +39,6 @@ __all__ = [
     "read_bundle",
     "read_golden",
     "refuse_to_replace",
+    "what_is_in",
     "write_bundle",
 ]

@@ -10,19 +10,29 @@ import ctypes
 import errno
 import hashlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from edgecsi.bundle.manifest import MANIFEST, MAX_BYTES, SIGNATURE, FileInfo, Manifest, parse_tree, seal
+from edgecsi.bundle.manifest import (
+    MANIFEST,
+    MAX_BYTES,
+    SIGNATURE,
+    FileInfo,
+    Manifest,
+    parse_manifest,
+    parse_tree,
+    seal,
+)
 from edgecsi.bundle.read import Bundle
 from edgecsi.errors import BundleError
 
 _AT_FDCWD = -100
 _RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
 # What building and running the examples leaves behind; it may go when the bundle is replaced.
-_LEFTOVERS = ("example/build/", "example/__pycache__/")
+_LEFTOVERS = re.compile(r"example/(main|build/.*|__pycache__/.*)")
 
 
 def write_bundle(
@@ -102,11 +112,21 @@ def refuse_to_replace(out: Path) -> None:
     listed = _listed_files(out)
     if listed is None:
         raise BundleError(f"{out} is not empty and not a bundle", "edgecsi replaces bundles only", fix)
-    if foreign := [name for name in present if name not in listed and not name.startswith(_LEFTOVERS)]:
+    if foreign := [name for name in present if name not in listed and not _LEFTOVERS.fullmatch(name)]:
         shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
         raise BundleError(
             f"{out} holds files that are not the bundle's: {shown}", "replacing it would lose them", fix
         )
+
+
+def what_is_in(out: Path) -> tuple[str, str] | None:
+    """Name and target of the bundle in ``out``, which a build may be about to replace; ``None``: none is there."""
+    try:
+        with (out / MANIFEST).open("rb") as stream:
+            manifest = parse_manifest(stream.read(MAX_BYTES + 1), str(out / MANIFEST))
+    except (OSError, BundleError):
+        return None
+    return manifest.name, manifest.target.id
 
 
 def _listed_files(out: Path) -> set[str] | None:

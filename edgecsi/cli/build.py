@@ -35,7 +35,7 @@ def shape(_context: click.Context, _option: click.Parameter, text: str | None) -
     "out",
     type=click.Path(path_type=Path),
     metavar="DIR",
-    help="Folder of the bundle  [default: its name].",
+    help="Folder of the bundle  [default: NAME-TARGET].",
 )
 @click.option("--entry", help="Build only this one: encoder, decoder or full  [default: all].")
 @click.option(
@@ -62,7 +62,10 @@ def shape(_context: click.Context, _option: click.Parameter, text: str | None) -
     metavar="N",
     help="Also build entries that take N inputs at once: --batch 8 --batch 64.",
 )
-@click.option("--name", help="Name of the bundle and prefix of its C functions  [default: the model's].")
+@click.option(
+    "--name",
+    help="Name of the bundle and prefix of its C functions  [default: the model's and the recipe's].",
+)
 @click.option(
     "--explain", is_flag=True, help="Show the plan: every layer's kernel and why, knobs, bytes, MACs."
 )
@@ -152,7 +155,7 @@ def command(
         records=None if no_records else records,
     )
     with progress(f"building {model} for {target}") as update:
-        result = build(options, update)
+        result = build(options, update, lambda text: click.echo(text, err=True))
     measured = time_layers(result.bundle) if measure and result.bundle is not None else None
     tree = to_json(result.manifest) | ({"measured": measured.layers} if measured else {})
     report(tree, lambda: _text(result, explain, measured), json_to)

@@ -125,7 +125,7 @@ def time_layers(bundle: Bundle) -> TimedLayers:
         BundleError, ToolchainError: it cannot be loaded, or the limits cannot be measured.
     """
     from edgecsi.bench import layers, limits
-    from edgecsi.bundle.load import check_runs_here
+    from edgecsi.bundle.shared_library import check_runs_here
     from edgecsi.errors import DeviceError
 
     try:

@@ -1,21 +1,23 @@
 """Running a library from Python."""
 
 import dataclasses
-import importlib
+import gc
+import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import edgecsi
 from edgecsi import cpu
-from edgecsi.bundle import golden_npz, read_golden, write_bundle
-from edgecsi.errors import BundleError, DataError, DeviceError
+from edgecsi.bundle import call, golden_npz, read_golden, shared_library, write_bundle
+from edgecsi.errors import BundleError, DataError, DeviceError, ToolchainError, UsageError
 from tests import _tiny
 
-load_module = importlib.import_module("edgecsi.bundle.load")
 X = np.random.default_rng(1).normal(size=(1, 8)).astype(np.float32)
 
 
@@ -23,7 +25,7 @@ X = np.random.default_rng(1).normal(size=(1, 8)).astype(np.float32)
 def loaded(request, bundle, monkeypatch):
     """A library, called the short way and the way of a Python that does not tell where arrays are."""
     if request.param == "long":
-        monkeypatch.setattr(load_module, "_addresses_are_readable", lambda: False)
+        monkeypatch.setattr(call, "_addresses_are_readable", lambda: False)
     return edgecsi.load(bundle.path)
 
 
@@ -222,3 +224,52 @@ def test_golden_values_of_a_wrong_shape_are_not_written():
     entries = {"full": dataclasses.replace(_tiny.manifest().entries["full"])}
     with pytest.raises(ValueError, match=r"full\.csi"):
         golden_npz(entries, {"full": {"csi": np.zeros((3, 8)), "reconstruction": np.zeros((3, 1, 8))}})
+
+
+def _mappings(library):
+    return Path("/proc/self/maps").read_text().count(str(library))
+
+
+def test_closing_unloads_the_library(bundle):
+    with edgecsi.load(bundle.path) as loaded:
+        loaded.run(np.ones((1, 8)))
+        assert _mappings(bundle.library) > 0
+    assert _mappings(bundle.library) == 0
+    loaded.close()  # once more does no harm
+    for use in (lambda: loaded.run(np.ones((1, 8))), lambda: loaded.run_many(np.ones((2, 8)))):
+        with pytest.raises(UsageError, match="is closed"):
+            use()
+
+
+def test_a_library_goes_with_its_object_or_stays_for_others(bundle):
+    loaded, other = edgecsi.load(bundle.path), edgecsi.load(bundle.path)
+    function = other.function("full")
+    other.close()
+    del loaded
+    gc.collect()
+    del other
+    assert _mappings(bundle.library) > 0  # somebody still holds a function of it
+    x, y = np.ones((1, 8), np.float32), np.empty((1, 8), np.float32)
+    assert function(x.ctypes.data, y.ctypes.data) == 0
+    del function
+    assert _mappings(bundle.library) == 0
+
+
+@pytest.mark.parametrize(
+    ("reason", "error", "words"),
+    [
+        ("FILE: failed to map segment from shared object", ToolchainError, "noexec"),
+        ("/lib/libc.so.6: version `GLIBC_2.38' not found (required by FILE)", DeviceError, "needs glibc 2.38"),
+        ("libm.so.6: cannot open shared object file: No such file or directory", DeviceError, "libm.so.6"),
+        ("FILE: invalid ELF header", BundleError, "invalid ELF header"),
+    ],
+)
+def test_a_library_that_does_not_load_says_why(bundle, monkeypatch, reason, error, words):
+    def refuse(name, mode):
+        raise OSError(reason.replace("FILE", name))
+
+    monkeypatch.setattr(shared_library, "dlopen", refuse)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_NOEXEC))
+    with pytest.raises(error, match=words) as caught:
+        edgecsi.load(bundle.path)
+    assert ("2.28" in str(caught.value)) == ("GLIBC" in reason)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import dataclasses
 import os
+import signal
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +163,26 @@ def test_an_error_in_any_thread_is_raised(libraries: object, tmp_path: Path) -> 
     loaded = edgecsi.load(_tiny.make_bundle(tmp_path / "b", library, about).path)
     with pytest.raises(DeviceError, match="code -2"):
         loaded.run_many(samples(4), threads=2)
+
+
+@pytest.mark.parametrize("presses", [1, 3])
+def test_after_an_interruption_nobody_works_on_the_arrays(
+    libraries: object, tmp_path: Path, presses: int
+) -> None:
+    """The caller may free or reuse them, so the threads must have ended first, however impatient the user is."""
+    library = libraries(_tiny.HOST, "-DSLOW")  # type: ignore[operator]
+    loaded = edgecsi.load(_tiny.make_bundle(tmp_path / "b", library, _tiny.manifest()).path)
+    active = ctypes.CDLL(str(loaded.bundle.library)).tiny_net_active
+    x = samples(4)
+    x[:, 0] = 0.1, 0.6, 0.6, 0.6
+    timers = [threading.Timer(0.05 * (i + 1), os.kill, (os.getpid(), signal.SIGINT)) for i in range(presses)]
+    for timer in timers:
+        timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        loaded.run_many(x, threads=4)
+    assert active() == 0
+    for timer in timers:
+        timer.join()
 
 
 @pytest.mark.filterwarnings("ignore:This process")

@@ -79,6 +79,7 @@ def test_nobody_elses_files_are_replaced(bundle, libraries, tmp_path, what):
 def test_a_built_example_does_not_stand_in_the_way(bundle, libraries):
     (bundle.path / "example" / "build").mkdir(parents=True)
     (bundle.path / "example" / "build" / "main").write_bytes(b"\x7fELF")
+    (bundle.path / "example" / "main").write_bytes(b"\x7fELF")
     refuse_to_replace(bundle.path)
     write_bundle(bundle.path, *_rebuilt(libraries()))
     assert _family(bundle.path) == "second"
