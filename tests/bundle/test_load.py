@@ -259,7 +259,11 @@ def test_a_library_goes_with_its_object_or_stays_for_others(bundle):
     ("reason", "error", "words"),
     [
         ("FILE: failed to map segment from shared object", ToolchainError, "noexec"),
-        ("/lib/libc.so.6: version `GLIBC_2.38' not found (required by FILE)", DeviceError, "needs glibc 2.38"),
+        (
+            "/lib/libc.so.6: version `GLIBC_2.38' not found (required by FILE)",
+            DeviceError,
+            "needs glibc 2.38",
+        ),
         ("libm.so.6: cannot open shared object file: No such file or directory", DeviceError, "libm.so.6"),
         ("FILE: invalid ELF header", BundleError, "invalid ELF header"),
     ],
