@@ -266,7 +266,9 @@ def _elsewhere(
     info = device.info()
     inputs, expected = read_golden(bundle, entry)
     sample = [array[0] for array in inputs]
-    begin = snapshot(device.state())
+    state = device.state()
+    where, begin = machine(state), snapshot(state)
+    where = where if info.arch == "" else replace(where, cpu=info.description)
     outputs = device.run(bundle, entry, [_as_samples(array) for array in inputs])
     several = outputs if isinstance(outputs, tuple) else (outputs,)
     found = _worst(
@@ -277,22 +279,21 @@ def _elsewhere(
         entry=entry,
         device=device.spec,
         protocol=protocol,
-        machine=machine(device.state()),
+        machine=where,
         before=begin,
         after=begin,
-        validity=judge(begin, begin, emulated=info.emulated),
+        validity=judge(begin, begin, where=where, emulated=info.emulated),
         answer=found,
     )
     if info.emulated and (count := device.count_instructions(bundle, entry, sample)) is not None:
         after = snapshot(device.state())
-        return replace(result, after=after, validity=judge(begin, after, emulated=True), instructions=count)
+        return replace(
+            result, after=after, validity=judge(begin, after, where=where, emulated=True), instructions=count
+        )
     before = snapshot(device.state())
     series = device.measure(bundle, entry, sample, _plan(protocol), progress)
     engine = _engine(OWN, bundle.manifest.created_with.edgecsi, found, series)
-    result = replace(
-        result, before=before, after=before, engines=(engine,), c_call=engine.warm,
-        machine=replace(result.machine, cpu=info.description),
-    )  # fmt: skip
+    result = replace(result, before=before, after=before, engines=(engine,), c_call=engine.warm)
     if series.lost is not None:
         lost = f"{series.lost.what} after {series.samples.size:,} calls: {series.lost.why}"
         return replace(result, validity=Validity("invalid", (lost,)))
@@ -301,7 +302,7 @@ def _elsewhere(
     return replace(
         result,
         after=after,
-        validity=judge(before, after, emulated=info.emulated, notes=notes),
+        validity=judge(before, after, where=where, emulated=info.emulated, notes=notes),
         cold_starts=_cold_starts(device, bundle, entry, sample, protocol),
         layers=layer_times(device, bundle, entry, None, _passes(protocol)),
     )

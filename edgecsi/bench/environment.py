@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 from edgecsi.bench.result import Machine, Snapshot, Validity
 from edgecsi.bench.result import State as ValidityState
-from edgecsi.device.state import THROTTLED, State, read
+from edgecsi.device.state import THROTTLE_BITS, THROTTLED, State, read
 
 OTHER_LOAD = 0.05
 """Share of one core that other processes may use while we measure."""
@@ -24,9 +24,6 @@ STOLEN = 0.02
 """Share of one core that a hypervisor may take away."""
 FREQUENCY_CHANGE = 0.05
 """Relative change of the highest core frequency that is still called steady."""
-THROTTLE_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
-"""Raspberry Pi, ``vcgencmd get_throttled``: bits 0-3 say what is so now, bits 16-19 what happened since
-boot."""
 CPUS = "sys/devices/system/cpu"
 TICKS = 100
 """A second in ``/proc/stat``: the same on every Linux."""

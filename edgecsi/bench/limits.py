@@ -11,9 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from edgecsi.bench.environment import judge, machine, snapshot
-from edgecsi.bench.native_code import program_output
+from edgecsi.bench.native_code import built, program_output
 from edgecsi.bench.result import Limits, Machine, Validity
+from edgecsi.device import Device
 from edgecsi.disk import cache_dir
+from edgecsi.target import Target
 
 
 def known_limits() -> Limits:
@@ -51,6 +53,25 @@ def measure_limits() -> Limits:
         beside.write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
         os.replace(beside, _kept())
     return found
+
+
+def limits_of(device: Device, target: Target) -> Limits:
+    """Another device's limits, measured there; takes some ten seconds.
+
+    Args:
+        device: where.
+        target: how to compile for it.
+
+    Raises:
+        DeviceError: it cannot be reached, or the program does not run there.
+        ToolchainError: the measuring program cannot be compiled.
+    """
+    program, state = built("limits.c", target), device.state()
+    where, before = machine(state), snapshot(state)
+    measured = json.loads(device.run_program(program))
+    after = snapshot(device.state())
+    after = dataclasses.replace(after, own=after.clock - before.clock)  # it keeps one core busy all the time
+    return _limits(measured, where, judge(before, after, where=where, emulated=device.info().emulated))
 
 
 def _kept() -> Path:

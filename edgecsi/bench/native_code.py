@@ -13,23 +13,32 @@ from edgecsi import cpu
 from edgecsi.codegen.zig import zig_cc
 from edgecsi.disk import cache_dir
 from edgecsi.errors import ToolchainError
+from edgecsi.target import Target
 
 
-def built(source: str) -> Path:
-    """Compiles ``edgecsi/bench/native/<source>`` with ``-O3`` for this exact CPU; kept in the user's cache.
+def built(source: str, target: Target | None = None) -> Path:
+    """Compiles ``edgecsi/bench/native/<source>`` with ``-O3``; kept in the user's cache.
+
+    Args:
+        source: the file's name.
+        target: for which CPU; for this exact one by default.
 
     Raises:
         ToolchainError: the compiler is missing or failed.
     """
     text = (resources.files("edgecsi.bench") / "native" / source).read_bytes()
-    key = hashlib.sha256(text + cpu.llvm_name().encode()).hexdigest()
+    which = cpu.llvm_name() if target is None else f"{target.triple}.{target.glibc} {target.zig_cpu}"
+    key = hashlib.sha256(text + which.encode()).hexdigest()
     folder = cache_dir() / "bench"
     binary = folder / f"{Path(source).stem}-{key[:16]}"
     if not binary.exists():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder) as scratch:
             Path(scratch, source).write_bytes(text)
-            zig_cc(["-O3", "-mcpu=native", source, "-o", binary.name], cwd=Path(scratch))
+            mcpu, triple = (
+                ("native", "") if target is None else (target.zig_cpu, f"{target.triple}.{target.glibc}")
+            )
+            zig_cc(["-O3", f"-mcpu={mcpu}", source, "-o", binary.name], triple=triple, cwd=Path(scratch))
             os.replace(Path(scratch, binary.name), binary)
     return binary
 

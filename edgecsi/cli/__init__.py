@@ -25,6 +25,7 @@ VERBS = {
     "bench": "Measure how fast a bundle is, alone or against others.",
     "tune": "Measure which kernels are best on a device.",
     "records": "List, merge, export and prune what tuning measured.",
+    "device": "Name, probe, set up and clean the devices bundles run on.",
     "compress": "Prune, quantise or factor a model by a recipe.",
     "train": "Train a zoo model.",
     "data": "Generate, convert and describe channels.",

@@ -2,6 +2,7 @@
 
 from edgecsi.device.emulate import Emulated, count_instructions
 from edgecsi.device.local import Local
+from edgecsi.device.names import resolve
 from edgecsi.device.protocol import Device, DeviceInfo
 from edgecsi.device.remote import Remote
 from edgecsi.errors import UsageError
@@ -9,23 +10,22 @@ from edgecsi.errors import UsageError
 __all__ = ["Device", "DeviceInfo", "Emulated", "Local", "Remote", "count_instructions", "open_device"]
 
 
-def open_device(spec: str) -> Device:
+def open_device(name: str) -> Device:
     """The device of this name.
 
     Args:
-        spec: ``local`` (this CPU), ``emulate`` (QEMU with the bundle's CPU) or ``ssh://[user@]host[:port]``.
+        name: an address: ``local`` (this CPU), ``emulate`` (QEMU with the bundle's CPU),
+            ``ssh://[user@]host[:port]``; or a name from a ``devices.toml``. Nothing is connected yet.
 
     Raises:
         UsageError: there is no such device.
+        DataError: a ``devices.toml`` cannot be read.
     """
+    spec = resolve(name)
     if spec == "local":
         return Local()
     if spec == "emulate":
         return Emulated()
     if spec.startswith("ssh://"):
         return Remote.over_ssh(spec)
-    raise UsageError(
-        f"there is no device {spec!r}",
-        "known devices: local, emulate, ssh://[user@]host[:port]",
-        "choose one with --device",
-    )
+    raise UsageError(f"{spec} cannot be used here", "it speaks RPC only", "use ssh://HOST")

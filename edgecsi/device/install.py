@@ -82,3 +82,41 @@ def _sha256(source: Path | bytes) -> str:
         return hashlib.sha256(source).hexdigest()
     with source.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+_STATUS = """cd "$1" 2>/dev/null || exit 0
+for part in files rpc bundles; do [ -d "$part" ] && echo "$part $(du -sk "$part" | cut -f1)"; done; exit 0"""
+_CLEAN = """cd "$1" 2>/dev/null || exit 0
+shift; rm -rf -- "$@" && cd .. && rmdir "$OLDPWD" 2>/dev/null; exit 0"""
+
+
+def held(connection: Connection, folder: str) -> dict[str, int]:
+    """What lies in our folder there: bytes on its disk of ``files`` (runner and libraries), ``rpc`` and
+    ``bundles`` (what was deployed)."""
+    lines = connection.run(["sh", "-c", _STATUS, "status", folder]).text.splitlines()
+    return {part: 1024 * int(size) for part, size in (line.split() for line in lines)}
+
+
+def clean(connection: Connection, folder: str, *, bundles: bool = False) -> dict[str, int]:
+    """Remove what :func:`keep` and ``device setup`` put there; nothing else in the folder is touched.
+
+    Args:
+        connection: the way there.
+        folder: our folder.
+        bundles: also what was deployed.
+
+    Returns:
+        What was removed, as :func:`held` has it.
+
+    Raises:
+        DeviceError: something could not be removed.
+    """
+    parts = ["files", "rpc", *(["bundles"] if bundles else [])]
+    before = held(connection, folder)
+    done = connection.run(["sh", "-c", _CLEAN, "clean", folder, *parts])
+    if left := held(connection, folder).keys() & set(parts):
+        raise DeviceError(
+            f"{', '.join(sorted(left))} in {folder} cannot be removed on {connection.name}", done.said,
+            "see who owns these files there",
+        )  # fmt: skip
+    return {part: size for part, size in before.items() if part in parts}

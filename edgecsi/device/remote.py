@@ -49,6 +49,7 @@ class Remote:
         connection: the way there.
         folder: where our files go there.
         cpu: keep to this CPU there; None for any.
+        library: the path there of the library that is run; by default a bundle's is copied.
         deadline: seconds after which a run is given up; None for as long as the slowest of kernels needs.
     """
 
@@ -59,10 +60,11 @@ class Remote:
         folder: str,
         *,
         cpu: int | None = None,
+        library: str | None = None,
         deadline: float | None = None,
     ) -> None:
-        self.spec, self.connection, self._folder = spec, connection, folder
-        self._cpu, self._deadline = cpu, deadline
+        self.spec, self.connection, self.folder = spec, connection, folder
+        self._cpu, self._library, self._deadline = cpu, library, deadline
         self._prepared: tuple[Board, str] | None = None
 
     @staticmethod
@@ -217,7 +219,7 @@ class Remote:
 
     def _ready(self) -> tuple[Board, str]:
         if self._prepared is None:
-            self._prepared = install.prepare(self.connection, self._folder)
+            self._prepared = install.prepare(self.connection, self.folder)
         return self._prepared
 
     @staticmethod
@@ -240,7 +242,7 @@ class Remote:
         described = bundle.entry(entry)
         board, runner = self._ready()
         board.check(bundle, bundle.library.stat().st_size)
-        library = install.keep(self.connection, board.folder, bundle.library)
+        library = self._library or install.keep(self.connection, board.folder, bundle.library)
         deadline = self._deadline or seconds
         argv = [runner, mode, library, bundle.manifest.cname, entry]
         for tensors in (described.inputs, described.outputs):

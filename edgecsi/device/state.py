@@ -32,6 +32,9 @@ FILES = (
     "sys/class/thermal/thermal_zone*/temp",
 )
 THROTTLED = "vcgencmd get_throttled"
+THROTTLE_BITS = {0: "under-voltage", 1: "frequency capped", 2: "throttled", 3: "soft temperature limit"}
+"""Raspberry Pi, ``vcgencmd get_throttled``: bits 0-3 say what is so now, bits 16-19 what happened since
+boot."""
 SCRIPT = f"""
 say() {{ printf '%s\\0' "$1"; shift; "$@" 2>/dev/null | tr -d '\\000'; printf '\\0'; }}
 for file in {" ".join(f"/{file}" for file in FILES)}; do

@@ -68,7 +68,9 @@ def test_it_says_what_it_is(local):
     assert info.description
 
 
-@pytest.mark.parametrize("spec", ["", "lokal", "http://pi", "local "])
+@pytest.mark.parametrize(
+    "spec", ["", "lokal", "http://pi", "local ", "rpc://pi", "tracker://pi:1", "ssh://-o"]
+)
 def test_unknown_devices_are_refused(spec):
-    with pytest.raises(UsageError, match="local, emulate"):
+    with pytest.raises(UsageError):
         open_device(spec)

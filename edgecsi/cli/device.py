@@ -1,0 +1,224 @@
+"""``edgecsi device``: the machines where bundles run."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from edgecsi.cli.output import columns, json_option, pairs, progress, report
+from edgecsi.errors import DeviceError, UsageError
+
+if TYPE_CHECKING:
+    from edgecsi.device import Remote
+    from edgecsi.device.probe import Probe
+
+
+@click.group()
+def command() -> None:
+    """Name devices, ask what they are, make them ready, clean them.
+
+    A device is ssh://[user@]host[:port] (your ~/.ssh/config, keys and known hosts hold), or a name for one.
+
+    \b
+    Example:
+      edgecsi device add pi4 ssh://pi@raspberrypi
+      edgecsi device probe pi4
+      edgecsi device setup pi4
+      edgecsi bench csinet-pi --device pi4
+    """
+
+
+@command.command()
+@click.argument("name")
+@click.argument("spec")
+@click.option("--project", is_flag=True, help="Write it to ./devices.toml instead of your own file.")
+def add(name: str, spec: str, project: bool) -> None:
+    """Call the device SPEC by NAME from now on.
+
+    \b
+    Example:
+      edgecsi device add pi4 ssh://pi@raspberrypi
+    """
+    from edgecsi.device import names
+
+    file = names.add(name, spec, Path(names.FILE) if project else None)
+    click.echo(f"{name} is {spec}, says {file}")
+
+
+@command.command("list")
+@json_option
+def list_(json_to: str | None) -> None:
+    """List the names, and what they stand for.
+
+    \b
+    Example:
+      edgecsi device list
+    """
+    from edgecsi.device import names
+
+    found = names.listed()
+    rows = [(named.name, named.spec, named.file) for named in found]
+    none = "no names yet; local and emulate are always there"
+    report(found, lambda: columns(("name", "device", "file"), rows) if rows else none, json_to)
+
+
+@command.command()
+@click.argument("name")
+def remove(name: str) -> None:
+    """Forget NAME; the device itself is left as it is.
+
+    \b
+    Example:
+      edgecsi device remove pi4
+    """
+    from edgecsi.device import names
+
+    click.echo(f"{names.remove(name)} has no {name} any more")
+
+
+@command.command()
+@click.argument("device")
+@click.option(
+    "--write-target",
+    type=click.Path(path_type=Path),
+    metavar="FILE.toml",
+    help="Measure the board's limits and write a target file for it.",
+)
+@json_option
+def probe(device: str, write_target: Path | None, json_to: str | None) -> None:
+    """Ask DEVICE what it is, and whether bundles can run there. Nothing is installed.
+
+    \b
+    Example:
+      edgecsi device probe ssh://pi@raspberrypi
+      edgecsi device probe pi4 --write-target my-pi.toml
+    """
+    from edgecsi.device.board import probe as ask
+    from edgecsi.device.probe import describe
+
+    with _opened(device) as remote, progress("asking") as update:
+        board = ask(remote.connection, remote.folder)
+        ready = not board.troubles()
+        found = describe(remote.board if ready else board)
+        if write_target is not None and ready:
+            from edgecsi import target as targets
+            from edgecsi.bench.limits import limits_of
+            from edgecsi.bench.measured_target import write_target as write
+
+            update(0, 0, "measuring its limits")
+            base = targets.load(found.target) if found.target else targets.load("host")
+            write(write_target, found, limits_of(remote, base))
+    report(found, lambda: _probe_text(found, write_target if ready else None), json_to)
+    if found.troubles:
+        raise DeviceError(
+            f"bundles cannot run on {found.name}", found.troubles[0].what, found.troubles[0].cure
+        )
+
+
+@command.command()
+@click.argument("device")
+@json_option
+def setup(device: str, json_to: str | None) -> None:
+    """Make DEVICE ready to run bundles: copies our runner there. Nothing is compiled there, no Python, internet
+    or root is needed, and nothing of ours runs or listens there afterwards.
+
+    \b
+    Example:
+      edgecsi device setup pi4
+    """
+    from edgecsi.device import install
+
+    with _opened(device) as remote, progress("copying"):
+        board = remote.board
+        size = sum(install.held(remote.connection, board.folder).values())
+    done = {"device": remote.spec, "folder": board.folder, "arch": board.arch, "bytes": size}
+    report(done, lambda: pairs(done), json_to)
+
+
+@command.command()
+@click.argument("device")
+@json_option
+def status(device: str, json_to: str | None) -> None:
+    """Show what of ours lies on DEVICE.
+
+    \b
+    Example:
+      edgecsi device status pi4
+    """
+    from edgecsi.device import install
+
+    with _opened(device) as remote:
+        held = install.held(remote.connection, remote.folder)
+    done = {"device": remote.spec, "folder": remote.folder, "bytes": held}
+    shown = {
+        "device": remote.spec,
+        "folder": remote.folder,
+        **{f"{name} B": size for name, size in held.items()},
+    }
+    report(done, lambda: pairs(shown), json_to)
+
+
+@command.command()
+@click.argument("device")
+@click.option("--bundles", is_flag=True, help="Also remove the bundles that were deployed there.")
+@json_option
+def clean(device: str, bundles: bool, json_to: str | None) -> None:
+    """Remove what `device setup`, `run` and `bench` put on DEVICE.
+
+    \b
+    Example:
+      edgecsi device clean pi4
+    """
+    from edgecsi.device import install
+
+    with _opened(device) as remote:
+        removed = install.clean(remote.connection, remote.folder, bundles=bundles)
+    done = {"device": remote.spec, "removed": removed}
+    report(done, lambda: f"removed {sum(removed.values()):,} bytes from {remote.spec}", json_to)
+
+
+@contextlib.contextmanager
+def _opened(name: str) -> Iterator[Remote]:
+    """A device that a shell can be asked on."""
+    from edgecsi.device import Remote
+    from edgecsi.device.names import resolve
+
+    spec = resolve(name)
+    if "ssh://" not in spec:
+        raise UsageError(
+            f"{spec} cannot be set up",
+            "it has no shell that can be asked",
+            "give an ssh:// device, or its name",
+        )
+    with contextlib.closing(Remote.over_ssh(spec.removeprefix("rpc+"))) as remote:
+        yield remote
+
+
+def _probe_text(found: Probe, written: Path | None) -> str:
+    mhz = f"{found.mhz:.0f} MHz" if found.mhz else None
+    limit = f"up to {found.max_mhz:.0f}" if found.max_mhz else None
+    shown = {
+        "device": found.name,
+        "board": found.board,
+        "system": found.system,
+        "programs": f"{found.bits} bits on a {found.arch} kernel, glibc {found.glibc or 'missing'}",
+        "CPU": f"{found.cores} cores{f', {found.cpu}' if found.cpu else ''}{', emulated' if found.emulated else ''}",
+        "features": " ".join(found.features),
+        "caches": ", ".join(f"L{level} {size >> 10} KiB" for level, size in found.cache_bytes.items())
+        or None,
+        "page": f"{found.page_bytes} bytes" if found.page_bytes else None,
+        "frequency": ", ".join(part for part in (mhz, limit, found.governor) if part) or None,
+        "temperature": f"{found.celsius:.0f} °C" if found.celsius is not None else None,
+        "throttled": None if found.throttled is None else ", ".join(found.throttled) or "no",
+        "memory": f"{found.memory_bytes >> 20:,} MiB" if found.memory_bytes else None,
+        "folder": f"{found.folder}, {(found.free_bytes or 0) >> 20:,} MiB free",
+        "target": f"build with --target {found.target}" if found.target else "none that ships fits its CPU",
+        "written": str(written) if written else None,
+    }
+    lines = [pairs({name: value for name, value in shown.items() if value is not None})]
+    lines += [f"trouble: {trouble.what}\n  -> {trouble.cure}" for trouble in found.troubles]
+    return "\n".join(lines)
