@@ -13,7 +13,8 @@ import pytest
 
 from edgecsi.ops.layout import Layout
 from edgecsi.target import Target, load
-from edgecsi.tune.harness import Case, run_cases
+from edgecsi.tune.harness import Case
+from tests.kernels.guarded import run_guarded
 
 X86 = ("x86-64-v3", "x86-64-v4", "host")
 PI = ("rpi4", "rpi5")
@@ -43,7 +44,7 @@ def available(name: str) -> Target:
 def check(
     cases: Sequence[Case] | Callable[[Target], Sequence[Case]], target: str, tolerance: float = 1e-5
 ) -> None:
-    """Build all cases, run them, compare with the operators' references.
+    """Build all cases, run them between guard pages, compare with the operators' references.
 
     Codes must be equal, floats agree to `tolerance` of the largest output; the halo must be written. A kernel
     must not refuse what a test asks of it.
@@ -53,8 +54,14 @@ def check(
     assert listed, f"nothing to check on {target}"
     for case in listed:
         assert case.kernel.refuses(case.op, board) == "", case.op
-    for number, (case, (memory, got, _)) in enumerate(zip(listed, run_cases(listed, board), strict=True)):
-        want = case.op.reference(*case.inputs)
+    try:
+        outputs = run_guarded(listed, board)
+    except AssertionError as error:
+        number, _, found = str(error).partition(" ")
+        which = describe(listed[int(number)]) if number.isdecimal() else ""
+        raise AssertionError(f"{target}: {found or number}: {which}") from None
+    for number, (case, memory) in enumerate(zip(listed, outputs, strict=True)):
+        got, want = case.op.y.read(memory), case.op.reference(*case.inputs)
         where = f"case {number} on {target}: {describe(case)}"
         if case.op.y.dtype == "float32":
             limit = tolerance * max(float(np.abs(want).max()), 1e-30)

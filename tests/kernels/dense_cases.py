@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from edgecsi.kernels.base import Kernel
+from edgecsi.kernels.dense.slices import SliceDense
 from edgecsi.kernels.variants import all_kernels
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Dense, Quant
@@ -90,14 +92,25 @@ def case(rng: np.random.Generator, kernel: Kernel, op: Dense) -> Case:
 def kernels_for(target: Target, prefix: tuple[str, ...]) -> list[Kernel]:
     """Dense kernels of these names that have something to do on a target."""
     dot = {"avx512_vnni": "vnni", "avx_vnni": "vnni"}.get(target.dot, target.dot)
-    ends = ("vnni", "avx2", "sdot", "neon")
+    other = {"vnni", "avx2", "sdot", "neon"} - {dot}
+    if "avx512vbmi" not in target.features:
+        other.add("vbmi")
     return [
         k
         for k in all_kernels().values()
         if k.op is Dense
         and k.name.startswith(prefix)
-        and (k.name.endswith(f"_{dot}") or not k.name.endswith(ends))
+        and k.name.rsplit("_", 1)[1] not in other
+        and not (isinstance(k, SliceDense) and k.rows != target.lanes_f32)
     ]
+
+
+def taken(cases: list[Case], target: Target, kernels: Sequence[Kernel]) -> list[Case]:
+    """The cases that are not refused. Every kernel must take one: those that refuse all are not tested at all."""
+    found = [case for case in cases if not case.kernel.refuses(case.op, target)]
+    idle = {k.name for k in kernels} - {case.kernel.name for case in found}
+    assert not idle, f"{', '.join(sorted(idle))}: everything was refused on {target.id}"
+    return found
 
 
 def rng_of(*words: object) -> np.random.Generator:

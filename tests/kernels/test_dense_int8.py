@@ -49,8 +49,7 @@ def _shapes(target: Target) -> list[Case]:
                 rng, weight, dynamic=kernel.name.startswith("qd8"), batch=batch, epilogue=steps,
                 y_quant=quant, bias=bool(rng.random() < 0.7),
             )  # fmt: skip
-            if not kernel.refuses(op, target):
-                cases.append(case(rng, kernel, op))
+            cases.append(case(rng, kernel, op))
     return cases
 
 
@@ -94,8 +93,7 @@ def _layouts(target: Target) -> list[Case]:
             weight = int8_weight(rng, outputs, inputs, mask(rng, outputs, inputs, rows, 4, 0.4))
             quant = CODES if y.dtype == "uint8" else None
             op = int8_layer(rng, weight, dynamic=dynamic, x=x, y=y, epilogue=steps, y_quant=quant)
-            if not kernel.refuses(op, target):
-                cases.append(case(rng, kernel, op))
+            cases.append(case(rng, kernel, op))
     return cases
 
 
@@ -142,8 +140,6 @@ def _two_planes(target: Target) -> list[Case]:
                 rng, int8_weight(rng, outputs, columns, kept), dynamic=False, fine=fine, x=x, y=y, y_quant=quant,
                 batch=x.shape[0], bias=number != 2,
             )  # fmt: skip
-            if kernel.refuses(op, target):
-                continue
             values = activations(rng, x) * np.float32(1.5)
             values.flat[:2] = (1e30, -1e30)
             cases.append(Case(kernel, op, [values]))
@@ -224,8 +220,6 @@ def _saturating(target: Target) -> list[Case]:
         for code in (-128, -127, 127):
             weight = np.full((32, 64), code, np.int8)
             op = int8_layer(rng, weight, dynamic=dynamic)
-            if kernel.refuses(op, target):
-                continue
             values = (-3.5, 3.5, 0.0) if dynamic else (0, 255, 128)
             cases += [Case(kernel, op, [np.full((1, 64), v, op.x.dtype)]) for v in {values[0], values[-1]}]
     return cases

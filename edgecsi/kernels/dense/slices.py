@@ -55,7 +55,7 @@ class SliceDense(FloatDense):
             return reason
         if target.lanes_f32 != self.rows:
             return f"{target.id} has {target.lanes_f32} lanes, not {self.rows}"
-        if self.rows > 4 and op.x.size < 2 * self.rows:
+        if self.rows > 4 and op.x.sample < 2 * self.rows:
             return "there are fewer inputs than a window has"
         if (stored_weights(op, self.weights) != 0).mean() > 0.6:
             return "too few weights are 0"
