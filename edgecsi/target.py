@@ -61,12 +61,8 @@ class Target:
     """Bandwidth of reads from the second-level cache in GB/s."""
     l3_gbps: float
     """Bandwidth of reads from the third-level cache in GB/s (that of memory, where there is none)."""
-    dram_gbps: float
-    """Bandwidth of reads from memory in GB/s."""
     peak_gmacs_f32: float
     """Multiply-adds in float32, 10^9 a second."""
-    peak_gmacs_i8: float
-    """Multiply-adds in int8, 10^9 a second, with the instructions of ``dot``."""
     mattr: tuple[str, ...] = ()
     """LLVM attributes on top of ``mcpu``, for example ``-prefer-256-bit``."""
     dot: str = ""

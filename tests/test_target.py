@@ -20,7 +20,7 @@ def test_every_shipped_target_loads(name: str) -> None:
     assert loaded.description
     assert loaded.features
     assert loaded.tvm()["mcpu"] == loaded.mcpu
-    assert loaded.l1_gbps >= loaded.l2_gbps >= loaded.l3_gbps >= loaded.dram_gbps
+    assert loaded.l1_gbps >= loaded.l2_gbps >= loaded.l3_gbps
     assert (
         loaded.lanes_f32
         == {"x86_64": (8, 16), "aarch64": (4,)}[loaded.arch][
@@ -147,8 +147,8 @@ def test_a_board_file_extends_one_beside_it(tmp_path: Path) -> None:
         ('extends = "rpi4"\ncores = true\n', "cores"),
         ('extends = "rpi4"\nl2_bytes = 99999999999999\n', "l2_bytes"),
         ('extends = "rpi4"\nl2_bytes = 1.5\n', "l2_bytes"),
-        ('extends = "rpi4"\ndram_gbps = nan\n', "dram_gbps"),
-        ('extends = "rpi4"\ndram_gbps = -1\n', "dram_gbps"),
+        ('extends = "rpi4"\nl3_gbps = nan\n', "l3_gbps"),
+        ('extends = "rpi4"\nl3_gbps = -1\n', "l3_gbps"),
         ('extends = "rpi4"\nglibc = "latest"\n', "glibc"),
         ('extends = "rpi4"\nlanes_f32 = 5\n', "lanes_f32"),
         ('extends = "rpi4"\ndot = "magic"\n', "dot"),

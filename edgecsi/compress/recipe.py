@@ -269,11 +269,6 @@ class Recipe:
         """True if it needs no training, so that ``edgecsi build --recipe`` takes it."""
         return all(isinstance(step, Quantize) and step.epochs == 0 for step in self.steps)
 
-    @cached_property
-    def needs_calibration(self) -> bool:
-        """True if it needs data although it does not train."""
-        return any(isinstance(step, Quantize) and step.mode == "static" for step in self.steps)
-
     def explain(self) -> list[str]:
         """One line a step, in plain words."""
         return [f"{number}. {step.do}: {step.explain()}" for number, step in enumerate(self.steps, 1)]

@@ -12,8 +12,6 @@ from edgecsi.lower.graph import Graph, Node, Value
 if TYPE_CHECKING:
     import tvm
 
-MAX_LANES = 64
-
 
 def merge_generic(graph: Graph) -> None:
     """Join generic nodes that feed only each other, so that TVM can fuse them into one loop nest."""

@@ -43,32 +43,30 @@ def select_kernels(graph: Graph, target: Target) -> list[Choice | Node]:
     chosen: list[Choice | Node] = []
     for node in graph.nodes:
         op = as_op(node)
-        if op is None:
-            chosen.append(node)
-            continue
-        found, refused = candidates(op, target)
-        if not found:
-            reasons = "; ".join(f"{k}: {r}" for k, r in refused.items()) or "there is none for this operator"
-            raise ToolchainError(
-                f"no kernel takes {node.path or node.op} on {target.id}",
-                reasons,
-                "change the layer, or write a kernel: docs/how-to/add-a-kernel.md",
-            )
-        kernel, knobs, cost = found[0]
-        why = "the only one" if len(found) == 1 else _why(found)
-        chosen.append(Choice(node, op, kernel, knobs, cost, why, list(node.reads)))
-    _share_caches([c for c in chosen if isinstance(c, Choice)], target)
-    return chosen
+        chosen.append(node if op is None else _choose(node, op, target))
+    # What a fully connected layer's kernel costs depends on the caches, in which all constants live. How many bytes those
+    # are is known now: such layers choose again, so that knobs, time and reason are of one choice.
+    among = sum(choice.cost.bytes for choice in chosen if isinstance(choice, Choice))
+    return [
+        _choose(choice.node, replace(choice.op, among=among), target)
+        if isinstance(choice, Choice) and isinstance(choice.op, Dense)
+        else choice
+        for choice in chosen
+    ]
 
 
-def _share_caches(chosen: list[Choice], target: Target) -> None:
-    """Tell the fully connected layers how many bytes are read beside theirs: their knobs depend on the cache that all
-    of them live in."""
-    among = sum(choice.cost.bytes for choice in chosen)
-    for choice in chosen:
-        if isinstance(choice.op, Dense):
-            choice.op = replace(choice.op, among=among)
-            choice.knobs = choice.kernel.knobs(choice.op, target)
+def _choose(node: Node, op: Op, target: Target) -> Choice:
+    found, refused = candidates(op, target)
+    if not found:
+        reasons = "; ".join(f"{k}: {r}" for k, r in refused.items()) or "there is none for this operator"
+        raise ToolchainError(
+            f"no kernel takes {node.path or node.op} on {target.id}",
+            reasons,
+            "change the layer, or write a kernel: docs/how-to/add-a-kernel.md",
+        )
+    kernel, knobs, cost = found[0]
+    why = "the only one" if len(found) == 1 else _why(found)
+    return Choice(node, op, kernel, knobs, cost, why, list(node.reads))
 
 
 def _why(found: list[tuple[Kernel, Knobs, Cost]]) -> str:

@@ -80,8 +80,7 @@ def test_files_and_names(tmp_path: Path) -> None:
 
 def test_what_a_build_may_apply() -> None:
     assert recipe.load("int8-dynamic").post_training
-    assert not recipe.load("int8-dynamic").needs_calibration
-    assert recipe.load("int8-static").needs_calibration
+    assert recipe.load("int8-static").post_training
     assert not recipe.parse(PRUNE, "t").post_training
 
 
