@@ -44,7 +44,7 @@ def sign(bundle: Bundle, key: str | Path) -> Path:
         InputError: the key cannot be used.
         BundleError: the bundle changed meanwhile, or its folder cannot be written.
     """
-    text = sign_bytes(_manifest_bytes(bundle), key)
+    text = sign_bytes(manifest_bytes(bundle), key)
     path = bundle.path / SIGNATURE
     beside = path.with_name(f".{SIGNATURE}.{secrets.token_hex(4)}")
     try:
@@ -104,7 +104,7 @@ def verify(bundle: Bundle, allowed_signers: str | Path) -> str:
             "it lists who may sign bundles",
             'write one: echo "$USER $(cat ~/.ssh/id_ed25519.pub)" > allowed_signers',
         )
-    data = _manifest_bytes(bundle)
+    data = manifest_bytes(bundle)
     text = read_signature(bundle)
     if text is None:
         raise BundleError(
@@ -152,7 +152,7 @@ def read_signature(bundle: Bundle) -> bytes | None:
     return text
 
 
-def _manifest_bytes(bundle: Bundle) -> bytes:
+def manifest_bytes(bundle: Bundle) -> bytes:
     """The manifest's bytes, as long as they are those that were verified."""
     path = bundle.path / MANIFEST
     try:
