@@ -23,6 +23,8 @@ VERBS = {
     "run": "Run a bundle on an input.",
     "eval": "Measure how well a bundle reconstructs channels.",
     "bench": "Measure how fast a bundle is, alone or against others.",
+    "report": "Make a page of results: one, or many beside each other.",
+    "compare": "Say whether a result is better or worse than another.",
     "tune": "Measure which kernels are best on a device.",
     "records": "List, merge, export and prune what tuning measured.",
     "device": "Name, probe, set up and clean the devices bundles run on.",

@@ -198,7 +198,7 @@ def test_a_result_survives_its_file(bundle: Bundle, tmp_path: Path) -> None:
     assert report.to_json(report.read_result(path)) == path.read_text()
     assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
     tree = json.loads(path.read_text())
-    assert (tree["kind"], tree["schema"]) == ("edgecsi bench", 1)
+    assert (tree["kind"], tree["schema"]) == ("edgecsi bench", 2)
     assert tree["engines"][0]["samples"] == list(result.engines[0].samples)
 
 
@@ -216,7 +216,7 @@ def test_a_result_survives_its_file(bundle: Bundle, tmp_path: Path) -> None:
 def test_what_is_no_result_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     path.write_text(text)
-    with pytest.raises(DataError, match="not a result"):
+    with pytest.raises(DataError, match=r"result\.json"):
         report.read_result(path)
     with pytest.raises(DataError):
         report.read_result(tmp_path / "missing.json")

@@ -1,0 +1,96 @@
+"""``edgecsi compare``: did it become faster or slower?"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import click
+
+from edgecsi.cli.output import json_option, report
+from edgecsi.errors import CheckFailed
+
+
+def _share(_context: click.Context, _option: click.Parameter, value: str | None) -> float | None:
+    """``5%`` or ``0.05`` as 0.05."""
+    if value is None:
+        return None
+    if not (found := re.fullmatch(r"(\d+(?:\.\d+)?)\s*(%?)", value.strip())):
+        raise click.BadParameter(f"{value!r} is no share; give one such as 5%")
+    return float(found[1]) / (100 if found[2] else 1)
+
+
+@click.command()
+@click.argument(
+    "results", nargs=-1, required=True, metavar="BEFORE AFTER...", type=click.Path(path_type=Path)
+)
+@click.option(
+    "--fail-above", metavar="SHARE", callback=_share, help="Exit with 6 if it became slower by more, 5% say."
+)
+@click.option(
+    "--metric",
+    type=click.Choice(["median", "p90", "p95", "p99"]),
+    default="median",
+    show_default=True,
+    help="Of the calls of a run.",
+)
+@json_option
+def command(results: tuple[Path, ...], fail_above: float | None, metric: str, json_to: str | None) -> None:
+    """Hold a result of `edgecsi bench --json` against an earlier one: better, worse, same, or cannot tell.
+
+    Results of different machines, protocols or kinds are refused. With more than two results, or a folder of
+    them, the latencies are listed by date and steps are found.
+
+    \b
+    Example:
+      edgecsi compare before.json after.json --fail-above 5%
+      edgecsi compare history/
+    """
+    from edgecsi.report.compare import certain, compare, text
+    from edgecsi.report.read import read_shown
+
+    found = read_shown(results)
+    if len(found) != 2:
+        _trend(found, fail_above, json_to)
+        return
+    compared = compare(found[0], found[1], metric)
+    report(compared, lambda: text(compared), json_to)
+    if fail_above is None:
+        return
+    if worse := compared.worse_than(fail_above):
+        raise CheckFailed(
+            f"{found[1].label} is slower than {found[0].label} by more than {fail_above:.2g}".replace(
+                f"{fail_above:.2g}", f"{fail_above:.3%}".replace(".000", "")
+            ),
+            "; ".join(f"{change.what}: {change.before} -> {change.after}" for change in worse),
+            "look at the layers above, or at both with edgecsi report",
+        )
+    if not certain(compared.changes):
+        click.echo("not certain, so it does not fail: measure longer, or on a quieter machine", err=True)
+
+
+def _trend(found: list, fail_above: float | None, json_to: str | None) -> None:  # type: ignore[type-arg]
+    from edgecsi.cli.output import columns
+    from edgecsi.errors import DataError
+    from edgecsi.report.trend import HEAD, histories, rows
+
+    lines = histories(found)
+    if not lines:
+        raise DataError(
+            f"{len(found)} results make no history",
+            "it takes two results to compare, or three of one bundle and entry on one machine at different times",
+            "give two results, or look at them with edgecsi report",
+        )
+    tree = [
+        {"what": h.what, "steps": h.steps, "runs": [dict(zip(HEAD, r, strict=True)) for r in rows(h)]}
+        for h in lines
+    ]
+    report(tree, lambda: "\n\n".join(f"{h.what}\n{columns(HEAD, rows(h))}" for h in lines), json_to)
+    for history in lines:
+        last = history.last_step
+        if fail_above is not None and last is not None and last.change > fail_above:
+            raise CheckFailed(
+                f"{history.what} became slower by {last.change:.1%}",
+                f"since {history.results[last.index].name}",
+                "look at it with edgecsi report",
+            )

@@ -1,0 +1,250 @@
+"""Charts as inline SVG: no library, no script, colours from the page's style. Every text is escaped; every mark has
+a ``<title>``, which browsers show as a hint and read aloud.
+
+Charts are drawn 400 units wide, so that their text is as large as the page's on a phone and grows on a screen.
+Lengths start at zero; where an axis cannot, its start is broken and says so.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup, escape
+
+from edgecsi.report.distribution import Distribution
+from edgecsi.report.text import number
+
+WIDTH = 400
+COLOURS = 6
+_left, _right, _bottom = 40, 10, 32
+
+
+@dataclass(frozen=True)
+class Bar:
+    """A bar from zero; ``low`` to ``high`` is drawn as a whisker, ``text`` stands behind it."""
+
+    label: str
+    value: float
+    text: str
+    low: float | None = None
+    high: float | None = None
+    colour: int = 0
+
+
+@dataclass(frozen=True)
+class Point:
+    """A point of a plane; ``faded`` ones are outdone by others."""
+
+    label: str
+    x: float
+    y: float
+    hint: str
+    faded: bool = False
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line over time; None leaves a gap."""
+
+    label: str
+    points: Sequence[tuple[float, float | None]]
+    colour: int = 0
+
+
+def bars(title: str, items: Sequence[Bar], legend: Sequence[tuple[str, int]] = ()) -> Markup:
+    """Horizontal bars from zero, one under the other, each with its label above it; ``legend`` names colours."""
+    most = max([1e-12, *(max(bar.value, bar.high or 0) for bar in items)])
+    parts, y = [], 4.0
+    for bar in items:
+        width = (WIDTH - 84) * bar.value / most
+        parts.append(_text(2, y + 11, _short(bar.label, 58)))
+        hint = f"{bar.label}: {bar.text}"
+        parts.append(
+            f'<rect class="f{bar.colour % COLOURS}" x="2" y="{y + 16:.1f}" width="{max(width, 0.5):.1f}" '
+            f'height="14"><title>{escape(hint)}</title></rect>'
+        )
+        end = width
+        if bar.low is not None and bar.high is not None:
+            low, high = (2 + (WIDTH - 84) * value / most for value in (bar.low, bar.high))
+            parts.append(
+                f'<path class="whisker" d="M{low:.1f} {y + 23:.1f}H{high:.1f}M{high:.1f} {y + 19:.1f}v8"/>'
+            )
+            end = max(end, high - 2)
+        parts.append(_text(end + 8, y + 27, bar.text, "n"))
+        y += 38
+    parts += _legend([name for name, _ in legend], y + 12, [colour for _, colour in legend])
+    return _svg(title, y + 2 + 16 * math.ceil(len(legend) / 2), parts)
+
+
+def histogram(title: str, distribution: Distribution, marks: Sequence[tuple[str, float]]) -> Markup:
+    """A distribution in its bins; areas are calls. The axis begins at zero if that leaves room to see it."""
+    edges, counts = distribution.edges, distribution.counts
+    high = edges[-1]
+    from_zero = edges[0] < 0.6 * high
+    low = 0.0 if from_zero else edges[0] - 0.06 * (high - edges[0])
+    x = _Scale(low, high, _left, WIDTH - _right)
+    densities = [c / (b - a) for c, a, b in zip(counts, edges, edges[1:], strict=False)]
+    y = _Scale(0, max(densities) or 1.0, 150, 34)
+    parts = [_x_axis(x, 150, "µs", broken=not from_zero)]
+    for count, density, a, b in zip(counts, densities, edges, edges[1:], strict=False):
+        if count:
+            hint = f"{number(a)} to {number(b)} µs: {count:,} calls"
+            parts.append(
+                f'<rect class="f0" x="{x(a):.1f}" y="{y(density):.1f}" width="{max(x(b) - x(a) - 0.3, 0.4):.1f}" '
+                f'height="{150 - y(density):.1f}"><title>{escape(hint)}</title></rect>'
+            )
+    parts.append(_marks(x, [(n, v) for n, v in marks if v <= high], 150))
+    return _svg(title, 150 + _bottom, parts)
+
+
+def cumulative(
+    title: str, curves: Sequence[tuple[str, Distribution]], marks: Sequence[tuple[str, float]]
+) -> Markup:
+    """Shares of calls at most as slow, from zero, one curve an engine."""
+    most = max(share[0] for _, d in curves for share in d.shares if share[1] <= 0.995 or len(d.shares) == 1)
+    x, y = _Scale(0, most * 1.05 or 1.0, _left, WIDTH - _right), _Scale(0, 1, 170, 34)
+    parts = [_x_axis(x, 170, "µs")]
+    for share in (0.25, 0.5, 0.75, 1.0):
+        parts.append(f'<path class="grid" d="M{_left} {y(share):.1f}H{WIDTH - _right}"/>')
+        parts.append(_text(_left - 4, y(share) + 3, f"{share:.0%}", "e"))
+    for index, (label, distribution) in enumerate(curves):
+        path, last = f"M{x(0):.1f} {y(0):.1f}", 0.0
+        for at, share in distribution.shares:
+            if at > most * 1.05:
+                break
+            path += f"H{x(at):.1f}V{y(share):.1f}"
+            last = share
+        path += f"H{WIDTH - _right}" if last >= 0.999 else ""
+        parts.append(f'<path class="s{index % COLOURS}" d="{path}"><title>{escape(label)}</title></path>')
+    parts.append(_marks(x, [(n, v) for n, v in marks if v <= most * 1.05], 170))
+    return _svg(
+        title, 170 + _bottom + 16 * math.ceil(len(curves) / 2), parts + _legend([n for n, _ in curves], 212)
+    )
+
+
+def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str) -> Markup:
+    """Points of a plane, the x axis from zero; those that nothing outdoes are joined by a line."""
+    ys = [point.y for point in points]
+    margin = 0.15 * (max(ys) - min(ys)) or 1.0
+    x = _Scale(0, 1.12 * max(point.x for point in points) or 1.0, _left, WIDTH - _right)
+    y = _Scale(min(ys) - margin, max(ys) + margin, 220, 24)
+    parts = [_x_axis(x, 220, x_label, always_unit=True), _text(2, 12, y_label)]
+    for tick in y.ticks(5):
+        parts.append(f'<path class="grid" d="M{_left} {y(tick):.1f}H{WIDTH - _right}"/>')
+        parts.append(_text(_left - 4, y(tick) + 3, _tick(tick), "e"))
+    front = sorted((p.x, p.y) for p in points if not p.faded)
+    parts.append(f'<path class="front" d="M{"L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in front)}"/>')
+    for index, point in enumerate(points, 1):
+        css = "faded" if point.faded else "f0"
+        hint = f"{point.label}: {point.hint}"
+        parts.append(
+            f'<circle class="{css}" cx="{x(point.x):.1f}" cy="{y(point.y):.1f}" r="5">'
+            f"<title>{escape(hint)}</title></circle>"
+        )
+        # Labels are numbers that the table below explains: names would lie over one another.
+        parts.append(_text(x(point.x) + 7, y(point.y) - 4, str(index)))
+    return _svg(title, 220 + _bottom, parts)
+
+
+def over_time(title: str, lines: Sequence[Line], unit: str, along: str = "s") -> Markup:
+    """Lines over seconds (or runs), both axes from zero."""
+    seconds = max([1.0, *(at for line in lines for at, _ in line.points)])
+    most = max([1e-12, *(value for line in lines for _, value in line.points if value is not None)])
+    x, y = _Scale(0, seconds, _left, WIDTH - _right), _Scale(0, 1.1 * most, 150, 20)
+    parts = [_x_axis(x, 150, along), _text(2, 12, unit)]
+    for tick in y.ticks(4):
+        parts.append(f'<path class="grid" d="M{_left} {y(tick):.1f}H{WIDTH - _right}"/>')
+        parts.append(_text(_left - 4, y(tick) + 3, _tick(tick), "e"))
+    for line in lines:
+        path, pen = "", "M"
+        for at, value in line.points:
+            if value is None:
+                pen = "M"
+                continue
+            path += f"{pen}{x(at):.1f} {y(value):.1f}"
+            pen = "L"
+        parts.append(
+            f'<path class="s{line.colour % COLOURS}" d="{path}"><title>{escape(line.label)}</title></path>'
+        )
+    height = 150 + _bottom + 16 * math.ceil(len(lines) / 2)
+    return _svg(
+        title, height, parts + _legend([line.label for line in lines], 192, [line.colour for line in lines])
+    )
+
+
+class _Scale:
+    """From values to units of the drawing."""
+
+    def __init__(self, low: float, high: float, begin: float, end: float) -> None:
+        self.low, self.high, self.begin, self.end = low, high if high > low else low + 1, begin, end
+
+    def __call__(self, value: float) -> float:
+        return self.begin + (value - self.low) / (self.high - self.low) * (self.end - self.begin)
+
+    def ticks(self, about: int) -> list[float]:
+        """Round values inside, some ``about``."""
+        rough = (self.high - self.low) / about
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(s * power for s in (1, 2, 5, 10) if s * power >= rough * 0.999)
+        first = math.ceil(self.low / step)
+        return [step * i for i in range(first, first + 2 * about + 2) if step * i <= self.high * (1 + 1e-9)]
+
+
+def _x_axis(x: _Scale, y: float, unit: str, broken: bool = False, always_unit: bool = False) -> str:
+    parts = [f'<path class="axis" d="M{x.begin:.0f} {y:.0f}H{x.end:.0f}"/>']
+    for tick in x.ticks(5):
+        parts.append(
+            f'<path class="axis" d="M{x(tick):.1f} {y:.0f}v4"/>' + _text(x(tick), y + 15, _tick(tick), "m")
+        )
+    if broken:
+        parts.append(f'<path class="axis" d="M{x.begin:.0f} {y:.0f}h4l2 -5l4 10l2 -5"/>')
+    words = f"{unit}; the axis starts at {_tick(x.low, 3)}, not at 0" if broken else unit
+    parts.append(_text(x.end, y + 29, words, "e"))
+    return "".join(parts)
+
+
+def _marks(x: _Scale, marks: Sequence[tuple[str, float]], bottom: float) -> str:
+    """Vertical lines with their names above, on two rows so that neighbours stay apart."""
+    parts = []
+    for index, (name, value) in enumerate(marks):
+        level = 12 if index % 2 == 0 else 26
+        anchor = "e" if x(value) > WIDTH - 76 else ""
+        at = x(value) + (-3 if anchor else 3)
+        parts.append(
+            f'<path class="mark" d="M{x(value):.1f} {level - 8}V{bottom:.0f}"/>'
+            + _text(at, level, f"{name} {number(value)}", anchor)
+        )
+    return "".join(parts)
+
+
+def _legend(names: Sequence[str], y: float, colours: Sequence[int] | None = None) -> list[str]:
+    parts = []
+    for index, name in enumerate(names):
+        at = 2 + (index % 2) * (WIDTH / 2)
+        row = y + 16 * (index // 2)
+        colour = (colours[index] if colours else index) % COLOURS
+        parts.append(f'<rect class="f{colour}" x="{at:.0f}" y="{row - 9:.0f}" width="10" height="10"/>')
+        parts.append(_text(at + 15, row, _short(name, 25)))
+    return parts
+
+
+def _text(x: float, y: float, text: str, css: str = "") -> str:
+    name = f' class="{css}"' if css else ""
+    return f'<text{name} x="{x:.1f}" y="{y:.1f}">{escape(text)}</text>'
+
+
+def _short(text: str, most: int) -> str:
+    """A text that has room: names are told apart by their ends as much as by their beginnings."""
+    return text if len(text) <= most else f"{text[: most // 2]}…{text[-(most - 1) // 2 :]}"
+
+
+def _tick(value: float, digits: int = 4) -> str:
+    return "0" if value == 0 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
+
+
+def _svg(title: str, height: float, parts: Sequence[str]) -> Markup:
+    return Markup(
+        f'<svg viewBox="0 0 {WIDTH} {height:.0f}" role="img" aria-label="{escape(title)}">{"".join(parts)}</svg>'
+    )

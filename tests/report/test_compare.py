@@ -1,0 +1,173 @@
+"""Better, worse, same or cannot tell: as often as it should be."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgecsi.bench.result import Result, Validity
+from edgecsi.cli import main
+from edgecsi.errors import DataError
+from edgecsi.report.compare import Compared, compare
+from edgecsi.report.read import Shown
+from edgecsi.report.trend import steps
+from tests import _results
+
+
+def shown(found: Result, name: str = "a") -> Shown:
+    samples = {engine.name: np.array(engine.samples) for engine in found.engines}
+    return Shown(name, found, samples)
+
+
+def verdicts(change: float, pairs: int, peer: float | None = None, wander: float = 0.003) -> list[Compared]:
+    """Pairs of runs, the second slower by ``change``; from run to run the machine wanders a little."""
+    generator = np.random.default_rng(7)
+    runs = [
+        _results.result(45 * (1 + change * (i % 2)), i, peer, float(generator.normal(0, wander)))
+        for i in range(2 * pairs)
+    ]
+    return [compare(shown(a), shown(b)) for a, b in zip(runs[::2], runs[1::2], strict=True)]
+
+
+def test_two_runs_of_one_library_are_the_same_in_95_of_100() -> None:
+    found = verdicts(0.0, 100)
+    assert sum(one.changes[0].verdict == "same" for one in found) >= 95
+    assert not any(one.worse_than(0.0) for one in found)
+
+
+def test_five_percent_are_found() -> None:
+    found = verdicts(0.05, 40)
+    assert all(one.changes[0].verdict == "worse" for one in found)
+    assert all(one.worse_than(0.03) for one in found)
+    assert not any(one.worse_than(0.10) for one in found)
+    assert all(one.changes[0].verdict == "better" for one in verdicts(-0.05, 10))
+
+
+def test_three_thousandths_are_the_same() -> None:
+    found = verdicts(0.003, 40)
+    assert sum(one.changes[0].verdict == "same" for one in found) >= 38
+
+
+def test_what_the_machine_did_cancels_against_an_engine_measured_in_both_runs() -> None:
+    before = _results.result(45, 1, peer=500.0)
+    slower_machine = _results.result(45, 2, peer=500.0, drift=0.08)
+    found = compare(shown(before), shown(slower_machine))
+    first = found.changes[0]
+    assert (first.what, first.verdict) == ("one call, against onnxruntime", "same")
+    assert any("machine changed" in note for note in found.notes)
+    assert not found.worse_than(0.03)
+    slower_library = compare(shown(before), shown(_results.result(48, 3, peer=500.0, drift=0.08)))
+    assert slower_library.changes[0].verdict == "worse"
+    assert slower_library.worse_than(0.05)
+
+
+def test_few_noisy_calls_are_not_decided() -> None:
+    runs = []
+    for seed in range(2):
+        found = _results.result(45, seed)
+        one = found.engines[0]
+        samples = np.random.default_rng(seed).normal(45e3, 9e3, 60).astype(int)
+        few = dataclasses.replace(one, samples=tuple(samples.tolist()), rounds=(60,))
+        runs.append(shown(dataclasses.replace(found, engines=(few,))))
+    found = compare(*runs)
+    assert found.changes[0].verdict == "cannot tell"
+    assert compare(*runs, metric="p99").changes[0].verdict == "cannot tell"
+
+
+@pytest.mark.parametrize("metric", ["p90", "p99"])
+def test_high_percentiles_have_intervals_of_their_own(metric: str) -> None:
+    before, after = _results.result(45, 1), _results.result(60, 2)
+    found = compare(shown(before), shown(after), metric).changes[0]
+    assert (found.what, found.verdict) == (f"one call, {metric}", "worse")
+    assert found.interval is not None
+
+
+NORMAL = _results.result()
+
+
+@pytest.mark.parametrize(
+    ("other", "reason"),
+    [
+        (_results.emulated(), "a count is no latency"),
+        (dataclasses.replace(NORMAL, machine=dataclasses.replace(NORMAL.machine, cpu="EPYC")), "EPYC"),
+        (dataclasses.replace(NORMAL, entry="encoder"), "encoder"),
+        (dataclasses.replace(NORMAL, protocol=dataclasses.replace(NORMAL.protocol, quick=True)), "quick"),
+        (dataclasses.replace(NORMAL, validity=Validity("invalid", ("throttled",))), "throttled"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(other: Result, reason: str) -> None:
+    for pair in ((NORMAL, other), (other, NORMAL)):
+        with pytest.raises(DataError) as error:
+            compare(*map(shown, pair))
+        assert reason in error.value.why
+
+
+def test_what_makes_it_doubtful_is_said() -> None:
+    suspect = dataclasses.replace(NORMAL, validity=Validity("suspect", ("other load",)))
+    other = dataclasses.replace(suspect, bundle=dataclasses.replace(suspect.bundle, recipe="int8-dynamic"))
+    notes = compare(shown(NORMAL), shown(other)).notes
+    assert any("other load" in note for note in notes)
+    assert any("int8-dynamic" in note for note in notes)
+
+
+def test_bytes_nmse_and_layers_are_compared_and_never_fail() -> None:
+    bundle = dataclasses.replace(NORMAL.bundle, library_bytes=800_000, nmse_db=-19.0)
+    layer = dataclasses.replace(NORMAL.layers[0], us=40.0)
+    other = dataclasses.replace(NORMAL, bundle=bundle, layers=(layer,))
+    found = compare(shown(NORMAL), shown(other))
+    assert {c.what: c.verdict for c in found.changes[1:]} == {
+        "library bytes": "worse",
+        "NMSE": "worse",
+        "layer encoder.fc (f32_dense)": "worse",
+    }
+    assert not found.worse_than(0.0)
+
+
+def test_counts_of_instructions_are_exact() -> None:
+    found = compare(shown(_results.emulated()), shown(_results.emulated(1_100_000)))
+    assert found.changes[0].verdict == "worse"
+    assert found.worse_than(0.05)
+
+
+def test_the_exit_code_is_6_only_for_a_certain_slowdown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before, same, slower = (
+        str(_results.written(tmp_path, name, _results.result(us, seed)))
+        for seed, (name, us) in enumerate([("before", 45), ("same", 45), ("slower", 50)])
+    )
+    assert main(["compare", before, slower, "--fail-above", "5%"]) == 6
+    assert "5%" in capsys.readouterr().err
+    assert main(["compare", before, slower]) == 0
+    capsys.readouterr()
+    assert main(["compare", before, same, "--fail-above", "5%", "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["changes"][0]["verdict"] == "same"
+    assert main(["compare", before, slower, "--fail-above", "20%"]) == 0
+    assert main(["compare", before, slower, "--fail-above", "5 percent"]) == 2
+
+
+def test_a_step_in_a_history_is_found_and_scatter_is_not() -> None:
+    generator = np.random.default_rng(3)
+    quiet = 45 * np.exp(generator.normal(0, 0.004, 30))
+    assert steps(quiet) == []
+    stepped = quiet * np.where(np.arange(30) >= 18, 1.06, 1.0)
+    (step,) = steps(stepped)
+    assert step.index == 18
+    assert step.change == pytest.approx(0.06, abs=0.01)
+    assert sum(bool(steps(45 * np.exp(generator.normal(0, 0.01, 20)))) for _ in range(50)) <= 2
+
+
+def test_a_folder_is_a_history(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for day in range(8):
+        found = _results.result(45 * (1.08 if day >= 5 else 1), day)
+        after = dataclasses.replace(found.after, date=f"2026-11-{day + 1:02d}T00:00:00+00:00")
+        _results.written(tmp_path, f"run{day}", dataclasses.replace(found, after=after))
+    assert main(["compare", str(tmp_path)]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "%" in line and "run" in line]
+    assert "run5" in line
+    assert "+8" in line
+    assert main(["compare", str(tmp_path), "--fail-above", "5%"]) == 6
