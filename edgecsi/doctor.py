@@ -10,12 +10,12 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from edgecsi import disk
 from edgecsi import target as targets
 from edgecsi.errors import EdgecsiError
 
@@ -151,8 +151,8 @@ def _tvm() -> Iterator[Finding]:
 
 def _linker() -> Iterator[Finding]:
     for arch, triple in targets.TRIPLES.items():
-        with tempfile.TemporaryDirectory(prefix="edgecsi-doctor-") as folder:
-            failed = _link(Path(folder), f"{triple}.2.28", ["-shared", "-fPIC", "-lm"])
+        with disk.scratch(runs=True) as folder:
+            failed = _link(folder, f"{triple}.2.28", ["-shared", "-fPIC", "-lm"])
         fix = f"{_pip()} install --force-reinstall ziglang" if failed else ""
         yield Finding(
             f"linker for {arch}", "broken" if failed else "ok", True, failed or "links with zig", fix
@@ -170,10 +170,10 @@ def _emulator() -> Iterator[Finding]:
         lost = f"without it bundles for {', '.join(sorted(boards.values()))} cannot be tried here"
         yield Finding("qemu-aarch64", "missing", False, lost, "sudo apt-get install qemu-user")
         return
-    with tempfile.TemporaryDirectory(prefix="edgecsi-doctor-") as folder:
-        failed = _link(Path(folder), "aarch64-linux-musl", ["-static"])
+    with disk.scratch(runs=True) as folder:
+        failed = _link(folder, "aarch64-linux-musl", ["-static"])
         for cpu in boards if not failed else ():
-            failed = failed or _run([qemu, "-cpu", cpu, str(Path(folder) / "out")], timeout=30)[1]
+            failed = failed or _run([qemu, "-cpu", cpu, str(folder / "out")], timeout=30)[1]
     detail = f"runs code for {', '.join(sorted(boards))}"
     fix = "sudo apt-get install --reinstall qemu-user" if failed else ""
     yield Finding("qemu-aarch64", "broken" if failed else "ok", False, failed or detail, fix)

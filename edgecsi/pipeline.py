@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.metadata import version
@@ -19,9 +18,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgecsi import bundle as bundles
+from edgecsi import disk
 from edgecsi import target as targets
 from edgecsi.bundle.signature import sign_bytes
-from edgecsi.errors import CheckFailed, ToolchainError, UsageError
+from edgecsi.errors import CheckFailed, UsageError
 from edgecsi.names import as_name, bundle_folder, bundle_name
 
 if TYPE_CHECKING:
@@ -228,8 +228,8 @@ def check(state: Build) -> None:
     else:
         device, samples = open_device("emulate"), EMULATED_SAMPLES
     x, data = check_inputs(state.model, samples)
-    with tempfile.TemporaryDirectory(prefix="edgecsi-") as folder:
-        trial = bundles.write_bundle(Path(folder) / manifest.name, manifest, state.files)
+    with disk.scratch(runs=True) as folder:
+        trial = bundles.write_bundle(folder / manifest.name, manifest, state.files)
         found = evaluate(trial, x, data, device=device, reference=state.model)
         differences = found.differences | {
             name: _golden_difference(trial, name, device)
@@ -301,8 +301,8 @@ def _as_exact_as_pytorch(state: Build, entry: str, x: NDArray[Any], device: Devi
         given = given[: len(given) // rows * rows]
         exact = copy.deepcopy(module).double()(given.double()).numpy()
         pytorch = difference(module(given).numpy(), exact).max_rel_diff
-    with tempfile.TemporaryDirectory(prefix="edgecsi-") as folder:
-        trial = bundles.write_bundle(Path(folder) / state.manifest.name, state.manifest, state.files)
+    with disk.scratch(runs=True) as folder:
+        trial = bundles.write_bundle(folder / state.manifest.name, state.manifest, state.files)
         return difference(device.run(trial, entry, given.numpy()), exact).max_rel_diff <= 2 * pytorch
 
 
@@ -419,13 +419,7 @@ def _dump(folder: Path | None, entry: str) -> Callable[[str, str], None]:
 
     def write_one(name: str, text: str) -> None:
         nonlocal count
-        try:
-            place.mkdir(parents=True, exist_ok=True)
-            (place / f"{count:02d}-{name}.txt").write_text(text)
-        except OSError as error:
-            raise ToolchainError(
-                f"{place} cannot be written", str(error), "choose another --dump-ir"
-            ) from error
+        disk.write(place / f"{count:02d}-{name}.txt", text, "choose another --dump-ir")
         count += 1
 
     return write_one

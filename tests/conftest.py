@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from edgecsi.disk import cache_dir
+
 DEBIAN_PACKAGE = {
     "cc": "gcc",
     "cmake": "cmake",
@@ -34,8 +36,13 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Tests neither see nor leave anything in the user's cache."""
+    """Tests neither see nor leave anything in the user's cache, but for the C libraries that zig needs minutes to
+    compile."""
     folder = tmp_path_factory.mktemp("cache")
+    zig = str(cache_dir() / "zig")
     with pytest.MonkeyPatch.context() as patch:
+        for name in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"):
+            if name not in os.environ:
+                patch.setenv(name, zig)
         patch.setenv("EDGECSI_CACHE", str(folder))
         yield folder

@@ -6,15 +6,16 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any
 
+from edgecsi import disk
 from edgecsi.bench.environment import judge, machine, snapshot
 from edgecsi.bench.native_code import built, program_output
 from edgecsi.bench.result import Limits, Machine, Validity
 from edgecsi.device import Device
 from edgecsi.disk import cache_dir
+from edgecsi.errors import EdgecsiError
 from edgecsi.target import Target
 
 
@@ -48,10 +49,9 @@ def measure_limits() -> Limits:
     before = snapshot()
     measured = json.loads(program_output("limits.c"))
     found = _limits(measured, machine(), judge(before, snapshot(), where=machine()))
-    with contextlib.suppress(OSError):  # a cache that cannot be written costs a few seconds the next time
-        beside = _kept().with_suffix(f".{os.getpid()}.tmp")
-        beside.write_text(json.dumps(dataclasses.asdict(found)), encoding="utf-8")
-        os.replace(beside, _kept())
+    # a cache that cannot be written costs a few seconds the next time
+    with contextlib.suppress(EdgecsiError):
+        disk.write(_kept(), json.dumps(dataclasses.asdict(found)))
     return found
 
 

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import subprocess
-import tempfile
 from importlib import resources
 from pathlib import Path
 
-from edgecsi import cpu
+from edgecsi import cpu, disk
 from edgecsi.codegen.zig import zig_cc
-from edgecsi.disk import cache_dir
 from edgecsi.errors import ToolchainError
 from edgecsi.target import Target
 
@@ -29,17 +26,14 @@ def built(source: str, target: Target | None = None) -> Path:
     text = (resources.files("edgecsi.bench") / "native" / source).read_bytes()
     which = cpu.llvm_name() if target is None else f"{target.triple}.{target.glibc} {target.zig_cpu}"
     key = hashlib.sha256(text + which.encode()).hexdigest()
-    folder = cache_dir() / "bench"
-    binary = folder / f"{Path(source).stem}-{key[:16]}"
+    binary = disk.cache("bench", runs=True) / f"{Path(source).stem}-{key[:16]}"
     if not binary.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as scratch:
-            Path(scratch, source).write_bytes(text)
-            mcpu, triple = (
-                ("native", "") if target is None else (target.zig_cpu, f"{target.triple}.{target.glibc}")
-            )
-            zig_cc(["-O3", f"-mcpu={mcpu}", source, "-o", binary.name], triple=triple, cwd=Path(scratch))
-            os.replace(Path(scratch, binary.name), binary)
+        mcpu, triple = (
+            ("native", "") if target is None else (target.zig_cpu, f"{target.triple}.{target.glibc}")
+        )
+        with disk.scratch() as folder, disk.whole(binary) as beside:
+            (folder / source).write_bytes(text)
+            zig_cc(["-O3", f"-mcpu={mcpu}", source, "-o", beside], triple=triple, cwd=folder)
     return binary
 
 

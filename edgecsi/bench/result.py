@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +11,7 @@ from typing import Any, Literal
 import msgspec
 import numpy as np
 
+from edgecsi import disk
 from edgecsi.bench.behaviour import Deadline, Periodic, SelfCheck, Sustained
 from edgecsi.bench.statistics import Interval, Ratio, Summary
 from edgecsi.errors import DataError
@@ -378,12 +378,7 @@ def to_json(result: Result) -> str:
 
 def write_result(result: Result, path: Path) -> None:
     """Writes the result as JSON; the file is whole or not there."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(to_json(result), encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    disk.write(path, to_json(result))
 
 
 def read_result(path: Path) -> Result:

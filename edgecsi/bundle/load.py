@@ -53,7 +53,7 @@ class Loaded:
 
     Raises:
         DeviceError: this machine cannot run it.
-        BundleError: the dynamic linker refused it.
+        ToolchainError: its folder is mounted ``noexec``. BundleError: the dynamic linker refused it.
     """
 
     def __init__(self, bundle: Bundle) -> None:

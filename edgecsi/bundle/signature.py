@@ -8,13 +8,12 @@ other file. Who may sign is written in an *allowed-signers file*, a line each: `
 from __future__ import annotations
 
 import os
-import secrets
 import subprocess
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgecsi import disk
 from edgecsi.bundle.manifest import MANIFEST, MAX_BYTES, SIGNATURE, parse_manifest
 from edgecsi.bundle.read import Bundle
 from edgecsi.errors import BundleError, InputError, ToolchainError
@@ -42,23 +41,11 @@ def sign(bundle: Bundle, key: str | Path) -> Path:
 
     Raises:
         InputError: the key cannot be used.
-        BundleError: the bundle changed meanwhile, or its folder cannot be written.
+        BundleError: the bundle changed meanwhile. Others as for :func:`edgecsi.disk.whole`.
     """
     text = sign_bytes(manifest_bytes(bundle), key)
     path = bundle.path / SIGNATURE
-    beside = path.with_name(f".{SIGNATURE}.{secrets.token_hex(4)}")
-    try:
-        with beside.open("xb") as stream:
-            stream.write(text)
-            stream.flush()
-            os.fsync(stream.fileno())
-        beside.replace(path)
-    except OSError as error:
-        raise BundleError(
-            f"{path} cannot be written", str(error.strerror), "check the folder's permissions and free space"
-        ) from None
-    finally:
-        beside.unlink(missing_ok=True)
+    disk.write(path, text)
     return path
 
 
@@ -110,8 +97,8 @@ def verify(bundle: Bundle, allowed_signers: str | Path) -> str:
         raise BundleError(
             f"{bundle.path} is not signed", f"it has no {SIGNATURE}", "sign it: edgecsi sign BUNDLE --key KEY"
         )
-    with tempfile.TemporaryDirectory(prefix="edgecsi-") as folder:
-        signature = Path(folder, SIGNATURE)
+    with disk.scratch() as folder:
+        signature = folder / SIGNATURE
         signature.write_bytes(text)
         files = ["-f", str(allowed_signers), "-s", str(signature)]
         found = _ssh_keygen(["find-principals", *files], b"")

@@ -12,10 +12,10 @@ import hashlib
 import os
 import re
 import secrets
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from edgecsi import disk
 from edgecsi.bundle.manifest import (
     MANIFEST,
     MAX_BYTES,
@@ -53,38 +53,32 @@ def write_bundle(
         The bundle as it now stands in ``out_dir``.
 
     Raises:
-        BundleError: ``out_dir`` holds something that is not a bundle, or the disk refused; the previous
-            bundle is untouched.
+        BundleError: ``out_dir`` holds something that is not a bundle.
+        InputError, ToolchainError: the disk refused, see :func:`edgecsi.disk.refusal`; the previous bundle is
+            untouched.
     """
     out = Path(os.path.abspath(out_dir))
     refuse_to_replace(out)
-    fresh = out.parent / f".edgecsi.{secrets.token_hex(8)}.new"
+    fresh = out.parent / f"{disk.PREFIX}{secrets.token_hex(8)}{disk.SUFFIX}"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
+        disk.sweep(out.parent)
         fresh.mkdir()
-        infos = {name: _write(fresh / name, content) for name, content in sorted(files.items())}
-        sealed, data = seal(manifest, infos)
-        _write(fresh / MANIFEST, data)
-        if signer is not None:
-            _write(fresh / SIGNATURE, signer(data))
-        for folder in {fresh, *(path.parent for path in fresh.rglob("*"))}:
-            _sync(folder)
-        _put_in_place(fresh, out)
-        _sync(out.parent)
+        with disk.held(
+            fresh
+        ):  # removed at the end: before the swap what we did not finish, then the old bundle
+            infos = {name: _write(fresh / name, content) for name, content in sorted(files.items())}
+            sealed, data = seal(manifest, infos)
+            _write(fresh / MANIFEST, data)
+            if signer is not None:
+                _write(fresh / SIGNATURE, signer(data))
+            for folder in {fresh, *(path.parent for path in fresh.rglob("*"))}:
+                _sync(folder)
+            _put_in_place(fresh, out)
+            _sync(out.parent)
     except OSError as error:
-        reason = (
-            "the disk is full"
-            if error.errno in (errno.ENOSPC, errno.EDQUOT)
-            else str(error.strerror or error)
-        )
-        raise BundleError(
-            f"the bundle {out} could not be written",
-            reason,
-            "free some space or choose another folder with -o; a bundle that was there is untouched",
-        ) from error
-    finally:
-        # After the swap this is the previous bundle; before it, what we did not finish.
-        shutil.rmtree(fresh, ignore_errors=True)
+        fix = "free some space or choose another folder with -o; a bundle that was there is untouched"
+        raise disk.refusal(error, out, fix) from error
     return Bundle(out, sealed)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import os
 import zipfile
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -17,6 +16,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecsi import disk
 from edgecsi.channels.generate import Progress, generate, is_spec
 from edgecsi.channels.shipped import SUBSETS, test_set
 from edgecsi.errors import DataError, ToolchainError
@@ -132,26 +132,19 @@ def write(path: Path, samples: NDArray[Any]) -> None:
     """Write channels as ``.npz`` (compressed, array ``channels``) or ``.npy``, whole or not at all.
 
     Raises:
-        DataError: the samples are no valid channels, the name has another suffix, or writing failed.
+        DataError: the samples are no valid channels, the name has another suffix.
+        InputError, ToolchainError: writing failed, see :func:`edgecsi.disk.refusal`.
     """
     samples = as_samples(samples, "the channels to be written")
     if path.suffix not in (".npz", ".npy"):
         raise DataError(
             f"{path}: cannot write {path.suffix or 'a file without suffix'}", "", "use .npz or .npy"
         )
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            if path.suffix == ".npz":
-                np.savez_compressed(file, channels=samples)
-            else:
-                np.save(file, samples)
-        beside.replace(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written", str(error), "choose another place") from error
-    finally:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
+    with disk.whole(path) as beside, beside.open("wb") as file:
+        if path.suffix == ".npz":
+            np.savez_compressed(file, channels=samples)
+        else:
+            np.save(file, samples)
 
 
 def describe(samples: NDArray[Any]) -> ChannelInfo:

@@ -18,7 +18,6 @@ same spec always gives the same samples, and a shorter set is the beginning of a
 from __future__ import annotations
 
 import hashlib
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecsi import disk
 from edgecsi.disk import cache_dir
 from edgecsi.errors import DataError, ToolchainError
 
@@ -217,11 +217,5 @@ def _read_cache(path: Path, count: int) -> NDArray[Any] | None:
 
 
 def _write_cache(path: Path, samples: NDArray[Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as file:
-            np.save(file, samples)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    with disk.whole(path, "set EDGECSI_CACHE to another folder") as beside, beside.open("wb") as file:
+        np.save(file, samples)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import sys
+import threading
 import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import click
 
-from edgecsi.errors import EdgecsiError, InputError, Notice, ToolchainError, UsageError
+from edgecsi import disk
+from edgecsi.errors import EdgecsiError, Notice, ToolchainError, UsageError
 
 # Every verb, its line in `edgecsi --help`, in the order of the work. The file is edgecsi/cli/<verb>.py.
 VERBS = {
@@ -99,6 +103,7 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program ``edgecsi``: run it on these arguments (the process's by default), return its exit code."""
     settings = Settings()
+    _end_on_signals()
     with warnings.catch_warnings():
         warnings.simplefilter("always", Notice)
         warnings.showwarning = _say
@@ -141,6 +146,19 @@ def _run(arguments: Sequence[str] | None, settings: Settings) -> int:
         return _report_bug(error)
 
 
+def _end_on_signals() -> None:
+    """SIGTERM and SIGHUP end the program as Ctrl-C does: everything that is temporary is removed first."""
+
+    def end(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)  # once is enough
+        sys.exit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            if signal.getsignal(number) is signal.SIG_DFL:
+                signal.signal(number, end)
+
+
 def _usage(error: click.ClickException) -> UsageError:
     """Click's own errors in our three lines."""
     context = getattr(error, "ctx", None)
@@ -174,23 +192,12 @@ def _environment(error: OSError | MemoryError) -> EdgecsiError | None:
     """What the operating system refused, as an error of the user's environment; None for anything else."""
     if isinstance(error, MemoryError):
         return ToolchainError("out of memory", str(error) or "the system gives no more", "free some memory")
-    path, permission = "check the path", "check the permissions, or write somewhere else (-o)"
-    fixes = {
-        errno.ENOSPC: "free some space on the disk",
-        errno.EDQUOT: "free some of your quota",
-        errno.EROFS: "write somewhere else (-o)",
-        errno.EACCES: permission,
-        errno.EPERM: permission,
-        errno.ENOENT: path,
-        errno.ENOTDIR: path,
-        errno.EISDIR: path,
-        errno.EEXIST: path,
-        errno.ENAMETOOLONG: path,
-        errno.EMFILE: "raise the limit of open files (ulimit -n)",
-        errno.ENOMEM: "free some memory",
-    }
-    if error.errno not in fixes:
+    more = {errno.EMFILE: "raise the limit of open files (ulimit -n)", errno.ENOMEM: "free some memory"}
+    if error.errno in more:
+        return ToolchainError(f"the system refused: {error.strerror}", "it has no more", more[error.errno])
+    where = error.filename2 or error.filename
+    if error.errno not in disk.KNOWN or where is None:
         return None
-    where = error.filename2 or error.filename or "the system"
-    kind = InputError if fixes[error.errno] == path else ToolchainError
-    return kind(f"{where}: {error.strerror}", "the operating system refused", fixes[error.errno])
+    return disk.refusal(
+        error, Path(os.fsdecode(where)), "check the path, or write somewhere else", "cannot be used"
+    )

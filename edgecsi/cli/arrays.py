@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgecsi import disk
 from edgecsi.errors import DataError
 
 if TYPE_CHECKING:
@@ -36,19 +36,8 @@ def read_npy(path: Path) -> NDArray[Any]:
 
 
 def write_npy(path: Path, array: NDArray[Any]) -> None:
-    """Write beside, then rename: the file is whole or as it was before.
-
-    Raises:
-        DataError: the file cannot be written.
-    """
+    """Write an array, whole or not at all; errors as for :func:`edgecsi.disk.whole`."""
     import numpy as np
 
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with beside.open("wb") as stream:
-            np.save(stream, array)
-        beside.replace(path)
-    except OSError as error:
-        raise DataError(f"{path} cannot be written", str(error.strerror), "choose another place") from error
-    finally:
-        beside.unlink(missing_ok=True)
+    with disk.whole(path) as beside, beside.open("wb") as stream:
+        np.save(stream, array)

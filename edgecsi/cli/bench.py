@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecsi.cli.output import can_be_written, json_option, progress, report, write_text
+from edgecsi import disk
+from edgecsi.cli.output import can_be_written, json_option, progress, report
 
 if TYPE_CHECKING:
     from torch import nn
@@ -121,7 +122,7 @@ def command(
     else:
         click.echo(table(result))
         if json_to is not None:
-            write_text(Path(json_to), to_json(result))
+            disk.write(Path(json_to), to_json(result))
     if plot is not None:
         from edgecsi.report.plot import plot as draw
 

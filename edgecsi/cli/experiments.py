@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgecsi import disk
 from edgecsi.results.papers import NAMES, TIMED
 
 if TYPE_CHECKING:
@@ -71,13 +72,12 @@ def run(name: str, quick: bool, latency: bool, out: Path) -> None:
 
 def _time(model: str, before: Row | None) -> Row:
     """Build MODEL for this machine and time it, unless the same library was validly timed here before."""
-    import tempfile
 
     from edgecsi.bench.api import run_bench
     from edgecsi.device.local import cpu_name
     from edgecsi.pipeline import BuildOptions, build
 
-    with tempfile.TemporaryDirectory(prefix="edgecsi-") as folder:
+    with disk.scratch() as folder:
         options = BuildOptions(model, "host", Path(folder) / "timed", entry="full", name="timed")
         manifest = build(options).manifest
         library = f"{cpu_name()}: {manifest.digest}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import click
+
+from edgecsi import disk
 
 Update = Callable[[float, float, str], None]
 """Called with (done, total, what is being done); total 0 means that nobody knows how long it will take."""
@@ -50,7 +51,7 @@ def report(result: Any, text: Callable[[], str], json_to: str | None) -> None:
         return
     click.echo(text())
     if json_to is not None:
-        write_text(Path(json_to), as_json(result))
+        disk.write(Path(json_to), as_json(result))
 
 
 def as_json(value: Any) -> str:
@@ -72,16 +73,6 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numpy, without importing it
         return _plain(value.tolist())
     return [_plain(item) for item in value]
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write beside, then rename: the file is whole or as it was before."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
 
 
 def columns(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from edgecsi.cli.output import as_json, columns, json_option, report, write_text
+from edgecsi import disk
+from edgecsi.cli.output import as_json, columns, json_option, report
 
 _FILES = click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 
@@ -77,7 +78,7 @@ def export(files: tuple[Path, ...], out: Path) -> None:
     from edgecsi.kernels.records import all_files, as_t4, read_records
 
     tree = as_t4(read_records(files or all_files()).lines)
-    write_text(out, as_json(tree))
+    disk.write(out, as_json(tree))
     click.echo(f"{len(tree['results'])} results in {out}")
 
 

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from edgecsi.cli.output import can_be_written, write_text
+from edgecsi import disk
+from edgecsi.cli.output import can_be_written
 
 
 @click.command()
@@ -56,11 +57,11 @@ def command(
     others = [(markdown, as_markdown), (csv, as_csv), (json_to, as_json)]
     if output is not None or not any(target for target, _ in others):
         page = output or Path("report.html")
-        write_text(page, html(report))
+        disk.write(page, html(report))
         if not any(target == "-" for target, _ in others):
             click.echo(f"{page}: {report.title} ({report.state})")
     for target, render in others:
         if target == "-":
             click.echo(render(report), nl=False)
         elif target is not None:
-            write_text(Path(target), render(report))
+            disk.write(Path(target), render(report))

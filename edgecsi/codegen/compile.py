@@ -7,12 +7,11 @@ call. Kernels of one library call each other's neighbours thousands of times a s
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgecsi import disk
 from edgecsi.errors import ToolchainError
 from edgecsi.target import Target
 
@@ -115,8 +114,8 @@ def _with_stack_probes(module: tvm.runtime.Module) -> tvm.runtime.Module:
     functions whose frame is less than a page stay as they are, byte for byte."""
     import tvm
 
-    with tempfile.TemporaryDirectory(prefix="edgecsi-") as folder:
-        path = Path(folder) / "kernels.ll"
+    with disk.scratch() as folder:
+        path = folder / "kernels.ll"
         module.write_to_file(str(path), "ll")
         text = path.read_text(encoding="utf-8")
         path.write_text(
@@ -128,7 +127,7 @@ def _with_stack_probes(module: tvm.runtime.Module) -> tvm.runtime.Module:
 def compile_object(functions: Mapping[str, tvm.tirx.PrimFunc], target: Target) -> bytes:
     """An ELF object with one C function per entry of the mapping, ``void name(pointers…)``."""
     module = compile_module(functions, target)
-    with tempfile.TemporaryDirectory(prefix="edgecsi-") as folder:
-        path = Path(folder) / "kernels.o"
+    with disk.scratch() as folder:
+        path = folder / "kernels.o"
         module.write_to_file(str(path), "o")
         return path.read_bytes()

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgecsi import disk
 from edgecsi.codegen.compile import compile_object
 from edgecsi.codegen.interface import environment
 from edgecsi.codegen.program import ALIGN, Call, Entry, Place
 from edgecsi.codegen.target_features import feature_bits
 from edgecsi.codegen.zig import zig_cc
-from edgecsi.errors import ToolchainError
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -113,8 +113,7 @@ def build_library(
     soname = f"lib{name.replace('_', '-')}.so"
     exports = f"{{ global: {name}_*; __tvm_ffi_*; local: *; }};\n"
     try:
-        with tempfile.TemporaryDirectory(prefix="edgecsi-") as folder:
-            where = Path(folder)
+        with disk.scratch() as where:
             (where / "kernels.o").write_bytes(compile_object(linked.functions, target))
             (where / "weights.bin").write_bytes(linked.weights)
             (where / "manifest.json").write_bytes(manifest)
@@ -131,9 +130,9 @@ def build_library(
             return (where / "library.so").read_bytes()
 
     except OSError as error:
-        raise ToolchainError(
-            f"the library could not be linked in {tempfile.gettempdir()}",
-            str(error),
+        raise disk.refusal(
+            error,
+            Path(tempfile.gettempdir()),
             "make room for temporary files, or set TMPDIR to another folder",
         ) from error
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from edgecsi import disk
 from edgecsi.errors import ToolchainError
 
 
@@ -29,7 +30,7 @@ def zig_cc(
             text=True,
             timeout=timeout,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "NO_COLOR": "1"},
+            env={**os.environ, "NO_COLOR": "1", **_caches()},
         )
     except FileNotFoundError as error:
         raise ToolchainError("the linker cannot be started", str(error), "run `edgecsi doctor`") from error
@@ -51,3 +52,10 @@ def zig_cc(
     raise ToolchainError(
         f"compiling C for {triple or 'this machine'} failed", output[-2000:], "run `edgecsi doctor`"
     )
+
+
+def _caches() -> dict[str, str]:
+    """zig keeps what it compiled (C libraries, our own programs) below our cache, not in the home folder, unless its own
+    variables name another place."""
+    names = [n for n in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR") if not os.environ.get(n)]
+    return dict.fromkeys(names, str(disk.cache("zig"))) if names else {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from edgecsi import disk
 from edgecsi.compress import recipe as recipes
 from edgecsi.compress.cluster import finish_sharing, start_sharing
 from edgecsi.compress.codeword import change_codeword, mix_unless_pruned
@@ -379,11 +379,6 @@ class _Run:
 
 
 def _write_beside(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside, then rename: whoever looks, or kills us, never meets half a file."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """Whoever looks, or kills us, never meets half a file."""
+    with disk.whole(path) as beside:
         write(beside)
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)

@@ -10,13 +10,13 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecsi import disk
 from edgecsi.bundle import Bundle, Entry
 from edgecsi.device import state as states
 from edgecsi.device import toolchain
@@ -159,15 +159,16 @@ class _Job:
         self.runner = toolchain.runner(target.arch)
 
     def __enter__(self) -> _Job:
-        self._folder = tempfile.TemporaryDirectory(prefix="edgecsi-")
-        self._input, self.result = (Path(self._folder.name) / name for name in ("in", "out"))
+        self._folder = disk.scratch()
+        folder = self._folder.__enter__()
+        self._input, self.result = folder / "in", folder / "out"
         with self._input.open("wb") as stream:
             for array in self.calls:
                 stream.write(array.data)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._folder.cleanup()
+        self._folder.__exit__(None, None, None)
 
     def start(self, mode: str, repeats: int, flush_bytes: int = 0, options: Sequence[str] = ()) -> str:
         """Run to the end; returns what the emulator printed."""

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
+from edgecsi import disk
 from edgecsi.device.ssh import Address
 from edgecsi.errors import DataError, UsageError
 from edgecsi.schema import decode_toml, matching, read_bytes
@@ -185,13 +186,6 @@ def _read(file: Path) -> dict[str, str]:
 
 
 def _write(file: Path, names: Mapping[str, str]) -> None:
-    """Written beside and renamed: the file is whole or as it was."""
     quoted = {name: spec.replace("\\", "\\\\").replace('"', '\\"') for name, spec in sorted(names.items())}
     text = "[devices]\n" + "".join(f'{name} = "{spec}"\n' for name, spec in quoted.items())
-    file.parent.mkdir(parents=True, exist_ok=True)
-    beside = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        beside.replace(file)
-    finally:
-        beside.unlink(missing_ok=True)
+    disk.write(file, text)

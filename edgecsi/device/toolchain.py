@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
 import re
-import secrets
 import shutil
 import subprocess
 from collections.abc import Sequence
@@ -14,8 +11,8 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+from edgecsi import disk
 from edgecsi.codegen.zig import zig_cc
-from edgecsi.disk import cache_dir
 from edgecsi.errors import ToolchainError
 
 GLIBC = "2.28"
@@ -104,19 +101,8 @@ def _compile(source: str, name: str, flags: Sequence[str | Path], triple: str = 
     texts = [(_HERE / source).read_bytes(), *(header.read_bytes() for header in sorted(_HERE.glob("*.h")))]
     recipe = "\0".join([zig, triple, *map(str, flags)]).encode()
     key = hashlib.sha256(b"\0".join([*texts, recipe])).hexdigest()
-    built = cache_dir() / "device" / f"{key[:16]}-{name}"
-    if built.is_file():
-        return built
-    unfinished = built.with_name(f"{built.name}.{secrets.token_hex(4)}")
-    try:
-        built.parent.mkdir(parents=True, exist_ok=True)
-        zig_cc([*flags, _HERE / source, "-lm", "-o", unfinished], triple=triple, timeout=_COMPILE_SECONDS)
-        os.replace(unfinished, built)
-    except OSError as error:
-        raise ToolchainError(
-            f"{built.parent} cannot be written", str(error), "set EDGECSI_CACHE to a folder that can"
-        ) from None
-    finally:
-        with contextlib.suppress(OSError):
-            unfinished.unlink()
+    built = disk.cache("device", runs=True) / f"{key[:16]}-{name}"
+    if not built.is_file():
+        with disk.whole(built, "set EDGECSI_CACHE to a folder that can be written") as beside:
+            zig_cc([*flags, _HERE / source, "-lm", "-o", beside], triple=triple, timeout=_COMPILE_SECONDS)
     return built

@@ -22,6 +22,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from edgecsi import disk
 from edgecsi.errors import InputError, ToolchainError
 from edgecsi.kernels.base import Kernel, Knobs
 from edgecsi.kernels.variants import all_kernels
@@ -225,19 +226,8 @@ def current(lines: Sequence[Record]) -> list[Record]:
 
 
 def write_records(path: Path, records: Sequence[Record]) -> None:
-    """Make a file hold just these records, whole or not at all.
-
-    Raises:
-        ToolchainError: it cannot be written; what was there is untouched.
-    """
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_bytes(b"".join(map(_line, records)))
-        beside.replace(path)
-    except OSError as error:
-        raise _unwritable(path, error) from error
-    finally:
-        beside.unlink(missing_ok=True)
+    """Make a file hold just these records, whole or not at all; errors as for :func:`edgecsi.disk.whole`."""
+    disk.write(path, b"".join(map(_line, records)))
 
 
 def as_t4(lines: Sequence[Record]) -> dict[str, Any]:

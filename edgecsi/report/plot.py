@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
 
+from edgecsi import disk
 from edgecsi.bench.result import Result
 from edgecsi.errors import DataError, ToolchainError
 
@@ -46,9 +46,5 @@ def plot(result: Result, path: Path) -> None:
     )
     axes.grid(alpha=0.3)
     axes.legend()
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with disk.whole(path) as beside:
         figure.savefig(beside, format="png", dpi=120)
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)

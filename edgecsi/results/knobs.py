@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecsi import disk
 from edgecsi.bench.environment import judge, machine, snapshot
 from edgecsi.errors import EdgecsiError, UsageError
 from edgecsi.results.page import page
-from edgecsi.results.run import read_all, words, write_json, write_text
+from edgecsi.results.run import read_all, words, write_json
 from edgecsi.results.scenarios import KERNELS, SCENARIOS, Scenario
 
 FILE = "knobs.json"
@@ -159,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 "choose another --only",
             )
         search_all(folder, chosen.only, _say)
-        write_text(chosen.docs / "results.md", page(read_all(folder)))
+        disk.write(chosen.docs / "results.md", page(read_all(folder)))
     except EdgecsiError as error:
         _say(f"error: {error}")
         return error.exit_code

@@ -14,7 +14,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from edgecsi import disk
 from edgecsi.bench.environment import judge, machine, other_load, snapshot
 from edgecsi.bench.limits import measure_limits
 from edgecsi.bench.measure import timed
@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 require_quiet()
             folder.mkdir(parents=True, exist_ok=True)
             measure_all(folder, chosen.only, None if chosen.quick else chosen.seconds, _say)
-        write_text(chosen.docs / "results.md", page(read_all(folder)))
+        disk.write(chosen.docs / "results.md", page(read_all(folder)))
     except EdgecsiError as error:
         _say(f"error: {error}")
         return error.exit_code
@@ -122,13 +122,13 @@ def measure_all(folder: Path, only: str, seconds: float | None, say: Callable[[s
     if only in "cycles":
         items["cycles"] = _cycles
     begin = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="edgecsi-results-") as scratch:
-        np.save(Path(scratch) / CALIBRATION, test_set(CALIBRATION_SAMPLES))
-        build_all(scenarios, Path(scratch), say)
+    with disk.scratch(runs=True) as scratch:
+        np.save(scratch / CALIBRATION, test_set(CALIBRATION_SAMPLES))
+        build_all(scenarios, scratch, say)
         for number_done, (name, item) in enumerate(items.items(), 1):
             say(f"{number_done}/{len(items)} {name}, {time.monotonic() - begin:.0f} s ...")
             try:
-                stored = item(Path(scratch))
+                stored = item(scratch)
             except Exception as error:  # one item must not cost the others; what it was stands in the page
                 stored = {"kind": _kind(name), "error": words(error)}
             write_json(folder / f"{name}.json", stored)
@@ -374,17 +374,7 @@ def read_all(folder: Path) -> dict[str, Json]:
 
 def write_json(path: Path, value: Json) -> None:
     """Writes a raw result, one line per list of numbers; whole or not at all."""
-    write_text(path, _compact(value, 0) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        beside.write_text(text, encoding="utf-8")
-        os.replace(beside, path)
-    finally:
-        beside.unlink(missing_ok=True)
+    disk.write(path, _compact(value, 0) + "\n")
 
 
 def _compact(value: Any, depth: int) -> str:

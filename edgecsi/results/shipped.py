@@ -15,7 +15,6 @@ import hashlib
 import json
 import math
 import sys
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
@@ -24,13 +23,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from edgecsi import disk
 from edgecsi import target as targets
 from edgecsi.bench.environment import machine
 from edgecsi.bundle import read_bundle
 from edgecsi.errors import EdgecsiError, UsageError
 from edgecsi.models import registry
 from edgecsi.results.page import page
-from edgecsi.results.run import read_all, run_edgecsi, words, write_json, write_text
+from edgecsi.results.run import read_all, run_edgecsi, words, write_json
 
 TARGETS = ("host", "x86", "rpi4", "rpi5")
 TOLERANCE_DB = 0.01
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder.mkdir(parents=True, exist_ok=True)
         with _progress(len(pairs)) as tell:
             failed = verify_all(pairs, folder, max(1, chosen.jobs), tell)
-        write_text(chosen.docs / "results.md", page(read_all(folder)))
+        disk.write(chosen.docs / "results.md", page(read_all(folder)))
     except EdgecsiError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
@@ -148,8 +148,7 @@ def verify(model: str, target: str) -> Json:
         "commands": [" ".join(["edgecsi", *command]) for command in (build, run)],
     }
     try:
-        with tempfile.TemporaryDirectory(prefix="edgecsi-shipped-") as name:
-            scratch = Path(name)
+        with disk.scratch(runs=True) as scratch:
             for command in (build, run):
                 run_edgecsi(command, scratch, threads=1)
             found = json.loads((scratch / "found.json").read_text(encoding="utf-8"))

@@ -8,17 +8,17 @@ after every epoch and the order of the samples depends on nothing but seed and e
 from __future__ import annotations
 
 import json
-import os
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecsi.errors import DataError, ModelError, UsageError
+from edgecsi import disk
+from edgecsi.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     import torch
@@ -100,8 +100,7 @@ def train(
 
     _check(out, epochs, lr, batch)
     info = registry.find(model)
-    with _writing(out) as beside:  # learn now that it cannot be written, not after the first epoch
-        beside.touch()
+    disk.check(out)  # learn now that it cannot be written, not after the first epoch
     settings: dict[str, Any] = {
         "model": model,
         "data": data,
@@ -286,24 +285,6 @@ def _version(package: str) -> str | None:
 
 
 def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """Write beside, then rename: a reader, or a training that is killed here, never meets half a file."""
-    with _writing(path) as beside:
+    """A reader, or a training that is killed here, never meets half a file."""
+    with disk.whole(path) as beside:
         write(beside)
-        beside.replace(path)
-
-
-@contextmanager
-def _writing(path: Path) -> Iterator[Path]:
-    """A name in the same folder, made if need be; gone afterwards. Trouble with the disk is a DataError."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield beside
-    # torch reports a full disk as a RuntimeError
-    except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"{path} cannot be written", str(error), "free some space or choose another place"
-        ) from error
-    finally:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import shutil
 import subprocess
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecsi import disk
 from edgecsi.codegen.compile import compile_object
 from edgecsi.codegen.zig import zig_cc
 from edgecsi.errors import DeviceError, ToolchainError
@@ -64,8 +64,7 @@ def run_cases(
         ToolchainError: QEMU is needed and missing. DeviceError: a kernel crashed or did not end.
     """
     everything = [case.buffers(target) for case in cases]
-    with tempfile.TemporaryDirectory() as folder:
-        where = Path(folder)
+    with disk.scratch(runs=True) as where:
         (where / "kernels.o").write_bytes(compile_cases(cases, target))
         if target.missing_on_this_cpu():
             _run_emulated(cases, everything, target, where)

@@ -7,18 +7,17 @@ timed is made by the code that makes libraries for users.
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi import bundle as bundles
+from edgecsi import disk
 from edgecsi.codegen.program import Call, Entry, Place, Tensor
 from edgecsi.errors import ConnectionLost, DeviceError, EdgecsiError, Unreachable
 from edgecsi.kernels.base import Kernel
@@ -118,8 +117,8 @@ class Bench:
                 self.outcomes[setting] = Measured(setting, "refused", why=str(error))
         if not entries:
             return
-        with tempfile.TemporaryDirectory(prefix="edgecsi-tune-") as folder:
-            bundle = trial_bundle(Path(folder) / NAME, list(entries.values()), self.target)
+        with disk.scratch(runs=True) as folder:
+            bundle = trial_bundle(folder / NAME, list(entries.values()), self.target)
             good = [s for s, e in entries.items() if self._answers(bundle, s, e.name)]
             if self.count:
                 for setting in good:

@@ -8,7 +8,6 @@ trials and measures only what is left. A choice that wins alone and loses in the
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from edgecsi import cpu
+from edgecsi import cpu, disk
 from edgecsi import target as targets
 from edgecsi.device import open_device
 from edgecsi.errors import CheckFailed, ConnectionLost, TargetError, Unreachable, UsageError
@@ -347,8 +346,8 @@ def _confirm(
         plans = {"default": planned("default", set()), "tuned": planned("tuned", winners)}
         if len(winners) > 1 and not counted:
             plans |= {f"without{i}": planned(f"without{i}", winners - {key}) for i, key in enumerate(winners)}
-        with tempfile.TemporaryDirectory(prefix="edgecsi-tune-") as folder:
-            times = in_place.measure(plans, target, device, Path(folder), counted)
+        with disk.scratch(runs=True) as folder:
+            times = in_place.measure(plans, target, device, folder, counted)
             lost = {
                 key for i, key in enumerate(winners)
                 if f"without{i}" in times and in_place.faster(times[f"without{i}"], times["tuned"])
@@ -357,7 +356,7 @@ def _confirm(
             if lost or (winners and not result.faster):
                 better = winners - lost
                 plans = {"default": plans["default"], "tuned": planned("tuned", better)}
-                times = in_place.measure(plans, target, device, Path(folder), counted)
+                times = in_place.measure(plans, target, device, folder, counted)
                 result = in_place.compare(times["default"], times["tuned"])
                 if not result.faster:
                     lost = winners

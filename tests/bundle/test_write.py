@@ -12,7 +12,7 @@ import pytest
 
 from edgecsi.bundle import read_bundle, refuse_to_replace, write_bundle
 from edgecsi.bundle import write as writing
-from edgecsi.errors import BundleError
+from edgecsi.errors import BundleError, EdgecsiError
 from tests import _tiny
 
 
@@ -117,7 +117,7 @@ def test_an_interruption_at_any_step_leaves_the_previous_bundle_whole(
 
         with monkeypatch.context() as patch:
             patch.setattr(module, name, fail)
-            with contextlib.suppress(KeyboardInterrupt, BundleError):
+            with contextlib.suppress(KeyboardInterrupt, EdgecsiError):
                 write_bundle(bundle.path, *_rebuilt(libraries()))
             # After the swap (an fsync may fail then) it is the new bundle, and whole as well.
             assert _family(bundle.path) in ("tiny", "second")
@@ -133,20 +133,20 @@ def test_a_full_disk_is_called_that(libraries, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(writing, "_write", full)
-    with pytest.raises(BundleError, match="disk is full"):
+    with pytest.raises(EdgecsiError, match="disk is full"):
         _tiny.make_bundle(tmp_path / "out", libraries(), _tiny.manifest())
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_name_no_file_system_takes_is_an_error(libraries, tmp_path):
-    with pytest.raises(BundleError, match="too long"):
+    with pytest.raises(EdgecsiError, match="too long"):
         _tiny.make_bundle(tmp_path / ("n" * 300), libraries(), _tiny.manifest())
     _tiny.make_bundle(tmp_path / ("n" * 250), libraries(), _tiny.manifest())
 
 
 def test_a_missing_source_file_is_an_error_before_anything_is_replaced(bundle, tmp_path):
     files = _tiny.files(tmp_path / "no such library", _tiny.manifest())
-    with pytest.raises(BundleError):
+    with pytest.raises(EdgecsiError):
         write_bundle(bundle.path, _tiny.manifest(), files)
     assert _family(bundle.path) == "tiny"
 
@@ -168,7 +168,7 @@ def test_without_exchange_a_failed_rename_puts_the_old_bundle_back(bundle, libra
     rename = os.rename
 
     def second_fails(source, target):
-        if Path(source).suffix == ".new":
+        if Path(source).suffix == ".tmp":
             raise KeyboardInterrupt
         rename(source, target)
 

@@ -11,10 +11,10 @@ import importlib.util
 import os
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from edgecsi import disk
 from edgecsi.bench.peers import Array, Run, entry_module
 from edgecsi.bench.peers.conversion import converting, missing, version_of
 
@@ -69,7 +69,7 @@ def _convert(module: nn.Module, example: Array, entry: str) -> bytes:
 
     own = importlib.util.find_spec("litert_torch") is not None
     python = sys.executable if own else os.environ[CONVERTER]
-    with tempfile.TemporaryDirectory() as folder:
+    with disk.scratch(runs=True) as folder:
         source, target = Path(folder, "model.pt2"), Path(folder, "model.tflite")
         exported = torch.export.export(entry_module(module, entry), (torch.from_numpy(example),))
         torch.export.save(exported, source)

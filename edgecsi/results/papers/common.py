@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from edgecsi import disk
 from edgecsi.channels.generate import generate
 from edgecsi.channels.metrics import nmse_db, rho
 from edgecsi.channels.shipped import test_set
@@ -102,7 +102,7 @@ class Finished:
         """Keep a row, replacing an earlier one."""
         path = self.path(settings, ".json")
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace(path, json.dumps({"settings": settings, "row": row}, indent=1) + "\n")
+        disk.write(path, json.dumps({"settings": settings, "row": row}, indent=1) + "\n")
         return row
 
     def network(self, model: str, text: str, data: str, say: Say, batch: int = 100) -> str:
@@ -257,8 +257,8 @@ def write(result: Result, folder: Path, command: str) -> list[Path]:
         lines += [f"## {title}", "", *table(rows), "", "## All rows", ""]
     content |= {"rows": result.rows, "panels": result.panels}
     lines += [*table(result.rows), "", f"![figure]({paths[2].name})", "", f"Made by `{command}`.", ""]
-    replace(paths[0], json.dumps(content, indent=1) + "\n")
-    replace(paths[1], "\n".join(lines))
+    disk.write(paths[0], json.dumps(content, indent=1) + "\n")
+    disk.write(paths[1], "\n".join(lines))
     _draw(result, paths[2])
     return paths
 
@@ -274,13 +274,6 @@ def _cell(value: Any) -> str:
     if value is None:
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def replace(path: Path, text: str) -> None:
-    """Write beside, then rename."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    beside.write_text(text, "utf-8")
-    beside.replace(path)
 
 
 def _draw(result: Result, path: Path) -> None:
