@@ -36,6 +36,7 @@ VERBS = {
     "train": "Train a zoo model.",
     "data": "Generate, convert and describe channels.",
     "sign": "Sign a bundle with an SSH key.",
+    "deploy": "Copy a bundle to devices, prove it there and activate it.",
     "inspect": "Show what is in a bundle, without loading it.",
     "models": "List the zoo, or show one model.",
     "targets": "List, show and check what can be compiled for.",

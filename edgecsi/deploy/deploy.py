@@ -18,21 +18,21 @@ from pathlib import Path
 
 from edgecsi.bundle import Bundle, Manifest, parse_manifest, signature
 from edgecsi.bundle.manifest import MANIFEST, SIGNATURE
-from edgecsi.deploy import admission, lock
-from edgecsi.deploy.far_side import FarSide, Remote
-from edgecsi.device.transport import STEP_SECONDS
+from edgecsi.deploy import lock
+from edgecsi.deploy.far_side import FarSide
+from edgecsi.deploy.trial import prove
+from edgecsi.device import install
+from edgecsi.device.ssh import FOLDER
+from edgecsi.device.transport import STEP_SECONDS, Connection
 from edgecsi.errors import BundleError, ConnectionLost, DeviceError, EdgecsiError, Unreachable
 
-ROOT = ".edgecsi/bundles"
+ROOT = f"{FOLDER}/bundles"
 """Where bundles go on a device, below the user's home: ``<ROOT>/<bundle's name>/current`` is the active one."""
 
 _CLEANING_SECONDS = 10.0
 _HASH_SPEED = 5e6  # bytes a second that the slowest board hashes and writes through
 
 Progress = Callable[[float, float, str], None]
-Trial = Callable[[Remote, Bundle, str, float], None]
-"""Runs ``golden.npz`` on the device: (way there, bundle, folder of the release there, deadline in seconds);
-raises unless every answer is right."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +41,15 @@ class Options:
 
     Attributes:
         root: folder of all bundles on the device; relative to the user's home unless it begins with ``/``.
+        folder: where our runner lies there.
         keep: how many releases stay, the active and the previous one among them.
-        deadline: seconds that the trial run may take. wait: seconds to wait for another deployment's end.
+        deadline: seconds that an entry's trial run may take. wait: seconds to wait for another deployment's end.
         lease: after how many seconds without a sign of life others may take our lock; more than ``deadline``.
         downgrade: allow a lower build number. dry_run: look, and change nothing.
     """
 
     root: str = ROOT
+    folder: str = FOLDER
     keep: int = 3
     deadline: float = 20.0
     wait: float = 60.0
@@ -120,8 +122,7 @@ class Survey:
 
 def deploy(
     bundle: Bundle,
-    remote: Remote,
-    trial: Trial,
+    remote: Connection,
     options: Options = Options(),  # frozen
     progress: Progress = lambda done, total, what: None,
 ) -> Deployed:
@@ -130,7 +131,6 @@ def deploy(
     Args:
         bundle: a verified bundle.
         remote: the way to the device.
-        trial: proves the copy there, before it is activated.
         options: how.
         progress: is told (bytes sent, bytes to send, what is being done).
 
@@ -140,14 +140,14 @@ def deploy(
         CheckFailed: it answered wrongly on the device. What was active is active still, in each of these cases.
     """
     manifest = bundle.manifest
-    place = f"{options.root.rstrip('/')}/{manifest.name}"
-    far = FarSide(remote, place, secrets.token_hex(8))
+    far = FarSide(remote, place_of(options.root, manifest.name), secrets.token_hex(8))
     contents = _contents(bundle)
     total = sum(_size(content) for content, _ in contents.values())
     patience = STEP_SECONDS + total / _HASH_SPEED
 
     progress(0, 0, f"asking what {remote.name} is")
-    admission.admit(bundle, admission.Facts.parse(far.do("probe")), remote.name)
+    board, runner = install.prepare(remote, options.folder)
+    board.check(bundle)
     if options.dry_run:
         return _dry_run(far, bundle, contents, options)
 
@@ -156,7 +156,7 @@ def deploy(
     try:
         there = Survey.parse(far.do("survey", timeout=patience))
         if not options.downgrade:
-            admission.refuse_downgrade(manifest, there.manifest, remote.name)
+            refuse_downgrade(manifest, there.manifest, remote.name)
         sent: dict[str, int] = {}
         release = there.release_of(manifest.digest, _sums(contents))
         if release is None:
@@ -165,7 +165,7 @@ def deploy(
             far.do("verify", manifest.digest, timeout=patience)
             release = fresh = far.do("settle", manifest.digest, timeout=patience)
         progress(0, 0, "trying it on the device")
-        trial(remote, bundle, f"{place}/releases/{release}", options.deadline)
+        prove(remote, bundle, runner, f"{far.place}/releases/{release}", options.deadline)
         far.do("activate", release, timeout=patience)
         fresh = None
         far.do("prune", str(options.keep), timeout=patience)
@@ -176,9 +176,30 @@ def deploy(
     unchanged = release == there.current
     action, before = ("already active", there.previous) if unchanged else ("activated", there.current)
     return Deployed(
-        remote.name, place, manifest.digest, action, before.partition(".")[0] or None,
+        remote.name, far.place, manifest.digest, action, before.partition(".")[0] or None,
         len(sent), sum(sent.values()),
     )  # fmt: skip
+
+
+def place_of(root: str, name: str) -> str:
+    """The folder of a bundle on a device; relative to the user's home unless it begins with ``/``."""
+    return f"{root.removeprefix('~/').rstrip('/') or '/'}/{name}"
+
+
+def refuse_downgrade(new: Manifest, active: Manifest | None, name: str) -> None:
+    """Refuse a bundle that is older than what the device has.
+
+    Raises:
+        BundleError: its build number is lower, or it has none where the active one has.
+    """
+    if active is None or active.build_number is None:
+        return
+    if new.build_number is None or new.build_number < active.build_number:
+        number = "no build number" if new.build_number is None else f"build number {new.build_number}"
+        raise BundleError(
+            f"{new.name} is older than what {name} runs", f"it has {number}, the device {active.build_number}",
+            "deploy a newer build; --downgrade goes back on purpose",
+        )  # fmt: skip
 
 
 def _copy(
@@ -217,7 +238,7 @@ def _give_up(far: FarSide, fresh: str | None, error: BaseException) -> None:
 def _dry_run(far: FarSide, bundle: Bundle, contents: Contents, options: Options) -> Deployed:
     there = Survey.parse(far.do("survey"))
     if not options.downgrade:
-        admission.refuse_downgrade(bundle.manifest, there.manifest, far.remote.name)
+        refuse_downgrade(bundle.manifest, there.manifest, far.remote.name)
     digest, sources = bundle.manifest.digest, there.sources()
     release = there.release_of(digest, _sums(contents))
     missing = {} if release else {n: c for n, (c, sha) in contents.items() if sha not in sources}
@@ -269,7 +290,7 @@ class RolledBack:
     previous: str
 
 
-def rollback(remote: Remote, name: str, options: Options = Options()) -> RolledBack:  # frozen
+def rollback(remote: Connection, name: str, options: Options = Options()) -> RolledBack:  # frozen
     """Activate the previous release of a bundle again; a second rollback comes back.
 
     Args:
@@ -281,7 +302,7 @@ def rollback(remote: Remote, name: str, options: Options = Options()) -> RolledB
         DeviceError: there is no previous release, it is damaged, or the device cannot be reached or refused.
         BundleError: the device trusts no signer of it. What was active is active still, in each of these cases.
     """
-    far = FarSide(remote, f"{options.root.rstrip('/')}/{name}", secrets.token_hex(8))
+    far = FarSide(remote, place_of(options.root, name), secrets.token_hex(8))
     lock.acquire(far, options.lease, options.wait)
     try:
         old, new = far.do("rollback").split()

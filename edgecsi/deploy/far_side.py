@@ -115,7 +115,6 @@ class FarSide:
 
 
 _DOING = {
-    "probe": "say what it is",
     "lock": "prepare the bundle's folder",
     "survey": "list what it has",
     "stage": "prepare the copy",

@@ -23,15 +23,6 @@ die() { # CODE TEXT…
     exit "$code"
 }
 
-enter() {
-    case $place in
-    "~/"*) place=$HOME/${place#"~/"} ;;
-    /*) ;;
-    *) place=$HOME/$place ;;
-    esac
-    [ "$1" = any ] || cd "$place"
-}
-
 owned() { # the lock is (still) ours
     case $(readlink lock || :) in
     "$token "*) ;;
@@ -116,16 +107,6 @@ remove() { # RELEASE: never half there under its name
 }
 
 # ---- steps ------------------------------------------------------------------------------------------------
-
-probe() { # what this machine is; changes nothing
-    echo "machine $(uname -m)"
-    echo "bits $(getconf LONG_BIT 2>/dev/null || od -An -tu1 -j4 -N1 /bin/sh | sed 's/1/32/; s/2/64/')"
-    echo "libc $(getconf GNU_LIBC_VERSION 2>/dev/null || ldd --version 2>&1 | head -n 1)"
-    echo "features $(sed -n -e 's/^flags[^:]*: //p' -e 's/^Features[^:]*: //p' /proc/cpuinfo | head -n 1)"
-    for tool in cat chmod cp df find grep head ln ls mkdir mv od readlink rm sed sha256sum sync tr wc; do
-        command -v $tool >/dev/null || echo "lacks $tool"
-    done
-}
 
 lock() { # OWNER SECONDS SEEN: SEEN is the token of a lock whose owner is known to be gone
     mkdir -p "$place/releases" "$place/incoming" "$place/states"
@@ -280,8 +261,6 @@ status() { # PLACE is the folder of all bundles: what is active there, and is it
 
 step=$1 place=$2 token=$3
 shift 3
-case $step in
-probe | lock | survey | status) enter any ;;
-*) enter place ;;
-esac
+case $place in /*) ;; *) place=$HOME/$place ;; esac
+case $step in lock | survey | status) ;; *) cd "$place" ;; esac
 "$step" "$@"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgecsi.bundle import Bundle, parse_manifest
-from edgecsi.deploy import ROOT, Remote, deploy
+from edgecsi.deploy import ROOT, deploy
 from tests import _tiny
 from tests._tiny import libraries as libraries
 from tests.deploy.simulated import Simulated, copy
@@ -30,14 +30,10 @@ def bundles(libraries: Callable[..., Path], tmp_path_factory: pytest.TempPathFac
     return made
 
 
-def no_trial(remote: Remote, bundle: Bundle, release: str, deadline: float) -> None:
-    """Trusts everything."""
-
-
 @pytest.fixture(scope="session")
 def _template(bundles: list[Bundle], tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("template") / "device"
-    deploy(bundles[0], Simulated(folder), no_trial)
+    deploy(bundles[0], Simulated(folder))
     return folder
 
 

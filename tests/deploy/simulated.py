@@ -122,10 +122,15 @@ class Simulated(Here):
         return int((self.state / "count").read_text())
 
     def run(
-        self, argv: Sequence[str], *, input: bytes | Path | None = None, timeout: float = STEP_SECONDS
+        self,
+        argv: Sequence[str],
+        *,
+        input: bytes | Path | None = None,
+        output: Path | None = None,
+        timeout: float = STEP_SECONDS,
     ) -> Done:
         self.messages += 1
-        self.steps.append(argv[4])
+        self.steps.append(step(argv))
         now, plan = self.messages, self.plan
         if now in (plan.die_before, plan.die_after) and plan.die_before:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -144,7 +149,7 @@ class Simulated(Here):
             if message == now:
                 self.environment["SIMULATED_KILL_AT"] = str(command)
         script = ["bash", "-c", PREAMBLE + argv[2], *argv[3:]] if argv[0] == "sh" else list(argv)
-        done = super().run(script, input=data, timeout=timeout)
+        done = super().run(script, input=data, output=output, timeout=timeout)
         self.environment["SIMULATED_KILL_AT"] = "0"
         if now == plan.die_after:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -171,6 +176,13 @@ class Simulated(Here):
     def _lost(self) -> ConnectionLost:
         self.struck = True
         return ConnectionLost("the connection to simulated was lost", "it went away", "try again")
+
+
+def step(argv: Sequence[str]) -> str:
+    """What a message is for."""
+    if argv[0] == "sh":
+        return argv[4] if argv[3] == "edgecsi" else argv[3]
+    return argv[4] if argv[1] == "run" else argv[1]
 
 
 def copy(source: Path, target: Path) -> Path:

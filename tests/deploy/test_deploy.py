@@ -6,13 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgecsi.bundle import Bundle
-from edgecsi.deploy import Here, Options, deploy
-from tests.deploy.conftest import active, no_trial, place
+from edgecsi.deploy import ROOT, Here, Options, deploy
+from tests.deploy.conftest import active, place
 from tests.deploy.simulated import Simulated
 
 
 def test_the_first_deployment_makes_everything(bundles: list[Bundle], tmp_path: Path) -> None:
-    done = deploy(bundles[0], Here(tmp_path), no_trial)
+    done = deploy(bundles[0], Here(tmp_path))
     assert (done.action, done.previous, done.digest) == ("activated", None, bundles[0].manifest.digest)
     assert active(tmp_path) == bundles[0].manifest.digest
     assert active(tmp_path, "previous") == ""
@@ -23,14 +23,14 @@ def test_the_first_deployment_makes_everything(bundles: list[Bundle], tmp_path: 
 def test_the_same_again_sends_nothing(bundles: list[Bundle], device: Callable[[], Path]) -> None:
     home = device()
     before = (place(home) / "now").readlink()
-    done = deploy(bundles[0], Simulated(home), no_trial)
+    done = deploy(bundles[0], Simulated(home))
     assert (done.action, done.sent_files, done.sent_bytes) == ("already active", 0, 0)
     assert (place(home) / "now").readlink() == before
 
 
 def test_only_what_changed_is_sent(bundles: list[Bundle], device: Callable[[], Path]) -> None:
     home = device()
-    done = deploy(bundles[1], Simulated(home), no_trial)
+    done = deploy(bundles[1], Simulated(home))
     assert done.sent_files == 2  # library and manifest; header and golden values are there
     assert active(home) == bundles[1].manifest.digest
     assert active(home, "previous") == bundles[0].manifest.digest
@@ -38,13 +38,13 @@ def test_only_what_changed_is_sent(bundles: list[Bundle], device: Callable[[], P
 
 def test_a_dry_run_changes_nothing(bundles: list[Bundle], device: Callable[[], Path], tmp_path: Path) -> None:
     home = device()
-    done = deploy(bundles[1], Simulated(home), no_trial, Options(dry_run=True))
+    done = deploy(bundles[1], Simulated(home), Options(dry_run=True))
     assert (done.action, done.sent_files) == ("would be activated", 2)
     assert active(home) == bundles[0].manifest.digest
     bare = tmp_path / "bare"
     bare.mkdir()
-    deploy(bundles[1], Here(bare), no_trial, Options(dry_run=True))
-    assert not list(bare.iterdir())
+    deploy(bundles[1], Here(bare), Options(dry_run=True))
+    assert not (bare / ROOT).exists()
 
 
 def test_old_releases_go_and_the_previous_one_stays(
@@ -52,7 +52,7 @@ def test_old_releases_go_and_the_previous_one_stays(
 ) -> None:
     home = device()
     for bundle in (bundles[1], bundles[2]):
-        deploy(bundle, Simulated(home), no_trial, Options(keep=2))
+        deploy(bundle, Simulated(home), Options(keep=2))
     releases = {path.name for path in (place(home) / "releases").iterdir()}
     assert releases == {bundles[1].manifest.digest, bundles[2].manifest.digest}
     assert len(list((place(home) / "states").iterdir())) == 1

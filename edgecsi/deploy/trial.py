@@ -1,0 +1,93 @@
+"""Proving a release on the device before it is activated: ``golden.npz`` through the device's own loader.
+
+The runner loads the library there and calls it in a child process, which it watches: a crash, an endless loop and a
+wrong answer are all found, and none of them can do harm.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecsi.bundle import Bundle, read_golden
+from edgecsi.deploy.far_side import Remote
+from edgecsi.device.transport import Done
+from edgecsi.errors import CheckFailed
+
+_GRACE_SECONDS = 15.0  # that we wait longer than the runner, which should be the first to give up
+# Of the largest output: another libm rounds otherwise, and what it rounds may move an int8 code.
+_FP32_TOLERANCE, _QUANTISED_TOLERANCE = 1e-4, 0.1
+_CODE, _TOO_LONG, _CRASHED = 3, 4, 128
+
+
+def prove(remote: Remote, bundle: Bundle, runner: str, release: str, deadline: float) -> None:
+    """Run every entry of a bundle on its golden inputs, on the device.
+
+    Args:
+        remote: the way there.
+        bundle: what lies there as well.
+        runner: path of the runner there.
+        release: folder of the bundle's copy there.
+        deadline: seconds that each entry may take.
+
+    Raises:
+        CheckFailed: an answer is wrong, or there is none.
+        DeviceError: the device cannot be reached.
+    """
+    manifest = bundle.manifest
+    quantised = any(layer.bits < 32 for entry in manifest.entries.values() for layer in entry.layers)
+    allowed = _QUANTISED_TOLERANCE if quantised else _FP32_TOLERANCE
+    for name, entry in manifest.entries.items():
+        inputs, wanted = read_golden(bundle, name)
+        sizes = [
+            ",".join(str(tensor.size) for tensor in tensors) for tensors in (entry.inputs, entry.outputs)
+        ]
+        argv = [runner, "run", f"{release}/{manifest.library}", manifest.cname, name, *sizes]
+        argv += [f"workspace={entry.workspace}", f"layers={len(entry.layers)}", f"deadline={deadline:g}"]
+        done = remote.run(argv, input=_joined(inputs).tobytes(), timeout=deadline + _GRACE_SECONDS)
+        expected = _joined(wanted)
+        if done.code or len(done.stdout) != expected.nbytes:
+            raise _failed(bundle, name, remote.name, _why(done, deadline))
+        found = np.frombuffer(done.stdout, np.float32).reshape(expected.shape)
+        at = 0
+        for tensor in entry.outputs:
+            part = slice(at, at + tensor.size)
+            at += tensor.size
+            largest = float(np.abs(expected[:, part]).max())
+            off = float(np.abs(found[:, part] - expected[:, part]).max())
+            if not off <= allowed * largest:
+                much = (
+                    f"{off / largest:.2g} of the largest output"
+                    if largest and math.isfinite(off)
+                    else f"{off:g}"
+                )
+                raise _failed(
+                    bundle, name, remote.name, f"{tensor.name} is off by {much} ({allowed:g} is allowed)"
+                )
+
+
+def _joined(arrays: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    """float32 ``[samples, all elements]``: what one call takes, or gives, lies together."""
+    return np.concatenate([array.reshape(len(array), -1) for array in arrays], axis=1)
+
+
+def _why(done: Done, deadline: float) -> str:
+    if done.code == _CODE:
+        return f"the library returned code {done.said}"
+    if done.code == _TOO_LONG:
+        return f"no answer after {deadline:g} s"
+    if done.code == _CRASHED + signal.SIGILL:
+        return "it used an instruction that this CPU lacks (SIGILL)"
+    if done.code > _CRASHED:
+        return f"it crashed ({signal.strsignal(done.code - _CRASHED) or done.code})"
+    return done.said if done.code else "it ended before its answer was whole"
+
+
+def _failed(bundle: Bundle, entry: str, name: str, why: str) -> CheckFailed:
+    return CheckFailed(
+        f"{entry} of {bundle.manifest.name} is wrong on {name}: it is not activated", why,
+        "what was active still is; build for this device's target (edgecsi device probe), or report a bug",
+    )  # fmt: skip
