@@ -27,7 +27,7 @@ from edgecsi.errors import EdgecsiError
 from edgecsi.results.reliability.readers import Reader, make_samples, readers
 
 SECONDS, GIGABYTES = 2.0, 2
-BATCH = 40
+BATCH = 20
 
 
 @dataclass
@@ -227,7 +227,7 @@ def read(reader: Reader, content: bytes, work: Path) -> EdgecsiError | None:
             not error.what
             or not error.why
             or not error.fix
-            or not all(map(_one_line, (error.what, error.why, error.fix)))
+            or not all(map(_readable, (error.what, error.why, error.fix)))
         ):
             raise Finding(f"an error that is not three lines of text: {error!r}") from error
     except Exception as error:
@@ -272,8 +272,8 @@ def _keep(content: bytes, suffix: str, keep: Path) -> str:
     return path.name
 
 
-def _one_line(text: str) -> bool:
-    return text.isprintable() and len(text) < 4000
+def _readable(text: str) -> bool:
+    return text.replace("\n", " ").isprintable() and len(text) < 4000
 
 
 def _place(error: BaseException) -> str:
