@@ -114,6 +114,16 @@ API int tiny_net_pair_ws(const float *a, const float *b, float *s, float *p, voi
 API int tiny_net_pair_profile(const float *a, const float *b, float *s, float *p, void *ws, double *ns) {
     ns[0] = 1; return tiny_net_pair_ws(a, b, s, p, ws);
 }
+
+/* TVM's face: arguments are tensors (7: a DLTensor; 70: an object, in which that follows a header of 24 bytes). */
+typedef struct { int type; unsigned padding; union { long long integer; char *pointer; } value; } Any;
+static float *data(const Any *a) { return *(float **)(a->value.pointer + (a->type == 70 ? 24 : 0)); }
+#define FACE(entry, count, ...) API int __tvm_ffi_##entry(void *self, const Any *a, int n, Any *result) { \
+    (void)self, (void)result; return n == count ? tiny_net_##entry(__VA_ARGS__) : -1; }
+FACE(encoder, 2, data(a), data(a + 1))
+FACE(decoder, 2, data(a), data(a + 1))
+FACE(full, 2, data(a), data(a + 1))
+FACE(pair, 4, data(a), data(a + 1), data(a + 2), data(a + 3))
 """
 
 

@@ -122,21 +122,26 @@ def probe(device: str, write_target: Path | None, json_to: str | None) -> None:
 
 @command.command()
 @click.argument("device")
+@click.option("--rpc", is_flag=True, help="Also what TVM's RPC needs: its runtime (5 MB) and our agent.")
 @json_option
-def setup(device: str, json_to: str | None) -> None:
+def setup(device: str, rpc: bool, json_to: str | None) -> None:
     """Make DEVICE ready to run bundles: copies our runner there. Nothing is compiled there, no Python, internet
     or root is needed, and nothing of ours runs or listens there afterwards.
 
     \b
     Example:
-      edgecsi device setup pi4
+      edgecsi device setup pi4 --rpc
     """
     from edgecsi.device import install
 
     with _opened(device) as remote, progress("copying"):
         board = remote.board
+        if rpc:
+            from edgecsi.device.install_rpc import install_rpc
+
+            install_rpc(remote.connection, board)
         size = sum(install.held(remote.connection, board.folder).values())
-    done = {"device": remote.spec, "folder": board.folder, "arch": board.arch, "bytes": size}
+    done = {"device": remote.spec, "folder": board.folder, "arch": board.arch, "rpc": rpc, "bytes": size}
     report(done, lambda: pairs(done), json_to)
 
 

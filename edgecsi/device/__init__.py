@@ -5,7 +5,6 @@ from edgecsi.device.local import Local
 from edgecsi.device.names import resolve
 from edgecsi.device.protocol import Device, DeviceInfo
 from edgecsi.device.remote import Remote
-from edgecsi.errors import UsageError
 
 __all__ = ["Device", "DeviceInfo", "Emulated", "Local", "Remote", "count_instructions", "open_device"]
 
@@ -15,7 +14,8 @@ def open_device(name: str) -> Device:
 
     Args:
         name: an address: ``local`` (this CPU), ``emulate`` (QEMU with the bundle's CPU),
-            ``ssh://[user@]host[:port]``; or a name from a ``devices.toml``. Nothing is connected yet.
+            ``ssh://[user@]host[:port]``, ``rpc+ssh://…``, ``rpc://host:port``, ``tracker://host:port/key``;
+            or a name from a ``devices.toml``. Nothing is connected yet.
 
     Raises:
         UsageError: there is no such device.
@@ -28,4 +28,6 @@ def open_device(name: str) -> Device:
         return Emulated()
     if spec.startswith("ssh://"):
         return Remote.over_ssh(spec)
-    raise UsageError(f"{spec} cannot be used here", "it speaks RPC only", "use ssh://HOST")
+    from edgecsi.device.rpc_device import Rpc
+
+    return Rpc.opened(spec)

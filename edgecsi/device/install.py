@@ -85,7 +85,7 @@ def _sha256(source: Path | bytes) -> str:
 
 
 _STATUS = """cd "$1" 2>/dev/null || exit 0
-for part in files rpc bundles; do [ -d "$part" ] && echo "$part $(du -sk "$part" | cut -f1)"; done; exit 0"""
+du -sk files rpc bundles 2>/dev/null; exit 0"""  # at once: what is linked twice counts once
 _CLEAN = """cd "$1" 2>/dev/null || exit 0
 shift; rm -rf -- "$@" && cd .. && rmdir "$OLDPWD" 2>/dev/null; exit 0"""
 
@@ -94,7 +94,7 @@ def held(connection: Connection, folder: str) -> dict[str, int]:
     """What lies in our folder there: bytes on its disk of ``files`` (runner and libraries), ``rpc`` and
     ``bundles`` (what was deployed)."""
     lines = connection.run(["sh", "-c", _STATUS, "status", folder]).text.splitlines()
-    return {part: 1024 * int(size) for part, size in (line.split() for line in lines)}
+    return {part: 1024 * int(size) for size, part in (line.split() for line in lines)}
 
 
 def clean(connection: Connection, folder: str, *, bundles: bool = False) -> dict[str, int]:

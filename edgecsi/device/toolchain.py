@@ -45,6 +45,18 @@ def remote_runner(arch: str) -> Path:
     return _compile("remote.c", f"remote-{arch}", ["-O2", "-s", "-ldl"], f"{arch}-linux-gnu.{GLIBC}")
 
 
+def agent(arch: str) -> Path:
+    """The program that speaks TVM's RPC on a device (``agent.c``); as :func:`remote_runner`."""
+    return _compile(
+        "agent.c", f"agent-{arch}", ["-O2", "-s", "-ldl", "-lpthread"], f"{arch}-linux-gnu.{GLIBC}"
+    )
+
+
+def agent_source() -> bytes:
+    """What :func:`agent` compiles."""
+    return (_HERE / "agent.c").read_bytes()
+
+
 def timer() -> Path:
     """The shared library that times calls in this process (``timer.c``)."""
     return _compile("timer.c", "timer.so", ["-shared", "-fPIC", "-O2", "-mcpu=baseline"])

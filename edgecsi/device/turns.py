@@ -18,18 +18,20 @@ BLOCK = 0.02
 WARM_SECONDS = 5.0
 AGREE = 0.02
 
+Keep = Callable[[str, Nanoseconds], None]
 Timed = Callable[[int, int], NDArray[np.float64]]
 """(calls, bytes to read before each) → nanoseconds of each."""
 
 
-def in_turns(timed: Timed, plan: Plan, progress: Progress | None = None) -> Series:
-    """Warm up until the medians of two blocks agree; then turns, each after a few calls that are not counted;
-    then calls with a cold L2 cache.
+def in_turns(timed: Timed, plan: Plan, progress: Progress | None = None, keep: Keep | None = None) -> Series:
+    """Warm up until the medians of two blocks agree; then calls with a cold L2 cache (first, so that a series that
+    breaks off has them); then turns, each after a few calls that are not counted.
 
     Args:
         timed: times calls.
         plan: how much.
         progress: told after every turn.
+        keep: given the cold calls and every turn as soon as they are there.
     """
     begin = time.monotonic()
     settled, median = False, _median(timed(4, 0)[1:])
@@ -37,18 +39,22 @@ def in_turns(timed: Timed, plan: Plan, progress: Progress | None = None) -> Seri
         previous = median
         median = _median(timed(max(5, math.ceil(BLOCK * 1e9 / previous)), 0))
         settled = abs(median - previous) <= AGREE * min(median, previous)
+    cold = timed(plan.cold_samples, EVICTION_BYTES).astype(np.int64)
+    if keep is not None:
+        keep("cold", cold)
     length = max(plan.turn_calls, math.ceil(plan.turn * 1e9 / median))
     rounds: list[Nanoseconds] = []
     counted, spent, complete = 0, 0.0, False
     while not complete and spent < plan.limit:
         turn = timed(plan.settle + length, 0)[plan.settle :]
         rounds.append(turn.astype(np.int64))
+        if keep is not None:
+            keep("turn", rounds[-1])
         counted += turn.size
         spent += float(turn.sum()) / 1e9
         complete = counted >= plan.samples and spent >= plan.seconds
         if progress is not None:
             progress(min(counted / plan.samples, spent / plan.seconds, 1.0), 1.0, "measuring")
-    cold = timed(plan.cold_samples, EVICTION_BYTES).astype(np.int64)
     return Series(rounds, cold, settled, complete, threads=1.0)
 
 

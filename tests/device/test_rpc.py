@@ -1,0 +1,239 @@
+"""TVM's RPC: our agent over SSH, TVM's own server, TVM's tracker; and what happens when any of them dies."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgecsi.cli import main
+from edgecsi.device import Local, Remote, open_device
+from edgecsi.device.protocol import Plan
+from edgecsi.device.rpc_device import Rpc
+from edgecsi.errors import DeviceError, Unreachable
+from tests import _tiny
+from tests._sshd import serving
+
+X = np.random.default_rng(3).normal(size=(5, 8)).astype(np.float32)
+PLAN = Plan(samples=200, seconds=0.02, limit=2.0, turn=0.002, turn_calls=5, settle=2, cold_samples=10)
+
+
+def port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+@contextlib.contextmanager
+def program(module, *arguments):
+    """One of TVM's programs, for as long as the block lasts; with everything it starts."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", module, *arguments],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def wait_for(number):
+    for _ in range(1800):
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", number), 1):
+            return
+        time.sleep(0.1)
+    raise AssertionError("the server did not come")
+
+
+@pytest.fixture(scope="module")
+def board():
+    """A device that is set up for RPC."""
+    with serving() as sshd:
+        assert main(["device", "setup", sshd.spec, "--rpc"]) == 0
+        yield sshd
+
+
+@pytest.fixture
+def agent(board):
+    with contextlib.closing(open_device(f"rpc+{board.spec}")) as device:
+        yield device
+
+
+@pytest.fixture(scope="module")
+def server():
+    """The port of TVM's own server."""
+    number = port()
+    with program(
+        "tvm.exec.rpc_server", "--host", "127.0.0.1", "--port", str(number), "--port-end", str(number + 1)
+    ):
+        wait_for(number)
+        yield number
+
+
+@pytest.mark.needs("ssh", "sshd")
+def test_the_agent_runs_and_times_over_ssh(agent, bundle, board):
+    np.testing.assert_array_equal(agent.run(bundle, "full", X), Local().run(bundle, "full", X))
+    total, product = agent.run(bundle, "pair", (X[:, :3], X[:, 3:6]))
+    np.testing.assert_allclose(total, X[:, :3] + X[:, 3:6], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(product, X[:, :3] * X[:, 3:6], rtol=1e-5, atol=1e-6)
+    series = agent.measure(bundle, "full", X[:1], PLAN)
+    assert series.complete
+    assert series.samples.size >= 200
+    assert series.cold.size == 10
+    (folder,) = (board.home / ".edgecsi" / "rpc").iterdir()
+    assert sorted(path.name for path in folder.iterdir()) == ["agent", "libtvm_ffi.so", "libtvm_runtime.so"]
+    assert sum(path.stat().st_size for path in folder.iterdir()) < 8_000_000
+
+
+@pytest.mark.needs("ssh", "sshd")
+def test_a_device_that_is_not_set_up_says_how(board, bundle, tmp_path):
+    device = open_device(f"rpc+{board.spec}{tmp_path}/elsewhere")
+    with contextlib.closing(device), pytest.raises(DeviceError, match="edgecsi device setup --rpc"):
+        device.run(bundle, "full", X)
+
+
+@pytest.mark.needs("ssh", "sshd")
+def test_kernels_that_crash_or_never_end_cost_one_session(board, libraries, tmp_path):
+    with contextlib.closing(Remote.over_ssh(board.spec)) as remote:
+        device = Rpc(f"rpc+{board.spec}", remote, deadline=2.0)
+        for flag, message in (("-DCRASH", "broke off at run"), ("-DHANG", "run did not end")):
+            library = libraries(_tiny.HOST, flag)
+            broken = _tiny.make_bundle(tmp_path / flag, library, _tiny.manifest())
+            begin = time.monotonic()
+            with pytest.raises(DeviceError, match=message):
+                device.run(broken, "full", X)
+            assert time.monotonic() - begin < 60
+        np.testing.assert_allclose(device.run(broken, "encoder", X), _tiny.encoder(X), rtol=1e-5)
+    (folder,) = (board.home / ".edgecsi" / "rpc").iterdir()
+    for _ in range(100):
+        if not list(folder.glob("work.*")):
+            return
+        time.sleep(0.1)
+    raise AssertionError("an agent left its files")
+
+
+@pytest.mark.needs("ssh", "sshd")
+def test_a_tunnel_that_drops_keeps_what_was_measured(board, bundle):
+    with contextlib.closing(open_device(f"rpc+{board.spec}")) as device:
+        device.info()
+        dropper = threading.Thread(target=_drop_when_measuring, args=(board,))
+        dropper.start()
+        series = device.measure(bundle, "full", X[:1], replace(PLAN, seconds=600, limit=600))
+        dropper.join()
+    assert series.lost is not None
+    assert not series.complete
+    assert series.samples.size > 10
+
+
+def _drop_when_measuring(board):
+    """Cut the connection two seconds after the client wrote its first turn."""
+    while not any(path.stat().st_size > 5000 for path in Path(tempfile.gettempdir()).glob("edgecsi-*/turns")):
+        time.sleep(0.1)
+    board.drop()
+
+
+def test_tvms_own_server(server, bundle):
+    device = Rpc.opened(f"rpc://127.0.0.1:{server}")
+    np.testing.assert_array_equal(device.run(bundle, "full", X), Local().run(bundle, "full", X))
+    assert device.time(bundle, "full", X[:1], 20).shape == (20,)
+
+
+@pytest.mark.parametrize("after", [0, 8, 600, 9000, -1500])
+def test_a_server_that_dies_at_any_step(server, bundle, after):
+    """The connection ends after so many bytes of ours: while connecting, uploading, loading, running."""
+    size = bundle.library.stat().st_size
+    with cutting(server, after if after >= 0 else size - after) as cut:
+        begin = time.monotonic()
+        with pytest.raises(DeviceError) as caught:
+            Rpc(f"rpc://127.0.0.1:{cut}", connect_seconds=5).run(bundle, "full", np.repeat(X, 100, axis=0))
+    assert time.monotonic() - begin < 60
+    assert len(str(caught.value).splitlines()) == 3
+
+
+def test_what_is_no_server_is_refused_in_time(bundle):
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))
+        number = deaf.getsockname()[1]
+        with pytest.raises(Unreachable, match="cannot be reached"):
+            Rpc(f"rpc://127.0.0.1:{number}").run(bundle, "full", X)
+        deaf.listen()
+        begin = time.monotonic()
+        with pytest.raises(Unreachable, match="does not answer"):
+            Rpc(f"rpc://127.0.0.1:{number}", connect_seconds=2).run(bundle, "full", X)
+        assert time.monotonic() - begin < 60
+
+
+def test_two_benches_at_once_through_tvms_tracker(bundle):
+    tracker = port()
+    with contextlib.ExitStack() as programs:
+        programs.enter_context(
+            program(
+                "tvm.exec.rpc_tracker",
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(tracker),
+                "--port-end",
+                str(tracker + 1),
+            )
+        )
+        wait_for(tracker)
+        for _ in range(2):
+            number = port()
+            programs.enter_context(
+                program("tvm.exec.rpc_server", "--host", "127.0.0.1", "--port", str(number), "--port-end",
+                        str(number + 1), "--tracker", f"127.0.0.1:{tracker}", "--key", "tiny")
+            )  # fmt: skip
+            wait_for(number)
+        device = Rpc.opened(f"tracker://127.0.0.1:{tracker}/tiny")
+        plan = replace(PLAN, seconds=1.0)
+        with ThreadPoolExecutor(2) as pool:
+            found = list(pool.map(lambda _: device.measure(bundle, "full", X[:1], plan), range(2)))
+        assert all(series.complete for series in found)
+
+
+@contextlib.contextmanager
+def cutting(server, count):
+    """A port that leads to the server, until the client has sent so many bytes."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def serve():
+        with contextlib.suppress(OSError):
+            client, _ = listener.accept()
+            behind = socket.create_connection(("127.0.0.1", server))
+            back = threading.Thread(target=pump, args=(behind, client, 1 << 60))
+            back.start()
+            pump(client, behind, count)
+            for end in (client, behind):
+                with contextlib.suppress(OSError):
+                    end.shutdown(socket.SHUT_RDWR)
+            back.join()
+            client.close()
+            behind.close()
+
+    thread = threading.Thread(target=serve)
+    thread.start()
+    try:
+        yield listener.getsockname()[1]
+    finally:
+        listener.close()
+        thread.join(20)
+
+
+def pump(source, sink, left):
+    with contextlib.suppress(OSError):
+        while left > 0 and (piece := source.recv(min(left, 4096))):
+            sink.sendall(piece)
+            left -= len(piece)
