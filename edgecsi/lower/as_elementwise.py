@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -88,8 +89,7 @@ def _with_constant(op: str, x: Value, c: Value, shape: tuple[int, ...], swapped:
         if data.size != 1:
             return [Fused(Step(op), _full(c, shape))]
         limit = float(data.reshape(-1)[0])
-        big = float(np.finfo(np.float32).max)
-        return [Fused(Step("clip", (limit, big) if op == "max" else (-big, limit)))]
+        return [Fused(Step("clip", (limit, math.inf) if op == "max" else (-math.inf, limit)))]
     if op == "div" and swapped:
         return None
     if op == "div":
@@ -104,9 +104,7 @@ def _with_constant(op: str, x: Value, c: Value, shape: tuple[int, ...], swapped:
             np.broadcast_to(scale.reshape(-1), channels), np.broadcast_to(shift.reshape(-1), channels)
         )
     if op == "div":
-        return [
-            Fused(Step("mul"), _full(Value(c.name, c.shape, c.dtype, (1 / data).astype(np.float32)), shape))
-        ]
+        return [Fused(Step("mul"), _full(Value(c.name, c.shape, c.dtype, data.astype(np.float32)), shape))]
     return [Fused(Step("rsub" if op == "sub" and swapped else op), _full(c, shape))]
 
 

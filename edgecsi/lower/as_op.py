@@ -23,6 +23,7 @@ from edgecsi.ops.operators import (
 
 # Attributes of a node that its operator takes as they are.
 CONV2D = ("weight", "bias", "padding", "stride", "dilation", "groups", "scale", "x_quant", "fine")
+POOL2D = ("kind", "window", "stride", "padding", "count_include_pad")
 DENSE = ("weight", "bias", "scale", "x_quant", "fine", "dynamic", "table")
 
 
@@ -53,7 +54,7 @@ def as_op(node: Node) -> Op | None:
         case "layer_norm":
             return LayerNorm(x=_own(node.inputs[0]), y=y, **common, **a)
         case "pool2d":
-            return Pool2d(x=_own(node.inputs[0]), y=y, **common, **a)
+            return Pool2d(x=_own(node.inputs[0]), y=y, **common, **{k: a[k] for k in POOL2D})
         case "elementwise":
             x = _own(node.inputs[0])
             if any(s.constants for s in epilogue) and len(y.shape) != 4:
@@ -65,7 +66,8 @@ def as_op(node: Node) -> Op | None:
 
 
 def _own(value: Value) -> Layout:
-    return value.layout or Layout(value.shape, value.dtype)
+    """Where a value lies; a single number is a row of one."""
+    return value.layout if value.layout and value.layout.shape else Layout(value.shape or (1,), value.dtype)
 
 
 def _rows(value: Value, width: int) -> Layout:
@@ -80,4 +82,4 @@ def _layout(operand: Value, node: Node) -> Layout:
     if len(own.shape) == 4 and len(node.output.shape) == 4:
         return own
     rows = node.op == "dense" or any(f.step.constants for f in node.epilogue)
-    return _rows(operand, node.output.shape[-1]) if rows else Layout(node.output.shape, operand.dtype)
+    return _rows(operand, node.output.shape[-1]) if rows else Layout(node.output.shape or (1,), operand.dtype)

@@ -112,10 +112,10 @@ def _place(graph: Graph, value: Value, target: Target) -> None:
         value.layout = (
             Layout(value.shape, value.dtype, halo, group, fill=fill)
             if special
-            else Layout(value.shape, value.dtype)
+            else Layout(value.shape or (1,), value.dtype)
         )
         return
-    value.layout = Layout(value.shape, value.dtype)
+    value.layout = Layout(value.shape or (1,), value.dtype)
     copy = Value(f"{value.name}_halo", value.shape, value.dtype)
     copy.layout = Layout(value.shape, value.dtype, halo, group, fill=fill)
     convs = [n for n in readers if n.op == "conv2d" and n.inputs[0] is value]

@@ -21,7 +21,8 @@ def merge_generic(graph: Graph) -> None:
             index = node.attrs.pop("index", None)
             name = node.attrs.pop("name", node.op)
             node.op = "generic"
-            node.attrs = {"name": name, "calls": [(call, list(node.inputs), node.output, index)]}
+            function = node.attrs.pop("function", None)
+            node.attrs = {"name": name, "calls": [(call, list(node.inputs), node.output, index, function)]}
     changed = True
     while changed:
         changed = False
@@ -63,15 +64,17 @@ def legalise(node: Node, target: Any, lanes: int) -> list[Piece]:
     known: dict[int, Any] = {}
     parameters = []
     for i, value in enumerate(node.inputs):
-        if value.data is None:
+        if value.data is None and id(value) not in known:
             parameters.append(relax.Var(f"x{i}", relax.TensorType(value.shape, value.dtype)))
             known[id(value)] = parameters[-1]
     with builder.function("main", parameters):
         with builder.dataflow():
             result = None
-            for call, inputs, output, index in node.attrs["calls"]:
+            for call, inputs, output, index, function in node.attrs["calls"]:
                 queue = list(inputs)
                 arguments = [_rebuild(a, queue, known) for a in call.args]
+                if function is not None:
+                    arguments[0] = builder.add_func(function, node.attrs["name"][:40].replace(".", "_"))
                 again = relax.Call(call.op, arguments, call.attrs, call.ty_args)
                 result = builder.emit(again)
                 if index is not None:
@@ -125,7 +128,7 @@ def _rebuild(argument: Any, queue: list[Value], known: dict[int, Any]) -> Any:
         if id(value) in known:
             return known[id(value)]
         assert value.data is not None
-        return relax.const(value.data)
+        return relax.const(value.data, value.dtype)
     return argument
 
 

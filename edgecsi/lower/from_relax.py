@@ -60,7 +60,7 @@ def from_relax(imported: Imported, name: str) -> Graph:
                 arguments += [v for v in (found if isinstance(found, tuple) else (found,)) if v is not None]
             outputs = _outputs(variable)
             values[variable] = outputs[0] if not _is_tuple(variable) else tuple(outputs)
-            nodes += _nodes(call, arguments, outputs)
+            nodes += _nodes(call, arguments, outputs, imported)
     result = value_of(main.body.body)
     outputs = list(result) if isinstance(result, tuple) else [result]
     graph = Graph(name, inputs, outputs, nodes)
@@ -68,8 +68,12 @@ def from_relax(imported: Imported, name: str) -> Graph:
     return graph
 
 
-def _nodes(call: Any, inputs: list[Value], outputs: list[Value]) -> list[Node]:
+def _nodes(call: Any, inputs: list[Value], outputs: list[Value], imported: Imported) -> list[Node]:
     name = getattr(call.op, "name", "")
+    if name == "relax.call_tir":  # a definition of our own
+        function = imported.relax[call.args[0]]
+        attrs = {"call": call, "name": call.args[0].name_hint, "index": None, "function": function}
+        return [Node("relax", inputs, outputs[0], attrs)]
     if name == "relax.call_pure_packed":  # one of ours: `import_torch` packed its arguments into its name
         op, _, rest = str(call.args[0].global_symbol).partition(" ")
         arguments, path = json.loads(rest)

@@ -51,6 +51,8 @@ def _into_producer(graph: Graph, node: Node) -> bool:
             continue
         if graph.only_reader(value) is not node or value.shape != node.output.shape:
             continue
+        if not _counts_channels(producer) and any(f.step.constants for f in node.epilogue):
+            continue
         if swapped:
             assert first is not None
             first.operand, node.inputs[0] = node.inputs[0], value
@@ -65,6 +67,17 @@ def _into_producer(graph: Graph, node: Node) -> bool:
         graph.drop(node)
         return True
     return False
+
+
+def _counts_channels(node: Node) -> bool:
+    """Whether the axis that constants per channel run over is the one that the node computes side by side.
+
+    That is axis 1 of images and the last axis of all else; a dense layer or a layer normalisation on images has its
+    outputs along the last axis too.
+    """
+    if node.op in ("dense", "layer_norm"):
+        return len(node.output.shape) != 4 or (node.op == "dense" and bool(node.attrs.get("image")))
+    return node.op != "matmul"
 
 
 def _viewed(graph: Graph, value: Value) -> Value:
@@ -84,10 +97,13 @@ def _into_weights(layer: Node, fused: Fused) -> bool:
     outputs = weight.shape[0]
     if fused.step.op == "affine":
         scale, shift = (np.full(outputs, v, np.float64) for v in fused.step.params)
-    elif fused.step.op == "scale_channels":
-        scale, shift = np.asarray(fused.step.constants[0], np.float64), np.zeros(outputs)
-    elif fused.step.op == "shift_channels":
-        scale, shift = np.ones(outputs), np.asarray(fused.step.constants[0], np.float64)
+    elif fused.step.op in ("scale_channels", "shift_channels"):
+        # a dense layer that writes an image has one output for every pixel of a channel
+        numbers = np.repeat(
+            fused.step.constants[0].astype(np.float64), outputs // len(fused.step.constants[0])
+        )
+        scales = fused.step.op == "scale_channels"
+        scale, shift = (numbers, np.zeros(outputs)) if scales else (np.ones(outputs), numbers)
     else:
         return False
     plain = layer.attrs.get("scale") is None

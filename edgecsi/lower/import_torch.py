@@ -1,33 +1,35 @@
-"""PyTorch to Relax, through torch.export; every operator that cannot be lowered is named at once."""
+"""ATen operators to Relax; every operator that cannot be lowered is named at once.
+
+`edgecsi.lower.export` has made the graph and computed the weights; here each node becomes Relax calls by the table of
+`edgecsi.lower.operators`. TVM has an importer of its own, which is not used: of the operators that it knows it gets
+some wrong (SELU, indices, pooling, interpolation, integer types), and it cannot be told what a weight is called.
+"""
 
 from __future__ import annotations
 
 import json
-import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.errors import ModelError, UnsupportedOperators
+from edgecsi.lower.export import Exported, export
+from edgecsi.lower.refuse import arguments_of, line_of, path_of
 
 if TYPE_CHECKING:
     import torch
     import tvm
+    from torch import fx
 
-# Custom operators of compressed layers (edgecsi.models.compressed.ops): passed through Relax under their own names.
-CUSTOM = (
-    "quantize",
-    "quantize_wide",
-    "qs8_conv2d",
-    "qs8_linear",
-    "qs8_wide_linear",
-    "qd8_linear",
-    "qs8w_linear",
-    "lut_linear",
-)
+# Types that are computed in float32 and rounded after every operation, which is what PyTorch does on a CPU.
+ROUNDED = ("float16", "bfloat16")
+# Arguments that name an axis.
+AXES = ("dim", "dims", "dim0", "dim1", "dim2", "axis")
+# Operators whose axes count the one they add.
+ADDS_AXIS = ("unsqueeze", "stack")
 
 
 @dataclass
@@ -45,149 +47,278 @@ class Imported:
     inputs: int
 
 
+@dataclass
+class Call:
+    """A node with its arguments by name, as converters see it.
+
+    Attributes:
+        arguments: tensors are Relax expressions, axes are counted from the front, defaults are filled in.
+        shapes, dtypes: of the tensors among the arguments (of the first in a list), by name.
+        shape, dtype: of the (first) result. node: where it came from.
+    """
+
+    importer: Importer
+    node: fx.Node
+    arguments: dict[str, Any]
+    shapes: dict[str, tuple[int, ...]]
+    dtypes: dict[str, str]
+    shape: tuple[int, ...]
+    dtype: str
+
+    def __getitem__(self, name: str) -> Any:
+        return self.arguments[name]
+
+    def emit(self, expression: Any) -> Any:
+        return self.importer.builder.emit(expression)
+
+    def te(self, function: Callable[..., Any], *arguments: Any, name: str) -> Any:
+        """Emit a definition of our own, in TVM's tensor expressions."""
+        return self.importer.builder.emit_te(function, *arguments, primfunc_name_hint=name)
+
+    def cast(self, value: Any, dtype: str) -> Any:
+        """A tensor or number as a tensor of this type."""
+        from tvm import relax
+
+        if not isinstance(value, relax.Expr):
+            return relax.const(_fit(value, dtype), dtype)
+        if str(value.ty.dtype) == dtype:
+            return value
+        return self.emit(relax.op.astype(value, dtype))
+
+    def constant(self, array: NDArray[Any]) -> Any:
+        from tvm import relax
+
+        return relax.const(np.ascontiguousarray(array).reshape(array.shape), str(array.dtype))
+
+    def meta(self, name: str) -> Any:
+        """What PyTorch knows of an argument: a number, or a tensor whose type and rank count."""
+        from torch import fx
+
+        given = arguments_of(self.node).get(name)
+        return self.importer.held(given) if isinstance(given, fx.Node) else given
+
+    def known(self, value: Any) -> Any:
+        """The torch tensor behind an argument of the node, if it depends on no input."""
+        return self.importer.exported.constants.get(value)
+
+
 def import_torch(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> Imported:
     """Export `module` at the shapes of `example` and translate it to Relax.
 
     Raises:
         ModelError: torch.export refuses the module, a shape is dynamic, or a tensor holds NaN.
-        UnsupportedOperators: operators TVM cannot import, all of them, with module paths.
+        UnsupportedOperators: operators that cannot be lowered, all of them, with module paths and lines.
     """
-    import torch
-    from tvm.relax.frontend import detach_params
-    from tvm.relax.frontend.torch import from_exported_program
-    from tvm.relax.frontend.torch.exported_program_translator import ExportedProgramImporter
-
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")
-        try:
-            program = torch.export.export(module, tuple(example)).run_decompositions()
-        except Exception as error:
-            raise ModelError(
-                "the model cannot be exported",
-                f"torch.export: {_first_line(error)}",
-                "see https://docs.pytorch.org/docs/stable/export.html for what a module may do",
-            ) from error
-        for spec in program.graph_signature.output_specs:
-            if spec.kind.name != "USER_OUTPUT":
-                raise ModelError(
-                    "the model changes its own state",
-                    f"{spec.target} is written during the forward pass",
-                    "return new tensors instead of changing buffers in place",
-                )
-        _no_nan(program.constants)
-        known = ExportedProgramImporter().create_convert_map()
-        missing = []
-        for node in program.graph.nodes:
-            if node.op != "call_function":
-                continue
-            name = getattr(node.target, "__name__", str(node.target))
-            custom = str(node.target).startswith("edgecsi.")
-            if name not in known and name not in OPERATORS and not custom:
-                missing.append((name.removesuffix(".default"), _path(node)))
-        if missing:
-            raise UnsupportedOperators(list(dict.fromkeys(missing)))
-        # The translator spells custom operators without their name space.
-        convert = {f"{name}.default": _pass_through for name in CUSTOM} | OPERATORS
-        try:
-            relax = from_exported_program(
-                program, keep_params_as_input=True, custom_convert_map=convert, run_ep_decomposition=False
-            )
-        except Exception as error:
-            raise ModelError(
-                "the model cannot be translated to Relax", _first_line(error), "report this with the model"
-            ) from error
-    relax, bound = detach_params(relax)
-    names = [p.name for p in relax["main"].params]
-    arrays = [tensor.numpy() for tensor in bound.get("main", [])]
-    inputs = len(names) - len(arrays)
-    sources = {spec.arg.name: spec.target for spec in program.graph_signature.input_specs if spec.target}
-    parameters = {
-        name: (array, sources.get(name, name)) for name, array in zip(names[inputs:], arrays, strict=True)
-    }
-    return Imported(relax, parameters, inputs)
+    return Importer(export(module, example)).run()
 
 
-def _no_nan(constants: Mapping[str, Any]) -> None:
-    """Refuse tensors that are neither parameters nor buffers and hold NaN; infinity may be a mask's."""
-    import torch
+@dataclass
+class Importer:
+    """Translates one graph."""
 
-    bad = [name for name, held in constants.items() if isinstance(held, torch.Tensor) and held.isnan().any()]
-    if bad:
-        raise ModelError(
-            f"tensors of the model hold NaN: {', '.join(bad[:20])}",
-            "everything computed from them is NaN",
-            "initialise them",
-        )
+    exported: Exported
+    builder: Any = None
+    values: dict[Any, Any] = field(default_factory=dict)
 
-
-def _pass_through(node: Any, importer: Any) -> Any:
-    """Keep one of our own operators as an opaque Relax call; `from_relax` knows what it means.
-
-    Relax calls carry tensors only, so everything else travels in the name:
-    ``edgecsi.quantize [[null, 0.5, 3], "encoder.fc"]``: the arguments, with a null for every tensor and "none" for
-    one left out, and the path of the module.
-    """
-    from tvm import relax
-
-    tensors: list[Any] = []
-    rest: list[Any] = []
-    for argument in node.args:
-        if hasattr(argument, "op"):
-            tensors.append(importer.env[argument])
-            rest.append(None)
-        else:
-            rest.append(
-                "none" if argument is None else list(argument) if isinstance(argument, tuple) else argument
-            )
-    meta = node.meta["val"]
-    result = relax.TensorType(tuple(int(n) for n in meta.shape), str(meta.dtype).removeprefix("torch."))
-    name = f"{str(node.target).removesuffix('.default')} {json.dumps([rest, _path(node)])}"
-    return importer.block_builder.emit(relax.op.call_pure_packed(name, *tensors, ty_args=[result]))
-
-
-def _path(node: Any) -> str:
-    """The module that an exported node comes from, ``encoder.fc``."""
-    stack = node.meta.get("nn_module_stack") or {}
-    return next(reversed([str(place) for place, _ in stack.values()]), "")
-
-
-def _reduce(name: str) -> Any:
-    """Converter of a reduction over the dimensions ``(x, dims, keepdim)``."""
-
-    def convert(node: Any, importer: Any) -> Any:
+    def run(self) -> Imported:
         from tvm import relax
 
-        dims = node.args[1] if len(node.args) > 1 else []
-        axes = [int(d) for d in (dims if isinstance(dims, list | tuple) else [dims])] or None
-        keep = bool(node.args[2]) if len(node.args) > 2 else bool(node.kwargs.get("keepdim", False))
-        return importer.block_builder.emit(getattr(relax.op, name)(importer.env[node.args[0]], axes, keep))
+        nodes = [
+            n for n in self.exported.graph.nodes if n not in self.exported.constants and self._is_live(n)
+        ]
+        self._refuse(nodes)
+        inputs = [self._variable(node) for node in self.exported.inputs]
+        parameters, weights = self._parameters(nodes)
+        self.builder = relax.BlockBuilder()
+        with self.builder.function("main", [*inputs, *parameters]):
+            with self.builder.dataflow():
+                for node in nodes:
+                    self.values[node] = self._translate(node)
+                results = [self.values[node] for node in self.exported.outputs]
+                out = self.builder.emit_output(results[0] if len(results) == 1 else relax.Tuple(results))
+            self.builder.emit_func_output(out)
+        return Imported(self.builder.get(), weights, len(inputs))
 
-    return convert
+    def _is_live(self, node: fx.Node) -> bool:
+        from edgecsi.lower.export import is_effect
 
+        return node.op == "call_function" and bool(node.users) and not is_effect(node)
 
-# Operators that TVM's importer does not know.
-OPERATORS = {"amax.default": _reduce("max"), "amin.default": _reduce("min")}
+    def _refuse(self, nodes: list[fx.Node]) -> None:
+        from edgecsi.lower.operators import OPERATORS
 
+        missing = []
+        for node in nodes:
+            name = name_of(node)
+            if name not in OPERATORS and not name.startswith("edgecsi.") and name != "getitem":
+                place = ", ".join(part for part in (path_of(node), line_of(node)) if part)
+                missing.append((name.removesuffix(".default"), place))
+        if missing:
+            raise UnsupportedOperators(list(dict.fromkeys(missing)))
 
-def _first_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:300] if lines else type(error).__name__
+    def _parameters(self, nodes: list[fx.Node]) -> tuple[list[Any], dict[str, tuple[NDArray[Any], str]]]:
+        """A Relax parameter for every constant that a node or the caller reads."""
+        import torch
 
+        variables: list[Any] = []
+        weights: dict[str, tuple[NDArray[Any], str]] = {}
+        read = [s for node in nodes for s in node.all_input_nodes] + self.exported.outputs
+        for node in dict.fromkeys(read):
+            held = self.exported.constants.get(node)
+            if node in self.exported.constants and isinstance(held, torch.Tensor):
+                variable = self._variable(node)
+                variables.append(variable)
+                kept = held.float() if dtype_of(held) in ROUNDED else held
+                weights[node.name] = (kept.contiguous().numpy(), self.exported.names.get(node, node.name))
+        return variables, weights
 
-def finite(parameters: dict[str, tuple[NDArray[Any], str]]) -> None:
-    """Refuse weights that are not numbers.
+    def _variable(self, node: fx.Node) -> Any:
+        from tvm import relax
 
-    Raises:
-        ModelError: naming every parameter with NaN or infinite values.
-    """
-    bad = [
-        name
-        for array, name in parameters.values()
-        if np.issubdtype(array.dtype, np.floating) and not np.isfinite(array).all()
-    ]
-    if bad:
-        raise ModelError(
-            f"weights are not finite: {', '.join(bad[:20])}",
-            "they hold NaN or infinity",
-            "load a checkpoint from before the training diverged",
+        held: Any = self.exported.constants.get(node, node.meta.get("val"))
+        dtype = dtype_of(held)
+        kept = "float32" if dtype in ROUNDED else dtype
+        self.values[node] = relax.Var(node.name, relax.TensorType(tuple(int(n) for n in held.shape), kept))
+        return self.values[node]
+
+    def _translate(self, node: fx.Node) -> Any:
+        from edgecsi.lower.operators import MOVES, OPERATORS
+
+        name = name_of(node)
+        if name.startswith("edgecsi."):
+            return self._pass_through(node)
+        if name == "getitem":
+            source, index = node.args
+            return self.values[source][index]
+        call = self._call(node)
+        try:
+            result = OPERATORS[name](call)
+        except Exception as error:
+            raise ModelError(
+                f"{name} cannot be lowered (in {path_of(node) or 'the top module'}{', ' * bool(line_of(node))}"
+                f"{line_of(node)})",
+                f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+                "write it with simpler operators; --debug shows where it failed",
+            ) from error
+        wanted = node.meta["val"]
+        if isinstance(result, tuple):
+            return tuple(r if r is None else self._finish(r, w) for r, w in zip(result, wanted, strict=False))
+        return self._finish(result, wanted, rounds=name not in MOVES)
+
+    def _finish(self, result: Any, wanted: Any, rounds: bool = True) -> Any:
+        """Round what PyTorch rounds; the result must have the shape and type that PyTorch says it has."""
+        from tvm import relax
+
+        dtype = dtype_of(wanted)
+        if dtype in ROUNDED:
+            if rounds:
+                result = self.builder.emit(relax.op.astype(result, dtype))
+                result = self.builder.emit(relax.op.astype(result, "float32"))
+            dtype = "float32"
+        shape = tuple(int(n) for n in result.ty.shape)
+        if shape != tuple(wanted.shape) or str(result.ty.dtype) != dtype:
+            raise ModelError(
+                "an operator was translated wrongly",
+                f"it gives {result.ty.dtype} {shape}, PyTorch {dtype} {tuple(wanted.shape)}",
+                "please report this with the model",
+            )
+        return result
+
+    def _call(self, node: fx.Node) -> Call:
+        from torch import fx
+
+        given = arguments_of(node)
+        shapes, dtypes = {}, {}
+        for name, value in given.items():
+            first = (
+                next((v for v in value if isinstance(v, fx.Node)), None)
+                if isinstance(value, list | tuple)
+                else value
+            )
+            held = self.held(first)
+            if held is not None:
+                shapes[name], dtypes[name] = tuple(int(n) for n in held.shape), dtype_of(held)
+        rank = len(shapes[next(iter(shapes))]) if shapes else 0
+        rank += name_of(node).split(".")[0] in ADDS_AXIS
+        arguments = {n: self._argument(_from_front(v, rank) if n in AXES else v) for n, v in given.items()}
+        result = node.meta["val"]
+        first_result = result[0] if isinstance(result, list | tuple) else result
+        return Call(
+            self,
+            node,
+            arguments,
+            shapes,
+            dtypes,
+            tuple(int(n) for n in first_result.shape),
+            dtype_of(first_result),
         )
+
+    def held(self, node: Any) -> Any:
+        """The tensor, real or imagined, that a node stands for."""
+        import torch
+        from torch import fx
+
+        if not isinstance(node, fx.Node):
+            return None
+        value = self.exported.constants.get(node, node.meta.get("val"))
+        return value if isinstance(value, torch.Tensor) else None
+
+    def _argument(self, value: Any) -> Any:
+        from torch import fx
+
+        if isinstance(value, fx.Node):
+            return self.values[value] if value in self.values else self.exported.constants[value]
+        if isinstance(value, list | tuple):
+            return [self._argument(v) for v in value]
+        return value
+
+    def _pass_through(self, node: fx.Node) -> Any:
+        """Keep one of our own operators as an opaque Relax call; `from_relax` knows what it means.
+
+        Relax calls carry tensors only, so everything else travels in the name:
+        ``edgecsi.quantize [[null, 0.5, 3], "encoder.fc"]``: the arguments, with a null for every tensor and "none"
+        for one left out, and the path of the module.
+        """
+        from torch import fx
+        from tvm import relax
+
+        tensors: list[Any] = []
+        rest: list[Any] = []
+        for argument in node.args:
+            if isinstance(argument, fx.Node):
+                tensors.append(self.values[argument])
+                rest.append(None)
+            else:
+                rest.append(
+                    "none"
+                    if argument is None
+                    else list(argument)
+                    if isinstance(argument, list | tuple)
+                    else argument
+                )
+        meta = node.meta["val"]
+        result = relax.TensorType(tuple(int(n) for n in meta.shape), dtype_of(meta))
+        name = f"{name_of(node).removesuffix('.default')} {json.dumps([rest, path_of(node)])}"
+        return self.builder.emit(relax.op.call_pure_packed(name, *tensors, ty_args=[result]))
+
+
+def name_of(node: fx.Node) -> str:
+    """``add.Tensor``; of an operator that is not PyTorch's own also its name space, ``edgecsi.quantize.default``."""
+    return str(node.target).removeprefix("aten.") if hasattr(node.target, "_schema") else node.target.__name__  # type: ignore[union-attr]
+
+
+def dtype_of(tensor: Any) -> str:
+    """The type of a tensor as numpy spells it."""
+    return str(tensor.dtype).removeprefix("torch.")
+
+
+def _from_front(axes: Any, rank: int) -> Any:
+    if isinstance(axes, list | tuple):
+        return [_from_front(a, rank) for a in axes]
+    return axes + max(rank, 1) if isinstance(axes, int) and not isinstance(axes, bool) and axes < 0 else axes
+
+
+def _fit(value: Any, dtype: str) -> Any:
+    if dtype.startswith(("int", "uint")):
+        return int(value)
+    return bool(value) if dtype == "bool" else float(value)

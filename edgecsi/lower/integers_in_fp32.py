@@ -6,15 +6,12 @@ Codes and int8 weights are small integers, so an fp32 sum of their products has 
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 
 from edgecsi.errors import ToolchainError
-from edgecsi.kernels.variants import all_kernels
 from edgecsi.lower.as_op import as_op
 from edgecsi.lower.graph import Fused, Graph, Node, Value, constant
-from edgecsi.ops.layout import Layout
+from edgecsi.lower.leave_to_tvm import has_kernel
 from edgecsi.ops.operators import Conv2d
 from edgecsi.ops.steps import Step
 from edgecsi.target import Target
@@ -30,19 +27,8 @@ def integers_in_fp32(graph: Graph, target: Target) -> None:
     """
     for node in [n for n in graph.nodes if n.op == "conv2d" and n.attrs.get("x_quant") is not None]:
         op = as_op(node)
-        if isinstance(op, Conv2d) and not _has_kernel(op, target):
+        if isinstance(op, Conv2d) and not has_kernel(op, target):
             _rewrite(graph, node)
-
-
-def _has_kernel(op: Conv2d, target: Target) -> bool:
-    top, bottom, left, right = op.padding
-    for kernel in all_kernels().values():
-        if kernel.op is Conv2d:
-            group = kernel.x_group(op, target)
-            x = Layout(op.x.shape, op.x.dtype, (top, bottom, left, right), group, fill=op.x.fill)
-            if not kernel.refuses(replace(op, x=x), target):
-                return True
-    return False
 
 
 def _rewrite(graph: Graph, node: Node) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from edgecsi.lower.graph import Graph
 
 
@@ -19,7 +21,11 @@ def merge_views(graph: Graph) -> None:
                 view.inputs[0] = producer.inputs[0]
                 view.attrs["offset"] = view.attrs.get("offset", 0) + producer.attrs.get("offset", 0)
                 changed = True
-            elif source.shape == view.output.shape and not graph.is_output(view.output):
+            elif (
+                source.shape == view.output.shape
+                and not view.attrs.get("offset")
+                and not graph.is_output(view.output)
+            ):
                 graph.forward(view.output, source)
                 graph.drop(view)
                 changed = True
@@ -29,6 +35,7 @@ def merge_views(graph: Graph) -> None:
                 and len(view.output.shape) == 4
                 and len(source.shape) == 2
                 and view.output.shape[0] == source.shape[0]
+                and math.prod(view.output.shape) == math.prod(source.shape)  # not a part of it
                 and graph.only_reader(source) is view
                 and all(f.operand is None for f in producer.epilogue)
                 and not any(f.step.constants for f in producer.epilogue)

@@ -18,6 +18,7 @@ from edgecsi.kernels.base import constant_bytes
 from edgecsi.kernels.variants import candidates
 from edgecsi.lower.fallback import legalise
 from edgecsi.lower.graph import Graph, Node, Value
+from edgecsi.lower.net import net
 from edgecsi.lower.plan_memory import Need, plan_memory, sample_stride
 from edgecsi.lower.select_kernels import Choice, used_density
 from edgecsi.ops.layout import Layout
@@ -89,15 +90,17 @@ class Planner:
                     need.segment,
                 )
             )
-        inputs = [Tensor(v.name, (v.shape[0] * batch, *v.shape[1:])) for v in self.graph.inputs]
-        outputs = [Tensor(v.name, (v.shape[0] * batch, *v.shape[1:])) for v in self.graph.outputs]
+        inputs = [Tensor(v.name, _times(v.shape, batch)) for v in self.graph.inputs]
+        outputs = [Tensor(v.name, _times(v.shape, batch)) for v in self.graph.outputs]
         return Entry(name, inputs, outputs, calls, memory.workspace)
 
     def _steps(self, choice: Choice | Node) -> list[Step]:
         if isinstance(choice, Choice):
             return [self._step(choice)]
         steps = []
-        for piece in legalise(choice, tvm_target(self.target), self.target.lanes_f32):
+        with net("legalise", choice.attrs["name"], choice.path):
+            pieces = legalise(choice, tvm_target(self.target), self.target.lanes_f32)
+        for piece in pieces:
             report = {
                 "name": choice.path or choice.output.name, "op": choice.attrs["name"], "kernel": "tvm",
                 "why": "no kernel of ours", "knobs": {}, "macs": 0, "density": 1.0, "bits": 32, "predicted_us": None,
@@ -144,6 +147,11 @@ class Planner:
         size = np.dtype(layout.dtype).itemsize
         stride = sample_stride(self.graph, value) // size if value.data is None else 0
         return replace(layout, shape=(batch, *layout.shape[1:]), batch_stride=stride)
+
+
+def _times(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
+    """The shape of a whole batch; a single number stays one."""
+    return (shape[0] * batch, *shape[1:]) if shape else ()
 
 
 def _binary(op: Op) -> list[Any]:

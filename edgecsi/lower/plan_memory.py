@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import numpy as np
+
 from edgecsi.codegen.program import ALIGN, Place
 from edgecsi.lower.graph import Graph, Value
 
@@ -130,4 +132,4 @@ def _plain_bytes(value: Value) -> int:
 
 
 def _itemsize(value: Value) -> int:
-    return {"float32": 4, "int32": 4, "float64": 8, "int64": 8}.get(value.dtype, 1)
+    return np.dtype(value.dtype).itemsize

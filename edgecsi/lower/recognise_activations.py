@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from edgecsi.lower.graph import Graph
+from edgecsi.lower.graph import Graph, Value
 
 
 def recognise_activations(graph: Graph) -> None:
@@ -22,6 +24,15 @@ def recognise_activations(graph: Graph) -> None:
         if product is None or product.op != "mul" or not any(v is x for v in product.inputs):
             continue
         slope = next((v for v in product.inputs if v is not x), None)
-        if slope is not None and slope.data is not None:
+        if slope is not None and slope.data is not None and _per_channel(slope, x):
             node.op, node.inputs = "prelu", [x, slope]
     graph.remove_dead()
+
+
+def _per_channel(slope: Value, x: Value) -> bool:
+    """One slope, or one for each channel: axis 1 of images, the last axis of rows."""
+    if math.prod(slope.shape) == 1:
+        return True
+    axis = 1 if len(x.shape) == 4 else len(x.shape) - 1
+    padded = (1,) * (len(x.shape) - len(slope.shape)) + slope.shape
+    return all(n == (x.shape[axis] if i == axis else 1) for i, n in enumerate(padded))

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgecsi.errors import ModelError
-from edgecsi.lower.graph import Graph, Node
+from edgecsi.lower.graph import Graph, Node, Value
 from edgecsi.ops.operators import Quant
 
 
@@ -23,12 +24,19 @@ def recognise_layers(graph: Graph) -> None:
     """
     for node in graph.nodes:
         match node.op:
+            case "conv2d" if (
+                node.inputs[1].data is None
+            ):  # made by the network itself: TVM's definition serves
+                node.op = "relax"
+                node.attrs = {"call": node.attrs["call"], "name": "nn.conv2d", "index": None}
             case "conv2d":
+                node.attrs.pop("call", None)
                 weight = _constant(node, 1)
                 node.attrs |= {"weight": weight, "bias": None}
                 node.inputs = node.inputs[:1]
-            case "matmul" if node.inputs[1].data is not None and node.inputs[1].data.ndim == 2:
-                weight = node.inputs[1].data
+            case "matmul" if _matrix(node.inputs[1]) is not None:
+                weight = _matrix(node.inputs[1])
+                assert weight is not None
                 _dense(node, weight=weight.T)
             case "dense_transposed":
                 # ConvTranspose1d on length 1: weight [in, out, kernel]; with any padding one tap is left
@@ -79,8 +87,18 @@ def recognise_layers(graph: Graph) -> None:
                 _dense(node, weight=_constant(node, 1), table=_constant(node, 2), bias=bias)
 
 
+def _matrix(value: Value) -> NDArray[Any] | None:
+    """The one matrix that a constant holds, perhaps repeated for a batch."""
+    data = value.data
+    if data is None or data.ndim < 2:
+        return None
+    several = data.reshape(-1, *data.shape[-2:])
+    return several[0] if (several == several[:1]).all() else None
+
+
 def _dense(node: Node, **attrs: Any) -> None:
     node.op = "dense"
+    node.attrs.pop("call", None)
     node.path = node.path or node.inputs[1].name.rsplit(".", 1)[0]
     node.attrs |= {"bias": None} | attrs
     node.inputs = node.inputs[:1]

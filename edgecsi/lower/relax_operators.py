@@ -12,8 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from edgecsi.lower.graph import Node, Value, constant
 
 # Relax operators that only look different from ours.
@@ -23,6 +21,12 @@ RENAMED = {
     "relax.rsqrt": "rsqrt", "relax.negative": "neg", "relax.abs": "abs", "relax.sigmoid": "sigmoid",
     "relax.tanh": "tanh", "relax.nn.relu": "relu", "relax.nn.relu6": "relu6", "relax.nn.silu": "silu",
     "relax.nn.gelu": "gelu", "relax.nn.prelu": "prelu",
+}  # fmt: skip
+
+# Those with kernels of ours, which take float32.
+LAYERS = {
+    "relax.nn.conv2d", "relax.nn.conv1d", "relax.matmul", "relax.nn.batch_norm", "relax.nn.softmax",
+    "relax.nn.layer_norm", "relax.nn.max_pool2d", "relax.nn.avg_pool2d", "relax.nn.leakyrelu", "relax.clip",
 }  # fmt: skip
 
 
@@ -71,6 +75,8 @@ def nodes_of(bound: Bound) -> list[Node]:
     name = str(bound.call.op.name)
     if name in RENAMED:
         return bound.node(RENAMED[name], call=bound.call)
+    if name in LAYERS and bound.output.dtype != "float32":
+        return bound.generic()  # our kernels compute in float32
     convert = OPERATORS.get(name)
     return (convert(bound) if convert is not None else None) or bound.generic()
 
@@ -92,12 +98,15 @@ def _conv2d(bound: Bound) -> list[Node]:
         stride=tuple(int(s) for s in attrs.strides),
         dilation=tuple(int(d) for d in attrs.dilation),
         groups=int(attrs.groups),
+        call=bound.call,
     )
 
 
-def _conv1d(bound: Bound) -> list[Node]:
+def _conv1d(bound: Bound) -> list[Node] | None:
     """A 1-D convolution is a 2-D one on images of height 1."""
     attrs = bound.attrs
+    if bound.inputs[1].data is None:
+        return None
     left, right = (int(p) for p in attrs.padding)
     [node] = bound.node(
         "conv2d",
@@ -107,8 +116,7 @@ def _conv1d(bound: Bound) -> list[Node]:
         groups=int(attrs.groups),
     )
     x, weight = node.inputs
-    if weight.data is None:
-        return [node]
+    assert weight.data is not None
     output = node.output
     image = Value(f"{x.name}_image", (*x.shape[:2], 1, x.shape[2]), x.dtype)
     node.inputs = [image, constant(weight.name, weight.data[:, :, None, :])]
@@ -125,7 +133,7 @@ def _conv1d_transpose(bound: Bound) -> list[Node] | None:
 
 
 def _matmul(bound: Bound) -> list[Node]:
-    return bound.node("matmul")
+    return bound.node("matmul", call=bound.call)
 
 
 def _permute(bound: Bound) -> list[Node]:
@@ -179,7 +187,7 @@ def _leaky_relu(bound: Bound) -> list[Node]:
 
 
 def _clip(bound: Bound) -> list[Node]:
-    limits = tuple(_number(a) for a in bound.call.args[1:3])
+    limits = tuple(float(getattr(a, "value", a)) for a in bound.call.args[1:3])
     return [Node("clip", bound.inputs[:1], bound.output, {"params": limits})]
 
 
@@ -212,12 +220,8 @@ def _pool2d(bound: Bound) -> list[Node] | None:
         stride=tuple(int(s) for s in attrs.strides),
         padding=(top, bottom, left, right),
         count_include_pad=bool(getattr(attrs, "count_include_pad", True)),
+        call=bound.call,
     )
-
-
-def _number(expression: Any) -> float:
-    value = float(getattr(expression, "value", expression))
-    return value if math.isfinite(value) else math.copysign(float(np.finfo(np.float32).max), value)
 
 
 OPERATORS: dict[str, Callable[[Bound], list[Node] | None]] = {

@@ -17,7 +17,7 @@ from tests.lower import networks
 
 class Odd(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
-        return torch.special.i0(x) + torch.fft.rfft(x).real.sum()
+        return torch.special.i0(x) + torch.digamma(x)
 
 
 class Strange(nn.Module):
@@ -33,7 +33,9 @@ class Strange(nn.Module):
 def test_operators_that_cannot_be_lowered_are_listed_together_with_their_modules() -> None:
     with pytest.raises(UnsupportedOperators) as caught:
         lowered(Strange(), torch.zeros(1, 8))
-    assert {path for _, path in caught.value.operators} == {"body.0", "body.2"}
+    places = {path.partition(",")[0] for _, path in caught.value.operators}
+    assert places == {"body.0", "body.2"}
+    assert all("test_lowering.py:" in path for _, path in caught.value.operators)
     assert len({name for name, _ in caught.value.operators}) >= 2
     for name, path in caught.value.operators:
         assert f"{name} (in {path})" in str(caught.value)
@@ -77,6 +79,7 @@ def test_every_step_of_the_ir_is_written(tmp_path: Path) -> None:
         "graph",
         *(p.__name__ for p in PASSES),
         "integers_in_fp32",
+        "leave_to_tvm",
         "choose_layouts",
         "plan-full",
     ]
@@ -137,19 +140,6 @@ def test_weights_are_prefetched_where_a_call_reads_more_than_the_cache_holds() -
     assert ahead[0] == [0]
     assert len(ahead[1]) == 3
     assert min(ahead[1]) > 0
-
-
-def test_weights_computed_while_the_network_runs_are_refused() -> None:
-    class Computed(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.maker = nn.Linear(16, 2 * 3 * 3)
-
-        def forward(self, x: Tensor) -> Tensor:
-            return nn.functional.conv2d(x, self.maker(x.flatten(2).mean(1)).reshape(1, 2, 3, 3))
-
-    with pytest.raises(ModelError, match="constant weights"):
-        lowered(Computed(), torch.zeros(1, 2, 4, 4))
 
 
 def test_an_input_that_is_no_float32_is_refused() -> None:

@@ -1,0 +1,295 @@
+"""PyTorch module to a graph of core ATen operators whose weights are computed: the front of the compiler.
+
+    torch.export ─▶ decompose ─▶ fold_parameters ─▶ complex_as_pairs ─▶ the same answer?
+
+What depends on parameters alone is computed here, by PyTorch itself: weight normalisation, masks, index tables. At the
+end the graph is run beside the untouched module: nothing done on the way may change an answer.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from edgecsi.errors import ModelError
+from edgecsi.lower.complex_as_pairs import complex_as_pairs, is_complex
+from edgecsi.lower.decompose import decompositions
+from edgecsi.lower.refuse import refuse_operators, refuse_state, where_in_source
+
+if TYPE_CHECKING:
+    import torch
+    from torch import fx
+
+# Of the largest output. Exporting reorders a few fp32 operations.
+CLOSE = 1e-4
+# Where a value is rounded or compared, one that lies on the edge may fall to the other side.
+EDGES = (
+    "round",
+    "floor",
+    "ceil",
+    "trunc",
+    "sign",
+    "gt",
+    "lt",
+    "ge",
+    "le",
+    "eq",
+    "ne",
+    "argmax",
+    "argmin",
+    "topk",
+    "sort",
+)
+# Operators that look at the shape and the type of their input only.
+ONLY_SHAPE = (
+    "full_like", "zeros_like", "ones_like", "empty_like", "new_full", "new_zeros", "new_ones", "new_empty",
+)  # fmt: skip
+
+
+@dataclass
+class Exported:
+    """A graph of ATen operators on real tensors.
+
+    Attributes:
+        graph: its nodes. inputs: the placeholders of the caller's tensors, in order.
+        outputs: nodes of the tensors returned, in order. output_names: what the module calls them (``y``, or the path
+            through tuples and dictionaries).
+        constants: value of every node that depends on no input. names: of these, the parameter each comes from.
+    """
+
+    graph: fx.Graph
+    inputs: list[fx.Node]
+    outputs: list[fx.Node]
+    output_names: list[str] = field(default_factory=list)
+    constants: dict[fx.Node, Any] = field(default_factory=dict)
+    names: dict[fx.Node, str] = field(default_factory=dict)
+
+    def run(self, inputs: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """What the graph answers, in PyTorch."""
+        values: dict[fx.Node, Any] = dict(zip(self.inputs, inputs, strict=True)) | self.constants
+        for node in self.graph.nodes:
+            if node.op == "call_function" and node not in values and not is_effect(node):
+                values[node] = _call(node, values)
+        return [values[node] for node in self.outputs]
+
+
+def export(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> Exported:
+    """Export `module` at the shapes of `example`.
+
+    Raises:
+        ModelError: torch.export refuses the module, it is random or changes its own state, its shapes depend on
+            data, a tensor holds NaN, or the exported graph answers something else than the module.
+    """
+    import torch
+
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        try:
+            program = torch.export.export(module, tuple(example))
+        except Exception as error:
+            raise ModelError(
+                "the model cannot be exported",
+                f"torch.export: {first_line(error)}{where_in_source(error)}",
+                "see https://docs.pytorch.org/docs/stable/export.html for what a module may do",
+            ) from error
+        refuse_operators(program.graph_module)
+        refuse_state(program)
+        try:
+            program = program.run_decompositions(decompositions())
+        except Exception as error:
+            raise ModelError(
+                "the model cannot be taken apart into operators",
+                f"torch.export: {first_line(error)}",
+                "write the layer it names with simpler operators",
+            ) from error
+        exported = _of_program(program)
+        fold_parameters(exported)
+        if any(is_complex(node) and node not in exported.constants for node in exported.graph.nodes):
+            exported = complex_as_pairs(exported)
+            fold_parameters(exported)
+        _refuse_nan(exported)
+        _same_answer(module, exported, example)
+    return exported
+
+
+def _of_program(program: torch.export.ExportedProgram) -> Exported:
+    nodes = {node.name: node for node in program.graph.nodes}
+    inputs, constants, names = [], {}, {}
+    for spec in program.graph_signature.input_specs:
+        node = nodes[spec.arg.name]
+        if spec.kind.name == "USER_INPUT":
+            inputs.append(node)
+        elif spec.kind.name == "PARAMETER":
+            constants[node], names[node] = program.state_dict[spec.target].detach(), str(spec.target)
+        elif spec.kind.name in ("BUFFER", "CONSTANT_TENSOR"):
+            held = program.constants.get(spec.target)
+            constants[node] = (program.state_dict[spec.target] if held is None else held).detach()
+            names[node] = str(spec.target)
+    outputs = [
+        nodes[spec.arg.name]
+        for spec in program.graph_signature.output_specs
+        if spec.kind.name == "USER_OUTPUT" and getattr(spec.arg, "value", "") is not None
+    ]
+    return Exported(program.graph, inputs, outputs, [], constants, names)
+
+
+def fold_parameters(exported: Exported) -> None:
+    """Compute every node whose inputs are all constant."""
+    import torch
+
+    for node in exported.graph.nodes:
+        if node.op != "call_function" or node in exported.constants or is_effect(node):
+            continue
+        sources = node.all_input_nodes
+        if _is_random(node):
+            continue
+        if getattr(node.target, "_opname", "") in ONLY_SHAPE:
+            value = _call(node, exported.constants | {s: _imagined(s) for s in sources})
+        elif all(source in exported.constants for source in sources):
+            value = _call(node, exported.constants)
+        else:
+            continue
+        exported.constants[node] = value.contiguous() if isinstance(value, torch.Tensor) else value
+        named = [exported.names[s] for s in sources if s in exported.names]
+        if named:
+            exported.names[node] = next((n for n in named if "weight" in n), named[0])
+
+
+def _imagined(node: fx.Node) -> Any:
+    """A tensor of a node's shape and type."""
+    import torch
+
+    return torch.empty(node.meta["val"].shape, dtype=node.meta["val"].dtype)
+
+
+def _call(node: fx.Node, values: dict[Any, Any]) -> Any:
+    from torch.fx.node import map_arg
+
+    arguments = map_arg((node.args, node.kwargs), lambda n: values[n])
+    return node.target(*arguments[0], **arguments[1])  # type: ignore[operator]
+
+
+def _is_random(node: fx.Node) -> bool:
+    import torch
+
+    return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def is_effect(node: fx.Node) -> bool:
+    """Assertions on values: what they guard is guarded by shapes, or by the reader of an index."""
+    name = str(node.target)
+    return "_assert" in name or "with_effects" in name or "sym_constrain" in name or _of_effect(node)
+
+
+def _of_effect(node: fx.Node) -> bool:
+    return any("with_effects" in str(s.target) for s in node.all_input_nodes)
+
+
+def _refuse_nan(exported: Exported) -> None:
+    """Infinity may be a mask's; NaN is nobody's."""
+    import torch
+
+    bad = [
+        exported.names.get(node, node.name)
+        for node, held in exported.constants.items()
+        if isinstance(held, torch.Tensor) and held.is_floating_point() and node.users and bool(held.isnan().any())
+        and any(user not in exported.constants for user in node.users)
+    ]  # fmt: skip
+    if bad:
+        raise ModelError(
+            f"tensors of the model hold NaN: {', '.join(list(dict.fromkeys(bad))[:20])}",
+            "everything computed from them is NaN",
+            "load a checkpoint from before the training diverged, or initialise them",
+        )
+
+
+def _same_answer(module: torch.nn.Module, exported: Exported, example: Sequence[torch.Tensor]) -> None:
+    """Compare the graph with the untouched module on the example and on random inputs.
+
+    Raises:
+        ModelError: they differ, or the module itself answers differently each time.
+    """
+
+    edges = any(
+        str(n.target).split(".")[1:2] and str(n.target).split(".")[1] in EDGES for n in exported.graph.nodes
+    )
+    for inputs in [list(example), *random_inputs(example, 2)]:
+        try:
+            first, second = (tensors_of(module(*(x.clone() for x in inputs))) for _ in range(2))
+        except Exception:  # the example runs; of other values a module may complain
+            if inputs == list(example):
+                raise
+            continue
+        found = exported.run([x.clone() for x in inputs])
+        for one, other, ours in zip(first, second, found, strict=True):
+            if _apart(one, other) > CLOSE:
+                raise ModelError(
+                    "the model answers differently each time it is called",
+                    "there is noise, dropout or state in forward",
+                    "make forward deterministic in eval mode; pass random tensors in as inputs",
+                )
+            apart = _apart(ours, one)
+            if not apart <= CLOSE and not (edges and _energy(ours, one) <= 0.05):
+                raise ModelError(
+                    "exporting the model changes its answer",
+                    f"torch.export's graph differs from the module by {apart:.1e} of the largest output: forward "
+                    "depends on something that is no tensor operation (a branch on values, state, numpy)",
+                    "compute with torch operators on the inputs only",
+                )
+
+
+def random_inputs(example: Sequence[torch.Tensor], count: int) -> list[list[torch.Tensor]]:
+    """Seeded inputs of the example's shapes and types; integers are the example's own, shuffled."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    made = []
+    for number in range(count):
+        inputs = []
+        for x in example:
+            if x.is_floating_point():
+                inputs.append(
+                    (torch.randn if number else torch.rand)(x.shape, generator=generator).to(x.dtype)
+                )
+            else:
+                inputs.append(x.flatten()[torch.randperm(x.numel(), generator=generator)].reshape(x.shape))
+        made.append(inputs)
+    return made
+
+
+def tensors_of(value: Any) -> list[torch.Tensor]:
+    """The tensors in what a module returns, in the order of torch.export's outputs."""
+    from torch.utils import _pytree
+
+    return [leaf for leaf in _pytree.tree_leaves(value) if leaf is not None]
+
+
+def _apart(y: torch.Tensor, expected: torch.Tensor) -> float:
+    import torch
+
+    if y.shape != expected.shape or y.dtype != expected.dtype:
+        return float("inf")
+    a, b = y.detach().double().flatten(), expected.detach().double().flatten()
+    if not torch.equal(a.isnan(), b.isnan()):
+        return float("inf")
+    finite = b.isfinite() & a.isfinite()
+    if not torch.equal(a[~finite].nan_to_num(), b[~finite].nan_to_num()):
+        return float("inf")
+    a, b = a[finite], b[finite]
+    largest = float(b.abs().max()) if b.numel() else 0.0
+    return float((a - b).abs().max()) / (largest or 1.0) if b.numel() else 0.0
+
+
+def _energy(y: torch.Tensor, expected: torch.Tensor) -> float:
+    if y.shape != expected.shape or y.dtype != expected.dtype:
+        return float("inf")
+    a, b = y.detach().double(), expected.detach().double()
+    return float((a - b).square().sum() / b.square().sum().clamp(min=1e-30))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error that says something."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:300] if lines else type(error).__name__
