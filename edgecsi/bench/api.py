@@ -145,7 +145,7 @@ def run_bench(
 
     engines = tuple(_engine(name, versions[name], answers[name], one) for name, one in series.items())
     return Result(
-        bundle=_measured(bundle),
+        bundle=_measured(bundle, entry),
         entry=entry,
         device=opened.spec,
         protocol=protocol,
@@ -275,7 +275,7 @@ def _elsewhere(
         OWN, several, [_as_samples(array) for array in expected], _tolerance(bundle.manifest, entry)
     )
     result = Result(
-        bundle=_measured(bundle),
+        bundle=_measured(bundle, entry),
         entry=entry,
         device=device.spec,
         protocol=protocol,
@@ -371,7 +371,7 @@ def _throughput(
     after = snapshot()
     notes = [f"edgecsi got {cores:.1f} of {threads} cores"] if cores < FEW * threads else []
     return Result(
-        bundle=_measured(loaded.bundle),
+        bundle=_measured(loaded.bundle, entry),
         entry=entry,
         device="local",
         protocol=protocol,
@@ -474,8 +474,9 @@ def _suspicions(series: Mapping[str, Series]) -> list[str]:
     return notes
 
 
-def _measured(bundle: Bundle) -> MeasuredBundle:
+def _measured(bundle: Bundle, entry: str) -> MeasuredBundle:
     manifest = bundle.manifest
+    described, checked = bundle.entry(entry), manifest.check.entries.get(entry)
     return MeasuredBundle(
         name=manifest.name,
         digest=manifest.digest,
@@ -483,4 +484,9 @@ def _measured(bundle: Bundle) -> MeasuredBundle:
         recipe=manifest.model.recipe,
         target=manifest.target.id,
         library_bytes=manifest.files[manifest.library].bytes,
+        weight_bytes=described.weight_bytes,
+        macs=described.macs,
+        nmse_db=checked.nmse_db if checked is not None else None,
+        nmse_db_pytorch=checked.nmse_db_pytorch if checked is not None else None,
+        data=manifest.check.data,
     )

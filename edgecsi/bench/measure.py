@@ -64,7 +64,8 @@ def answer(name: str, output: NDArray[np.float32], expected: NDArray[np.float32]
 def interleave(
     calls: Mapping[str, Call], protocol: Protocol, progress: Progress | None = None
 ) -> dict[str, Series]:
-    """Measures several engines in turns, A B A B, so that every engine meets the same machine.
+    """Measures several engines in turns, A B B A, so that every engine meets the same machine and follows every
+    other one as often.
 
     Args:
         calls: name → one inference.
@@ -87,9 +88,9 @@ def interleave(
         counted = dict.fromkeys(calls, 0)
         spent = dict.fromkeys(calls, 0.0)
         computed = dict.fromkeys(calls, 0.0)
-        share, complete = 0.0, False
+        share, complete, order = 0.0, False, list(calls.items())
         while not complete and min(spent.values(), default=protocol.limit) < protocol.limit:
-            for name, call in calls.items():
+            for name, call in order:
                 for _ in range(protocol.settle):
                     call()
                 begin = time.process_time()
@@ -98,6 +99,7 @@ def interleave(
                 rounds[name].append(turn)
                 counted[name] += turn.size
                 spent[name] += float(turn.sum()) / 1e9
+            order.reverse()
             share = min(min(counted.values()) / protocol.samples, min(spent.values()) / protocol.seconds, 1.0)
             complete = share >= 1.0
             if progress is not None:

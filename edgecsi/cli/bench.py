@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,10 +12,12 @@ import click
 
 from edgecsi import disk
 from edgecsi.cli.output import can_be_written, json_option, progress, report
+from edgecsi.errors import CheckFailed
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from edgecsi.bench.result import Result
     from edgecsi.bundle import Manifest
 
 
@@ -46,6 +51,31 @@ if TYPE_CHECKING:
     metavar="S",
     help="Measure every engine for S seconds  [default: 10, or 0.5 with --quick].",
 )
+@click.option(
+    "--deadline",
+    metavar="TIME[:METRIC]",
+    help="Exit with 6 if calls take longer: 0.5ms, 0.5ms:p99, 80us:median  [default metric: p99].",
+)
+@click.option("--rate", metavar="N/s", help="Also call N times a second, asleep in between, as reports come.")
+@click.option(
+    "--sustained", metavar="TIME", help="Also watch for so long whether it stays as fast: 30m, 90s."
+)
+@click.option(
+    "--meter",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="File of /sys that counts energy (energy_uj) or shows power (power1_input), read with --sustained.",
+)
+@click.option(
+    "--self-check",
+    is_flag=True,
+    help="Also measure the library against itself, and against the C program of its bundle.",
+)
+@click.option(
+    "--save",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="FOLDER",
+    help="Add the result to a folder of results, for edgecsi report and compare.",
+)
 @click.option("--quick", is_flag=True, help="Measure less; the report says so.")
 @click.option("--model", help="PyTorch model for the other engines, where the bundle's is none of the zoo.")
 @click.option("--weights", metavar="FILE", help="Weights of the model, if the bundle was built with others.")
@@ -73,6 +103,12 @@ def command(
     weights: str | None,
     plot: Path | None,
     limits: bool,
+    deadline: str | None,
+    rate: str | None,
+    sustained: str | None,
+    meter: Path | None,
+    self_check: bool,
+    save: Path | None,
     json_to: str | None,
 ) -> None:
     """Measure the latency of BUNDLE: one thread, one call a sample, percentiles with confidence intervals.
@@ -85,6 +121,8 @@ def command(
     Example:
       edgecsi bench csinet-host --against onnxruntime --json bench.json
       edgecsi bench csinet-host --entry decoder --batch 64 --threads 2 --against onnxruntime
+      edgecsi bench csinet-host --entry encoder --deadline 0.5ms:p99
+      edgecsi bench csinet-pi --device ssh://pi@raspberrypi --sustained 30m --save history
       edgecsi bench --limits
     """
     if threads > 1 and batch is None:
@@ -97,18 +135,31 @@ def command(
         _limits(json_to)
         return
     from edgecsi.bench.api import run_bench
+    from edgecsi.bench.deadline import parse_limit
+    from edgecsi.bench.observe import Wanted, observe, repeatable
     from edgecsi.bench.result import to_json
+    from edgecsi.device import open_device
     from edgecsi.report.text import table
+
+    wanted = Wanted(
+        deadline=None if deadline is None else parse_limit(deadline),
+        rate=None if rate is None else _number(rate, r"(\d+(?:\.\d+)?)(?:/s)?", "a rate such as 200/s"),
+        sustained=None if sustained is None else _seconds(sustained),
+        meter=meter,
+        self_check=self_check,
+    )
+    if meter is not None and sustained is None:
+        raise click.UsageError("--meter needs --sustained: the energy of a few calls is not known")
 
     def load_module(manifest: Manifest) -> nn.Module:
         return _fp32_model(manifest, model, weights)
 
     engines = [name.strip() for name in against.split(",") if name.strip()]
-    with progress("measuring") as update:
+    with contextlib.closing(open_device(device)) as opened, progress("measuring") as update:
         result = run_bench(
             bundle,
             entry=entry,
-            device=device,
+            device=opened,
             quick=quick,
             seconds=seconds,
             batch=batch,
@@ -117,16 +168,66 @@ def command(
             load_module=load_module,
             progress=update,
         )
+        result = observe(result, bundle, opened, wanted, update)
+    result = repeatable(result, bundle, _arguments(click.get_current_context()))
     if json_to == "-":
         click.echo(to_json(result), nl=False)
     else:
         click.echo(table(result))
         if json_to is not None:
             disk.write(Path(json_to), to_json(result))
+    if save is not None:
+        _save(result, save)
     if plot is not None:
         from edgecsi.report.plot import plot as draw
 
         draw(result, plot)
+    if (missed := result.deadline) is not None and not missed.met:
+        raise CheckFailed(
+            f"{result.bundle.name} misses its deadline: {missed.metric} is {missed.found:,.1f} µs",
+            f"at most {missed.limit:,.1f} µs are allowed",
+            "edgecsi report shows where the time goes",
+        )
+
+
+def _save(result: Result, folder: Path) -> None:
+    """Adds a result to a folder; a file of another run is never replaced."""
+    from edgecsi.bench.result import to_json
+
+    when = re.sub(r"[^0-9T]", "", result.after.date.partition("+")[0])
+    name = f"{when}-{result.bundle.name}-{result.entry}"
+    for number in itertools.count(1):
+        path = folder / (f"{name}.json" if number == 1 else f"{name}-{number}.json")
+        if not path.exists():
+            disk.write(path, to_json(result))
+            return
+
+
+def _arguments(context: click.Context) -> list[str]:
+    """The options that were given, as one would type them again."""
+    given = [str(context.params["bundle"])]
+    for option in context.command.params:
+        name, value = option.name or "", context.params.get(option.name or "")
+        if name == "bundle" or not isinstance(option, click.Option):
+            continue
+        source = context.get_parameter_source(name)
+        if source is click.core.ParameterSource.COMMANDLINE and name not in ("json_to", "plot", "save"):
+            given += [option.opts[0]] if option.is_flag else [option.opts[0], str(value)]
+    return given
+
+
+def _number(text: str, pattern: str, words: str) -> float:
+    found = re.fullmatch(pattern, text.strip())
+    if not found or float(found[1]) <= 0:
+        raise click.UsageError(f"{text!r} is not {words}")
+    return float(found[1])
+
+
+def _seconds(text: str) -> float:
+    """``30m``, ``90s``, ``1h`` in seconds."""
+    units = {"s": 1, "m": 60, "h": 3600}
+    words = "a time such as 30m or 90s"
+    return _number(text, r"(\d+(?:\.\d+)?)[smh]", words) * units[text.strip()[-1]]
 
 
 def _fp32_model(manifest: Manifest, model: str | None, weights: str | None) -> nn.Module:

@@ -96,10 +96,42 @@ def _notes(result: Result) -> str:
             f"fresh process ({len(result.cold_starts)}): load {load:.2f} ms, first call {first:.2f} ms, "
             f"{memory / 2**20:.1f} MB more memory; library {result.bundle.library_bytes / 1e3:,.0f} kB"
         )
+    lines += _behaviour(result)
     lines += [
         f"not measured: {skipped.name}: {skipped.reason} -> {skipped.fix}" for skipped in result.skipped
     ]
     return "\n".join(lines)
+
+
+def _behaviour(result: Result) -> list[str]:
+    """Deadline, rate, long run and self-check, a line each."""
+    lines = []
+    if (rate := result.periodic) is not None:
+        lines.append(
+            f"at {rate.rate:g} calls a second: {number(rate.call.median)} µs the call, "
+            f"{number(rate.response.median)} µs from when it was due (p90 {number(rate.response.p90)})"
+        )
+    if (run := result.sustained) is not None:
+        since = "" if run.since is None else f" after {run.since:.0f} s"
+        energy = "" if run.energy_uj is None else f", {number(run.energy_uj)} µJ a call"
+        lines.append(
+            f"over {len(run.seconds)} turns of a second: {run.trend}, {run.change:+.1%}{since}{energy}"
+        )
+    if (check := result.self_check) is not None:
+        lines.append(
+            f"against itself: {ratio_text(check.ratio)}" + ("" if check.agrees else ", which should hold 1")
+        )
+        if check.program is not None:
+            lines.append(
+                f"the bundle's own C program: {number(check.program)} µs, {number(check.c_call)} µs by edgecsi "
+                f"({check.program / check.c_call - 1:+.1%})"
+            )
+    if (deadline := result.deadline) is not None:
+        lines.append(
+            f"deadline of {number(deadline.limit)} µs: {'met' if deadline.met else 'MISSED'}, {deadline.metric} is "
+            f"{number(deadline.found)} µs"
+        )
+    return lines
 
 
 def _throughput(found: Throughput | None) -> str:

@@ -1,0 +1,99 @@
+"""What the measurement finds where there is nothing to find: ``python -m edgecsi.results.self_check``.
+
+A library is measured against itself a hundred times, by the protocol of ``edgecsi bench --self-check``. The interval
+of the ratio claims to hold the truth in 95 of 100 runs, and the truth is 1. Then the C call as bench times it and the
+bundle's own program take turns. Both are kept in docs/results/self_check.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecsi import disk
+from edgecsi.bench.environment import judge, machine, snapshot
+from edgecsi.bench.measure import QUICK
+from edgecsi.bench.self_check import against_itself, compiled_program, program_median
+from edgecsi.bundle import read_bundle, read_golden
+from edgecsi.device import Local
+from edgecsi.errors import EdgecsiError
+from edgecsi.results.run import require_quiet, run_edgecsi, write_json
+
+LEAST = 0.93
+"""Of the runs, whose interval must hold 1."""
+CLOSE = 0.02
+"""Largest difference between bench's C call and the bundle's program."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; its exit code is 1 if too few intervals hold 1, or the program disagrees."""
+    parser = argparse.ArgumentParser(prog="python -m edgecsi.results.self_check", description=__doc__)
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder that holds results/")
+    parser.add_argument("--model", default="csinet-cr16", help="MODEL to build and measure")
+    parser.add_argument("--entry", default="encoder")
+    parser.add_argument("--runs", type=int, default=100, metavar="N")
+    parser.add_argument(
+        "--anyway", action="store_true", help="measure on a busy machine; the result is suspect"
+    )
+    chosen = parser.parse_args(arguments)
+    try:
+        if not chosen.anyway:
+            require_quiet()
+        found = check(chosen.model, chosen.entry, chosen.runs)
+    except EdgecsiError as error:
+        print(f"error: {error}")
+        return error.exit_code
+    write_json(chosen.docs / "results" / "self_check.json", found)
+    held, program = found["held"], found["program"]
+    print(f"{held} of {chosen.runs} intervals hold 1 ({found['validity']['state']})")
+    print(f"the bundle's program: {program['us']:.2f} µs, edgecsi bench: {program['bench_us']:.2f} µs")
+    close = abs(program["us"] / program["bench_us"] - 1) <= CLOSE
+    return 0 if held >= LEAST * chosen.runs and close else 1
+
+
+def check(model: str, entry: str, runs: int) -> dict[str, Any]:
+    """Builds the model for this machine and measures it against itself ``runs`` times."""
+    with disk.scratch(runs=True) as scratch:
+        run_edgecsi(["build", model, "--target", "host", "-o", "bundle"], scratch)
+        bundle = read_bundle(scratch / "bundle")
+        before = snapshot()
+        ratios = []
+        for number in range(1, runs + 1):
+            ratios.append(against_itself(bundle, entry, QUICK))
+            print(f"{number}/{runs}: {ratios[-1].ratio:.4f}", flush=True)
+        device = Local()
+        samples = [
+            array[:1].reshape(tensor.shape)
+            for array, tensor in zip(read_golden(bundle, entry)[0], bundle.entry(entry).inputs, strict=True)
+        ]
+        binary = compiled_program(bundle, scratch)
+        pairs = [
+            (
+                program_median(bundle, binary, entry),
+                float(np.median(device.time(bundle, entry, samples, 1001))) / 1e3,
+            )
+            for _ in range(21)
+        ]
+        after = snapshot()
+    program, bench = (float(np.median(column)) for column in zip(*pairs, strict=True))
+    return {
+        "kind": "self-check",
+        "model": model,
+        "entry": entry,
+        "runs": runs,
+        "held": sum(ratio.interval.low <= 1 <= ratio.interval.high for ratio in ratios),
+        "ratios": [[ratio.ratio, ratio.interval.low, ratio.interval.high] for ratio in ratios],
+        "program": {"us": program, "bench_us": bench, "pairs": pairs},
+        "machine": dataclasses.asdict(machine()),
+        "validity": dataclasses.asdict(judge(before, after, where=machine())),
+        "date": after.date,
+    }
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
