@@ -205,34 +205,37 @@ def step(
     x: Expr,
     operand: Expr | None,
     channel: Callable[[NDArray[np.float32]], Expr],
-    target: Target | None = None,
+    target: Target,
 ) -> Expr:
-    """One epilogue step on a vector.
+    """One epilogue step on a vector; not-a-number and infinity go through as in PyTorch.
 
     Args:
         operand: the same lanes of the step's other tensor, if it has one.
         channel: gives a per-channel constant for these lanes.
-        target: if given, its own instructions are used where LLVM would need several.
     """
     lanes = lanes_of(x)
 
     def c(value: float) -> Expr:
         return splat(float(np.float32(value)), lanes)
 
+    def factor(value: float) -> Expr:
+        """A constant to multiply with; 0 times infinity is not a number, but TVM would make it 0."""
+        return c(value) if value else fence(c(value))
+
     p = s.params
     match s.op:
-        case "leaky_relu" if 0 <= p[0] <= 1:
-            return maximum(x, x * c(p[0]), target)
+        case "leaky_relu" if 0 < p[0] <= 1:
+            return at_least(x, x * c(p[0]), target)
         case "leaky_relu":
-            return T.Select(x > c(0), x, x * c(p[0]))
+            return T.Select(x > c(0), x, x * factor(p[0]))
         case "relu":
-            return maximum(x, c(0), target)
+            return at_least(x, c(0), target)
         case "relu6":
-            return T.min(T.max(x, c(0)), c(6))
+            return at_most(at_least(x, c(0), target), c(6), target)
         case "clip":
-            return T.min(T.max(x, c(p[0])), c(p[1]))
+            return at_most(at_least(x, c(p[0]), target), c(p[1]), target)
         case "hard_sigmoid":
-            return T.min(T.max(fence(x) + c(3), c(0)), c(6)) * c(1 / 6)
+            return at_most(at_least(fence(x) + c(3), c(0), target), c(6), target) * c(1 / 6)
         case "prelu":
             return T.Select(x > c(0), x, x * channel(s.constants[0]))
         case "scale_channels":
@@ -240,7 +243,7 @@ def step(
         case "shift_channels":
             return fence(x) + channel(s.constants[0])
         case "affine":
-            return fence(x * c(p[0])) + c(p[1])
+            return fence(x * factor(p[0])) + c(p[1])
         case "neg":
             return c(0) - x
         case "abs":
@@ -260,7 +263,7 @@ def step(
         case "silu":
             return x * vector_math.sigmoid(x)
         case "elu":
-            return T.Select(x > c(0), x, c(p[0]) * (vector_math.exp(T.min(x, c(0))) - c(1)))
+            return T.Select(x > c(0), x, c(p[0]) * (vector_math.exp(at_most(x, c(0), target)) - c(1)))
         case "softplus":
             return vector_math.softplus(x)
     assert operand is not None, s.op
@@ -274,22 +277,21 @@ def step(
         case "mul":
             return x * operand
         case "max":
-            return T.max(x, operand)
+            return larger(x, operand, target)
         case "min":
-            return T.min(x, operand)
+            return smaller(x, operand, target)
     raise ValueError(f"no epilogue step {s.op!r}")
 
 
-def quantize(x: Expr, quant: Quant) -> Expr:
-    """fp32 lanes to int32 codes in 0…255."""
+def quantize(x: Expr, quant: Quant, target: Target) -> Expr:
+    """fp32 lanes to int32 codes in 0…255; not-a-number becomes 0."""
     lanes = lanes_of(x)
     if quant.offset:
         x = fence(x) - splat(float(np.float32(quant.offset)), lanes)
     scaled = x * splat(float(quant.inverse), lanes)
     # Clamp before the conversion: what does not fit int32 would turn into its most negative value.
-    low, high = float(-quant.zero_point), float(255 - quant.zero_point)
-    clamped = T.min(T.max(scaled, splat(low, lanes)), splat(high, lanes))
-    return round_to_int(clamped) + splat(quant.zero_point, lanes, "int32")
+    low, high = (splat(float(limit - quant.zero_point), lanes) for limit in (0, 255))
+    return round_to_int(within(scaled, low, high, target)) + splat(quant.zero_point, lanes, "int32")
 
 
 def shuffle(vectors: Sequence[Expr], indices: Sequence[int]) -> Expr:
@@ -302,32 +304,61 @@ def signed(buffer: Any, offset: Expr, lanes: int) -> Expr:
     return let(T.reinterpret(load(buffer, offset, lanes), dtype=vector_type("int8", lanes)))
 
 
-def maximum(a: Expr, b: Expr, target: Target | None = None) -> Expr:
-    """The larger of two fp32 vectors; one instruction also on ARM if the target is given."""
-    lanes = lanes_of(a)
-    if target is not None and target.arch == "aarch64" and lanes in (2, 4):
-        return intrinsic(f"llvm.aarch64.neon.fmax.v{lanes}f32", type_of(a), a, b)
-    return T.max(a, b)
+def at_least(x: Expr, bound: Expr, target: Target) -> Expr:
+    """The larger of fp32 lanes and a bound; NaN where x is. On x86 the order of the operands decides that: its
+    instruction gives the second if they do not compare."""
+    return neon("fmax", x, bound) if _has_neon(x, target) else T.max(bound, x)
 
 
-def at_most(x: Expr, bound: float) -> Expr:
-    """The smaller of fp32 lanes and a positive bound; as integers, which more units of a CPU compare."""
-    lanes = lanes_of(x)
-    whole = vector_type("int32", lanes)
-    bits = splat(int(np.float32(bound).view(np.int32)), lanes, "int32")
-    return T.reinterpret(T.min(T.reinterpret(x, dtype=whole), bits), dtype=type_of(x))
+def at_most(x: Expr, bound: Expr, target: Target) -> Expr:
+    """The smaller of fp32 lanes and a bound; NaN where x is."""
+    return neon("fmin", x, bound) if _has_neon(x, target) else T.min(bound, x)
+
+
+def within(x: Expr, low: Expr, high: Expr, target: Target) -> Expr:
+    """fp32 lanes between two bounds; NaN becomes the lower."""
+    if _has_neon(x, target):
+        return neon("fminnm", neon("fmaxnm", x, low), high)
+    return T.min(T.max(x, low), high)
+
+
+def larger(a: Expr, b: Expr, target: Target) -> Expr:
+    """The larger of two fp32 vectors, NaN where either is."""
+    return neon("fmax", a, b) if _has_neon(a, target) else T.Select(_is_number(a), T.max(a, b), a)
+
+
+def smaller(a: Expr, b: Expr, target: Target) -> Expr:
+    """The smaller of two fp32 vectors, NaN where either is."""
+    return neon("fmin", a, b) if _has_neon(a, target) else T.Select(_is_number(a), T.min(a, b), a)
+
+
+def _is_number(x: Expr) -> Expr:
+    # Without the fence TVM would know the answer, wrongly; and its "not equal" is false if there is nothing to compare.
+    return tirx.EQ(fence(x), x)
+
+
+def _has_neon(x: Expr, target: Target) -> bool:
+    return target.arch == "aarch64" and lanes_of(x) in (2, 4)
+
+
+def neon(name: str, a: Expr, b: Expr) -> Expr:
+    """ARM's instruction on two fp32 vectors, where LLVM would need several for a comparison and a choice."""
+    return intrinsic(f"llvm.aarch64.neon.{name}.v{lanes_of(a)}f32", type_of(a), a, b)
 
 
 def to_int(x: Expr, target: Target, bounded: bool = False) -> Expr:
-    """fp32 to int32, half to even; what does not fit becomes very large or very small.
+    """fp32 to int32, half to even; what does not fit becomes very large or very small, and NaN very small.
 
     Args:
         bounded: the caller knows that ``|x|`` stays below 2^30.
     """
     lanes = lanes_of(x)
     dtype = vector_type("int32", lanes)
-    if not bounded and target.arch != "aarch64":
-        x = at_most(x, 2.0**30)  # larger ones would turn negative; they saturate on ARM
+    if not bounded:
+        if target.arch == "aarch64":  # saturates, but would make a zero of NaN
+            x = neon("fmaxnm", x, splat(-(2.0**30), lanes))
+        else:  # makes the most negative number of NaN, but also of what is too large
+            x = at_most(x, splat(2.0**30, lanes), target)
     if target.arch == "aarch64":
         return intrinsic(f"llvm.aarch64.neon.fcvtns.v{lanes}i32.v{lanes}f32", dtype, x)
     if lanes == 16:
@@ -436,7 +467,6 @@ class Finish:
         first: index of the parameter of the epilogue's first operand (after x and other main inputs).
         constants: per-channel constants of the epilogue, as appended by `epilogue_constants`, and the index
             of the first among the parameters.
-        target: see `step`.
     """
 
     def __init__(
@@ -445,7 +475,7 @@ class Finish:
         buffers: Sequence[Any],
         first_operand: int,
         first_constant: int,
-        target: Target | None = None,
+        target: Target,
     ) -> None:
         self.target = target
         self.op, self.y = op, buffers[-1] if buffers[-1].name == "y" else buffers[-2]
@@ -496,7 +526,7 @@ class Finish:
         if self.op.y_quant is None:
             store(self.y, offset, x)
         else:
-            codes = quantize(x, self.op.y_quant)
+            codes = quantize(x, self.op.y_quant, self.target)
             store(self.y, offset, T.cast(codes, vector_type("uint8", lanes_of(x))))
 
 

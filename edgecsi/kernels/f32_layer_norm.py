@@ -53,7 +53,7 @@ class F32LayerNorm(Kernel):
             gamma = constants[0] if op.gamma is not None else None
             beta = constants[-1] if op.beta is not None else None
             e.zero_halo(buffers[-1], op.y)
-            finish = e.Finish(op, buffers, 1, len(op.inputs))
+            finish = e.Finish(op, buffers, 1, len(op.inputs), target)
 
             def mean(of: Any) -> Any:
                 """Mean over the row of a function of a vector's offset, in all lanes."""

@@ -86,7 +86,7 @@ class F32MatMul(Kernel):
 
         with e.function(op) as (done, buffers):
             a, b = buffers[:2]
-            finish = e.Finish(op, buffers, 2, len(op.inputs))
+            finish = e.Finish(op, buffers, 2, len(op.inputs), target)
 
             def steps(
                 first: Any, count: int, sums: dict[Any, Any], row: Any, right: Any, at: list[Any]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -71,13 +69,16 @@ class F32Pool2d(Kernel):
         lanes, (kh, kw), (sh, sw) = knobs["lanes"], op.window, op.stride
         top, _, left, _ = op.padding
         is_max = op.kind == "max"
-        combine: Callable[[Any, Any], Any] = tirx.max if is_max else operator.add
+
+        def combine(a: Any, b: Any) -> Any:
+            return e.larger(a, b, target) if is_max else a + b
+
         neutral = float("-inf") if is_max else 0.0
 
         with e.function(op, self.constants(op, target, knobs)) as (done, buffers):
             x = buffers[0]
             e.zero_halo(buffers[-1], op.y)
-            finish = e.Finish(op, buffers, 1, len(op.inputs))
+            finish = e.Finish(op, buffers, 1, len(op.inputs), target)
 
             with e.serial(n) as sample, e.serial(channels) as channel, e.serial(height) as row:
                 # Rows of the window inside the image.

@@ -52,7 +52,7 @@ class F32Softmax(Kernel):
         with e.function(op, self.constants(op, target, knobs)) as (done, buffers):
             x, y = buffers[0], buffers[-1]
             e.zero_halo(y, op.y)
-            finish = e.Finish(op, buffers, 1, len(op.inputs))
+            finish = e.Finish(op, buffers, 1, len(op.inputs), target)
             with e.serial(rows) as row:
                 source, start = (e.let(reduce.row_start(lay, row)) for lay in (op.x, op.y))
                 peaks = [e.registers(lanes) for _ in range(unroll)]

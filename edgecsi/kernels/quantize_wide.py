@@ -67,15 +67,14 @@ class QuantizeWideKernel(Kernel):
                     x = x - e.splat(quant.offset, lanes)
                 steps = e.fence(x * e.splat(float(quant.inverse), lanes))
                 if arm:
-                    steps = e.let(steps)
+                    # Not-a-number becomes the lowest code of both planes.
+                    steps = e.let(e.neon("fmaxnm", steps, e.splat(-_FAR, lanes)))
                     low, high = (e.splat(float(v), lanes) for v in (-zero, 255 - zero))
-                    clipped = T.min(T.max(steps, low), high)
-                    codes, whole = (
-                        e.to_int(steps, target),
-                        e.intrinsic("llvm.rint", e.type_of(steps), clipped),
-                    )
-                else:  # compares integers with more of its units than fp32
-                    steps = e.let(e.at_most(steps, _FAR))
+                    clipped = e.let(e.within(steps, low, high, target))
+                    codes = e.to_int(clipped, target, bounded=True)
+                    whole = e.intrinsic("llvm.rint", e.type_of(steps), clipped)
+                else:
+                    steps = e.let(e.at_most(steps, e.splat(_FAR, lanes), target))
                     low, high = (e.splat(v, lanes, "int32") for v in (-zero, 255 - zero))
                     codes = e.let(T.min(T.max(e.to_int(steps, target, bounded=True), low), high))
                     whole = T.cast(codes, e.type_of(steps))

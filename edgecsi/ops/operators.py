@@ -6,6 +6,8 @@ Quantised arithmetic is defined here once; the PyTorch simulation and every kern
 * sums are exact in int32, bias included (in units of ``x.scale * weight.scale``);
 * back to fp32: ``float32(sum) * float32(x.scale * weight.scale[o])``, one rounding each;
 * an input may have two planes of codes for one tensor, see `QuantizeWide` and `Dense.fine`;
+* not-a-number has the code 0, on every CPU; a dynamically quantised sample that holds one, or an infinity, gives
+  not-a-number in every output;
 * fp32 steps behind it (activation, residual) are separate fp32 operations, never contracted to an FMA.
 """
 
@@ -45,8 +47,8 @@ class Quant:
 
     def codes(self, x: NDArray[np.float32]) -> NDArray[np.uint8]:
         shifted = (x.astype(F32) - F32(self.offset)) * self.inverse
-        codes: NDArray[np.uint8] = np.clip(np.rint(shifted) + F32(self.zero_point), 0, 255).astype(np.uint8)
-        return codes
+        codes = np.clip(np.rint(shifted) + F32(self.zero_point), 0, 255)
+        return np.where(np.isnan(codes), F32(0), codes).astype(np.uint8)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -167,7 +169,8 @@ class Dense(Op):
             that of the first, `bias` counts steps of the second.
         dynamic: quantise a float32 input per sample: with ``width = max(x, 0) - min(x, 0)``,
             ``scale = width / 254``, ``zero = floor(-min(x, 0) * (254 / width)) + 1`` and
-            ``code = rne(x * (254 / width) + zero)`` in uint8 (254 / width is 0 when width < 1e-36).
+            ``code = rne(x * (254 / width) + zero)`` in uint8 (254 / width is 0 when width < 1e-36). A width that is
+            no finite number gives not-a-number everywhere.
         table: float32 ``[entries]``, centroids of clustered weights.
         among: bytes of all constants that are read in a call of the library, these included; they share the caches.
             0 if nothing else is read.
@@ -203,11 +206,13 @@ class Dense(Op):
             width = np.maximum(x.max(1, keepdims=True, initial=0), F32(0)) - low
             steps = F32(DYNAMIC_STEPS)
             inverse = np.where(width >= TINY, steps / np.maximum(width, TINY), F32(0)).astype(F32)
-            zero = np.floor(-low * inverse) + 1
-            codes = np.rint((x * inverse).astype(np.float64) + zero).astype(np.int64)
+            finite = np.isfinite(width)
+            zero = np.where(finite, np.floor(-low * inverse) + 1, 0)
+            codes = np.where(finite, np.rint((x * inverse).astype(np.float64) + zero), 0).astype(np.int64)
+            size = np.where(finite, width / steps, F32(np.nan)).astype(F32)
             acc: NDArray[Any] = (codes - zero.astype(np.int64)) @ w.astype(np.int64).T
             assert self.scale is not None
-            y: NDArray[np.float32] = acc.astype(F32) * ((width / steps) * self.scale[None].astype(F32))
+            y: NDArray[np.float32] = acc.astype(F32) * (size * self.scale[None].astype(F32))
             return y + self.bias.astype(F32) if self.bias is not None else y
         if self.x_quant is not None:
             quant = self.x_quant
@@ -253,11 +258,16 @@ class Elementwise(Op):
 
 
 def wide_steps(x: NDArray[Any], quant: Quant, fine: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Whole steps of both planes of a tensor, around 0: `quant`'s, and those, `fine` times smaller, of what is left."""
+    """Whole steps of both planes of a tensor, around 0: `quant`'s, and those, `fine` times smaller, of what is left;
+    the lowest in both for not-a-number."""
     zero = F32(quant.zero_point)
     steps = (x.astype(F32) - F32(quant.offset)) * quant.inverse
-    high = np.clip(np.rint(steps), -zero, 255 - zero)
-    return high, np.clip(np.rint((steps - high) * F32(fine)), -zero, 255 - zero)
+
+    def whole(steps: NDArray[np.float32]) -> NDArray[np.float32]:
+        return np.where(np.isnan(steps), -zero, np.clip(np.rint(steps), -zero, 255 - zero))
+
+    high = whole(steps)
+    return high, whole((steps - high) * F32(fine))
 
 
 def plane_channels(channels: int) -> int:

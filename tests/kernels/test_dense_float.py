@@ -30,7 +30,7 @@ from tests.kernels.dense_cases import (
 FLOAT = ("f32_bsr", "f32_qs8w", "f32_sell", "f32_lut", "f32_compact")
 
 
-def _layer(
+def layer_for(
     rng: np.random.Generator,
     kernel: Kernel,
     kept: Array,
@@ -81,7 +81,7 @@ def _shapes(target: Target) -> list[Case]:
             outputs, inputs = SHAPES[number % len(SHAPES)]
             kept = mask(rng, outputs, inputs, _rows(kernel), 1, DENSITIES[number % len(DENSITIES)])
             steps = (Step("leaky_relu", (0.3,)),) if rng.random() < 0.5 else ()
-            op = _layer(rng, kernel, kept, batch=int(rng.choice([1, 1, 2, 5, 8])), epilogue=steps)
+            op = layer_for(rng, kernel, kept, batch=int(rng.choice([1, 1, 2, 5, 8])), epilogue=steps)
             cases.append(case(rng, kernel, op))
     return taken(cases, target, kernels_for(target, FLOAT))
 
@@ -98,7 +98,7 @@ def _few_inputs(target: Target) -> list[Case]:
         rng = rng_of(target.id, kernel.name, "few")
         for inputs in (1, 9, 16, 30, 33, 100):
             kept = mask(rng, 40, inputs, _rows(kernel), 1, 0.3)
-            cases.append(case(rng, kernel, _layer(rng, kernel, kept, batch=2)))
+            cases.append(case(rng, kernel, layer_for(rng, kernel, kept, batch=2)))
     return taken(cases, target, kernels_for(target, FLOAT))
 
 
@@ -130,7 +130,7 @@ def _layouts(target: Target) -> list[Case]:
                 )
             kept = mask(rng, outputs, inputs, _rows(kernel), 1, 0.3)
             kept[:, ::3] = 0
-            op = _layer(rng, kernel, kept, x=x, y=y, epilogue=steps)
+            op = layer_for(rng, kernel, kept, x=x, y=y, epilogue=steps)
             cases.append(case(rng, kernel, op))
     return taken(cases, target, kernels_for(target, FLOAT))
 
@@ -168,7 +168,7 @@ def _compacted(target: Target) -> list[Case]:
         rng = rng_of(target.id, kernel.name, "compacted")
         for rows_left, columns_left in ((1.0, 0.3), (0.4, 1.0), (0.5, 0.5), (0.0, 0.0)):
             kept = np.outer(rng.random(50) < rows_left, rng.random(75) < columns_left)
-            cases.append(case(rng, kernel, _layer(rng, kernel, kept, batch=3)))
+            cases.append(case(rng, kernel, layer_for(rng, kernel, kept, batch=3)))
     return cases
 
 
@@ -183,7 +183,7 @@ def test_every_knob_gives_the_same(target: str) -> None:
         found = []
         for kernel in kernels_for(board, ("f32_qs8w_bsr16x1", "f32_sell", "f32_lut16_dense")):
             rng = rng_of(kernel.name)
-            op = _layer(rng, kernel, mask(rng, 70, 52, _rows(kernel), 1, 0.3), batch=5)
+            op = layer_for(rng, kernel, mask(rng, 70, 52, _rows(kernel), 1, 0.3), batch=5)
             one = case(rng, kernel, op)
             base = dict(kernel.knobs(op, board))
             for name, values in kernel.space(op, board).items():

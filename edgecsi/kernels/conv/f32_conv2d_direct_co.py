@@ -116,7 +116,7 @@ class F32Conv2dDirectCo(Kernel):
         with e.function(op, constants) as (done, buffers):
             x, w = buffers[0], buffers[len(op.inputs)]
             e.zero_halo(buffers[-1], op.y)
-            finish = e.Finish(op, buffers, 1, len(op.inputs) + 1)
+            finish = e.Finish(op, buffers, 1, len(op.inputs) + 1, target)
 
             def block(sample: Any, group: Any, co: Any, row: Any, column: Any) -> None:
                 start = e.let((group * co_blocks + co) * per_block)

@@ -173,7 +173,11 @@ def bound(op: Conv2d, bias: NDArray[np.int32]) -> float:
     """The largest magnitude of (output / step of its codes) that any input can give; infinite if unknown."""
     assert op.scale is not None
     assert op.x_quant is not None
-    grows = [step for step in op.epilogue if step.op not in _KEEPS_BOUND or max(step.params, default=0) > 1]
+    grows = [
+        step
+        for step in op.epilogue
+        if step.op not in _KEEPS_BOUND or max(map(abs, step.params), default=0) > 1
+    ]
     if op.y_quant is None or grows:
         return float("inf")
     outs = len(op.scale)

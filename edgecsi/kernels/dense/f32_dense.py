@@ -129,7 +129,7 @@ class F32Dense(Kernel):
         with e.function(op, constants) as (done, buffers):
             x, w = buffers[0], buffers[len(op.inputs)]
             e.zero_halo(buffers[-1], op.y)
-            finish = e.Finish(op, buffers, 1, len(op.inputs) + 1)
+            finish = e.Finish(op, buffers, 1, len(op.inputs) + 1, target)
 
             def inputs_from(first: Any, count: int, sums: dict[Any, Any], start: Any, sample: Any) -> None:
                 """Add what `count` inputs contribute; `start`: weights of the first."""

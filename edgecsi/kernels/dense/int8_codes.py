@@ -64,7 +64,7 @@ def write_codes(
 
             def split(element: Any, offset: Any, count: int) -> None:
                 value = e.load(x, sample * op.x.stride + offset, count)
-                for (row, every), codes in zip(rows, _wide_codes(value, op), strict=True):
+                for (row, every), codes in zip(rows, _wide_codes(value, op, target), strict=True):
                     e.store(scratch, (row if inputs is None else every) + element, signed(codes))
 
             each_run(op.x, lanes, split)
@@ -91,10 +91,11 @@ def write_codes(
         # one above the lowest code, so that no value rounds to a code that does not exist
         below = T.Select(usable, -low * inverse, T.float32(0))
         zero = e.let(T.cast(below, "int32") + T.int32(dot.zero - 127))
-        e.store(
-            scratch, room["steps"] + sample * 4,
-            T.reinterpret(width / T.float32(DYNAMIC_STEPS), dtype="uint8x4"),
-        )  # fmt: skip
+        # Infinity and what is not a number take all outputs along.
+        size = T.Select(
+            width <= T.float32(_LARGEST), width / T.float32(DYNAMIC_STEPS), T.float32(float("nan"))
+        )
+        e.store(scratch, room["steps"] + sample * 4, T.reinterpret(size, dtype="uint8x4"))
         e.store(scratch, room["zeros"] + sample * 4, T.reinterpret(zero, dtype="uint8x4"))
         shift_up = e.let(T.cast(zero, "float32") + T.float32(MAGIC))
         target_of_codes = here if inputs is None else room["all"]
@@ -110,8 +111,8 @@ def write_codes(
             gather(here, room["all"])
 
 
-def _wide_codes(x: Any, op: Dense) -> list[Any]:
-    """Emit the codes of both planes of an fp32 vector, uint8."""
+def _wide_codes(x: Any, op: Dense, target: Target) -> list[Any]:
+    """Emit the codes of both planes of an fp32 vector, uint8; 0 for not-a-number."""
     from tvm.tirx.script import builder as T
 
     from edgecsi.kernels import emit as e
@@ -124,7 +125,7 @@ def _wide_codes(x: Any, op: Dense) -> list[Any]:
     steps = e.fence(x * e.splat(float(quant.inverse), lanes))
     found = []
     for _ in range(2):
-        whole = e.let(e.round_to_int(T.min(T.max(steps, low), high)))
+        whole = e.let(e.round_to_int(e.within(steps, low, high, target)))
         codes = whole + e.splat(quant.zero_point, lanes, "int32")
         found.append(T.cast(codes, e.vector_type("uint8", lanes)))
         steps = e.let((steps - T.cast(whole, e.type_of(steps))) * e.splat(float(op.fine), lanes))

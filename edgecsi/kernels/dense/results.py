@@ -152,7 +152,7 @@ class Results:
                     for c in range(first, min(first + 4, channels)):
                         output = (c * height + h) * width + w
                         total = self._collected(sample, output, count)
-                        codes = e.quantize(self._finished(sample, output, total), quant)
+                        codes = e.quantize(self._finished(sample, output, total), quant, self.finish.target)
                         if c > first:
                             codes = word | T.shift_left(codes, e.splat(8 * (c - first), count, "int32"))
                         word = e.let(codes)

@@ -27,9 +27,13 @@ _EXACT_IN_FLOAT32 = (1 << 24) // (255 * 127)  # longest sum of products of a cod
     schema="(Tensor x, float scale, int zero_point, float offset) -> Tensor",
 )
 def quantize(x: Tensor, scale: float, zero_point: int, offset: float) -> Tensor:
-    """``clip(rne((x - offset) * (1 / scale)) + zero_point, 0, 255)``, float32 of any shape to uint8."""
+    """``clip(rne((x - offset) * (1 / scale)) + zero_point, 0, 255)``, float32 of any shape to uint8.
+
+    Not-a-number becomes 0.
+    """
     inverse = float(np.float32(1) / np.float32(scale))
-    return torch.round((x - offset) * inverse).add_(zero_point).clamp_(0, 255).to(torch.uint8)
+    codes = torch.round((x - offset) * inverse).add_(zero_point).clamp_(0, 255)
+    return codes.nan_to_num_(0).to(torch.uint8)
 
 
 @quantize.register_fake
@@ -59,8 +63,12 @@ def _wide_steps(x: Tensor, scale: float, zero_point: int, offset: float, fine: i
     """Whole steps of both planes, around 0, float32."""
     inverse = float(np.float32(1) / np.float32(scale))
     steps = (x - offset) * inverse
-    high = torch.round(steps).clamp_(-zero_point, 255 - zero_point)
-    return high, torch.round((steps - high) * fine).clamp_(-zero_point, 255 - zero_point)
+
+    def whole(steps: Tensor) -> Tensor:
+        return torch.round(steps).clamp_(-zero_point, 255 - zero_point).nan_to_num_(-zero_point)
+
+    high = whole(steps)
+    return high, whole((steps - high) * fine)
 
 
 @quantize_wide.register_fake
