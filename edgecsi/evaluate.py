@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgecsi import verdict
 from edgecsi.bundle import Bundle, Manifest
 from edgecsi.channels import files, metrics
 from edgecsi.device import Device
-from edgecsi.errors import BundleError, DataError, ModelError, UsageError
+from edgecsi.errors import BundleError, CheckFailed, DataError, ModelError, UsageError
+from edgecsi.verdict import Difference, difference
 
 if TYPE_CHECKING:
     import torch
@@ -22,15 +24,6 @@ if TYPE_CHECKING:
 Progress = Callable[[int, int, str], None]
 
 _AT_ONCE = 64  # batches in one call of PyTorch
-
-
-@dataclass(frozen=True)
-class Difference:
-    """Bundle against PyTorch on the same inputs: largest difference of an output, and that relative to the
-    largest output."""
-
-    max_abs_diff: float
-    max_rel_diff: float
 
 
 @dataclass(frozen=True)
@@ -202,6 +195,26 @@ def evaluate_detector(
     return replace(found, samples=spec.per_epoch, bit_error_rates=rates)
 
 
+def judge(bundle: Bundle, found: Evaluation) -> None:
+    """Raise unless a bundle answers as PyTorch does, but for what rounding explains.
+
+    Raises:
+        CheckFailed: it does not.
+    """
+    manifest = bundle.manifest
+    for name, apart in found.differences.items():
+        checked = manifest.check.entries.get(name)
+        quantised = any(entry.quantised for entry in manifest.entries.values())
+        allowed = verdict.elsewhere(checked.allowed if checked is not None else None, quantised)
+        if not apart.max_rel_diff <= allowed:
+            raise CheckFailed(
+                f"{name} of {manifest.name} answers wrongly on {found.device}",
+                f"it differs from PyTorch by {apart.max_rel_diff:.3g} of the largest output; {allowed:.3g} is "
+                "rounding",
+                "build it again; if that does not help, please report it with the output of `edgecsi doctor`",
+            )
+
+
 def _pytorch(entry: Entry, x: Any) -> Any:
     """PyTorch's answers; in large batches if the network takes them, as that is many times faster."""
     import torch
@@ -213,6 +226,10 @@ def _pytorch(entry: Entry, x: Any) -> Any:
     return np.concatenate(parts)
 
 
+def _same(y: torch.Tensor, expected: torch.Tensor) -> bool:
+    return verdict.difference(y.numpy(), expected.numpy()).max_rel_diff <= verdict.OTHER_ENGINE
+
+
 def _takes_any_batch(entry: Entry, two: torch.Tensor) -> bool:
     """Whether two batches at once give what they give one by one; a network may be written for just one."""
     import torch
@@ -220,13 +237,6 @@ def _takes_any_batch(entry: Entry, two: torch.Tensor) -> bool:
     try:
         together = entry.module(two)
         apart = torch.cat([entry.module(part) for part in two.chunk(2)])
-        return together.shape == apart.shape and torch.allclose(together, apart, rtol=1e-4, atol=1e-5)
+        return together.shape == apart.shape and _same(together, apart)
     except (RuntimeError, ValueError, IndexError, AssertionError):
         return False
-
-
-def difference(y: Any, expected: Any) -> Difference:
-    """Largest difference of an output to the expected one, absolute and relative."""
-    largest = float(np.abs(expected).max())
-    apart = float(np.abs(y.astype(np.float64) - expected).max())
-    return Difference(apart, apart / largest if largest else apart)

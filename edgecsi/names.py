@@ -1,4 +1,4 @@
-"""What a bundle is called when nobody says: its name, which is also the prefix of its C functions, and its folder."""
+"""Names: of a bundle when nobody says, which is also the prefix of its C functions; of its folder; of batch entries."""
 
 from __future__ import annotations
 
@@ -55,3 +55,14 @@ def as_name(text: str) -> str:
 def bundle_folder(name: str, target: str) -> Path:
     """Where a bundle goes without ``-o``: builds for several targets stand side by side."""
     return Path(f"{name}-{target}")
+
+
+def batch_entry(entry: str, batch: int) -> str:
+    """The name of the entry that takes `batch` inputs at once: ``decoder_b8``."""
+    return f"{entry}_b{batch}"
+
+
+def split_batch(name: str) -> tuple[str, int]:
+    """The model's entry behind an entry of a bundle, and how many inputs it takes at once: ``decoder``, 8."""
+    source, mark, batch = name.rpartition("_b")
+    return (source, int(batch)) if mark and batch.isdecimal() and len(batch) < 6 else (name, 1)

@@ -9,7 +9,6 @@ import numpy as np
 
 from edgecsi.bench import statistics
 from edgecsi.bench.result import (
-    Answer,
     Comparison,
     Engine,
     LayerTime,
@@ -21,6 +20,7 @@ from edgecsi.bench.result import (
     Validity,
     write_result,
 )
+from edgecsi.verdict import Difference
 
 MACHINE = Machine("Xeon", 2, "x86_64", "Linux", True, {"L2": "2048K"}, {"edgecsi": "0.1.0"})
 STATE = Snapshot("2026-11-01T00:00:00+00:00", 1.0, None, None, (2000.0,), 50.0, None, 1.0, 0.0, 1.0)
@@ -47,7 +47,7 @@ def engine(name: str, us: float, seed: int, machine: np.ndarray | None = None) -
     samples = np.rint(calls * np.where(slow, 1.6, 1.0)).astype(np.int64).ravel()
     summary = statistics.summarise(samples / 1e3)
     return Engine(
-        name, "1", Answer(1e-6, 1e-6), summary, summary, True, True, 1.0, (CALLS,) * ROUNDS,
+        name, "1", Difference(1e-6, 1e-6), summary, summary, True, True, 1.0, (CALLS,) * ROUNDS,
         tuple(samples.tolist()), tuple(samples[:100].tolist()),
     )  # fmt: skip
 
@@ -71,7 +71,7 @@ def result(us: float = 45.0, seed: int = 0, peer: float | None = None, drift: fl
         before=STATE,
         after=STATE,
         validity=Validity("valid"),
-        answer=Answer(1e-6, 1e-6),
+        answer=Difference(1e-6, 1e-6),
         engines=engines,
         comparisons=comparisons,
         layers=(LayerTime("encoder.fc", "f32_dense", us / 3, None, 10.0, 5.0, "bytes", 0.9),),

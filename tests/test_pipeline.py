@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from edgecsi import load, pipeline
+from edgecsi import load, verdict
 from edgecsi.bundle import read_bundle
 from edgecsi.codegen.zig import zig_cc
-from edgecsi.errors import CheckFailed, DataError, InputError, RecipeError, UsageError
+from edgecsi.errors import CheckFailed, DataError, InputError, ModelError, RecipeError, UsageError
+from edgecsi.lower.graph import Graph
 from edgecsi.pipeline import STAGES, BuildOptions, build
 from tests._builds import NETWORKS, pytorch
 
@@ -167,14 +169,96 @@ def test_a_wrong_answer_is_never_written(
     assert not (tmp_path / "out").exists()
 
 
-def test_without_an_emulator_the_check_is_recorded_as_not_run(
+def test_without_an_emulator_the_same_network_is_checked_here(
     network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pipeline.shutil, "which", lambda program: None)
+    monkeypatch.setattr("shutil.which", lambda program: None)
     result = build(BuildOptions(f"{network}:make", "rpi4", out=tmp_path / "out"))
-    assert result.manifest.check.status == "not run"
-    assert "qemu-user" in result.manifest.check.reason
-    assert read_bundle(tmp_path / "out").manifest.check.status == "not run"
+    found = read_bundle(tmp_path / "out").manifest.check
+    assert found == result.manifest.check
+    assert found.status == "not run"
+    assert "qemu-user" in found.reason
+    assert "the same network with kernels for" in found.data
+    assert set(found.entries) == {"encoder", "decoder", "full"}
+
+
+def test_lowering_is_never_unchecked(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pass that computes something else is caught, though nothing here can run the library."""
+    from edgecsi import lower
+
+    def wrong(graph: Graph) -> None:
+        for node in graph.nodes:
+            if node.op == "dense":
+                node.attrs["weight"] = node.attrs["weight"] * 2
+
+    monkeypatch.setattr("shutil.which", lambda program: None)
+    monkeypatch.setattr(lower, "PASSES", [*lower.PASSES, wrong])
+    with pytest.raises(CheckFailed, match="nothing was written"):
+        build(BuildOptions(f"{network}:make", "rpi4", out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.needs("qemu-aarch64")
+def test_a_static_emulator_will_do(network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    which = shutil.which
+    real = which("qemu-aarch64")
+    found = {"qemu-aarch64": None, "qemu-aarch64-static": real}
+    monkeypatch.setattr("shutil.which", lambda program, **rest: found.get(program, which(program, **rest)))
+    result = build(BuildOptions(f"{network}:make", "rpi4", out=tmp_path / "out"))
+    assert result.manifest.check.status == "passed"
+
+
+RANDOM = """
+import torch
+from torch import nn
+
+class Noisy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Linear(12, 12)
+
+    def forward(self, x):
+        return self.body(x) + 1e-4 * torch.randn_like(x)
+
+class Dropped(nn.Linear):
+    def __init__(self):
+        super().__init__(12, 12)
+
+    def forward(self, x):
+        return nn.functional.dropout(super().forward(x), 0.1, training=True)
+
+def noisy():
+    return Noisy().eval(), torch.zeros(1, 12)
+
+def dropout():
+    return Dropped().eval(), torch.zeros(1, 12)
+"""
+
+
+@pytest.mark.parametrize(("factory", "operator"), [("noisy", "randn_like"), ("dropout", "dropout")])
+def test_a_network_that_draws_random_numbers_is_refused_by_their_name(
+    tmp_path: Path, factory: str, operator: str
+) -> None:
+    (tmp_path / "net.py").write_text(RANDOM)
+    with pytest.raises(ModelError, match=operator):
+        build(BuildOptions(f"{tmp_path / 'net.py'}:{factory}", "host", out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("recipe", "low", "high"), [("int8-dynamic", 1e-4, 0.1), (None, 1e-5, 1e-5)])
+def test_what_is_allowed_follows_from_the_network_and_stands_in_the_manifest(
+    network: Path, tmp_path: Path, recipe: str | None, low: float, high: float
+) -> None:
+    result = build(BuildOptions(f"{network}:make", "host", out=tmp_path / "out", recipe=recipe))
+    allowed = result.manifest.check.entries["full"].allowed
+    assert allowed is not None
+    assert low <= allowed <= high
+
+
+def test_int8_without_an_fp32_sum_before_a_quantiser_is_held_to_rounding(tmp_path: Path) -> None:
+    result = build(BuildOptions("fullycon+int8-static", "host", out=tmp_path / "out"))
+    assert result.manifest.check.entries["full"].allowed == verdict.NARROW
 
 
 @pytest.mark.parametrize("factory", ["make", "layer"])

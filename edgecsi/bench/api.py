@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecsi import verdict
 from edgecsi.bench import measure, statistics, throughput
+from edgecsi.bench.competitors import Loader, checked_module, prepare_peers, pytorch_output
 from edgecsi.bench.environment import judge, machine, snapshot
 from edgecsi.bench.layers import layer_times
 from edgecsi.bench.limits import kept_limits
 from edgecsi.bench.measure import FULL, QUICK, Call, Progress, Series
-from edgecsi.bench.peers import Array, Run, find_peers
+from edgecsi.bench.peers import Array, find_peers
 from edgecsi.bench.result import (
-    Answer,
     ColdStart,
     Comparison,
     Engine,
@@ -31,19 +31,12 @@ from edgecsi.bench.result import (
 from edgecsi.bundle import Bundle, Loaded, Manifest, read_bundle, read_golden
 from edgecsi.device import Device, open_device
 from edgecsi.device.protocol import Plan
-from edgecsi.errors import CheckFailed, ToolchainError, UsageError
-
-if TYPE_CHECKING:
-    from torch import nn
+from edgecsi.errors import UsageError
+from edgecsi.verdict import Difference
 
 OWN = "edgecsi"
-SAME_WEIGHTS = 1e-3
-"""Largest difference between the bundle's golden outputs and the model the peers get, if no recipe
-changed it."""
 FEW, MANY = 0.9, 1.1
 """CPU time over elapsed time of an engine that has one core to itself and keeps to it lies between."""
-
-Loader = Callable[[Manifest], "nn.Module"]
 
 
 def run_bench(
@@ -94,42 +87,63 @@ def run_bench(
     opened = device
     peers = find_peers(against)  # before anything takes long
     bundle = read_bundle(Path(path))
-    described = bundle.entry(entry)
     protocol = QUICK if quick else FULL
     if seconds is not None:
         protocol = replace(protocol, seconds=seconds)
-    if peers and opened.spec != "local":
-        raise UsageError(
-            f"other engines cannot be measured on {opened.spec}",
-            "they are installed on this machine only",
-            "leave --against away, or use --device local",
-        )
-    if peers and (len(described.inputs) > 1 or len(described.outputs) > 1):
-        raise UsageError(
-            f"other engines cannot be measured on entry {entry}",
-            f"it has {len(described.inputs)} inputs and {len(described.outputs)} outputs, engines take one",
-            "leave --against away, or choose another --entry",
-        )
+    if peers:
+        _refuse_peers(bundle, entry, opened, load_module)
     if opened.spec != "local":
         return _elsewhere(bundle, entry, opened, protocol, progress)
 
-    if peers and load_module is None:
-        raise UsageError(
-            "other engines need the PyTorch model", "a bundle holds none", "pass load_module= with against="
-        )
     loaded = Loaded(bundle)
     inputs, expected = read_golden(bundle, entry)
     if batch is not None:
         return _throughput(
             loaded, entry, protocol, batch, threads, against, load_module, (inputs, expected), progress
         )
+    return _latencies(loaded, opened, entry, protocol, against, load_module, (inputs, expected), progress)
+
+
+def _refuse_peers(bundle: Bundle, entry: str, device: Device, load_module: Loader | None) -> None:
+    described = bundle.entry(entry)
+    if device.spec != "local":
+        raise UsageError(
+            f"other engines cannot be measured on {device.spec}",
+            "they are installed on this machine only",
+            "measure without them, or on local",
+        )
+    if len(described.inputs) > 1 or len(described.outputs) > 1:
+        raise UsageError(
+            f"other engines cannot be measured on entry {entry}",
+            f"it has {len(described.inputs)} inputs and {len(described.outputs)} outputs, engines take one",
+            "measure without them, or another entry",
+        )
+    if load_module is None:
+        raise UsageError(
+            "other engines need the PyTorch model", "a bundle holds none", "pass load_module= with against="
+        )
+
+
+def _latencies(
+    loaded: Loaded,
+    device: Device,
+    entry: str,
+    protocol: Protocol,
+    against: Sequence[str],
+    load_module: Loader | None,
+    golden: tuple[Sequence[Array], Sequence[Array]],
+    progress: Progress | None,
+) -> Result:
+    """In this process, Python to Python, in turns with other engines."""
+    bundle, (inputs, expected) = loaded.bundle, golden
+    described = bundle.entry(entry)
     sample = [array[0] for array in inputs]
     answers = {OWN: _check_bundle(loaded, entry, inputs, expected)}
     versions = {OWN: bundle.manifest.created_with.edgecsi}
     calls: dict[str, Call] = {OWN: lambda: loaded.run(*sample, entry=entry)}
     skipped: list[Skipped] = []
-    if peers and load_module is not None:
-        module = _checked_module(load_module, bundle.manifest, entry, sample[0], expected[0][0])
+    if against and load_module is not None:
+        module = checked_module(load_module, bundle.manifest, entry, sample[0], expected[0][0])
         prepared = prepare_peers(module, sample[0], entry, against, progress)
         skipped = prepared.skipped
         answers |= prepared.answers
@@ -139,15 +153,15 @@ def run_bench(
     before = snapshot()
     series = measure.interleave(calls, protocol, progress)
     once = [array[:1].reshape(tensor.shape) for array, tensor in zip(inputs, described.inputs, strict=True)]
-    opened.time(bundle, entry, once, protocol.samples // 10)  # warm again
-    c_call = opened.time(bundle, entry, once, protocol.samples)
+    device.time(bundle, entry, once, protocol.samples // 10)  # warm again
+    c_call = device.time(bundle, entry, once, protocol.samples)
     after = snapshot()
 
     engines = tuple(_engine(name, versions[name], answers[name], one) for name, one in series.items())
     return Result(
         bundle=_measured(bundle, entry),
         entry=entry,
-        device=opened.spec,
+        device=device.spec,
         protocol=protocol,
         machine=machine(),
         before=before,
@@ -158,104 +172,9 @@ def run_bench(
         comparisons=_comparisons(series),
         skipped=tuple(skipped),
         c_call=statistics.summarise(c_call / 1e3),
-        cold_starts=_cold_starts(opened, bundle, entry, sample, protocol),
-        layers=layer_times(opened, bundle, entry, kept_limits(), _passes(protocol)),
+        cold_starts=_cold_starts(device, bundle, entry, sample, protocol),
+        layers=layer_times(device, bundle, entry, kept_limits(), _passes(protocol)),
     )
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """Engines ready to be timed, and those that are not."""
-
-    runs: Mapping[str, Run]
-    answers: Mapping[str, Answer]
-    versions: Mapping[str, str]
-    skipped: list[Skipped]
-
-    def calls(self, x: Array) -> dict[str, Call]:
-        """Each engine as a call without arguments, on ``x``."""
-
-        def bound(run: Run) -> Call:
-            return lambda: run(x)
-
-        return {name: bound(run) for name, run in self.runs.items()}
-
-
-def prepare_peers(
-    module: nn.Module, x: Array, entry: str, names: Sequence[str], progress: Progress | None = None
-) -> Prepared:
-    """Converts a model for each engine and checks its answer against PyTorch's.
-
-    An engine that is not installed, cannot convert the network or answers wrongly is skipped with its reason.
-
-    Args:
-        module: the model, in eval mode, float32.
-        x: an input of the entry, float32.
-        entry: which part of the model.
-        names: of the engines.
-        progress: told which engine is being prepared.
-
-    Raises:
-        UsageError: an unknown engine, or the model has no such entry.
-    """
-    peers = find_peers(names)
-    expected = pytorch_output(module, x, entry) if peers else x
-    runs: dict[str, Run] = {}
-    answers: dict[str, Answer] = {}
-    skipped: list[Skipped] = []
-    for index, peer in enumerate(peers):
-        if progress is not None:
-            progress(index, len(peers), f"preparing {peer.name}")
-        if (reason := peer.available()) is not None:
-            skipped.append(Skipped(peer.name, reason, peer.install))
-            continue
-        try:
-            run = peer.prepare(module, x, entry)
-            answers[peer.name] = measure.answer(peer.name, run(x), expected, measure.TOLERANCE)
-        except (ToolchainError, CheckFailed) as error:
-            skipped.append(Skipped(peer.name, f"{error.what}: {error.why}", error.fix))
-            continue
-        runs[peer.name] = run
-    versions = {peer.name: peer.version() for peer in peers if peer.name in runs}
-    return Prepared(runs, answers, versions, skipped)
-
-
-def bench_peers(
-    module: nn.Module,
-    x: Array,
-    entry: str,
-    names: Sequence[str],
-    *,
-    quick: bool = False,
-    progress: Progress | None = None,
-) -> tuple[list[Engine], list[Skipped]]:
-    """Measures other engines alone, without a bundle, in turns.
-
-    Args:
-        module, x, entry, names, progress: see :func:`prepare_peers`.
-        quick: the cut-down protocol.
-
-    Returns:
-        The engines that could be measured, and those that could not.
-
-    Raises:
-        UsageError: an unknown engine, or the model has no such entry.
-    """
-    prepared = prepare_peers(module, x, entry, names, progress)
-    series = (
-        measure.interleave(prepared.calls(x), QUICK if quick else FULL, progress) if prepared.runs else {}
-    )
-    engines = [
-        _engine(name, prepared.versions[name], prepared.answers[name], one) for name, one in series.items()
-    ]
-    return engines, prepared.skipped
-
-
-def pytorch_output(module: nn.Module, x: Array, entry: str) -> Array:
-    """What PyTorch answers, float32."""
-    from edgecsi.bench.peers.pytorch import PyTorch
-
-    return PyTorch().prepare(module, x, entry)(x)
 
 
 def _elsewhere(
@@ -271,9 +190,7 @@ def _elsewhere(
     where = where if info.arch == "" else replace(where, cpu=info.description)
     outputs = device.run(bundle, entry, [_as_samples(array) for array in inputs])
     several = outputs if isinstance(outputs, tuple) else (outputs,)
-    found = _worst(
-        OWN, several, [_as_samples(array) for array in expected], _tolerance(bundle.manifest, entry)
-    )
+    found = _worst(OWN, several, [_as_samples(array) for array in expected], _allowed(bundle.manifest, entry))
     result = Result(
         bundle=_measured(bundle, entry),
         entry=entry,
@@ -354,14 +271,14 @@ def _throughput(
         OWN,
         [loaded.run_many(x, entry, threads)],
         [throughput.repeated(expected, count)],
-        _tolerance(manifest, entry),
+        _allowed(manifest, entry),
     )
     version = manifest.created_with.edgecsi
     call: Call = lambda: loaded.run_many(x, entry, threads)  # noqa: E731
     settings = [throughput.Setting(OWN, version, found, batch, threads, count, call)]
     skipped: list[Skipped] = []
     if against and load_module is not None:
-        module = _checked_module(load_module, manifest, entry, golden[0][0][0], golden[1][0][0])
+        module = checked_module(load_module, manifest, entry, golden[0][0][0], golden[1][0][0])
         others, skipped = throughput.peer_settings(
             module, inputs, entry, against, lambda x: pytorch_output(module, x, entry), progress
         )
@@ -390,44 +307,32 @@ def _as_samples(array: NDArray[np.float32]) -> NDArray[np.float32]:
     return array.reshape(-1, *array.shape[2:])
 
 
-def _check_bundle(loaded: Loaded, entry: str, inputs: Sequence[Array], expected: Sequence[Array]) -> Answer:
+def _check_bundle(
+    loaded: Loaded, entry: str, inputs: Sequence[Array], expected: Sequence[Array]
+) -> Difference:
     """The largest difference over all golden samples."""
     outputs: list[tuple[Array, ...]] = []
     for index in range(len(inputs[0])):
         y = loaded.run(*(array[index] for array in inputs), entry=entry)
         outputs.append(y if isinstance(y, tuple) else (y,))
     stacked = [np.stack(parts) for parts in zip(*outputs, strict=True)]
-    return _worst(OWN, stacked, expected, _tolerance(loaded.manifest, entry))
+    return _worst(OWN, stacked, expected, _allowed(loaded.manifest, entry))
 
 
-def _worst(name: str, outputs: Sequence[Array], expected: Sequence[Array], tolerance: float) -> Answer:
-    answers = [measure.answer(name, y, e, tolerance) for y, e in zip(outputs, expected, strict=True)]
-    return max(answers, key=lambda answer: answer.max_rel_diff)
+def _worst(name: str, outputs: Sequence[Array], expected: Sequence[Array], allowed: float) -> Difference:
+    found = [verdict.require(name, y, e, allowed) for y, e in zip(outputs, expected, strict=True)]
+    return max(found, key=lambda difference: difference.max_rel_diff)
 
 
-def _tolerance(manifest: Manifest, entry: str) -> float:
-    """What the build's own check found acceptable (int8 may round otherwise), at least the usual."""
+def _allowed(manifest: Manifest, entry: str) -> float:
+    """The bar on this device: what the build allowed, and what another device may add."""
     checked = manifest.check.entries.get(entry)
-    return max(measure.TOLERANCE, 2 * checked.max_rel_diff if checked is not None else 0.0)
+    return verdict.elsewhere(
+        checked.allowed if checked is not None else None, manifest.entries[entry].quantised
+    )
 
 
-def _checked_module(load: Loader, manifest: Manifest, entry: str, x: Array, expected: Array) -> nn.Module:
-    """The model for the peers; it has the bundle's weights, unless these are quantised."""
-    module, spec = load(manifest), manifest.model.spec
-    if manifest.model.recipe is not None or any(layer.bits < 32 for layer in manifest.entries[entry].layers):
-        return module
-    try:
-        measure.answer(spec, pytorch_output(module, x, entry), expected, SAME_WEIGHTS)
-        return module
-    except CheckFailed as error:
-        raise CheckFailed(
-            f"{spec} is not the model that the bundle was built from",
-            f"{error.why}, so other engines would run other weights",
-            "name the checkpoint with --weights, or build the bundle again",
-        ) from None
-
-
-def _engine(name: str, version: str, answer: Answer, series: Series) -> Engine:
+def _engine(name: str, version: str, answer: Difference, series: Series) -> Engine:
     return Engine(
         name=name,
         version=version,

@@ -12,53 +12,16 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgecsi.bench import statistics
-from edgecsi.bench.result import Answer, Protocol
+from edgecsi.bench.result import Protocol
 from edgecsi.device.protocol import EVICTION_BYTES, Nanoseconds, Progress, Series
-from edgecsi.errors import CheckFailed
 
-__all__ = ["FULL", "QUICK", "Call", "Nanoseconds", "Progress", "Series", "answer", "interleave", "timed"]
+__all__ = ["FULL", "QUICK", "Call", "Nanoseconds", "Progress", "Series", "interleave", "timed"]
 
 Call = Callable[[], object]
-TOLERANCE = 1e-4
-"""Largest difference to PyTorch, relative to the largest output, with which an engine is still worth
-timing."""
-
-
 FULL = Protocol(quick=False, samples=1000, seconds=10.0)
 QUICK = Protocol(quick=True, samples=200, seconds=0.5, limit=10.0, cold_samples=50, cold_starts=3)
-
-
-def answer(name: str, output: NDArray[np.float32], expected: NDArray[np.float32], tolerance: float) -> Answer:
-    """Compares what is about to be timed with what is right.
-
-    Args:
-        name: of the engine, for the error.
-        output: what it returned, any shape.
-        expected: PyTorch's output for the same input.
-        tolerance: largest relative difference that is accepted.
-
-    Raises:
-        CheckFailed: another shape, not finite, or further away than ``tolerance``.
-    """
-    if output.shape != expected.shape:
-        raise CheckFailed(
-            f"{name} returns shape {list(output.shape)}",
-            f"PyTorch returns {list(expected.shape)} for the same input",
-            "check that both come from the same model and entry",
-        )
-    absolute = float(np.max(np.abs(output.astype(np.float64) - expected), initial=0.0))
-    largest = float(np.max(np.abs(expected), initial=0.0)) or 1.0
-    # "not <=" also catches NaN.
-    if not absolute <= tolerance * largest:
-        raise CheckFailed(
-            f"{name} answers wrongly: it differs from PyTorch by {absolute:.3g}",
-            f"that is {absolute / largest:.3g} of the largest output; {tolerance:.3g} is accepted",
-            "a wrong answer is not timed: rebuild, or check the weights",
-        )
-    return Answer(absolute, absolute / largest)
 
 
 def interleave(

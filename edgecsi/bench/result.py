@@ -16,6 +16,7 @@ from edgecsi.bench.behaviour import Deadline, Periodic, SelfCheck, Sustained
 from edgecsi.bench.statistics import Interval, Ratio, Summary
 from edgecsi.errors import DataError
 from edgecsi.schema import convert, one_line
+from edgecsi.verdict import Difference
 
 SCHEMA = 2
 MAX_BYTES = 128 << 20
@@ -95,14 +96,6 @@ class Protocol:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """How far an output is from PyTorch's: absolute, and relative to the largest output."""
-
-    max_abs_diff: float
-    max_rel_diff: float
-
-
-@dataclass(frozen=True)
 class ColdStart:
     """One fresh process that loads a bundle and calls it once: milliseconds, and its peak memory in bytes.
 
@@ -155,7 +148,7 @@ class Engine:
 
     name: str
     version: str
-    answer: Answer
+    answer: Difference
     warm: Summary
     cold: Summary
     settled: bool
@@ -225,7 +218,7 @@ class Rate:
 
     name: str
     version: str
-    answer: Answer
+    answer: Difference
     batch: int
     threads: int
     median: float
@@ -290,7 +283,7 @@ class Result:
     before: Snapshot
     after: Snapshot
     validity: Validity
-    answer: Answer
+    answer: Difference
     engines: tuple[Engine, ...] = ()
     comparisons: tuple[Comparison, ...] = ()
     skipped: tuple[Skipped, ...] = ()

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgecsi import verdict
 from edgecsi.bench import measure, statistics
 from edgecsi.bench.measure import Call, Progress
 from edgecsi.bench.peers import Array, Batched, find_peers
-from edgecsi.bench.result import Answer, Gain, Protocol, Rate, Skipped, Throughput
+from edgecsi.bench.result import Gain, Protocol, Rate, Skipped, Throughput
 from edgecsi.errors import CheckFailed, ToolchainError
+from edgecsi.verdict import Difference
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,7 +39,7 @@ class Setting:
 
     name: str
     version: str
-    answer: Answer
+    answer: Difference
     batch: int
     threads: int
     samples: int
@@ -135,7 +137,7 @@ def peer_settings(
                 expected = reference(x)
                 prepared = peer.prepare_threads(module, x, entry, PEER_THREADS)
                 for threads, run in zip(PEER_THREADS, prepared, strict=True):
-                    found = measure.answer(peer.name, run(x), expected, measure.TOLERANCE)
+                    found = verdict.require(peer.name, run(x), expected, verdict.OTHER_ENGINE)
                     call = _bound(run, x)
                     settings.append(Setting(peer.name, peer.version(), found, batch, threads, batch, call))
         except (ToolchainError, CheckFailed) as error:

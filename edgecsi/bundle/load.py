@@ -19,6 +19,7 @@ from edgecsi.bundle.manifest import Entry, Manifest
 from edgecsi.bundle.read import Bundle, read_bundle
 from edgecsi.bundle.shared_library import check_runs_here, open_library
 from edgecsi.errors import DataError, DeviceError, UsageError
+from edgecsi.names import split_batch
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -190,8 +191,8 @@ class Loaded:
         """
         sizes = {self.bundle.entry(entry).inputs[0].shape[0]: entry}
         for name, described in self.entries.items():
-            source, mark, batch = name.rpartition("_b")
-            if mark and source == entry and batch.isdigit():
+            source, batch = split_batch(name)
+            if batch > 1 and source == entry:
                 sizes[described.inputs[0].shape[0]] = name
         return dict(sorted(sizes.items(), reverse=True))
 

@@ -34,7 +34,7 @@ SIGNATURE = "manifest.json.sig"  # lies beside the manifest, if the bundle is si
 MAX_BYTES = 8 << 20
 
 NEVER_EDIT = "build the bundle again; never edit the manifest by hand"
-_LEFT_OUT = frozenset({"build_number"})  # has one spelling too: it is not written where it has no value
+_LEFT_OUT = frozenset({"build_number", "allowed"})  # not written where they have no value
 _NOT_EMBEDDED = frozenset({"check", "files", "digest", "build_number"})
 
 
@@ -130,16 +130,22 @@ class Entry:
     weight_bytes: Count
     layers: tuple[Layer, ...]
 
+    @property
+    def quantised(self) -> bool:
+        """Whether weights are narrower than fp32."""
+        return any(layer.bits < 32 for layer in self.layers)
+
 
 @dataclass(frozen=True)
 class EntryCheck:
     """Library against PyTorch: largest difference, absolute and relative to the largest output; NMSE in dB of
-    both against the true channel (``None`` where that has no meaning)."""
+    both against the true channel (``None`` where that has no meaning); and the relative difference that was allowed."""
 
     max_abs_diff: NonNegative
     max_rel_diff: NonNegative
     nmse_db: float | None = None
     nmse_db_pytorch: float | None = None
+    allowed: NonNegative | None = None
 
 
 @dataclass(frozen=True)
@@ -199,10 +205,14 @@ def canonical(value: object) -> bytes:
 
 def to_json(value: Any) -> Any:
     """A dataclass of this module as plain JSON values."""
-    tree = to_tree(value)
-    if isinstance(value, Manifest):
-        return {key: item for key, item in tree.items() if key not in _LEFT_OUT or item is not None}
-    return tree
+    return _without_empty(to_tree(value))
+
+
+def _without_empty(tree: Any) -> Any:
+    if isinstance(tree, dict):
+        kept = {key: item for key, item in tree.items() if key not in _LEFT_OUT or item is not None}
+        return {key: _without_empty(item) for key, item in kept.items()}
+    return [_without_empty(item) for item in tree] if isinstance(tree, list) else tree
 
 
 def embedded_json(manifest: Manifest) -> bytes:
@@ -253,8 +263,8 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
     if type(schema) is not int or schema != SCHEMA:
         _refuse(source, "schema", f"the number {SCHEMA}", schema)
     manifest = convert(tree, Manifest, what=source, error=BundleError, fix=NEVER_EDIT, may_lack=_LEFT_OUT)
-    if empty := sorted(name for name in _LEFT_OUT & tree.keys() if tree[name] is None):
-        _refuse(source, empty[0], "a number, or no such field", None)
+    if to_json(manifest).keys() != tree.keys() or _without_empty(tree) != tree:
+        _refuse(source, "build_number", "a number, or no such field", None)
     if _digest(tree) != manifest.digest:
         raise BundleError(
             f"{source} was changed after it was written",

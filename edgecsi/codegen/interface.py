@@ -6,6 +6,7 @@ import re
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+from edgecsi import verdict
 from edgecsi.bundle.manifest import Entry, Manifest, Tensor
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def _render(name: str, manifest: Manifest) -> bytes:
             target=f"{manifest.target.id} ({manifest.target.mcpu})",
             model=manifest.model.spec,
             version=manifest.created_with.edgecsi,
+            tolerance=f"{verdict.elsewhere(verdict.FP32, False):g}",
         )
     )
     return text.encode()

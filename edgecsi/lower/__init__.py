@@ -32,6 +32,7 @@ from edgecsi.lower.recognise_activations import recognise_activations
 from edgecsi.lower.recognise_layers import recognise_layers
 from edgecsi.lower.select_kernels import Choice, select_kernels
 from edgecsi.lower.use_records import use_records
+from edgecsi.names import batch_entry
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def lower(
         use_records(chosen, target, records)
     with net("plan_calls"):
         planner = Planner(graph, chosen, target)
-        entries = [planner.entry(entry, 1), *(planner.entry(f"{entry}_b{n}", n) for n in batches)]
+        entries = [planner.entry(entry, 1), *(planner.entry(batch_entry(entry, n), n) for n in batches)]
     for planned in entries:
         dump(f"plan-{planned.name}", describe(planned))
     return entries

@@ -109,6 +109,7 @@ def export(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> Exported
         if any(is_complex(node) and node not in exported.constants for node in exported.graph.nodes):
             exported = complex_as_pairs(exported)
             fold_parameters(exported)
+        _refuse_random(exported)
         _refuse_nan(exported)
         _same_answer(module, exported, example)
     return exported
@@ -175,6 +176,19 @@ def _is_random(node: fx.Node) -> bool:
     import torch
 
     return torch.Tag.nondeterministic_seeded in getattr(node.target, "tags", ())
+
+
+def _refuse_random(exported: Exported) -> None:
+    """Of a network that draws random numbers no answer is right, so none can be checked."""
+    random = [
+        str(node.target).split(".")[1] for node in exported.graph.nodes if node.users and _is_random(node)
+    ]
+    if random:
+        raise ModelError(
+            f"the model draws random numbers: {', '.join(dict.fromkeys(random))}",
+            "its answers differ from call to call, so that none can be checked",
+            "put noise and dropout aside in eval mode, or pass random tensors in as inputs",
+        )
 
 
 def is_effect(node: fx.Node) -> bool:

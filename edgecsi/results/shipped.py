@@ -23,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from edgecsi import disk
+from edgecsi import disk, verdict
 from edgecsi import target as targets
 from edgecsi.bench.environment import machine
 from edgecsi.bundle import read_bundle
@@ -33,7 +33,6 @@ from edgecsi.results.page import page
 from edgecsi.results.run import read_all, run_edgecsi, words, write_json
 
 TARGETS = ("host", "x86", "rpi4", "rpi5")
-TOLERANCE_DB = 0.01
 SAMPLES = {"local": 256, "emulate": 128}
 TRANSMISSIONS = 2000
 """Of a detector, for each of six SNRs; each carries 20 bits."""
@@ -174,7 +173,7 @@ def failure(result: Json) -> str:
     """Why a result is no success, in a few words; nothing if it is one."""
     if "error" in result:
         return f"failed: {result['error'][1] or result['error'][0]}"
-    if not abs(result["difference_db"]) <= TOLERANCE_DB:
+    if not abs(result["difference_db"]) <= verdict.NMSE_DB:
         return f"failed: {abs(result['difference_db']):.3f} dB from PyTorch"
     return ""
 
@@ -249,7 +248,7 @@ def _stored(results: Json) -> Json:
         "kind": "shipped",
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "machine": dataclasses.asdict(machine()),
-        "tolerance_db": TOLERANCE_DB,
+        "tolerance_db": verdict.NMSE_DB,
         "results": dict(sorted(results.items())),
     }
 

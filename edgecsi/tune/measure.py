@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi import bundle as bundles
-from edgecsi import disk
+from edgecsi import disk, verdict
 from edgecsi.codegen.program import Call, Entry, Place, Tensor
 from edgecsi.errors import ConnectionLost, DeviceError, EdgecsiError, Unreachable
 from edgecsi.kernels.base import Kernel
@@ -37,7 +37,6 @@ QUICK, CAREFUL = (3, 40), (12, 60)
 EVICTION_BYTES = 8 << 20
 CLOCK_US = 0.01
 """What the clock of a usual machine cannot tell apart."""
-_TOLERANCE = 2e-5
 
 
 @dataclass
@@ -204,7 +203,9 @@ def _wrong(y: NDArray[Any], expected: NDArray[Any]) -> str:
     """How an answer is off; empty if it is right: codes within one, fp32 within rounding."""
     with np.errstate(all="ignore"):
         apart = np.abs(y.astype(np.float64) - expected.astype(np.float64))
-        allowed = 1.0 if y.dtype == np.uint8 else _TOLERANCE * float(np.max(np.abs(expected), initial=1e-30))
+        allowed = (
+            1.0 if y.dtype == np.uint8 else verdict.KERNEL * float(np.max(np.abs(expected), initial=1e-30))
+        )
     if bool((apart <= allowed).all()):
         return ""
     return (

@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 
+from edgecsi import verdict
 from edgecsi.bench import measure
 from edgecsi.bench.result import Protocol
 from edgecsi.errors import CheckFailed
@@ -82,9 +83,9 @@ def test_cpu_time_tells_how_many_threads_an_engine_used() -> None:
 )
 def test_a_wrong_answer_is_not_timed(output: np.ndarray, words: str) -> None:
     with pytest.raises(CheckFailed, match=words):
-        measure.answer("engine", output, np.array([1.0, 2.0], np.float32), 1e-4)
+        verdict.require("engine", output, np.array([1.0, 2.0], np.float32), 1e-4)
 
 
 def test_a_right_answer_tells_how_right() -> None:
-    found = measure.answer("engine", np.array([1.0, 2.0001], np.float32), np.array([1, 2], np.float32), 1e-4)
+    found = verdict.require("engine", np.array([1.0, 2.0001], np.float32), np.array([1, 2], np.float32), 1e-4)
     assert found.max_rel_diff == pytest.approx(5e-5, rel=0.01)

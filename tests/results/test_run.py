@@ -16,7 +16,6 @@ from torch import nn
 from edgecsi import target
 from edgecsi.bench.measure import QUICK
 from edgecsi.bench.result import (
-    Answer,
     Comparison,
     Engine,
     Gain,
@@ -38,6 +37,7 @@ from edgecsi.results import run as results
 from edgecsi.results import workloads
 from edgecsi.results.cycles import Cycles, Loop
 from edgecsi.results.scenarios import FACTS, SCENARIOS
+from edgecsi.verdict import Difference
 
 NOW = Snapshot("2026-01-02T03:04:05+00:00", 0.0, None, None, None, None, None, None, None, 0.0)
 
@@ -48,7 +48,7 @@ def engine(name: str, microseconds: float) -> Engine:
     return Engine(
         name,
         "1.0",
-        Answer(0.0, 0.0),
+        Difference(0.0, 0.0),
         summarise(samples / 1e3),
         summarise(cold / 1e3),
         True,
@@ -71,7 +71,7 @@ def result(**changes: Any) -> Result:
         before=NOW,
         after=NOW,
         validity=Validity("suspect", ("other processes used 1.00 of a core",)),
-        answer=Answer(0.0, 0.0),
+        answer=Difference(0.0, 0.0),
         engines=(engine("edgecsi", 25), engine("onnxruntime", 100)),
         comparisons=(Comparison("onnxruntime", ratio, dataclasses.replace(ratio, ratio=0.3)),),
         c_call=summarise([23.0]),
@@ -84,7 +84,7 @@ def result(**changes: Any) -> Result:
 
 
 def throughput() -> Throughput:
-    interval, exact = Interval(90.0, 110.0), Answer(0.0, 0.0)
+    interval, exact = Interval(90.0, 110.0), Difference(0.0, 0.0)
     rates = (
         Rate("edgecsi", "1.0", exact, 64, 2, 400.0, interval, (400.0,)),
         Rate("onnxruntime", "2.0", exact, 8, 2, 100.0, interval, (100.0,)),

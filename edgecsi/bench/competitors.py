@@ -1,0 +1,100 @@
+"""Other engines made ready: the bundle's network, converted for each and checked against PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from edgecsi import verdict
+from edgecsi.bench.measure import Call, Progress
+from edgecsi.bench.peers import Array, Run, find_peers
+from edgecsi.bench.result import Skipped
+from edgecsi.bundle import Manifest
+from edgecsi.errors import CheckFailed, ToolchainError
+from edgecsi.verdict import Difference
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Loader = Callable[[Manifest], "nn.Module"]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Engines ready to be timed, and those that are not."""
+
+    runs: Mapping[str, Run]
+    answers: Mapping[str, Difference]
+    versions: Mapping[str, str]
+    skipped: list[Skipped]
+
+    def calls(self, x: Array) -> dict[str, Call]:
+        """Each engine as a call without arguments, on ``x``."""
+
+        def bound(run: Run) -> Call:
+            return lambda: run(x)
+
+        return {name: bound(run) for name, run in self.runs.items()}
+
+
+def prepare_peers(
+    module: nn.Module, x: Array, entry: str, names: Sequence[str], progress: Progress | None = None
+) -> Prepared:
+    """Converts a model for each engine and checks its answer against PyTorch's.
+
+    An engine that is not installed, cannot convert the network or answers wrongly is skipped with its reason.
+
+    Args:
+        module: the model, in eval mode, float32.
+        x: an input of the entry, float32.
+        entry: which part of the model.
+        names: of the engines.
+        progress: told which engine is being prepared.
+
+    Raises:
+        UsageError: an unknown engine, or the model has no such entry.
+    """
+    peers = find_peers(names)
+    expected = pytorch_output(module, x, entry) if peers else x
+    runs: dict[str, Run] = {}
+    answers: dict[str, Difference] = {}
+    skipped: list[Skipped] = []
+    for index, peer in enumerate(peers):
+        if progress is not None:
+            progress(index, len(peers), f"preparing {peer.name}")
+        if (reason := peer.available()) is not None:
+            skipped.append(Skipped(peer.name, reason, peer.install))
+            continue
+        try:
+            run = peer.prepare(module, x, entry)
+            answers[peer.name] = verdict.require(peer.name, run(x), expected, verdict.OTHER_ENGINE)
+        except (ToolchainError, CheckFailed) as error:
+            skipped.append(Skipped(peer.name, f"{error.what}: {error.why}", error.fix))
+            continue
+        runs[peer.name] = run
+    versions = {peer.name: peer.version() for peer in peers if peer.name in runs}
+    return Prepared(runs, answers, versions, skipped)
+
+
+def pytorch_output(module: nn.Module, x: Array, entry: str) -> Array:
+    """What PyTorch answers, float32."""
+    from edgecsi.bench.peers.pytorch import PyTorch
+
+    return PyTorch().prepare(module, x, entry)(x)
+
+
+def checked_module(load: Loader, manifest: Manifest, entry: str, x: Array, expected: Array) -> nn.Module:
+    """The model for the peers; it has the bundle's weights, unless these are quantised."""
+    module, spec = load(manifest), manifest.model.spec
+    if manifest.model.recipe is not None or any(layer.bits < 32 for layer in manifest.entries[entry].layers):
+        return module
+    try:
+        verdict.require(spec, pytorch_output(module, x, entry), expected, verdict.SAME_WEIGHTS)
+        return module
+    except CheckFailed as error:
+        raise CheckFailed(
+            f"{spec} is not the model that the bundle was built from",
+            f"{error.why}, so other engines would run other weights",
+            "name the checkpoint with --weights, or build the bundle again",
+        ) from None

@@ -1,0 +1,219 @@
+"""The check of a build: what the library answers, held against PyTorch before anything is written."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgecsi import bundle as bundles
+from edgecsi import disk, verdict
+from edgecsi import target as targets
+from edgecsi.errors import CheckFailed, TargetError
+from edgecsi.names import split_batch
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from edgecsi.device import Device
+    from edgecsi.models.load import LoadedModel
+
+GOLDEN_SAMPLES = 4
+CHECK_SAMPLES = 64
+EMULATED_SAMPLES = 16  # QEMU takes some 50 times as long
+_ROUNDING_SAMPLES = 32
+_BUG = "nothing was written; please report this with the model, it is a bug of edgecsi"
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A bundle that is not written yet: its manifest, and every other file by name."""
+
+    manifest: bundles.Manifest
+    files: Mapping[str, bytes | Path]
+
+
+def check(
+    draft: Draft, model: LoadedModel, target: targets.Target, make: Callable[[targets.Target], Draft]
+) -> bundles.Check:
+    """Run a draft on this machine, or under QEMU with its target's CPU, and compare every entry with PyTorch.
+
+    Where neither can be, the same model goes through the same passes for this machine, and that is compared: the
+    library stays unchecked, but not what was made of the model.
+
+    Args:
+        make: the draft of the same model for another target.
+
+    Raises:
+        CheckFailed: an answer is wrong.
+    """
+    reason = cannot_run(target)
+    if not reason:
+        with _device("emulate" if target.missing_on_this_cpu() else "local") as device:
+            return _compare(draft, model, device)
+    try:
+        here = targets.host()
+    except TargetError:
+        return bundles.Check("not run", reason)
+    with _device("local") as device:
+        found = _compare(make(here), model, device)
+    where = f"{found.data}, the same network with kernels for {here.mcpu}"
+    return replace(found, status="not run", reason=reason, data=where)
+
+
+def cannot_run(target: targets.Target) -> str:
+    """Why a target's libraries can be run neither here nor under QEMU; empty if they can."""
+    missing = target.missing_on_this_cpu()
+    if not missing:
+        return ""
+    if not target.emulate:
+        return f"this CPU lacks {', '.join(missing)}"
+    names = (f"qemu-{target.arch}", f"qemu-{target.arch}-static")
+    return "" if any(map(shutil.which, names)) else "QEMU is missing (apt-get install qemu-user)"
+
+
+def check_inputs(model: LoadedModel, samples: int) -> tuple[NDArray[Any], str]:
+    """Inputs to check with: shipped channels if the model takes channels, else seeded random numbers.
+
+    Returns:
+        float32 ``[samples, *shape]``, and what they are.
+    """
+    shape = tuple(model.example_input.shape)
+    samples = -(-samples // shape[0]) * shape[0]
+    if shape[1:] == (2, 32, 32):
+        from edgecsi.channels.shipped import test_set
+
+        return test_set(samples), "shipped UMi channels"
+    numbers = np.random.default_rng(0).standard_normal((samples, *shape[1:]), np.float32)
+    return numbers, "normally distributed numbers"
+
+
+def golden_values(
+    model: LoadedModel, entries: Mapping[str, bundles.Entry]
+) -> dict[str, dict[str, NDArray[Any]]]:
+    """Inputs and PyTorch's outputs of every entry, float32 ``[samples, *shape]``; one sample of a batch entry."""
+    import torch
+
+    values: dict[str, dict[str, NDArray[Any]]] = {}
+    with torch.no_grad():
+        for name, described in entries.items():
+            source, batch = split_batch(name)
+            shape = described.inputs[0].shape
+            samples = GOLDEN_SAMPLES if batch == 1 else 1
+            x = _inputs(model, source, check_inputs(model, samples * shape[0])[0]).reshape(samples, *shape)
+            y = torch.stack([model.entries[source].module(sample) for sample in x])
+            values[name] = {described.inputs[0].name: x.numpy(), described.outputs[0].name: y.numpy()}
+    return values
+
+
+@contextmanager
+def _device(spec: str) -> Iterator[Device]:
+    from edgecsi.device import open_device
+
+    with closing(open_device(spec)) as device:
+        yield device
+
+
+def _compare(draft: Draft, model: LoadedModel, device: Device) -> bundles.Check:
+    from edgecsi.evaluate import evaluate
+
+    manifest = draft.manifest
+    x, data = check_inputs(model, EMULATED_SAMPLES if device.spec == "emulate" else CHECK_SAMPLES)
+    with disk.scratch(runs=True) as folder:
+        trial = bundles.write_bundle(folder / manifest.name, manifest, draft.files)
+        found = evaluate(trial, x, data, device=device, reference=model)
+        differences = dict(found.differences)
+        for name in manifest.entries:
+            if split_batch(name)[1] > 1:
+                (given,), (expected,) = bundles.read_golden(trial, name)
+                y = device.run(trial, name, given.reshape(-1, *given.shape[2:]))
+                differences[name] = verdict.difference(
+                    np.asarray(y), expected.reshape(-1, *expected.shape[2:])
+                )
+        entries = {}
+        for name, difference in differences.items():
+            full = name == "full"
+            entries[name] = bundles.EntryCheck(
+                difference.max_abs_diff, difference.max_rel_diff,
+                found.nmse_db if full else None, found.nmse_db_pytorch if full else None,
+                _allowed(trial, name, difference, model, x, device),
+            )  # fmt: skip
+    off = 0.0
+    if found.nmse_db is not None and found.nmse_db_pytorch is not None:
+        off = abs(found.nmse_db - found.nmse_db_pytorch)
+    if not off <= verdict.NMSE_DB:
+        raise CheckFailed(
+            f"{manifest.name} for {manifest.target.id} loses accuracy",
+            f"its NMSE differs from PyTorch's by {off:.3f} dB",
+            _BUG,
+        )
+    return bundles.Check("passed", "", f"{data} on {device.spec}", len(x), entries)
+
+
+def _allowed(
+    trial: bundles.Bundle,
+    entry: str,
+    found: verdict.Difference,
+    model: LoadedModel,
+    x: NDArray[Any],
+    device: Device,
+) -> float:
+    """The bar that an entry's difference has passed; raises CheckFailed if it passes none."""
+    from edgecsi import rounding
+
+    manifest = trial.manifest
+    source, _ = split_batch(entry)
+    module = model.entries[source].module
+    quantised = manifest.entries[entry].quantised
+    if quantised:
+        allowed = rounding.allowed(module, _inputs(model, source, x[:_ROUNDING_SAMPLES]))
+    else:
+        allowed = verdict.FP32
+        if allowed < found.max_rel_diff <= verdict.AMPLIFIED and _as_exact_as_pytorch(
+            trial, entry, model, x, device
+        ):
+            allowed = verdict.AMPLIFIED
+    if not found.max_rel_diff <= allowed:
+        raise CheckFailed(
+            f"{entry} of {manifest.name} for {manifest.target.id} is wrong",
+            f"it differs from PyTorch by {found.max_rel_diff:.1e} of the largest output ({allowed:.0e} is allowed)",
+            _BUG,
+        )
+    return allowed
+
+
+def _as_exact_as_pytorch(
+    trial: bundles.Bundle, entry: str, model: LoadedModel, x: NDArray[Any], device: Device
+) -> bool:
+    """Whether an fp32 entry is as near to the answer in double precision as PyTorch is.
+
+    Asked when the two fp32 answers are apart: in a network that amplifies rounding, PyTorch's part of the difference
+    is as large as the library's, and neither is wrong. Networks that draw random numbers never come so far.
+    """
+    import torch
+
+    source, _ = split_batch(entry)
+    module = model.entries[source].module
+    given = _inputs(model, source, x)
+    rows = trial.manifest.entries[entry].inputs[0].shape[0]
+    given = given[: len(given) // rows * rows]
+    with torch.no_grad():
+        exact = copy.deepcopy(module).double()(given.double()).numpy()
+        pytorch = verdict.difference(module(given).numpy(), exact).max_rel_diff
+    y = np.asarray(device.run(trial, entry, given.numpy()))
+    return verdict.difference(y, exact).max_rel_diff <= verdict.AS_EXACT * pytorch
+
+
+def _inputs(model: LoadedModel, entry: str, x: NDArray[Any]) -> Any:
+    """What an entry takes where the model takes `x`, as a tensor: a decoder takes the encoder's codewords."""
+    import torch
+
+    given = torch.from_numpy(x)
+    with torch.no_grad():
+        return model.entries["encoder"].module(given) if entry == "decoder" else given

@@ -1,0 +1,74 @@
+"""The manifest of a build: what was made, from what, with what."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgecsi import bundle as bundles
+from edgecsi.names import split_batch
+
+if TYPE_CHECKING:
+    from edgecsi.codegen.program import Entry
+    from edgecsi.models.load import LoadedModel
+    from edgecsi.target import Target
+
+
+def manifest_of(
+    name: str,
+    spec: str,
+    recipe: str | None,
+    model: LoadedModel,
+    target: Target,
+    entries: Sequence[Entry],
+    build_number: int | None,
+) -> bundles.Manifest:
+    """The manifest of a library that is planned; its check and files come later.
+
+    Args:
+        name: of the bundle. spec: MODEL as the user wrote it. recipe: that the build applied.
+    """
+    import torch
+
+    from edgecsi.codegen.target_features import llvm_version
+
+    trained = json.loads(model.metadata.get("compression", "{}")).get("recipe")
+    return bundles.Manifest(
+        name=name,
+        library=f"lib{name}.so",
+        header=f"{name}.h",
+        created_with=bundles.Versions(
+            version("edgecsi"), torch.__version__, version("apache-tvm"), version("apache-tvm-ffi"),
+            llvm_version(), version("ziglang"),
+        ),
+        model=bundles.ModelInfo(
+            _without_folder(spec), model.metadata.get("model", model.name), model.sha256, recipe or trained
+        ),
+        target=bundles.TargetInfo(
+            target.id, target.arch, target.triple, target.mcpu, target.mattr, target.features, target.glibc,
+            target.emulate,
+        ),
+        entries={entry.name: _entry(entry) for entry in entries},
+        check=bundles.Check("not run", "the build has not come to it"),
+        build_number=build_number,
+    )  # fmt: skip
+
+
+def _entry(entry: Entry) -> bundles.Entry:
+    source, _ = split_batch(entry.name)
+    outer = "codeword" if source == "encoder" else "y"
+    inner = "codeword" if source == "decoder" else "x"
+    return bundles.Entry(
+        tuple(bundles.Tensor(inner if i == 0 else f"{inner}{i}", t.shape) for i, t in enumerate(entry.inputs)),
+        tuple(bundles.Tensor(outer if i == 0 else f"{outer}{i}", t.shape) for i, t in enumerate(entry.outputs)),
+        entry.workspace, entry.macs, entry.weight_bytes,
+        tuple(bundles.Layer(**call.report) for call in entry.calls),
+    )  # fmt: skip
+
+
+def _without_folder(model: str) -> str:
+    """MODEL as the manifest names it: where a file lay is nobody's business and differs between machines."""
+    return Path(model).name if model.endswith(".safetensors") or "/" in model.partition(":")[0] else model

@@ -1,0 +1,81 @@
+"""How far fp32 rounding can move the answers of a quantised network.
+
+Sums in another order differ in their last bits. Behind a quantiser such a difference vanishes, or becomes a whole code
+where a number lay at the border of two. How much one code is worth in the answer depends on the network, so it is
+tried: PyTorch's simulation runs again with everything that fp32 sums feed into a quantiser moved a little.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from edgecsi import verdict
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+_TRIALS = 2
+_MARGIN = 4.0
+"""The trials meet some of the borders; others may be worth more."""
+_QUANTISERS = {"quantize", "quantize_wide", "qd8_linear"}
+# Its range is computed while it runs, in fp32, and so are its results: a border is met even with exact inputs.
+_DYNAMIC = "qd8_linear"
+# Defined bit for bit, whatever computes them: integer sums, and operators that round at most once an element.
+_EXACT = {
+    "quantize", "quantize_wide", "qs8_conv2d", "qs8_linear", "qs8_wide_linear",
+    "_to_copy", "_unsafe_view", "abs", "add", "alias", "cat", "clamp", "clone", "constant_pad_nd", "contiguous",
+    "copy_", "detach", "expand", "flatten", "ge", "gt", "hardtanh", "leaky_relu", "max_pool2d_with_indices", "maximum",
+    "minimum", "mul", "neg", "permute", "relu", "relu_", "reshape", "select", "slice", "split", "squeeze", "sub", "t",
+    "transpose", "unsqueeze", "view", "where",
+}  # fmt: skip
+
+
+def allowed(module: nn.Module, x: Tensor) -> float:
+    """The largest relative difference to PyTorch with which a compiled quantised network is still right.
+
+    Args:
+        module: in eval mode, with layers of `edgecsi.models.compressed`. x: its input, float32.
+
+    Returns:
+        `verdict.NARROW` where no quantiser reads fp32 sums; at most `verdict.QUANTISED`.
+    """
+    with torch.no_grad():
+        plain = module(x)
+        moved = 0.0
+        for seed in range(_TRIALS):
+            noise = _Noise(seed)
+            with noise:
+                y = module(x)
+            if not noise.used:
+                break
+            moved = max(moved, verdict.difference(y.numpy(), plain.numpy()).max_rel_diff)
+    return float(np.clip(verdict.NARROW + _MARGIN * moved, verdict.NARROW, verdict.QUANTISED))
+
+
+class _Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up to `verdict.FP32` of the largest number to what quantisers read, if fp32 sums made it."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.used = False
+        self._generator = torch.Generator().manual_seed(seed)
+        self._rounded: dict[int, Any] = {}  # kept alive, so that their ids stay theirs
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        tensors = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)]
+        rounded = any(id(t) in self._rounded for t in tensors)
+        if name == _DYNAMIC or (rounded and name in _QUANTISERS):
+            x = args[0]
+            noise = torch.rand(x.shape, generator=self._generator) * 2 - 1
+            args, self.used = (x + noise * (verdict.FP32 * x.abs().max()), *args[1:]), True
+            rounded = False  # codes it made are integers again
+        result = func(*args, **(kwargs or {}))
+        if rounded or name not in _EXACT:
+            for tensor in torch.utils._pytree.tree_leaves(result):
+                self._rounded[id(tensor)] = tensor
+        return result

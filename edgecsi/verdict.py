@@ -1,0 +1,91 @@
+"""What counts as right: every tolerance of edgecsi, and the one measure of a difference.
+
+Differences are those of the outputs, relative to the largest output of the reference. numpy only, so that whoever
+judges can ask here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecsi.errors import CheckFailed
+
+FP32 = 1e-5
+"""A library against PyTorch at build: what other orders of fp32 sums amount to."""
+NARROW = 2e-5
+"""The same, where weights are int8 or clustered: PyTorch's simulation sums these in double precision, so all rounding
+is the library's."""
+AMPLIFIED = 1e-3
+"""The most for an fp32 network that amplifies rounding, if the library is as near to the exact answer as PyTorch."""
+AS_EXACT = 2.0
+"""How many times further from the exact answer than PyTorch such a library may be."""
+QUANTISED = 0.1
+"""The most that fp32 rounding before a quantiser may be found to move the answers of a network; see
+`edgecsi.rounding`."""
+ELSEWHERE = 10.0
+"""Other data, devices and C libraries than the build's check met may move an answer so many times further."""
+OTHER_ENGINE = FP32 * ELSEWHERE
+"""Another engine with the same weights."""
+SAME_WEIGHTS = 1e-3
+"""Beyond this, two fp32 networks have different weights."""
+KERNEL = 2e-5
+"""A kernel against its reference in numpy."""
+NMSE_DB = 0.01
+"""How far the NMSE (or the bit error rate, in dB) may be from PyTorch's."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """An answer against the right one: the largest difference of an output, and that relative to the largest output."""
+
+    max_abs_diff: float
+    max_rel_diff: float
+
+
+def difference(y: NDArray[Any], expected: NDArray[Any]) -> Difference:
+    """Compare two arrays of one shape; NaN anywhere is an infinite difference."""
+    apart = float(np.max(np.abs(y.astype(np.float64) - expected), initial=0.0))
+    largest = float(np.max(np.abs(expected), initial=0.0)) or 1.0
+    if not (np.isfinite(apart) and np.isfinite(largest)):
+        return Difference(float("inf"), float("inf"))
+    return Difference(apart, apart / largest)
+
+
+def require(name: str, y: NDArray[Any], expected: NDArray[Any], allowed: float) -> Difference:
+    """Compare what is about to be used with what is right.
+
+    Args:
+        name: whose answer it is, for the error. allowed: the largest relative difference.
+
+    Raises:
+        CheckFailed: another shape, not finite, or further away than `allowed`.
+    """
+    if y.shape != expected.shape:
+        raise CheckFailed(
+            f"{name} returns shape {list(y.shape)}",
+            f"PyTorch returns {list(expected.shape)} for the same input",
+            "check that both come from the same model and entry",
+        )
+    found = difference(y, expected)
+    if not found.max_rel_diff <= allowed:
+        raise CheckFailed(
+            f"{name} answers wrongly: it differs from PyTorch by {found.max_abs_diff:.3g}",
+            f"that is {found.max_rel_diff:.3g} of the largest output; {allowed:.3g} is accepted",
+            "a wrong answer is not timed: rebuild, or check the weights",
+        )
+    return found
+
+
+def elsewhere(allowed: float | None, quantised: bool) -> float:
+    """The bar for a library on other data or another device than its build checked.
+
+    Args:
+        allowed: what the build allowed; None if it checked nothing. quantised: whether weights are narrower than fp32.
+    """
+    if allowed is None:
+        return QUANTISED if quantised else FP32 * ELSEWHERE
+    return min(allowed * ELSEWHERE, QUANTISED)
