@@ -35,8 +35,9 @@ class EdgecsiError(Exception):
     exit_code = 1
 
     def __init__(self, what: str, why: str = "", fix: str = "") -> None:
-        super().__init__(what)
-        self.what, self.why, self.fix = what, why, fix
+        # Parts of a message may come from a stranger's file: a terminal must not obey them.
+        self.what, self.why, self.fix = map(_printable, (what, why, fix))
+        super().__init__(self.what)
 
     def __str__(self) -> str:
         return "\n".join(line for line in (self.what, self.why, self.fix) if line)
@@ -44,6 +45,10 @@ class EdgecsiError(Exception):
 
 class Notice(UserWarning):
     """Something the user should know although the work goes on: a Python warning; the command line prints a line."""
+
+
+def _printable(text: str) -> str:
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
 
 
 class UsageError(EdgecsiError):

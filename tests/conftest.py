@@ -14,6 +14,9 @@ from edgecsi.disk import cache_dir
 DEBIAN_PACKAGE = {
     "cc": "gcc",
     "cmake": "cmake",
+    "dpkg": "dpkg",
+    "lintian": "lintian",
+    "pkg-config": "pkg-config",
     "qemu-aarch64": "qemu-user",
     "qemu-x86_64": "qemu-user",
     "readelf": "binutils",

@@ -58,11 +58,13 @@ def read_golden(bundle: Bundle, entry: str) -> tuple[list[NDArray[np.float32]], 
     described = bundle.entry(entry)
     path = bundle.path / GOLDEN
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            inputs = [archive[f"{entry}.{tensor.name}"] for tensor in described.inputs]
-            outputs = [archive[f"{entry}.{tensor.name}"] for tensor in described.outputs]
-    except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
-        raise BundleError(f"{path} has no values for {entry}", str(error), "build the bundle again") from None
+        with zipfile.ZipFile(path) as archive:
+            inputs = [_member(archive, f"{entry}.{tensor.name}.npy") for tensor in described.inputs]
+            outputs = [_member(archive, f"{entry}.{tensor.name}.npy") for tensor in described.outputs]
+    # The readers of zip archives and arrays raise whatever a broken one makes them stumble over.
+    except Exception as error:
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise BundleError(f"{path} has no values for {entry}", why, "build the bundle again") from None
     samples = inputs[0].shape[:1]
     for array, tensor in zip([*inputs, *outputs], [*described.inputs, *described.outputs], strict=True):
         if array.dtype != np.float32 or array.shape != samples + tensor.shape:
@@ -72,3 +74,14 @@ def read_golden(bundle: Bundle, entry: str) -> tuple[list[NDArray[np.float32]], 
                 "build the bundle again",
             )
     return inputs, outputs
+
+
+def _member(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
+    info = archive.getinfo(name)
+    if info.compress_type != zipfile.ZIP_STORED or info.file_size > info.compress_size:
+        raise ValueError(f"{name} is compressed")
+    with archive.open(info) as stream:
+        if np.lib.format.read_magic(stream) != (1, 0):
+            raise ValueError(f"{name} is not as it was written")
+        shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
+        return np.frombuffer(stream.read(), dtype).reshape(shape)

@@ -197,7 +197,7 @@ def _read_array(path: Path, names: tuple[str, ...]) -> NDArray[Any]:
 
 def _read_npy(path: Path, names: tuple[str, ...]) -> NDArray[Any]:
     # A memory map of a file shorter than its header claims fails before memory is taken.
-    array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     return array
 
 
@@ -208,7 +208,7 @@ def _read_npz(path: Path, names: tuple[str, ...]) -> NDArray[Any]:
         if name is None:
             if len(members) != 1:
                 raise DataError(
-                    f"{path} holds {', '.join(sorted(members)[:10]) or 'nothing'}",
+                    f"{path} holds {', '.join(name[:60] for name in sorted(members)[:10]) or 'nothing'}",
                     f"none of them is called {' or '.join(names)}",
                     "save one array, or call it channels",
                 )
@@ -301,9 +301,10 @@ def _variable(path: Path, names: tuple[str, ...], listed: dict[str, Any]) -> str
         if name in listed:
             return name
     wanted = " or ".join(name for name in names if name.startswith("H"))
+    held = [name[:60] for name in sorted(listed)[:10]]
     raise DataError(
         f"{path} has no variable {wanted}",
-        f"it holds {', '.join(sorted(listed)[:10]) or 'nothing'}",
+        f"it holds {', '.join(held) or 'nothing'}",
         "give a COST2100 file such as DATA_Htestin.mat, or convert yours to .npz",
     )
 

@@ -37,6 +37,7 @@ VERBS = {
     "data": "Generate, convert and describe channels.",
     "sign": "Sign a bundle with an SSH key.",
     "deploy": "Copy a bundle to devices, prove it there and activate it.",
+    "package": "Make a Debian package or an archive of a bundle.",
     "inspect": "Show what is in a bundle, without loading it.",
     "models": "List the zoo, or show one model.",
     "targets": "List, show and check what can be compiled for.",

@@ -37,6 +37,11 @@ if TYPE_CHECKING:
     "--resume/--restart", default=True, show_default=True, help="Go on where a run was interrupted."
 )
 @click.option(
+    "--accept-loss",
+    is_flag=True,
+    help="Write the result even if it lost more than 3 dB (NMSE, or bit errors).",
+)
+@click.option(
     "--sensitivity",
     is_flag=True,
     help="Write no model; say what the recipe costs in each layer alone, and which to keep in fp32.",
@@ -51,6 +56,7 @@ def command(
     batch: int,
     seed: int,
     resume: bool,
+    accept_loss: bool,
     sensitivity: bool,
     json_to: str | None,
 ) -> None:
@@ -88,6 +94,7 @@ def command(
             seed=seed,
             batch=batch,
             resume=resume,
+            accept_loss=accept_loss,
             progress=tell,
             data_progress=lambda done, total: update(done, total, f"generating {data}"),
         )

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from edgecsi.cli.output import columns, json_option, pairs, progress, report
-from edgecsi.errors import DeviceError, UsageError
+from edgecsi.errors import CheckFailed, DeviceError, UsageError
 
 if TYPE_CHECKING:
+    from edgecsi.deploy import Status
     from edgecsi.device import Remote
     from edgecsi.device.probe import Probe
 
@@ -146,24 +147,66 @@ def setup(device: str, rpc: bool, json_to: str | None) -> None:
 
 @command.command()
 @click.argument("device")
+@click.option("--root", metavar="DIR", help="Folder of all bundles there  [default: ~/.edgecsi/bundles].")
 @json_option
-def status(device: str, json_to: str | None) -> None:
-    """Show what of ours lies on DEVICE.
+def status(device: str, root: str | None, json_to: str | None) -> None:
+    """Show which bundles are deployed on DEVICE, which release of each is current and which previous, whether
+    any byte of them has changed since, and what of ours lies there. Fails (exit code 6) if any has changed.
 
     \b
     Example:
       edgecsi device status pi4
     """
+    from edgecsi import deploy
     from edgecsi.device import install
 
-    with _opened(device) as remote:
-        held = install.held(remote.connection, remote.folder)
-    done = {"device": remote.spec, "folder": remote.folder, "bytes": held}
-    shown = {
-        "device": remote.spec,
-        "folder": remote.folder,
-        **{f"{name} B": size for name, size in held.items()},
-    }
+    there = deploy.destination(device, root)
+    with contextlib.closing(there.connection):
+        bundles = deploy.status(there.connection, there.root)
+        held = install.held(there.connection, there.folder)
+    done = {"device": device, "folder": there.folder, "bytes": held, "bundles": bundles}
+    sizes = {f"{name} B": size for name, size in held.items()}
+    head = pairs({"device": device, "folder": there.folder, **sizes})
+    report(done, lambda: "\n\n".join([head, *map(_bundle_text, bundles)]), json_to)
+    if drifted := [bundle.name for bundle in bundles if bundle.current and bundle.current.drift]:
+        raise CheckFailed(
+            f"{', '.join(drifted)} on {device} is not what was deployed",
+            "files changed there since",
+            "deploy the bundle again: a sound copy takes the place of the changed one",
+        )
+
+
+@command.command()
+@click.argument("device")
+@click.argument("bundle", required=False)
+@click.option("--root", metavar="DIR", help="Folder of all bundles there  [default: ~/.edgecsi/bundles].")
+@json_option
+def rollback(device: str, bundle: str | None, root: str | None, json_to: str | None) -> None:
+    """Activate the previous release of BUNDLE (its name; not needed if there is only one) on DEVICE, in one
+    step. Rolling back a second time comes back.
+
+    \b
+    Example:
+      edgecsi device rollback pi4
+      edgecsi device rollback pi4 csinet-cr4
+    """
+    from edgecsi import deploy
+
+    there = deploy.destination(device, root)
+    with contextlib.closing(there.connection):
+        names = [bundle] if bundle else [found.name for found in deploy.status(there.connection, there.root)]
+        if len(names) != 1:
+            raise UsageError(
+                f"{device} has {len(names)} bundles, not one"
+                if names
+                else f"no bundle is deployed on {device}",
+                f"they are {', '.join(names)}" if names else f"there is none in {there.root}",
+                f"name one: edgecsi device rollback {device} BUNDLE"
+                if names
+                else "deploy one: edgecsi deploy",
+            )
+        done = deploy.rollback(there.connection, names[0], deploy.Options(root=there.root))
+    shown = {"device": device, "current": done.digest[:12], "previous": done.previous[:12], "in": done.place}
     report(done, lambda: pairs(shown), json_to)
 
 
@@ -201,6 +244,18 @@ def _opened(name: str) -> Iterator[Remote]:
         )
     with contextlib.closing(Remote.over_ssh(spec.removeprefix("rpc+"))) as remote:
         yield remote
+
+
+def _bundle_text(found: Status) -> str:
+    shown: dict[str, object] = {"bundle": found.name}
+    for name, release in (("current", found.current), ("previous", found.previous)):
+        if release is not None:
+            state = "; ".join(release.drift) or release.untrusted or "as it was deployed"
+            shown[name] = f"{release.digest[:12]}: {state}"
+    shown |= {"target": found.target or None, "build": found.build_number, "releases": len(found.releases)}
+    if found.deploying:
+        shown["lock"] = f"{found.deploying} deploys, or was interrupted"
+    return pairs({name: value for name, value in shown.items() if value is not None})
 
 
 def _probe_text(found: Probe, written: Path | None) -> str:

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from edgecsi.compress.choose import dense_layers
 from edgecsi.compress.codeword import codeword_layers, mix_unless_pruned
 from edgecsi.compress.least_squares import compensate, moments_of, solve_rows
-from edgecsi.compress.recipe import Cluster, matches
+from edgecsi.compress.recipe import Cluster
 from edgecsi.compress.round_pair import Side, round_pair, scales
 from edgecsi.compress.watch import in_order, output_metric
-from edgecsi.errors import RecipeError
 from edgecsi.models.compressed.layers import ClusteredLinear
 
 _ROUNDS = 300
@@ -196,18 +196,7 @@ def start_sharing(module: nn.Module, step: Cluster, samples: Tensor) -> None:
     Raises:
         RecipeError: the recipe chooses no layer.
     """
-    found = {
-        name: part
-        for name, part in module.named_modules()
-        if isinstance(part, nn.Linear) and matches(name, step.layers, step.exclude)
-    }
-    if not found:
-        raise RecipeError(
-            "there is no layer to cluster",
-            f"no dense layer is called like {list(step.layers)} and not like {list(step.exclude)}",
-            "change layers or exclude",
-        )
-    module.eval()
+    found = dense_layers(module, samples[:1], step.layers, step.exclude, "cluster")
     name_of = {layer: name for name, layer in found.items()}
     around = [name_of[layer] for layer in codeword_layers(module) or () if layer in name_of]
     together = mix_unless_pruned(module, samples) and len(around) == 2

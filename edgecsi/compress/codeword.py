@@ -13,6 +13,7 @@ from edgecsi.compress.recipe import Pattern, Prune
 from edgecsi.compress.watch import watching
 
 _BATCH = 100
+_COMPARED = 16  # samples that must give the same as before
 
 
 def codeword_layers(module: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:
@@ -27,20 +28,37 @@ def codeword_layers(module: nn.Module) -> tuple[nn.Linear, nn.Linear] | None:
     return ends[-1], starts[0]
 
 
-def change_codeword(module: nn.Module, step: Prune, samples: Tensor | None) -> None:
+def change_codeword(module: nn.Module, step: Prune, samples: Tensor) -> None:
     """Do to the codeword what a step that prunes wants done first.
 
     Args:
-        samples: inputs of the network, float32 ``[N, …]``; to rotate or group with.
+        samples: inputs of the network, float32 ``[N, …]``; few will do to permute with.
     """
+    rows = Pattern.parse(step.pattern).rows
     if step.codeword == "permute":
-        permute_codeword(module, Pattern.parse(step.pattern).rows)
+        _try(module, samples, lambda: permute_codeword(module, rows))
     elif step.codeword == "rotate":
-        assert samples is not None
-        rotate_codeword(module, samples)
+        _try(module, samples, lambda: rotate_codeword(module, samples))
     elif step.codeword == "group":
-        assert samples is not None
-        group_codeword(module, samples, Pattern.parse(step.pattern).rows or 1)
+        _try(module, samples, lambda: group_codeword(module, samples, rows or 1))
+
+
+def _try(module: nn.Module, samples: Tensor, change: Callable[[], object]) -> bool:
+    """Change the codeword, but take it back if the network then computes something else: a child called encoder need
+    not end in what a child called decoder begins with. Returns whether it was changed."""
+    weights = [tensor for layer in codeword_layers(module) or () for tensor in layer.parameters()]
+    before = [weight.detach().clone() for weight in weights]
+    some = samples[:_COMPARED]
+    with torch.no_grad():
+        wanted = module(some)
+        if change() is False:
+            return False
+        now = module(some)
+        if torch.allclose(now, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max())):
+            return True
+        for weight, old in zip(weights, before, strict=True):
+            weight.copy_(old)
+    return False
 
 
 @torch.no_grad()
@@ -168,7 +186,7 @@ def mix_unless_pruned(module: nn.Module, samples: Tensor) -> bool:
     pair = codeword_layers(module)
     if pair is None or any(bool((layer.weight == 0).any()) for layer in pair):
         return False
-    return mix_codeword(module, samples)
+    return _try(module, samples, lambda: mix_codeword(module, samples))
 
 
 def _random_rotation(size: int) -> Tensor:

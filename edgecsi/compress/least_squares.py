@@ -19,7 +19,7 @@ _BATCH = 100
 class Moments:
     """Covariance of a layer's inputs ``[I, I]``, with the wanted outputs ``[I, O]``, and means; float64.
 
-    ``xx`` has ``noise`` added to its diagonal.
+    ``xx`` has ``noise`` added to its diagonal; ``count`` inputs were seen.
     """
 
     xx: Tensor
@@ -27,6 +27,7 @@ class Moments:
     x_mean: Tensor
     y_mean: Tensor
     noise: float
+    count: int = 0
 
     @cached_property
     def basis(self) -> Tensor:
@@ -61,7 +62,7 @@ def moments_of(module: nn.Module, reference: nn.Module, name: str, samples: Tens
     step = float(x.max() - x.min()) / 255
     noise = step**2 / 12 + 1e-12
     xx.diagonal().add_(noise)
-    return Moments(xx, xy, x_mean, y_mean, noise)
+    return Moments(xx, xy, x_mean, y_mean, noise, len(x))
 
 
 def solve(moments: Moments, used: Tensor | None, outputs: slice | None = None) -> tuple[Tensor, Tensor]:

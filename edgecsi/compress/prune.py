@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from edgecsi.compress.choose import dense_layers, say_left
 from edgecsi.compress.recipe import Pattern, Prune, matches
 from edgecsi.errors import ModelError, RecipeError
 
@@ -19,11 +20,14 @@ _FISHER_DECAY = 1e-3  # of the running mean of squared gradients, a step
 _GRID = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # sparsities at which a layer's sensitivity is measured
 
 
-def prunable(module: nn.Module, step: Prune) -> dict[str, nn.Linear]:
-    """The dense layers a step prunes, by name.
+def prunable(module: nn.Module, step: Prune, example: Tensor | None = None) -> dict[str, nn.Linear]:
+    """The dense layers a step prunes, by name. If it names none, those that its pattern does not divide are left.
+
+    Args:
+        example: one input, to tell which layers the network calls; only these can be reconstructed.
 
     Raises:
-        RecipeError: none, or the pattern does not divide a layer; all such layers are named.
+        RecipeError: none, or the pattern does not divide a layer that is named; all such layers are named.
     """
     pattern = Pattern.parse(step.pattern)
     found = {
@@ -37,11 +41,13 @@ def prunable(module: nn.Module, step: Prune) -> dict[str, nn.Linear]:
             f"no dense layer is called like {list(step.layers)} and not like {list(step.exclude)}",
             "change layers or exclude",
         )
-    wrong = [
-        f"{name} {list(layer.weight.shape)}"
-        for name, layer in found.items()
-        if _shape(pattern, layer.weight) is None
-    ]
+    if step.criterion == "reconstruct" and example is not None:
+        found = dense_layers(module, example, step.layers, step.exclude, "prune by reconstruction")
+    undivided = {name: layer for name, layer in found.items() if _shape(pattern, layer.weight) is None}
+    wrong = [f"{name} {list(layer.weight.shape)}" for name, layer in undivided.items()]
+    if step.layers == ("*",) and len(wrong) < len(found):
+        say_left(f"not pruned, as {step.pattern} does not divide them", dict(undivided))
+        return {name: layer for name, layer in found.items() if name not in undivided}
     if wrong:
         raise RecipeError(
             f"{step.pattern} does not divide {', '.join(wrong)}",
@@ -99,6 +105,7 @@ class Pruner:
         module: changed in place by :meth:`apply`.
         step: what to do.
         score: of the network, lower is better; for ``scope = "sensitivity"`` only.
+        example: one input, see :func:`prunable`.
 
     Raises:
         RecipeError: nothing to prune, or a pattern that does not fit.
@@ -106,11 +113,15 @@ class Pruner:
     """
 
     def __init__(
-        self, module: nn.Module, step: Prune, score: Callable[[nn.Module], float] | None = None
+        self,
+        module: nn.Module,
+        step: Prune,
+        score: Callable[[nn.Module], float] | None = None,
+        example: Tensor | None = None,
     ) -> None:
         self.step = step
         self.pattern = Pattern.parse(step.pattern)
-        self.layers = prunable(module, step)
+        self.layers = prunable(module, step, example)
         self.masks = {name: layer.weight.detach() != 0 for name, layer in self.layers.items()}
         self.final = False  # the masks have reached the wanted sparsity and stay
         # running means of squared gradients
@@ -135,8 +146,8 @@ class Pruner:
         """See the gradients of a step."""
         for name, mean in self.fisher.items():
             gradient = self.layers[name].weight.grad
-            assert gradient is not None
-            mean.lerp_(gradient.square(), _FISHER_DECAY)
+            if gradient is not None:  # of a layer that took part
+                mean.lerp_(gradient.square(), _FISHER_DECAY)
 
     def update(self, done: float) -> None:
         """Bring the masks to where the ramp is at the share `done` of the training, and apply them."""

@@ -201,11 +201,11 @@ class Cluster:
 
 @dataclass(frozen=True)
 class LowRank:
-    """Replace a dense layer by two thinner ones, by singular value decomposition.
+    """Replace a dense layer by two thinner ones, which keep the principal components of its outputs on data.
 
     Attributes:
-        energy: keep the singular values that hold this share of the sum of squares. budget: if above 0,
-            instead the rank at which the two layers have this share of the weights.
+        energy: share of the energy of each layer's outputs to keep; layers that would not get smaller stay whole.
+            budget: if above 0, instead the rank at which the two layers have this share of the weights.
         layers, exclude, epochs, lr, teacher: as in :class:`Prune`.
     """
 
@@ -222,7 +222,7 @@ class LowRank:
         rank = (
             f"{_percent(self.budget)} of the weights"
             if self.budget
-            else f"{_percent(self.energy)} of the energy"
+            else f"{_percent(self.energy)} of the energy of its outputs"
         )
         return f"factor each dense layer in two, keeping {rank}{_training(self.epochs, self.lr)}"
 

@@ -15,6 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from edgecsi.compress.choose import called
 from edgecsi.compress.least_squares import Moments, moments_of, solve, solve_by_basis
 from edgecsi.compress.prune import global_masks, mask, ramp
 from edgecsi.compress.recipe import Pattern
@@ -132,7 +133,7 @@ def drop_unread(module: nn.Module, samples: Tensor) -> None:
     Args:
         samples: inputs of the network, float32 ``[N, …]``; the network's output must not depend on what goes.
     """
-    dense = {name: part for name, part in module.named_modules() if isinstance(part, nn.Linear)}
+    dense = called(module, (nn.Linear,), samples[:1])
     importance = output_importance(module, dense, samples)
     for name, behind in pairwise(in_order(module, dense, samples[:1])):
         layer, reader = dense[name], dense[behind]

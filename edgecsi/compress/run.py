@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -24,7 +25,7 @@ from edgecsi.compress.quantize import finish_rounding, quantize, start_rounding
 from edgecsi.compress.recipe import Cluster, Distill, LowRank, Pattern, Prune, Quantize, Recipe, Step
 from edgecsi.compress.reconstruct import FIT_SAMPLES, drop_unread, reconstruct
 from edgecsi.compress.size import densities, stored_bytes
-from edgecsi.errors import ModelError, RecipeError
+from edgecsi.errors import CheckFailed, ModelError, Notice, RecipeError
 from edgecsi.models.compressed.store import rebuild, structure
 from edgecsi.training.loop import Hooks, Plan, State, fit, frozen, keep_freed_memory, score
 from edgecsi.training.tasks import Task, first_inputs, make_task
@@ -32,6 +33,8 @@ from edgecsi.training.tasks import Task, first_inputs, make_task
 if TYPE_CHECKING:
     from edgecsi.models.load import LoadedModel
 
+_LEAST_BER = 1e-6  # lower ones are a matter of chance
+_WORTH_SAYING_DB, _TOO_MUCH_DB = 1.0, 3.0
 _MASK_EVERY = 20  # steps between two updates of the masks
 
 
@@ -90,6 +93,7 @@ def compress(
     seed: int = 0,
     batch: int = 100,
     resume: bool = True,
+    accept_loss: bool = False,
     progress: Callable[[Progress], None] | None = None,
     data_progress: Callable[[int, int], None] | None = None,
 ) -> CompressResult:
@@ -105,10 +109,12 @@ def compress(
         out: file to write, ending in ``.safetensors``.
         seed: of the order of the data. batch: samples per step of the optimiser.
         resume: go on with an interrupted run instead of starting over.
+        accept_loss: write the result however much it lost; else a loss of more than 3 dB is refused.
         progress: called after every epoch and every step.
         data_progress: called with (done, wanted) while channels are generated.
 
     Raises:
+        CheckFailed: the recipe ruins the network.
         RecipeError, ModelError, DataError: see their text. Nothing is written then, but the state to resume
             from.
     """
@@ -133,7 +139,12 @@ def compress(
         loaded.module, loaded.example_input, chosen, task, out.with_suffix(".resume"), settings, progress
     )
     before, bytes_before = score(run.module, task), stored_bytes(run.module)
-    history = run.all_steps(resume)
+    if task.metric == "nmse_db" and before > 0:
+        warnings.warn(
+            Notice(f"{model} looks untrained: NMSE {before:.2f} dB; an answer without content has 0 dB"),
+            stacklevel=2,
+        )
+    history = run.all_steps(resume, None if accept_loss else before)
     with torch.no_grad():
         figures = task.report(run.module)
     result = CompressResult(
@@ -181,6 +192,13 @@ def _write_result(result: CompressResult, run: _Run, loaded: LoadedModel) -> Non
     _write_beside(result.path, lambda path: write_weights(path, run.module.state_dict(), metadata))
 
 
+def loss_db(metric: str, before: float, after: float) -> float:
+    """What was lost, in dB: of NMSE, or of a bit error rate."""
+    if metric == "nmse_db":
+        return after - before
+    return 10 * math.log10(max(after, _LEAST_BER) / max(before, _LEAST_BER))
+
+
 class _Run:
     """One run of a recipe: the network as it is now, and what must survive a restart."""
 
@@ -202,7 +220,8 @@ class _Run:
         self._number = 0
         self._at_start: State = {}
 
-    def all_steps(self, resume: bool) -> list[StepResult]:
+    def all_steps(self, resume: bool, before: float | None) -> list[StepResult]:
+        """Run what is left of the recipe; with a score `before`, refuse to lose too much against it."""
         running = self._load() if resume else None
         for number in range(len(self._history), len(self.recipe.steps)):
             step, self._number = self.recipe.steps[number], number + 1
@@ -215,9 +234,29 @@ class _Run:
             self._run(step, running)
             running = None
             result = score(self.module, self.task)
+            self._judge(step, before, result)
             self._history.append(StepResult(step.do, result))
             self._report(step, 0, math.nan, result)
         return self._history
+
+    def _judge(self, step: Step, before: float | None, now: float) -> None:
+        """Say what a step loses; refuse what no later step can train back."""
+        last = self._history[-1].score if self._history else score(self.started, self.task)
+        lost = loss_db(self.task.metric, last, now)
+        name = f"step {self._number} ({step.do}) of {self.recipe.name}"
+        if lost > _WORTH_SAYING_DB:
+            warnings.warn(
+                Notice(f"{name} loses {lost:.1f} dB: {self.task.metric} {last:.4g}, then {now:.4g}"),
+                stacklevel=2,
+            )
+        later = any(following.epochs for following in self.recipe.steps[self._number :])
+        if before is None or later or (total := loss_db(self.task.metric, before, now)) <= _TOO_MUCH_DB:
+            return
+        raise CheckFailed(
+            f"{self.recipe.name} ruins the network: {self.task.metric} {before:.4g} before, {now:.4g} after {name}",
+            f"that is {total:.1f} dB, and more than {_TOO_MUCH_DB:g} dB are not lost without a word",
+            "choose a milder recipe (edgecsi compress --sensitivity tells which layers cost most), or --accept-loss",
+        )
 
     def _run(self, step: Step, running: State | None) -> None:
         if isinstance(step, Prune):
@@ -238,7 +277,7 @@ class _Run:
             self._train(step, Hooks(), running)
             finish_sharing(self.module)
         elif isinstance(step, LowRank):
-            factor_layers(self.module, step)
+            factor_layers(self.module, step, self._samples(FIT_SAMPLES))
             self._train(step, Hooks(), running)
         else:
             with frozen(self.module, step.freeze, RecipeError):
@@ -246,17 +285,13 @@ class _Run:
 
     def _prune(self, step: Prune, running: State | None) -> None:
         pattern = Pattern.parse(step.pattern)
-        samples = (
-            self._samples(FIT_SAMPLES)
-            if "reconstruct" in step.criterion or step.codeword in ("rotate", "group")
-            else None
-        )
+        by_data = step.criterion == "reconstruct" or step.codeword in ("rotate", "group")
+        samples = self._samples(FIT_SAMPLES) if by_data else self.example
         change_codeword(self.module, step, samples)
         total = step.epochs * self.task.steps
         unpruned = copy.deepcopy(self.module.state_dict())
-        pruner = Pruner(self.module, step, lambda module: score(module, self.task))
+        pruner = Pruner(self.module, step, lambda module: score(module, self.task), self.example)
         if step.criterion == "reconstruct":
-            assert samples is not None
             shares = step.share if step.scope == "global" and not pattern.group else pruner.shares
             pruner.masks = reconstruct(self.module, pruner.layers, pattern, shares, samples)
             pruner.final = True

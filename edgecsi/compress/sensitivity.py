@@ -122,7 +122,7 @@ def _changed_by_int8(
     module: nn.Module, step: Quantize, samples: Tensor, example: Tensor
 ) -> Iterator[tuple[str, nn.Module]]:
     """(layer, copy of the network with this layer alone in int8)."""
-    names = list(layers_of(module, step))
+    names = list(layers_of(module, step, example))
     for name in names:
         kept = (*step.keep_fp32, *(other for other in names if other != name))
         yield (
@@ -138,7 +138,7 @@ def _changed_by_pruning(
     pattern = Pattern.parse(step.pattern)
     module = copy.deepcopy(module)
     change_codeword(module, step, samples)
-    pruner = Pruner(module, step, rate)
+    pruner = Pruner(module, step, rate, samples[:1])
     shares = pruner.shares
     if step.scope == "global" and step.criterion == "reconstruct" and not pattern.group:
         shares = Reference(module, pruner.layers, samples).share_out(pattern, step.share)

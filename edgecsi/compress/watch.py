@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,11 +20,17 @@ Look = Callable[[Tensor, Tensor], None]
 
 @contextmanager
 def watching(*looks: tuple[nn.Module, Look]) -> Iterator[None]:
-    """Show every input and output of some layers, as they run."""
-    hooks = [
-        layer.register_forward_hook(lambda _layer, inputs, output, look=look: look(inputs[0], output))
-        for layer, look in looks
-    ]
+    """Show every input and output of some layers, as they run. They are the look's own: networks that compute in
+    place, as ``nn.ReLU(inplace=True)`` does, change others."""
+
+    def show(look: Look) -> Callable[..., Tensor]:
+        def hook(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            look(inputs[0].clone(), output)
+            return output.clone()
+
+        return hook
+
+    hooks = [layer.register_forward_hook(show(look)) for layer, look in looks]
     try:
         yield
     finally:
@@ -35,7 +42,7 @@ def watching(*looks: tuple[nn.Module, Look]) -> Iterator[None]:
 def in_order(
     module: nn.Module, layers: Iterable[str], example: Tensor
 ) -> dict[str, tuple[torch.Size, torch.Size]]:
-    """Shapes of input and output of layers, in the order in which they run."""
+    """Shapes of input and output of layers, in the order in which they run; of one that runs again the last."""
     shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
 
     def note(name: str) -> Look:
@@ -56,32 +63,57 @@ def gradients(
 
     Args:
         parts: inputs, part by part.
-        directions: from the network's output to what it is multiplied with, D tensors; the sum of each product is
-            differentiated.
+        directions: from the network's output, float32 ``[N, …]``, to what it is multiplied with, D tensors; the sum of
+            each product is differentiated.
 
     Yields:
-        for every part, by layer, ``[D, …]``: for every direction a tensor of the shape of the layer's output.
+        for every part, by layer, ``[D, …]``: for every direction a tensor of the shape of the layer's output; of a layer
+        that runs several times, all its outputs one after the other.
     """
     names = list(layers)
-    seen: dict[str, Tensor] = {}
+    seen: dict[str, list[Tensor]] = {}
 
     def keep(name: str) -> Look:
-        return lambda _x, y: seen.update({name: y})
+        return lambda _x, y: seen[name].append(y)
 
     with watching(*((module.get_submodule(name), keep(name)) for name in names)):
         for part in parts:
+            seen.update({name: [] for name in names})
             with torch.enable_grad():
-                result = module(part.detach().clone().requires_grad_())
-                outputs = [seen[name] for name in names]
-                rows = [
-                    torch.autograd.grad(
-                        (result * direction).sum(), outputs, retain_graph=True, materialize_grads=True
-                    )
-                    for direction in directions(result.detach())
-                ]
+                result = _real(module(part.detach().clone().requires_grad_()))
+                outputs = [y for name in names for y in seen[name]]
+                rows = [_row(result, direction, outputs) for direction in directions(result.detach())]
+            every = iter(zip(*rows, strict=True))
             yield {
-                name: torch.stack(found) for name, found in zip(names, zip(*rows, strict=True), strict=True)
+                name: torch.cat([torch.stack(next(every)) for _ in seen[name]], 1).nan_to_num(0, 0, 0)
+                for name in names
             }
+
+
+def _row(result: Tensor, direction: Tensor, outputs: list[Tensor]) -> Sequence[Tensor]:
+    try:
+        return torch.autograd.grad(
+            (result * direction).sum(), outputs, retain_graph=True, materialize_grads=True
+        )
+    except RuntimeError:  # not differentiable, or overwrites what the gradient needs: nothing is known
+        return [torch.ones_like(y) for y in outputs]
+
+
+def _real(result: Any) -> Tensor:
+    """A network's output as one real tensor, whatever it is made of."""
+    parts = (
+        result
+        if isinstance(result, tuple | list)
+        else result.values()
+        if isinstance(result, dict)
+        else [result]
+    )
+    real = [
+        part if part.is_floating_point() else part.detach().float()
+        for part in parts
+        if isinstance(part, Tensor)
+    ]
+    return real[0] if len(real) == 1 else torch.cat([part.reshape(len(real[0]), -1) for part in real], 1)
 
 
 @torch.no_grad()

@@ -80,6 +80,8 @@ def load_model(
     """
     import torch
 
+    from edgecsi.models.parametrised import make_plain
+
     files = [Path(part) for part in weights.split(",")] if weights else []
     name, module, example, family, own_weights = _make(spec, has_weights=bool(weights))
     files = files or own_weights
@@ -94,7 +96,7 @@ def load_model(
                 f"train it (`edgecsi train {name} --data …`) and give the file, or pass --weights FILE",
             )
         _randomise(module)
-    module.eval()
+    make_plain(module.eval())
     if "compression" not in metadata:
         check_module(module, name)
     module.to(torch.float32)
@@ -137,7 +139,9 @@ def _with_weights(
     """The network with the weights of its files; a compressed file also says how the layers changed."""
     if len(files) == 1 and files[0].suffix == ".safetensors" and "compression" in read_metadata(files[0]):
         from edgecsi.models.compressed.store import rebuild
+        from edgecsi.models.parametrised import make_plain
 
+        make_plain(module.eval())
         state, metadata = read_state(files[0], sum(value.numel() for value in module.state_dict().values()))
         return rebuild(module, metadata, state), metadata
     return module, load_weights(module, files, family=family)

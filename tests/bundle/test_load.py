@@ -277,3 +277,21 @@ def test_a_library_that_does_not_load_says_why(bundle, monkeypatch, reason, erro
     with pytest.raises(error, match=words) as caught:
         edgecsi.load(bundle.path)
     assert ("2.28" in str(caught.value)) == ("GLIBC" in reason)
+
+
+def test_broken_golden_values_are_refused(bundle):
+    whole = (bundle.path / "golden.npz").read_bytes()
+    lies = whole.replace(b"(3, 1, 8)", b"(3, 1, 9)")
+    huge = whole.replace(b"'shape': (3, 1, 8), }   ", b"'shape': (999999999,8)}")
+    for broken in (
+        b"",
+        whole[:40],
+        whole[:-30],
+        lies,
+        huge,
+        whole.replace(b"<f4", b"|O4"),
+        whole[:200] + bytes(400),
+    ):
+        (bundle.path / "golden.npz").write_bytes(broken)
+        with pytest.raises(BundleError, match="golden"):
+            read_golden(bundle, "full")

@@ -16,7 +16,7 @@ from edgecsi.compress.quantize.ranges import Input
 from edgecsi.compress.quantize.rounded import Rounded
 from edgecsi.compress.quantize.weights import quantize_weight
 from edgecsi.compress.recipe import Quantize
-from edgecsi.errors import DataError, ModelError, RecipeError
+from edgecsi.errors import DataError, RecipeError
 from edgecsi.models.blocks import ConvBN
 from edgecsi.models.compressed.layers import DynamicLinear, StaticConv2d, StaticLinear
 from edgecsi.models.csinet import RefineNet
@@ -112,26 +112,33 @@ def test_an_input_has_one_plane_where_the_sums_have_no_room_for_two() -> None:
     """Also one that is never negative, whose zero point is the lowest code."""
     torch.manual_seed(6)
     network = nn.Sequential(nn.Conv2d(2, 512, 1), nn.ReLU(), nn.Conv2d(512, 2, 3, padding=1))
-    samples = torch.randn(4, 2, 8, 8)
+    samples = torch.randn(8, 2, 8, 8)
     small = quantize(copy.deepcopy(network), Quantize(wide=("*",)), samples, samples[:1])
     assert [part.fine for part in small if isinstance(part, StaticConv2d)] == [64, 1]
     with torch.no_grad():
         assert error_db(network(samples), small(samples)) < -20
 
 
-def test_a_convolution_used_twice_is_refused() -> None:
+def test_a_convolution_that_something_else_reads_keeps_its_normalisation() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.conv, self.norm = nn.Conv2d(2, 2, 3, padding=1), nn.BatchNorm2d(2)
+            self.conv, self.norm = nn.Conv2d(2, 2, 3, padding=1, bias=False), nn.BatchNorm2d(2)
+            self.other, self.folded = nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)
             nn.init.constant_(self.norm.weight, 3.0)
+            nn.init.constant_(self.folded.weight, 2.0)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            y: torch.Tensor = self.norm(self.conv(x)) + self.conv(x)
+            y: torch.Tensor = self.folded(self.other(self.norm(self.conv(x)) + self.conv(x)))
             return y
 
-    with pytest.raises(ModelError, match="cannot be folded"):
-        fold_batch_norm(Twice(), torch.rand(1, 2, 8, 8))
+    module, x = Twice().eval(), torch.rand(1, 2, 8, 8)
+    wanted = module(x)
+    fold_batch_norm(module, x)
+    assert isinstance(module.norm, nn.BatchNorm2d)
+    assert module.conv.bias is None
+    assert isinstance(module.folded, nn.Identity)
+    torch.testing.assert_close(module(x), wanted)
 
 
 @pytest.mark.parametrize(("mode", "limit_db"), [("static", -12), ("dynamic", -25), ("weights", -30)])

@@ -14,7 +14,7 @@ import torch
 from edgecsi.channels.shipped import test_set as shipped_channels
 from edgecsi.compress import Progress, compress, layer_costs, recipe, sensitivity
 from edgecsi.compress.size import densities
-from edgecsi.errors import DataError, ModelError, RecipeError
+from edgecsi.errors import CheckFailed, DataError, ModelError, Notice, RecipeError
 from edgecsi.models.checkpoint_files import read_metadata
 from edgecsi.models.checkpoints import write_weights
 from edgecsi.models.compressed.layers import ClusteredLinear, StaticLinear
@@ -22,6 +22,8 @@ from edgecsi.models.load import load_model
 from edgecsi.models.registry import create
 from edgecsi.training.tasks import Detection
 from tests._builds import build_for
+
+pytestmark = pytest.mark.filterwarnings("ignore::edgecsi.errors.Notice")  # untrained networks, few samples
 
 
 class Killed(Exception):
@@ -82,7 +84,7 @@ def kill_and_resume(model: str, chosen: recipe.Recipe, data: str, folder: Path) 
     """Kill a run at some points, start it again, and compare; returns what it writes."""
     straight, resumed = folder / "a.safetensors", folder / "b.safetensors"
     events: list[Progress] = []
-    compress(model, chosen, data, straight, progress=events.append)
+    compress(model, chosen, data, straight, accept_loss=True, progress=events.append)
 
     for stop in sorted({1, len(events) // 2, len(events) - 1} - {0}):
         seen = 0
@@ -95,9 +97,9 @@ def kill_and_resume(model: str, chosen: recipe.Recipe, data: str, folder: Path) 
 
         resumed.unlink(missing_ok=True)
         with pytest.raises(Killed):
-            compress(model, chosen, data, resumed, resume=False, progress=kill)
+            compress(model, chosen, data, resumed, resume=False, accept_loss=True, progress=kill)
         assert not resumed.exists()
-        compress(model, chosen, data, resumed)
+        compress(model, chosen, data, resumed, accept_loss=True)
         assert resumed.read_bytes() == straight.read_bytes(), f"killed at {events[stop - 1]}"
     assert sorted(path.name for path in folder.iterdir()) == ["a.safetensors", "b.safetensors"]
     return straight
@@ -330,3 +332,25 @@ def test_zeros_have_a_price(csi_network: str, channels: Path, scope: str, criter
 def test_only_steps_that_lose_something_have_a_price(detector: str) -> None:
     with pytest.raises(RecipeError, match="neither prunes nor quantises"):
         layer_costs(detector, "distill", "mimo:2000")
+
+
+def test_a_recipe_that_ruins_the_network_is_refused(tmp_path: Path) -> None:
+    np.save(tmp_path / "channels.npy", shipped_channels(800))
+    data, out = tmp_path / "channels.npy", tmp_path / "o.safetensors"
+    ruin = recipe.parse('[[steps]]\ndo = "low-rank"\nbudget = 0.02\nepochs = 0', "ruin")
+    with (
+        pytest.warns(Notice, match=r"step 1 \(low-rank\) of ruin loses .* dB"),
+        pytest.raises(CheckFailed, match=r"ruin ruins the network.*\n.*\n.*--accept-loss"),
+    ):
+        compress("csinet-cr16", ruin, data, out)
+    assert not out.exists()
+    with pytest.warns(Notice, match="loses"):
+        assert compress("csinet-cr16", ruin, data, out, accept_loss=True).path.exists()
+    full = recipe.parse('[[steps]]\ndo = "low-rank"\nenergy = 0.9999\nepochs = 0', "full")
+    with pytest.raises(RecipeError, match="their outputs are full already"):
+        compress("csinet-cr16", full, data, out)
+
+
+def test_an_untrained_network_is_named(csi_network: str, channels: Path, tmp_path: Path) -> None:
+    with pytest.warns(Notice, match=r"looks untrained: NMSE \d"):
+        compress(csi_network, "int8-dynamic", channels, tmp_path / "o.safetensors")

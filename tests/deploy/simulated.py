@@ -48,7 +48,6 @@ if [ "$tool" = sync ] && [ "${1-}" != --help ]; then # only noted: the real thin
 fi
 exec "/usr/bin/$tool" "$@"
 """
-TOOLS = ("cat", "cp", "chmod", "df", "find", "ln", "mkdir", "mv", "rm", "sha256sum", "sync")
 
 
 @dataclass(frozen=True)
@@ -91,13 +90,13 @@ class Simulated(Here):
         tools = self.state / "tools"
         if not tools.is_dir():
             tools.mkdir()
-            for name in TOOLS:
-                (tools / name).write_text(TOOL)
-                (tools / name).chmod(0o755)
             (self.state / "boot").write_text("boot-1\n")
             (self.state / "synced").touch()
         self.faulty_use().unlink(missing_ok=True)
         tool, use, says = plan.tool
+        for name in {tool, "sync"} - {""}:
+            (tools / name).write_text(TOOL)
+            (tools / name).chmod(0o755)
         super().__init__(
             folder,
             {

@@ -20,19 +20,22 @@ divided by it (Xiao et al., arXiv 2211.10438). The channels between two convolut
 from __future__ import annotations
 
 import copy
+import warnings
 
 import torch
 from torch import Tensor, nn
 
+from edgecsi.compress.choose import left_in_fp32, say_left
 from edgecsi.compress.quantize.fit import fit, importance
 from edgecsi.compress.quantize.fold import equalise, fold_batch_norm
-from edgecsi.compress.quantize.ranges import Input, calibrate, layers_of
+from edgecsi.compress.quantize.ranges import Input, calibrate, kinds_of, layers_of
 from edgecsi.compress.quantize.rounded import Rounded
 from edgecsi.compress.recipe import Quantize
 from edgecsi.compress.watch import in_order
-from edgecsi.errors import DataError
+from edgecsi.errors import DataError, Notice
 
 _TRIED_SAMPLES = 128
+_FEW_SAMPLES = 8
 
 
 def quantize(module: nn.Module, step: Quantize, samples: Tensor | None, example: Tensor) -> nn.Module:
@@ -64,15 +67,22 @@ def start_rounding(module: nn.Module, step: Quantize, samples: Tensor | None, ex
                 "the range of every layer's input is measured on it",
                 "give --calib DATA, or use int8-dynamic",
             )
-        for name, dense in layers_of(module, step).items():
+        for name, dense in layers_of(module, step, example).items():
             module.set_submodule(name, Rounded(dense, step, Input()))
         return
     samples = samples[: step.samples]
+    if step.mode == "static" and len(samples) < _FEW_SAMPLES:
+        warnings.warn(
+            Notice(
+                f"ranges are measured on {len(samples)} samples only; give some hundred (--calib, samples)"
+            ),
+            stacklevel=2,
+        )
     if step.mode == "static":
-        equalise(module, layers_of(module, step), samples[:_TRIED_SAMPLES])
+        equalise(module, layers_of(module, step, example), samples[:_TRIED_SAMPLES])
     found = {} if step.mode == "weights" else calibrate(module, samples, step)
     reference = copy.deepcopy(module)
-    layers = layers_of(module, step)
+    layers = layers_of(module, step, example)
     # in the order of the network, so that a layer also makes up for what is left of the errors before it
     order = in_order(module, layers, samples[:1])
     weights = importance(reference, order, samples)
@@ -90,7 +100,12 @@ def start_rounding(module: nn.Module, step: Quantize, samples: Tensor | None, ex
 
 @torch.no_grad()
 def finish_rounding(module: nn.Module) -> None:
-    """Replace what :func:`start_rounding` put in by integer layers, in place."""
+    """Replace what :func:`start_rounding` put in by integer layers, in place; what stays fp32 against the step's will
+    is said."""
+    step: Quantize | None = None
     for name, part in list(module.named_modules()):
         if isinstance(part, Rounded):
+            step = part.step
             module.set_submodule(name, part.integer())
+    if step is not None:
+        say_left("stay in fp32", left_in_fp32(module, kinds_of(step), step.keep_fp32))

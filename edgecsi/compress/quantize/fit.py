@@ -80,9 +80,8 @@ def fit(
         check = _Moments(rounded, x[border:], y[border:], importance[border:])
         # rounding makes noise also where these few samples do not show it
         noise = rounded.step_of_input**2 / 12 * fit.count
-        xx = fit.xx + torch.eye(len(fit.xx), dtype=fit.xx.dtype) * (
-            noise + 1e-9 * float(fit.xx.diagonal().mean())
-        )
+        ridge = max(noise + 1e-9 * float(fit.xx.diagonal().mean()), 1e-12)  # an input may never vary
+        xx = fit.xx + torch.eye(len(fit.xx), dtype=fit.xx.dtype) * ridge
         plain = layer.weight.flatten(1).double()
         _, scale = rounded.codes()
         best: _Candidate | None = None
@@ -158,7 +157,8 @@ def _inputs_and_outputs(
         for part in torch.split(samples, _BATCH):
             module(part)
             reference(part)
-    return torch.cat(x_parts), torch.cat(y_parts)
+    x, y = torch.cat(x_parts), torch.cat(y_parts)
+    return (x.flatten(0, -2), y.flatten(0, -2)) if isinstance(rounded.layer, nn.Linear) else (x, y)
 
 
 class _Moments:

@@ -2,24 +2,50 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from edgecsi.errors import ModelError
-
 
 def fold_batch_norm(module: nn.Module, example: Tensor) -> None:
     """Multiply every batch normalisation behind a convolution into it, in place; an Identity is left.
 
-    Which follows which is seen by running the network once. A network that this would change is left as it
-    is.
-
-    Raises:
-        ModelError: the folded network computes something else (a convolution used twice, for instance).
+    Which follows which is seen by running the network once. Where that would change what the network computes (a
+    convolution that something else reads too, or that runs twice), the normalisation stays.
     """
+    pairs = _pairs(module, example)
+    if pairs and not _fold_all(module, pairs, example):
+        for name, conv in pairs.items():
+            _fold_all(module, {name: conv}, example)
+
+
+def _fold_all(module: nn.Module, pairs: Mapping[str, nn.Conv2d], example: Tensor) -> bool:
+    """Fold these normalisations, or none of them if the network then computes something else."""
+    old = {
+        name: (copy.deepcopy(conv.state_dict()), module.get_submodule(name)) for name, conv in pairs.items()
+    }
+    with torch.no_grad():
+        before = module(example)
+        for name, conv in pairs.items():
+            _fold(conv, module.get_submodule(name))  # type: ignore[arg-type]
+            module.set_submodule(name, nn.Identity())
+        after = module(example)
+    if torch.allclose(before, after, rtol=1e-3, atol=1e-4 * max(1.0, float(before.abs().max()))):
+        return True
+    for name, conv in pairs.items():
+        state, norm = old[name]
+        module.set_submodule(name, norm)
+        if "bias" not in state:
+            conv.bias = None
+        conv.load_state_dict(state)
+    return False
+
+
+def _pairs(module: nn.Module, example: Tensor) -> dict[str, nn.Conv2d]:
+    """Batch normalisations by name, and the convolution whose output each is given."""
     made_by: dict[int, nn.Conv2d] = {}
     kept: list[Tensor] = []  # alive, so that ids are not used again
     pairs: dict[str, nn.Conv2d] = {}
@@ -47,21 +73,11 @@ def fold_batch_norm(module: nn.Module, example: Tensor) -> None:
     module.eval()
     try:
         with torch.no_grad():
-            before = module(example)
+            module(example)
     finally:
         for hook in hooks:
             hook.remove()
-    for name, conv in pairs.items():
-        _fold(conv, module.get_submodule(name))  # type: ignore[arg-type]
-        module.set_submodule(name, nn.Identity())
-    with torch.no_grad():
-        after = module(example)
-    if not torch.allclose(before, after, rtol=1e-3, atol=1e-4 * max(1.0, float(before.abs().max()))):
-        raise ModelError(
-            "batch normalisation cannot be folded",
-            f"the network's output would change by {float((before - after).abs().max()):.2g}",
-            "let every convolution feed its normalisation alone, and use it once",
-        )
+    return pairs
 
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:

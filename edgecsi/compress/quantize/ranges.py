@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from edgecsi.compress.choose import called
 from edgecsi.compress.quantize.weights import quantize_weight
 from edgecsi.compress.recipe import Quantize, matches
 from edgecsi.compress.watch import Look, watching
-from edgecsi.errors import DataError, ModelError, RecipeError
+from edgecsi.errors import DataError, RecipeError
 from edgecsi.models.compressed.layers import evened
 from edgecsi.models.compressed.ops import dynamic_codes
 
@@ -62,19 +63,28 @@ class Input:
         return x if self.centre is None else x + self.centre
 
 
-def layers_of(module: nn.Module, step: Quantize) -> dict[str, nn.Conv2d | nn.Linear]:
-    """The layers a step quantises, by name: static takes convolutions too, the others dense layers only."""
-    kinds = (nn.Conv2d, nn.Linear) if step.mode == "static" else (nn.Linear,)
+def kinds_of(step: Quantize) -> tuple[type[nn.Conv2d | nn.Linear], ...]:
+    """What a step quantises: static takes convolutions too, the others dense layers only."""
+    return (nn.Conv2d, nn.Linear) if step.mode == "static" else (nn.Linear,)
+
+
+def layers_of(module: nn.Module, step: Quantize, example: Tensor) -> dict[str, nn.Conv2d | nn.Linear]:
+    """The layers a step quantises, by name: those of its kinds that the network calls.
+
+    Raises:
+        RecipeError: there is none.
+    """
     found = {
         name: part
-        for name, part in module.named_modules()
-        if isinstance(part, kinds) and not matches(name, step.keep_fp32)
+        for name, part in called(module, kinds_of(step), example).items()
+        if not matches(name, step.keep_fp32)
+        and not (isinstance(part, nn.Conv2d) and part.padding_mode != "zeros")  # int8 pads with zeros
     }
     if not found:
         raise RecipeError(
             "there is no layer to quantise",
-            f"keep-fp32 = {list(step.keep_fp32)} leaves none, or the network has none",
-            "keep fewer layers",
+            f"keep-fp32 = {list(step.keep_fp32)} leaves none, or the network calls none",
+            "keep fewer layers, or take int8-static, which computes convolutions in int8 too",
         )
     return found
 
@@ -82,7 +92,7 @@ def layers_of(module: nn.Module, step: Quantize) -> dict[str, nn.Conv2d | nn.Lin
 @torch.no_grad()
 def calibrate(module: nn.Module, samples: Tensor, step: Quantize) -> dict[str, Input]:
     """Run samples ``[N, …]`` through the network and choose how every layer's input is quantised."""
-    watched = layers_of(module, step)
+    watched = layers_of(module, step, samples[:1])
     seen: dict[str, list[Tensor]] = {name: [] for name in watched}
 
     def note(name: str) -> Look:
@@ -94,8 +104,6 @@ def calibrate(module: nn.Module, samples: Tensor, step: Quantize) -> dict[str, I
             module(part)
     found = {}
     for name, layer in watched.items():
-        if not seen[name]:
-            raise ModelError(f"{name} is never used", "so its range is not known", "add it to keep-fp32")
         x = torch.cat(seen.pop(name))
         if not bool(x.isfinite().all()):
             raise DataError(

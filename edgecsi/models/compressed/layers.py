@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from edgecsi.models.compressed import ops
 from edgecsi.ops.operators import plane_channels
+
+# PyTorch's shortcut for transformers takes weights past their layers, which may be compressed ones.
+torch.backends.mha.set_fastpath_enabled(False)
 
 
 class CompressedLayer(nn.Module):

@@ -108,7 +108,7 @@ def _replace(module: nn.Module, record: Record, tensors: dict[str, Tensor]) -> N
     elif kind == "LowRank":
         rank = int(record["rank"])
         assert 0 < rank <= min(before.weight.shape), f"rank {rank} of {path}"
-        new = factored(before.in_features, rank, before.out_features, before.bias is not None)
+        new = factored(before.in_features, rank, before.out_features, f"{path}.expand.bias" in tensors)
         module.set_submodule(path, new)
     else:
         weight = own["index" if kind == "ClusteredLinear" else "weight"]

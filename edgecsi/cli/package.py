@@ -1,0 +1,49 @@
+"""``edgecsi package``: a bundle for package managers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import click
+
+if TYPE_CHECKING:
+    from edgecsi.deploy.package import Format
+
+
+@click.command()
+@click.argument("bundle", type=click.Path(path_type=Path))
+@click.option("--format", "kind", type=click.Choice(["deb", "tar"]), default="deb", show_default=True)
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(path_type=Path),
+    default=Path("."),
+    metavar="DIR",
+    help="Folder of the package  [default: this one].",
+)
+@click.option(
+    "--version", metavar="V", help="Of the package  [default: the build number, or 0+DIGEST without one]."
+)
+@click.option(
+    "--maintainer",
+    metavar="'NAME <MAIL>'",
+    help="Whom the Debian package names  [default: $DEBFULLNAME <$DEBEMAIL>].",
+)
+def command(bundle: Path, kind: str, out: Path, version: str | None, maintainer: str | None) -> None:
+    """Verify BUNDLE and pack it for apt, Ansible, Mender or whatever else manages your devices: library, header,
+    pkg-config and CMake files, manifest and signature. The same bundle gives the same bytes.
+
+    \b
+    Example:
+      edgecsi package csinet-pi --maintainer 'Ada Lovelace <ada@example.org>'
+      edgecsi package csinet-pi --format tar
+    """
+    from edgecsi.bundle import read_bundle
+    from edgecsi.deploy.package import write_package
+
+    path = write_package(
+        read_bundle(bundle), cast("Format", kind), out, version=version, maintainer=maintainer
+    )
+    click.echo(f"{path}\n{path.stat().st_size:,} bytes")

@@ -1,0 +1,110 @@
+"""Which layers a step can change: those that the network calls as layers, and what it must leave alone.
+
+Attention and recurrent layers of PyTorch take the weights of their parts without calling them, so these parts cannot
+be replaced by others.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from edgecsi.compress.recipe import matches
+from edgecsi.errors import Notice, RecipeError
+from edgecsi.models.compressed.layers import CompressedLayer
+
+_MOST_NAMED = 5
+Layer = TypeVar("Layer", bound=nn.Module)
+
+
+@torch.no_grad()
+def called(module: nn.Module, kinds: tuple[type[Layer], ...], example: Tensor) -> dict[str, Layer]:
+    """Layers of these kinds that can be replaced by others: called, with floating-point numbers, always of one size."""
+    found: dict[str, Layer] = {name: part for name, part in module.named_modules() if isinstance(part, kinds)}
+    sizes: dict[str, set[torch.Size]] = {name: set() for name in found}
+
+    def note(name: str) -> Callable[..., None]:
+        def look(part: nn.Module, inputs: tuple[Tensor, ...], _output: object) -> None:
+            x = inputs[0]
+            usable = x.is_floating_point() and not (isinstance(part, nn.Conv2d) and x.ndim != 4)
+            sizes[name].add(x.shape[1:] if usable else torch.Size())
+
+        return look
+
+    hooks = [part.register_forward_hook(note(name)) for name, part in found.items()]
+    try:
+        module.eval()(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: part for name, part in found.items() if len(sizes[name]) == 1 and all(sizes[name])}
+
+
+def dense_layers(
+    module: nn.Module, example: Tensor, layers: tuple[str, ...], exclude: tuple[str, ...], purpose: str
+) -> dict[str, nn.Linear]:
+    """The dense layers of a recipe's step, by name; which of them cannot take part is said.
+
+    Args:
+        layers, exclude: glob patterns. purpose: what is done to them, "factor".
+
+    Raises:
+        RecipeError: there is none.
+    """
+    possible = called(module, (nn.Linear,), example)
+    wanted = [
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, nn.Linear) and matches(name, layers, exclude)
+    ]
+    found = {name: possible[name] for name in wanted if name in possible}
+    if not found:
+        raise RecipeError(
+            f"there is no layer to {purpose}",
+            f"no dense layer that the network calls is named like {list(layers)} and not like {list(exclude)}",
+            "change layers or exclude",
+        )
+    others = {name: module.get_submodule(name) for name in wanted if name not in found}
+    say_left(f"cannot {purpose}, left as they are", others)
+    return found
+
+
+def left_in_fp32(
+    module: nn.Module, kinds: tuple[type[nn.Module], ...], kept: tuple[str, ...]
+) -> dict[str, nn.Module]:
+    """Layers with weights that are still fp32 although nobody asked for that.
+
+    Args:
+        kinds: what a step quantises. kept: layers that are to stay fp32 (glob patterns).
+    """
+    also: tuple[type[nn.Module], ...] = (nn.MultiheadAttention, nn.RNNBase, nn.RNNCellBase)
+    if nn.Conv2d in kinds:
+        also += (nn.modules.conv._ConvNd,)
+    wanted: tuple[type[nn.Module], ...] = (*kinds, *also)
+    found: dict[str, nn.Module] = {}
+    for name, part in module.named_modules():
+        if any(name.startswith(f"{outer}.") for outer in found) or isinstance(part, CompressedLayer):
+            continue
+        if isinstance(part, wanted) and not matches(name, kept):
+            found[name] = part
+    return found
+
+
+def say_left(what: str, layers: dict[str, nn.Module]) -> None:
+    """Name layers that a step leaves alone, kind by kind."""
+    if not layers:
+        return
+    kinds: dict[str, list[str]] = {}
+    for name, part in layers.items():
+        kinds.setdefault(type(part).__name__, []).append(name)
+    listed = "; ".join(f"{len(names)} {kind} ({_few(names)})" for kind, names in kinds.items())
+    warnings.warn(Notice(f"{what}: {listed}"), stacklevel=3)
+
+
+def _few(names: list[str]) -> str:
+    more = len(names) - _MOST_NAMED
+    return ", ".join(names[:_MOST_NAMED]) + (f" and {more} more" if more > 0 else "")

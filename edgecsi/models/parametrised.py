@@ -1,0 +1,27 @@
+"""Weights that are computed from others (weight_norm, spectral_norm, pruning masks) become plain weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+
+
+@torch.no_grad()
+def make_plain(module: nn.Module) -> None:
+    """Replace every such weight by its value, in place; the network computes the same. It must be in eval mode.
+
+    What the network's own ``forward`` computes from its weights is not touched.
+    """
+    for part in module.modules():
+        if parametrize.is_parametrized(part):
+            for name in list(part.parametrizations):  # type: ignore[arg-type]
+                parametrize.remove_parametrizations(part, name, leave_parametrized=True)
+        for key, hook in list(part._forward_pre_hooks.items()):
+            if isinstance(hook, SpectralNorm | WeightNorm):
+                hook.remove(part)
+                del part._forward_pre_hooks[key]
+            elif isinstance(hook, prune.BasePruningMethod):
+                prune.remove(part, hook._tensor_name)  # type: ignore[no-untyped-call]

@@ -1,0 +1,53 @@
+"""The commands of the campaign; see the package."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import click
+
+RESULTS = Path("docs") / "results"
+
+
+@click.group(help="What edgecsi survives, tried and counted.")
+def main() -> None:
+    pass
+
+
+@main.command()
+@click.option("--minutes", type=float, default=2.0, show_default=True, help="For how long.")
+@click.option("--only", default="", help="Only readers with this in their name.")
+@click.option(
+    "--to", type=click.Path(path_type=Path), default=RESULTS / "reliability-fuzz.json", show_default=True,
+    help="Counts go on where this file is.",
+)  # fmt: skip
+def fuzz(minutes: float, only: str, to: Path) -> None:
+    """Broken and hostile files, for every reader."""
+    from edgecsi.disk import cache_dir
+    from edgecsi.results.reliability.fuzz import Tally
+    from edgecsi.results.reliability.fuzz import fuzz as run
+
+    before = Tally.of(json.loads(to.read_text())) if to.exists() else Tally()
+    keep = cache_dir() / "findings"
+    found = run(before, minutes, keep, only, lambda tally: _write(to, tally.tree()))
+    _write(to, found.tree())
+    tree = found.tree()
+    click.echo(
+        f"{tree['executions']:,} files of {len(found.kinds)} kinds, {len(found.errors)} different errors"
+    )
+    for name, where in found.findings.items():
+        click.echo(f"FOUND {name} ({where}, in {keep})")
+    if found.findings:
+        raise SystemExit(6)
+
+
+def _write(path: Path, tree: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    beside.replace(path)
+
+
+if __name__ == "__main__":
+    main()

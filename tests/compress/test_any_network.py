@@ -1,0 +1,168 @@
+"""Post-training recipes on networks of every kind: they lose next to nothing, what stays fp32 is named."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from edgecsi.compress import apply_post_training
+from edgecsi.compress.low_rank import factor_layers
+from edgecsi.compress.prune import prunable
+from edgecsi.compress.recipe import LowRank, Prune
+from edgecsi.errors import Notice
+from edgecsi.models.compressed.layers import CompressedLayer
+from edgecsi.models.parametrised import make_plain
+
+RECIPES = ("int8-weights", "int8-dynamic", "int8-static", "int8-wide")
+
+
+class OwnAttention(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.qkv, self.out = nn.LayerNorm(16), nn.Linear(16, 48), nn.Linear(16, 16)
+        self.up, self.down = nn.Linear(16, 32), nn.Linear(32, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm(x)).chunk(3, -1)
+        x = x + self.out(torch.softmax(q @ k.transpose(1, 2) / 4, -1) @ v)
+        y: Tensor = x + self.down(torch.relu(self.up(x)))
+        return y
+
+
+class Transformer(nn.Module):
+    """Children called encoder and decoder with no codeword between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), 2)
+        self.decoder = nn.TransformerDecoder(nn.TransformerDecoderLayer(16, 2, 32, batch_first=True), 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.decoder(x, self.encoder(x))
+        return y
+
+
+class Recurrent(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm, self.fc = nn.LSTM(16, 16, batch_first=True), nn.Linear(16, 8)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(self.lstm(x)[0])
+        return y
+
+
+class OneDimension(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.up = nn.Conv1d(8, 16, 3, padding=1), nn.ConvTranspose1d(16, 8, 3, padding=1)
+        self.fc = nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.fc(self.up(torch.relu(self.conv(x))))
+        return y
+
+
+class InPlace(nn.Module):
+    """A convolution used twice, normalised once, and tensors that are overwritten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm, self.relu = (
+            nn.Conv2d(2, 2, 3, padding=1),
+            nn.BatchNorm2d(2),
+            nn.ReLU(inplace=True),
+        )
+        self.round, self.fc = nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular"), nn.Linear(128, 16)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.relu(self.norm(self.conv(x)))
+        x += self.conv(x)
+        y: Tensor = self.fc(self.relu(self.round(x)).flatten(1))
+        return y
+
+
+def weight_norm() -> nn.Module:
+    layer = torch.nn.utils.parametrizations.weight_norm(nn.Linear(16, 32))
+    return nn.Sequential(layer, nn.ReLU(inplace=True), nn.Linear(32, 4))
+
+
+def dead() -> nn.Module:
+    """The second layer's input never varies."""
+    return nn.Sequential(nn.Linear(16, 16), nn.Threshold(1e9, 0.0), nn.Linear(16, 4))
+
+
+NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
+    "own attention": (OwnAttention, (8, 16), ""),
+    "transformer": (Transformer, (8, 16), "MultiheadAttention"),
+    "LSTM": (Recurrent, (8, 16), "1 LSTM (lstm)"),
+    "one dimension": (OneDimension, (8, 16), "Conv1d|ConvTranspose1d"),
+    "in place": (InPlace, (2, 8, 8), "1 Conv2d (round)"),
+    "weight norm": (weight_norm, (16,), ""),
+    "dead": (dead, (16,), ""),
+}
+
+
+def network(kind: str) -> tuple[nn.Module, Tensor]:
+    make, shape, _ = NETWORKS[kind]
+    torch.manual_seed(0)
+    module = make().eval()
+    for part in module.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            assert part.running_var is not None
+            assert part.running_mean is not None
+            part.running_var.uniform_(0.5, 2)
+            part.running_mean.uniform_(-1, 1)
+    make_plain(module)
+    return module, torch.randn(64, *shape)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_int8_of_any_network_loses_little_and_names_what_stays(kind: str, name: str) -> None:
+    module, x = network(kind)
+    left = NETWORKS[kind][2]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        quantised = apply_post_training(module, x[:1], name, x)
+    with torch.no_grad():
+        wanted, found = module(x), quantised(x)
+    assert float((found - wanted).square().sum()) < 2e-4 * float(wanted.square().sum()) + 1e-12
+    assert any(isinstance(part, CompressedLayer) for part in quantised.modules())
+    said = " ".join(str(warning.message) for warning in caught if warning.category is Notice)
+    dense_only = name in ("int8-weights", "int8-dynamic") and "Conv" in left
+    assert bool(said) == (bool(left) and not dense_only)
+    for words in left.split("|"):
+        assert dense_only or words in said
+
+
+def test_pruning_and_factoring_leave_what_attention_uses_itself() -> None:
+    module, x = network("transformer")
+    with pytest.warns(Notice, match=r"cannot prune by reconstruction.*NonDynamicallyQuantizableLinear"):
+        chosen = prunable(module, Prune("unstructured", sparsity=0.5, criterion="reconstruct"), x[:1])
+    assert {name.rsplit(".", 1)[1] for name in chosen} == {"linear1", "linear2"}
+    with pytest.warns(Notice):
+        ranks = factor_layers(module, LowRank(energy=0.9), x)
+    assert set(ranks) <= set(chosen)
+    with torch.no_grad():
+        assert module(x).isfinite().all()
+
+
+def test_layers_that_the_pattern_does_not_divide_stay_dense() -> None:
+    module = nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 5))
+    with pytest.warns(Notice, match=r"not pruned, as bsr16x1 does not divide them: 1 Linear \(2\)"):
+        assert list(prunable(module, Prune("bsr16x1", sparsity=0.5))) == ["0"]
+
+
+def test_a_rank_follows_from_the_outputs_on_data() -> None:
+    """A weight of full rank whose inputs lie on three dimensions."""
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(32, 32))
+    x = torch.randn(200, 3) @ torch.randn(3, 32) + 2
+    wanted = module(x)
+    assert factor_layers(module, LowRank(energy=0.9999), x) == {"0": 3}
+    torch.testing.assert_close(module(x), wanted, rtol=1e-3, atol=1e-3)
