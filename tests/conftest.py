@@ -9,7 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from edgecsi import cpu
 from edgecsi.disk import cache_dir
+from tests._cpu import LACKS
 
 DEBIAN_PACKAGE = {
     "cc": "gcc",
@@ -25,6 +27,9 @@ DEBIAN_PACKAGE = {
     "sshd": "openssh-server",
 }
 
+INSTRUCTIONS = {"avx2", "avx512f", "avx512_vnni", "avx512vbmi", "avx_vnni"}
+"""Of x86, that kernels are written for."""
+
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
     """``@pytest.mark.needs("qemu-aarch64")``: skip without it, but fail where CI=true."""
@@ -35,6 +40,26 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
                 if os.environ.get("CI") == "true":
                     pytest.fail(message, pytrace=False)
                 pytest.skip(message)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """One plain line about the instructions that nothing in this run has executed.
+
+    ARM runs under QEMU. For AVX-512 and VNNI there is no emulator to be had that starts a program: QEMU and Valgrind end
+    at AVX2.
+    """
+    skipped = [
+        report.longrepr[2].split(LACKS)[1].split(", ")
+        for report in terminalreporter.stats.get("skipped", [])
+        if isinstance(report.longrepr, tuple) and LACKS in report.longrepr[2]
+    ]
+    # Tests of the target "host" are made for what it has, and so are not even skipped.
+    lacking = {feature for features in skipped for feature in features} | (INSTRUCTIONS - cpu.features())
+    if lacking:
+        names = ", ".join(sorted(lacking))
+        terminalreporter.write_line(
+            f"Not tested, for this CPU lacks it: {names} ({len(skipped)} tests skipped)"
+        )
 
 
 @pytest.fixture(autouse=True, scope="session")

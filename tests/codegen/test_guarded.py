@@ -15,6 +15,7 @@ from edgecsi.bundle import Bundle
 from edgecsi.codegen.zig import zig_cc
 from edgecsi.device import toolchain
 from tests._builds import build_for
+from tests._cpu import skip_without
 
 FACTORIES = """
 import torch
@@ -58,8 +59,8 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Bun
 
 def bundle_of(built: dict[tuple[str, str], Bundle], model: str, target: str, folder: Path) -> Bundle:
     wanted = targets.load(target)
-    if wanted.arch == "x86_64" and (missing := wanted.missing_on_this_cpu()):
-        pytest.skip(f"this CPU lacks {', '.join(missing)}")
+    if wanted.arch == "x86_64":
+        skip_without(wanted)
     key = model, target
     if key not in built:
         options: dict[str, Any] = {}

@@ -14,6 +14,7 @@ import pytest
 from edgecsi.ops.layout import Layout
 from edgecsi.target import Target, load
 from edgecsi.tune.harness import Case
+from tests._cpu import skip_without
 from tests.kernels.guarded import run_guarded
 
 X86 = ("x86-64-v3", "x86-64-v4", "host")
@@ -32,7 +33,7 @@ def available(name: str) -> Target:
     if not missing:
         return target
     if not target.emulate:
-        pytest.skip(f"this CPU cannot run {name}: no {', '.join(missing)}")
+        skip_without(target)
     if shutil.which(f"qemu-{target.arch}") is None:
         message = f"qemu-{target.arch} is missing; install the Debian package qemu-user"
         if os.environ.get("CI") == "true":
@@ -67,7 +68,7 @@ def check(
             limit = tolerance * max(float(np.abs(want).max()), 1e-30)
             assert np.isfinite(got).all(), where
             assert np.abs(got - want).max() <= limit, (
-                f"{where}: {np.abs(got - want).max() / limit * tolerance:.2g}"
+                f"{where}: off by {np.abs(got - want).max():.2g}, allowed {limit:.2g}"
             )
         else:
             assert (got == want).all(), f"{where}: {(got != want).sum()} codes differ"

@@ -14,6 +14,7 @@ from edgecsi.ops.operators import Quant
 from edgecsi.ops.steps import Step
 from edgecsi.target import Target, load
 from edgecsi.tune.harness import Case, run_cases
+from tests._cpu import skip_without
 from tests.kernels.common import available, check, on_targets
 from tests.kernels.dense_cases import (
     DENSITIES,
@@ -230,14 +231,38 @@ def test_saturating_sums(target: str) -> None:
     check(_saturating, target, tolerance=0)
 
 
+MOST = 2**31 // (255 * 127) // 8 * 8
+"""Inputs whose products with weights of 127 fit int32 together."""
+
+
+@on_targets("x86-64-v3", "x86-64-v4", "rpi4", "rpi5")
+def test_sums_fill_32_bits(target: str) -> None:
+    """The largest sums of either sign, for a range that is fixed, that is found, and that has a second plane."""
+    board = available(target)
+    cases, refused = [], []
+    for kernel in kernels_for(board, ("qd8_qs8w_dense", "qs8_qs8w_dense")):
+        dynamic = kernel.name.startswith("qd8")
+        for fine in (1, 16) if dynamic else (1,):
+            inputs = MOST // (fine + 1 if fine > 1 else 1) // 4 * 4
+            for size, found in ((inputs, cases), (2 * inputs, refused)):
+                weight = np.repeat(np.array([[127], [-127]], np.int8), size, axis=1)
+                op = int8_layer(rng_of(size), weight, dynamic=dynamic and fine == 1, fine=fine, bias=False)
+                if op.x_quant is not None:
+                    op = replace(op, x_quant=Quant(0.0173, 0, 0.0))
+                x = np.full(op.x.shape, 255 if op.x.dtype == "uint8" else 255 * 0.0173, op.x.dtype)
+                found.append(Case(kernel, op, [x]))
+    check(cases, target, tolerance=0)
+    for one in refused:
+        assert "32 bits" in one.kernel.refuses(one.op, board), one.kernel.name
+
+
 def test_avx_vnni() -> None:
     """256-bit VNNI, for CPUs without AVX-512."""
     base = load("x86-64-v3")
     target = replace(
         base, id="avx-vnni", dot="avx_vnni", mattr=("+avxvnni",), features=(*base.features, "avx_vnni")
     )
-    if missing := target.missing_on_this_cpu():
-        pytest.skip(f"this CPU has no {', '.join(missing)}")
+    skip_without(target)
     cases = [*_shapes(target), *_saturating(target)]
     for one, (_, got, _) in zip(cases, run_cases(cases, target), strict=True):
         assert (got == one.op.reference(*one.inputs)).all(), one.kernel.name

@@ -267,6 +267,7 @@ def test_quantising_into_groups(target: str) -> None:
     [
         ({"stride": (2, 2)}, "strides"),
         ({"groups": 2}, "grouped"),
+        ({"weight": np.full((4, 8, 99, 99), 127, np.int8)}, "32 bits"),
         ({"padding": (2, 2, 1, 1)}, "halo"),
         ({"x": Layout((1, 8, 8, 8), "uint8", (1, 1, 1, 1))}, "groups of 1"),
         ({"x_quant": None}, "uint8 input"),

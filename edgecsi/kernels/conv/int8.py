@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from edgecsi.kernels.base import Cost, Kernel, Knobs
 from edgecsi.ops.layout import vector_widths
-from edgecsi.ops.operators import Conv2d
+from edgecsi.ops.operators import Conv2d, sums_fit
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -95,6 +95,8 @@ class Int8Conv2d(Kernel):
             return "it needs a uint8 input and int8 weights"
         if reason := self.lacks(target):
             return reason
+        if not sums_fit(op):
+            return "its sums may exceed 32 bits: there are too many or too large weights"
         if op.groups != 1 or op.stride != (1, 1):
             return "it has no strides and no grouped convolutions"
         if op.y.shape[3] < 4:

@@ -37,7 +37,7 @@ from edgecsi.kernels.dense.sparse import (
     sections,
 )
 from edgecsi.kernels.dense.walk import positions
-from edgecsi.ops.operators import Dense
+from edgecsi.ops.operators import Dense, sums_fit
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -68,6 +68,8 @@ class Int8Dense(Kernel):
             return "the input is not to be rounded in the kernel"
         if not self.rounds and (op.x_quant is None or op.fine > 1):
             return "the input is not static uint8"
+        if not sums_fit(op):
+            return "its sums may exceed 32 bits: there are too many or too large weights"
         if self.rows and self.rows * 4 < dot_of(target, op.weight, self.rows).vector:
             return f"blocks of {self.rows} outputs do not fill a vector"
         return ""
