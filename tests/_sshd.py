@@ -34,7 +34,10 @@ class Sshd:
             self.port: int = probe.getsockname()[1]
         shutil.copy(folder / "user.pub", folder / "authorized")
         home = shlex.quote(str(self.home))
-        run = command or f'cd {home} && HOME={home} && export HOME && exec sh -c "$SSH_ORIGINAL_COMMAND"'
+        run = (
+            command.replace("{home}", str(self.home))
+            or f'cd {home} && HOME={home} && export HOME && exec sh -c "$SSH_ORIGINAL_COMMAND"'
+        )
         (folder / "sshd.sh").write_text(f"#!/bin/sh\n{run}\n")
         (folder / "sshd.sh").chmod(0o755)
         self._settings = (

@@ -20,6 +20,7 @@ DEBIAN_PACKAGE = {
     "lintian": "lintian",
     "pkg-config": "pkg-config",
     "qemu-aarch64": "qemu-user",
+    "qemu-aarch64-static": "qemu-user-static",
     "qemu-x86_64": "qemu-user",
     "readelf": "binutils",
     "ssh": "openssh-client",

@@ -20,8 +20,29 @@ from edgecsi.errors import DeviceError, ToolchainError
 
 # The versions that edgecsi is tested with; the pair belongs together (its serialisation crashes otherwise).
 TVM = {"apache-tvm": "tvm/lib/libtvm_runtime.so", "apache-tvm-ffi": "tvm_ffi/lib/libtvm_ffi.so"}
-SHA256: dict[tuple[str, str, str], str] = {}
-"""(package, version, architecture) → the library in the wheel, for versions that were pinned."""
+SHA256 = {
+    (
+        "apache-tvm",
+        "0.27.0.post1",
+        "aarch64",
+    ): "ba06950fac134b8d71549111fad2c6605cd6f738061fe0482f217c37ccbdff05",
+    (
+        "apache-tvm-ffi",
+        "0.1.14.post1",
+        "aarch64",
+    ): "673d816bd962daddb55d8b0f8ae137e797500307951d0f721227731df0c13e24",
+    (
+        "apache-tvm",
+        "0.27.0.post1",
+        "x86_64",
+    ): "43544bbeaea3cd3ffa919f7eac77244753aff28d1440c42f1ba8df03fa6e3948",
+    (
+        "apache-tvm-ffi",
+        "0.1.14.post1",
+        "x86_64",
+    ): "e44372c658f0b5b6833f29402edfdd49d14a1e8ca50999d7e099f7c1f0822baa",
+}
+"""(package, version, architecture) → the library in the wheel for Python 3.11."""
 _FETCH_SECONDS = 900
 
 
@@ -108,6 +129,7 @@ def _fetch(package: str, version: str, arch: str, folder: Path) -> Path:
     """Download one wheel."""
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
     command += ["--only-binary=:all:", "--platform", f"manylinux_2_28_{arch}", "--dest", str(folder)]
+    command += ["--python-version", "3.11"]  # one wheel for all: what is inside must have the known sha256
     try:
         done = subprocess.run(
             [*command, f"{package}=={version}"],

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import threading
 import time
+import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +18,10 @@ import numpy as np
 import pytest
 
 from edgecsi.cli import main
-from edgecsi.device import Local, Remote, open_device
+from edgecsi.device import Local, Remote, install_rpc, open_device
 from edgecsi.device.protocol import Plan
 from edgecsi.device.rpc_device import Rpc
-from edgecsi.errors import DeviceError, Unreachable
+from edgecsi.errors import DeviceError, ToolchainError, Unreachable
 from tests import _tiny
 from tests._sshd import serving
 
@@ -237,3 +238,17 @@ def pump(source, sink, left):
         while left > 0 and (piece := source.recv(min(left, 4096))):
             sink.sendall(piece)
             left -= len(piece)
+
+
+def test_a_runtime_with_other_contents_is_not_sent(monkeypatch, tmp_path):
+    """Whoever serves the wheel cannot change what runs on the board."""
+    other = {"x86_64": "aarch64", "aarch64": "x86_64"}[_tiny.HOST]
+    wheel = tmp_path / "fetched.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        for member in install_rpc.TVM.values():
+            archive.writestr(member, b"not TVM")
+    monkeypatch.setenv("EDGECSI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(install_rpc, "_fetch", lambda *_: wheel)
+    with pytest.raises(ToolchainError, match="sha256"):
+        install_rpc.runtime_libraries(other)
+    assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
