@@ -8,8 +8,9 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from edgecsi.compress import recipe as recipes
+from edgecsi.compress.halve import halve
 from edgecsi.compress.quantize import quantize
-from edgecsi.compress.recipe import Quantize, Recipe
+from edgecsi.compress.recipe import Halve, Quantize, Recipe
 from edgecsi.errors import RecipeError
 
 
@@ -38,6 +39,9 @@ def apply_post_training(
     if isinstance(copied, nn.Conv2d | nn.Linear):
         copied = nn.Sequential(copied)  # layers are replaced in their parent
     for step in chosen.steps:
-        assert isinstance(step, Quantize)
-        copied = quantize(copied, step, calibration, example_input)
+        assert isinstance(step, Quantize | Halve)
+        if isinstance(step, Halve):
+            copied = halve(copied, step)
+        else:
+            copied = quantize(copied, step, calibration, example_input)
     return copied

@@ -251,8 +251,29 @@ class Distill:
         return f"imitate {self.teacher_model or 'the network it began with'}{_training(self.epochs, self.lr)}{frozen}"
 
 
-Step = Prune | Quantize | Cluster | LowRank | Distill
-_KINDS: dict[str, type[Step]] = {kind.do: kind for kind in (Prune, Quantize, Cluster, LowRank, Distill)}
+@dataclass(frozen=True)
+class Halve:
+    """Round the weights of dense layers to half precision, which halves their bytes; arithmetic stays fp32.
+
+    Attributes:
+        layers, exclude: as in :class:`Prune`.
+    """
+
+    do = "halve"
+    layers: tuple[str, ...] = _key(("*",))
+    exclude: tuple[str, ...] = _key(())
+
+    epochs = 0  # it never trains
+    lr = teacher = 0.0
+
+    def explain(self) -> str:
+        return "round the weights of dense layers to half precision, without training"
+
+
+Step = Prune | Quantize | Cluster | LowRank | Distill | Halve
+_KINDS: dict[str, type[Step]] = {
+    kind.do: kind for kind in (Prune, Quantize, Cluster, LowRank, Distill, Halve)
+}
 
 
 @dataclass(frozen=True)
@@ -267,7 +288,7 @@ class Recipe:
     @cached_property
     def post_training(self) -> bool:
         """True if it needs no training, so that ``edgecsi build --recipe`` takes it."""
-        return all(isinstance(step, Quantize) and step.epochs == 0 for step in self.steps)
+        return all(isinstance(step, Quantize | Halve) and step.epochs == 0 for step in self.steps)
 
     def explain(self) -> list[str]:
         """One line a step, in plain words."""

@@ -19,10 +19,11 @@ from edgecsi import disk
 from edgecsi.compress import recipe as recipes
 from edgecsi.compress.cluster import finish_sharing, start_sharing
 from edgecsi.compress.codeword import change_codeword, mix_unless_pruned
+from edgecsi.compress.halve import halve
 from edgecsi.compress.low_rank import factor_layers
 from edgecsi.compress.prune import Pruner
 from edgecsi.compress.quantize import finish_rounding, quantize, start_rounding
-from edgecsi.compress.recipe import Cluster, Distill, LowRank, Pattern, Prune, Quantize, Recipe, Step
+from edgecsi.compress.recipe import Cluster, Distill, Halve, LowRank, Pattern, Prune, Quantize, Recipe, Step
 from edgecsi.compress.reconstruct import FIT_SAMPLES, drop_unread, reconstruct
 from edgecsi.compress.size import densities, stored_bytes
 from edgecsi.errors import CheckFailed, ModelError, Notice, RecipeError
@@ -276,6 +277,8 @@ class _Run:
             start_sharing(self.module, step, self._samples(FIT_SAMPLES))
             self._train(step, Hooks(), running)
             finish_sharing(self.module)
+        elif isinstance(step, Halve):
+            halve(self.module, step)
         elif isinstance(step, LowRank):
             factor_layers(self.module, step, self._samples(FIT_SAMPLES))
             self._train(step, Hooks(), running)

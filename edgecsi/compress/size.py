@@ -19,7 +19,7 @@ def stored_bytes(module: nn.Module) -> int:
 
     A dense layer is stored whole, but for rows and columns of zeros, with 2 bytes for the place of each that is left;
     or as its non-zero blocks (the best of a few shapes) with 2 bytes each for their place and 4 a row of blocks.
-    Integer weights take `bits`, clustered ones log2(entries) and the table.
+    Weights that are half-precision numbers take 2 bytes, integer ones `bits`, clustered ones log2(entries) and the table.
     """
     total = 0.0
     for part in module.modules():
@@ -37,7 +37,8 @@ def stored_bytes(module: nn.Module) -> int:
                     total += tensor.numel() * tensor.element_size()
             continue
         for name, tensor in part.named_parameters(recurse=False):
-            size = 4.0
+            half = tensor.ndim == 2 and bool((tensor.half().float() == tensor).all())
+            size = 2.0 if half else 4.0
             total += _weight_bytes(tensor, size) if name == "weight" else tensor.numel() * size
         if isinstance(part, nn.BatchNorm2d):
             # folded into the convolution before it, which gains a bias

@@ -117,7 +117,7 @@ class Planner:
             "name": op.name, "op": type(op).__name__.lower(), "kernel": kernel.name, "why": choice.why,
             "knobs": dict(knobs), "bytes": constant_bytes(constants), "macs": op.macs,
             "density": 1.0 if weight is None else round(used_density(weight, getattr(op, "table", None)), 6),
-            "bits": 32 if weight is None else 8 * weight.dtype.itemsize,
+            "bits": _bits(weight, constants),
             "predicted_us": round(choice.cost.seconds * 1e6, 3),
         }  # fmt: skip
         function = kernel.emit(op, self.target, knobs)
@@ -152,6 +152,13 @@ class Planner:
 def _times(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
     """The shape of a whole batch; a single number stays one."""
     return (shape[0] * batch, *shape[1:]) if shape else ()
+
+
+def _bits(weight: NDArray[Any] | None, constants: list[NDArray[Any]]) -> int:
+    """Of a weight as it is stored."""
+    if weight is None:
+        return 32
+    return 16 if any(array.dtype == np.float16 for array in constants) else 8 * weight.dtype.itemsize
 
 
 def _binary(op: Op) -> list[Any]:

@@ -38,11 +38,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BlockDense(FloatDense):
-    """Fp32 or int8 weights, or 4-bit or 8-bit indices of a table, in blocks of some outputs x 1 input.
+    """Fp32, half-precision or int8 weights, or 4-bit or 8-bit indices of a table, in blocks of some outputs x 1 input.
 
     Attributes:
         rows: outputs of a stored block; 0 stores all.
-        weights: ``f32``, ``qs8w``, ``lut16`` or ``lut256``.
+        weights: ``f32``, ``f16w``, ``qs8w``, ``lut16`` or ``lut256``.
     """
 
     weights: str
@@ -60,9 +60,9 @@ class BlockDense(FloatDense):
             if self.rows and self.rows % (16 if target.arch == "aarch64" else target.lanes_f32):
                 return f"blocks of {self.rows} outputs do not fill a vector"
             return ""
-        if reason := refuses_weights(op, self.weights):
+        if reason := refuses_weights(op, self.weights, target):
             return reason
-        if self.weights == "f32" and not self.rows:
+        if self.weights in ("f32", "f16w") and not self.rows:
             small = self.compact(op)
             if small.inputs is None and small.outputs is None and op.table is None:
                 return "no input and no output is left out by the weights"
@@ -143,7 +143,7 @@ class BlockDense(FloatDense):
             blocks = int((-(-counts // unroll) * unroll).sum())
         else:
             blocks = panels * inputs
-        per = {"f32": 4.0, "qs8w": 1.0, "lut16": 0.5, "lut256": 1.0}[self.weights]
+        per = {"f32": 4.0, "f16w": 2.0, "qs8w": 1.0, "lut16": 0.5, "lut256": 1.0}[self.weights]
         return cost(
             target,
             batch=op.x.shape[0],

@@ -26,11 +26,25 @@ if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
 
 
+def refuses_half(weight: NDArray[Any], target: Target) -> str:
+    """Why weights cannot be stored in half precision and widened, if so: each must be a half-precision number."""
+    if target.arch == "x86_64" and "f16c" not in target.features:
+        return "the CPU cannot widen half-precision numbers"
+    with np.errstate(over="ignore"):
+        same = np.array_equal(weight.astype(np.float16).astype(np.float32), weight)
+    return "" if same else "the weights are not all half-precision numbers"
+
+
 _STRETCH = 256  # inputs that are summed before the sum is added to the others
 
 
+@dataclass(frozen=True)
 class F32Dense(Kernel):
     """Any sizes and batch; the output may be an image in its halo.
+
+    Attributes:
+        weights: ``f32``; or ``f16w``, half-precision ones, that are widened as they are loaded: half the bytes for
+        weights that are half-precision numbers anyway, and so the same answer.
 
     Knobs:
         lanes: width of a vector. vectors: vectors of outputs in a block. samples: samples that share a
@@ -39,12 +53,15 @@ class F32Dense(Kernel):
     """
 
     op = Dense
+    weights: str = "f32"
 
     def refuses(self, op: Dense, target: Target) -> str:
         if op.x.dtype != "float32" or op.weight.dtype != np.float32 or op.scale is not None or op.dynamic:
             return "input and weights must be float32"
         if any(op.x.halo) or op.x.group != 1:
             return "the input must lie without gaps"
+        if self.weights == "f16w" and (reason := refuses_half(op.weight, target)):
+            return reason
         return "" if op.y.group == 1 else "the output's channels must not be grouped"
 
     def knobs(self, op: Dense, target: Target) -> Knobs:
@@ -63,7 +80,7 @@ class F32Dense(Kernel):
         available = Runs.of(op, lanes).vectors
         x86 = target.arch == "x86_64"
         # The core's own prefetcher stops at each page; that costs a tenth where the weights come from afar.
-        ahead = 1024 if x86 and n == 1 and op.weight.nbytes > target.l2_bytes else 0
+        ahead = 1024 if x86 and n == 1 and op.weight.size * self._bytes > target.l2_bytes else 0
         for vectors, samples, splits in itertools.product(range(1, 25), (1, 2, 3, 4, 5, 6, 8), (1, 2, 4, 8)):
             sums = vectors * samples * splits
             if vectors > available or samples > n or splits > inputs:
@@ -85,11 +102,12 @@ class F32Dense(Kernel):
         blocks = -(-runs.vectors // vectors)
         tiles = -(-n // samples)
         fma = vectors * samples
-        loads = vectors + samples * (0.25 if target.arch == "aarch64" else 1)
+        widen = 0.4 * vectors if self.weights == "f16w" else 0.0
+        loads = vectors + widen + samples * (0.25 if target.arch == "aarch64" else 1)
         step = slots(target, fma, loads, 1 / splits)
         second = target.peak_gmacs_f32 * 1e9 / target.lanes_f32
         operations = blocks * tiles * (step * inputs + fma * (splits + 2 + 2 * len(op.epilogue)) + 24)
-        nbytes = blocks * vectors * knobs["lanes"] * (inputs + 1) * 4
+        nbytes = blocks * vectors * knobs["lanes"] * (inputs * self._bytes + 4)
         reads = nbytes / (read_gbps(target, nbytes) * 1e9)
         again = (tiles - 1) * nbytes / (read_gbps(target, nbytes // blocks) * 1e9)
         # What the caches deliver and what the core computes overlap, nearly.
@@ -97,18 +115,25 @@ class F32Dense(Kernel):
         return Cost(seconds=slow + 0.1 * fast, bytes=nbytes, macs=op.macs)
 
     def constants(self, op: Dense, target: Target, knobs: Knobs) -> list[NDArray[Any]]:
-        """One stream: per block of outputs, input by input, the weights of all of them; then their biases."""
+        """One stream: per block of outputs, input by input, the weights of all of them; then their biases, which make a
+        stream of their own beside half-precision weights."""
         from edgecsi.kernels.emit import epilogue_constants
 
         outs = op.weight.shape[0]
         runs = Runs.of(op, knobs["lanes"])
         bias = op.bias if op.bias is not None else np.zeros(outs, np.float32)
+        outputs = [runs.outputs(b, knobs["vectors"]) for b in range(runs.blocks(knobs["vectors"]))]
+        if self.weights == "f16w":
+            halves = [op.weight[o].T.reshape(-1).astype(np.float16) for o in outputs]
+            biases = [bias[o].astype(np.float32) for o in outputs]
+            return [np.concatenate(halves), np.concatenate(biases), *epilogue_constants(op)]
         rows = np.concatenate([op.weight, bias[:, None]], 1).astype(np.float32)
-        blocks = [
-            rows[runs.outputs(b, knobs["vectors"])].T.reshape(-1)
-            for b in range(runs.blocks(knobs["vectors"]))
-        ]
-        return [np.concatenate(blocks), *epilogue_constants(op)]
+        return [np.concatenate([rows[o].T.reshape(-1) for o in outputs]), *epilogue_constants(op)]
+
+    @property
+    def _bytes(self) -> int:
+        """Of a weight."""
+        return 2 if self.weights == "f16w" else 4
 
     def emit(self, op: Dense, target: Target, knobs: Knobs) -> PrimFunc:
         from tvm.tirx.script import builder as T
@@ -128,8 +153,19 @@ class F32Dense(Kernel):
 
         with e.function(op, constants) as (done, buffers):
             x, w = buffers[0], buffers[len(op.inputs)]
+            half = self.weights == "f16w"
             e.zero_halo(buffers[-1], op.y)
-            finish = e.Finish(op, buffers, 1, len(op.inputs) + 1, target)
+            finish = e.Finish(op, buffers, 1, len(op.inputs) + (2 if half else 1), target)
+            per_block = width * (inputs if half else inputs + 1)
+
+            def weights_at(offset: Any) -> Any:
+                value = e.load(w, offset, lanes)
+                return T.cast(value, e.vector_type("float32", lanes)) if half else value
+
+            def biases_at(block: Any, start: Any, vector: int) -> Any:
+                if half:
+                    return e.load(buffers[len(op.inputs) + 1], block * width + vector * lanes, lanes)
+                return e.load(w, start + inputs * width + vector * lanes, lanes)
 
             def inputs_from(first: Any, count: int, sums: dict[Any, Any], start: Any, sample: Any) -> None:
                 """Add what `count` inputs contribute; `start`: weights of the first."""
@@ -138,22 +174,22 @@ class F32Dense(Kernel):
                 ]
                 for u in range(count):
                     if ahead:
-                        for line in range(0, width * 4, 64):
-                            where = T.address_of(w[start + u * width + line // 4 + ahead // 4])
+                        for line in range(0, width * self._bytes, 64):
+                            where = T.address_of(w[start + u * width + (line + ahead) // self._bytes])
                             T.evaluate(
                                 T.call_llvm_intrin(
                                     T.llvm_lookup_intrinsic_id("llvm.prefetch"), where, 0, 3, 1, dtype="void"
                                 )
                             )
-                    weights = [e.load(w, start + u * width + v * lanes, lanes) for v in range(vectors)]
-                    if samples > 1:
+                    weights = [weights_at(start + u * width + v * lanes) for v in range(vectors)]
+                    if samples > 1 or half:
                         weights = [e.let(weight) for weight in weights]
                     for s, v in grid:
                         acc = sums[s, v, u % splits]
                         e.store(acc, 0, e.load(acc, 0, lanes) + scalars[s].splat(u, lanes) * weights[v])
 
             with e.serial(runs.blocks(vectors)) as block, e.serial(-(-n // samples)) as tile:
-                start = e.let(block * (width * (inputs + 1)))
+                start = e.let(block * per_block)
                 sample = e.let(overlap(tile, samples, n))
                 sums = {(s, v, p): e.registers(lanes) for s, v in grid for p in range(splits)}
                 totals = {(s, v): e.registers(lanes) for s, v in grid}
@@ -175,7 +211,7 @@ class F32Dense(Kernel):
                         e.store(totals[s, v], 0, total)
 
                 for s, v in grid:
-                    e.store(totals[s, v], 0, e.load(w, start + inputs * width + v * lanes, lanes))
+                    e.store(totals[s, v], 0, biases_at(block, start, v))
                 if whole := inputs // _STRETCH:
                     with e.serial(whole) as stretch:
                         sum_up(stretch * _STRETCH, _STRETCH)

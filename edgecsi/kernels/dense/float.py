@@ -13,6 +13,7 @@ from edgecsi.kernels.base import Kernel, Knobs
 from edgecsi.kernels.dense.estimate import (
     indices_per_load,
 )
+from edgecsi.kernels.dense.f32_dense import refuses_half
 from edgecsi.kernels.dense.loop import Loop, multiply
 from edgecsi.kernels.dense.results import Results, spill_bytes, spills
 from edgecsi.kernels.dense.sparse import (
@@ -151,17 +152,27 @@ class FloatDense(Kernel):
         return done.done()
 
 
+_KINDS: dict[str, type[np.generic]] = {"f32": np.float32, "qs8w": np.int8}
+
+
 def stored_weights(op: Dense, weights: str) -> NDArray[Any]:
     """The weights as a kernel of this kind stores them; fp32 ones are taken out of their table here."""
+    if weights == "f16w":
+        with np.errstate(over="ignore"):
+            return op.weight.astype(np.float16)
     return op.dense_weight() if weights == "f32" else op.weight
 
 
-def refuses_weights(op: Dense, weights: str) -> str:
-    """Why fp32 or int8 weights cannot be stored, if so."""
-    kind = np.int8 if weights == "qs8w" else np.float32
+def refuses_weights(op: Dense, weights: str, target: Target) -> str:
+    """Why fp32, half-precision or int8 weights cannot be stored, if so."""
     if op.table is not None and (weights != "f32" or op.table.size <= 16):
         return "the weights are indices of a table"
-    return "" if stored_weights(op, weights).dtype == kind else f"the weights are not {np.dtype(kind)}"
+    if weights == "f16w":
+        if op.weight.dtype != np.float32:
+            return "the weights are not float32"
+        return refuses_half(op.weight, target)
+    kind = np.dtype(_KINDS[weights])
+    return "" if stored_weights(op, weights).dtype == kind else f"the weights are not {kind}"
 
 
 def _copy(op: Dense, target: Target, x: Any, scratch: Any, stride: int, inputs: Any | None) -> None:

@@ -51,7 +51,7 @@ class SliceDense(FloatDense):
     def refuses(self, op: Dense, target: Target) -> str:
         if reason := super().refuses(op, target):
             return reason
-        if reason := refuses_weights(op, self.weights):
+        if reason := refuses_weights(op, self.weights, target):
             return reason
         if target.lanes_f32 != self.rows:
             return f"{target.id} has {target.lanes_f32} lanes, not {self.rows}"

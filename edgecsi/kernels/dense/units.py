@@ -33,7 +33,7 @@ class FloatUnit:
 
     def __init__(self, lanes: int, outputs: int, dtype: str, raw: bool = False) -> None:
         self.lanes, self.outputs, self.dtype, self.raw = lanes, outputs, dtype, raw
-        self.steps = 1.0 if dtype == "float32" else 2.0 if lanes > 4 else 3.0
+        self.steps = 1.0 if dtype == "float32" else 2.0 if lanes > 4 or dtype == "float16" else 3.0
 
     @property
     def elements(self) -> int:

@@ -12,12 +12,18 @@ _VNNI = ("avx512_vnni", "avx_vnni")
 
 KERNELS: tuple[Kernel, ...] = (
     F32Dense("f32_dense"),
+    F32Dense("f32_f16w_dense", weights="f16w"),
     # fp32 activations: without unused inputs and outputs, or with weights that were taken out of a table
     BlockDense("f32_compact_dense", weights="f32"),
     # blocks of N outputs x 1 input
     BlockDense("f32_bsr4x1_dense", weights="f32", rows=4),
     BlockDense("f32_bsr8x1_dense", weights="f32", rows=8),
     BlockDense("f32_bsr16x1_dense", weights="f32", rows=16),
+    # half-precision weights, without unused inputs and outputs, and in blocks
+    BlockDense("f32_f16w_compact_dense", weights="f16w"),
+    BlockDense("f32_f16w_bsr4x1_dense", weights="f16w", rows=4),
+    BlockDense("f32_f16w_bsr8x1_dense", weights="f16w", rows=8),
+    BlockDense("f32_f16w_bsr16x1_dense", weights="f16w", rows=16),
     # int8 weights, all stored, and in blocks
     BlockDense("f32_qs8w_dense", weights="qs8w"),
     BlockDense("f32_qs8w_bsr4x1_dense", weights="qs8w", rows=4),
