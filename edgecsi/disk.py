@@ -106,7 +106,8 @@ def whole(path: Path, fix: str = ANOTHER) -> Iterator[Path]:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
         if handle >= 0:
-            os.close(handle)
+            with suppress(OSError):  # it holds the lock only: what was written went through another one
+                os.close(handle)
 
 
 class _Enough(Exception):
@@ -164,7 +165,8 @@ def held(folder: Path) -> Iterator[None]:
         yield
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-        os.close(handle)
+        with suppress(OSError):
+            os.close(handle)
 
 
 def sweep(folder: Path) -> None:

@@ -42,6 +42,24 @@ def fuzz(minutes: float, only: str, to: Path) -> None:
         raise SystemExit(6)
 
 
+@main.command()
+@click.option("--only", default="", help="Only works with this in their name.")
+@click.option("--every", type=click.IntRange(1), default=1, help="Only each n-th system call.")
+@click.option(
+    "--to", type=click.Path(path_type=Path), default=RESULTS / "reliability-faults.json", show_default=True,
+    help="Other works that are in this file stay.",
+)  # fmt: skip
+def faults(only: str, every: int, to: Path) -> None:
+    """A disk that fails, and a kill, at every system call."""
+    from edgecsi.results.reliability.faults import inject
+
+    before = json.loads(to.read_text()) if to.exists() else {}
+    found = inject(only, every, lambda text: click.echo(text))
+    _write(to, before | found)
+    if any(work["findings"] for work in found.values()):
+        raise SystemExit(6)
+
+
 def _write(path: Path, tree: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.new")

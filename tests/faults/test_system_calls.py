@@ -1,0 +1,19 @@
+"""A part of the campaign of docs/reliability.md: system calls that fail while edgecsi works."""
+
+from __future__ import annotations
+
+import pytest
+
+from edgecsi.results.reliability.faults import inject
+
+
+@pytest.mark.parametrize(
+    ("work", "every", "points"), [("write", 1, 60), ("compress", 40, 5), ("build", 60, 5)]
+)
+def test_whatever_call_fails_the_output_is_whole(work: str, every: int, points: int) -> None:
+    found = inject(work, every)
+    assert found
+    for name, tried in found.items():
+        assert not tried["findings"], name
+        assert set(tried["outcomes"]) <= {"finished", "refused", "killed"}
+    assert sum(sum(tried["points"].values()) for tried in found.values()) >= points
