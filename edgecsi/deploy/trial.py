@@ -58,7 +58,7 @@ def prove(remote: Remote, bundle: Bundle, runner: str, release: str, deadline: f
             at += tensor.size
             largest = float(np.abs(expected[:, part]).max())
             off = float(np.abs(found[:, part] - expected[:, part]).max())
-            if not off <= allowed * largest:
+            if not (off <= allowed * largest and math.isfinite(largest)):
                 much = (
                     f"{off / largest:.2g} of the largest output"
                     if largest and math.isfinite(off)

@@ -7,17 +7,19 @@ time; and the next deployment succeeds without anybody touching the device. The 
 
 from __future__ import annotations
 
-import time
+import os
+import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from edgecsi.bundle import Bundle
-from edgecsi.deploy import Options, deploy
-from edgecsi.errors import EdgecsiError
+from edgecsi.deploy import Options, deploy, rollback
+from edgecsi.errors import DeviceError, EdgecsiError
 from tests.deploy.conftest import active, place
-from tests.deploy.faults import count
+from tests.deploy.faults import count, recover, strike
 from tests.deploy.simulated import Plan, Simulated
 
 ENTRIES = ["decoder", "encoder", "full", "pair"]  # the trial run
@@ -26,42 +28,7 @@ DEPLOY = [
     *(*ENTRIES, "activate", "prune", "unlock"),
 ]
 SCRIPTED = [n for n, step in enumerate(DEPLOY, 1) if n > DEPLOY.index("lock") and step not in ENTRIES]
-BOUND_SECONDS = 20.0
 Device = Callable[[], Path]
-
-
-def strike(
-    bundles: list[Bundle], home: Path, plan: Plan, *, may_succeed: bool = False
-) -> EdgecsiError | None:
-    """Deploy build 2 where build 1 is active, with a fault; checks what must hold after any."""
-    faulty, begin, error = Simulated(home, plan), time.monotonic(), None
-    try:
-        deploy(bundles[1], faulty, Options(wait=5))
-    except EdgecsiError as caught:
-        error = caught
-    assert time.monotonic() - begin < BOUND_SECONDS
-    old, new = bundles[0].manifest.digest, bundles[1].manifest.digest
-    if error is not None:
-        assert all((error.what, error.why, error.fix)), error
-    else:
-        assert may_succeed or not faulty.struck, "the fault went unnoticed"
-        assert active(home) == new
-    assert active(home) in (old, new)
-    recover(bundles, home)
-    return error
-
-
-def recover(bundles: list[Bundle], home: Path) -> None:
-    """The next deployment, by anybody, needs no help, and leaves nothing behind."""
-    old, new = bundles[0].manifest.digest, bundles[1].manifest.digest
-    begin = time.monotonic()
-    deploy(bundles[1], Simulated(home), Options(wait=5))
-    assert time.monotonic() - begin < BOUND_SECONDS
-    assert active(home) == new
-    assert active(home, "previous") == old
-    assert not list((place(home) / "incoming").iterdir())
-    assert not (place(home) / "lock").is_symlink()
-    assert {path.name for path in (place(home) / "releases").iterdir()} == {old, new}
 
 
 def test_a_deployment_has_the_messages_the_plans_count(bundles: list[Bundle], device: Device) -> None:
@@ -86,8 +53,8 @@ def test_what_is_sent_does_not_arrive_as_it_left(bundles: list[Bundle], device: 
             count({"cut": "connection drops inside a file", "flip": "a byte flips on the way"}[kind])
 
 
-def _commands(bundles: list[Bundle], home: Path) -> list[int]:
-    """How many commands each message of a deployment runs."""
+def _counted(home: Path, work: Callable[[Simulated], object]) -> list[int]:
+    """How many commands the device ran for each message."""
     counts: list[int] = []
 
     class Counting(Simulated):
@@ -96,7 +63,7 @@ def _commands(bundles: list[Bundle], home: Path) -> list[int]:
             counts.append(self.commands)
             return done
 
-    deploy(bundles[1], Counting(home))
+    work(Counting(home))
     return counts
 
 
@@ -105,7 +72,7 @@ def _commands(bundles: list[Bundle], home: Path) -> list[int]:
 def test_the_device_dies_before_any_command(
     bundles: list[Bundle], device: Device, kind: str, message: int
 ) -> None:
-    commands = _commands(bundles, device())[message - 1]
+    commands = _counted(device(), lambda remote: deploy(bundles[1], remote))[message - 1]
     # The first commands only define functions' names and settings: one strike stands for them.
     for command in _spread(commands, 6 if DEPLOY[message - 1] in CHANGING else 2):
         error = strike(bundles, device(), Plan(**{kind: (message, command)}), may_succeed=True)
@@ -123,3 +90,114 @@ CHANGING = {"lock", "stage", "settle", "activate", "prune"}
 def _spread(commands: int, points: int) -> Iterator[int]:
     """The last commands, where the work is done."""
     yield from range(max(1, commands - points + 1), commands + 1)
+
+
+FULL, READ_ONLY, DENIED, IO = (
+    "No space left on device",
+    "Read-only file system",
+    "Permission denied",
+    "Input/output error",
+)
+
+
+@pytest.mark.parametrize(
+    ("tool", "says"),
+    [
+        *(("cat", FULL), ("cp", FULL), ("mkdir", FULL), ("ln", FULL), ("mv", FULL), ("sync", FULL)),
+        *(("mkdir", READ_ONLY), ("ln", READ_ONLY), ("mkdir", DENIED), ("ln", DENIED), ("mv", DENIED)),
+        *(("sync", IO), ("sha256sum", IO), ("cat", IO)),
+    ],
+)
+def test_the_devices_disk_refuses(bundles: list[Bundle], device: Device, tool: str, says: str) -> None:
+    home = device()
+    dry = Simulated(home, Plan(tool=(tool, 10**6, "")))
+    deploy(bundles[1], dry)
+    uses = int(dry.faulty_use().read_text())
+    for use in range(1, min(uses, 4) + 1):
+        error = strike(bundles, device(), Plan(tool=(tool, use, says)), may_succeed=True)
+        if error is not None and says in error.why:
+            assert "deploy again" not in error.fix, error  # the fix is the disk's
+        count(f"the device says: {says}")
+
+
+@pytest.mark.parametrize("message", range(1, len(DEPLOY) + 1), ids=lambda n: f"{n}-{DEPLOY[n - 1]}")
+@pytest.mark.parametrize("kind", ["die_before", "die_after"])
+def test_this_side_is_killed(bundles: list[Bundle], device: Device, kind: str, message: int) -> None:
+    home = device()
+    child = os.fork()
+    if child == 0:  # killed by the plan, like kill -9
+        try:
+            deploy(bundles[1], Simulated(home, Plan(**{kind: message})))
+        finally:
+            os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert active(home) in (bundles[0].manifest.digest, bundles[1].manifest.digest)
+    recover(bundles, home)
+    count("our process killed at a message")
+
+
+ROLLBACK = ["lock", "rollback", "unlock"]
+
+
+def _rolled_back(bundles: list[Bundle], home: Path, plan: Plan) -> EdgecsiError | None:
+    """Go back from build 2 to build 1 with a fault; afterwards either runs, and the next rollback works."""
+    one, two = bundles[0].manifest.digest, bundles[1].manifest.digest
+    deploy(bundles[1], Simulated(home))
+    error = None
+    try:
+        rollback(Simulated(home, plan), "tiny-net", Options(wait=5))
+    except EdgecsiError as caught:
+        error = caught
+    now = active(home)
+    assert {now, active(home, "previous")} == {one, two}
+    assert error is not None or now == one
+    again = rollback(Simulated(home), "tiny-net", Options(wait=5))
+    assert again.previous == now
+    assert active(home) == again.digest != now
+    return error
+
+
+@pytest.mark.parametrize("message", range(1, len(ROLLBACK) + 1), ids=ROLLBACK)
+@pytest.mark.parametrize("kind", ["drop_before", "drop_after", "kill_at", "reboot_at"])
+def test_a_rollback_is_interrupted(bundles: list[Bundle], device: Device, kind: str, message: int) -> None:
+    if kind.startswith("drop"):
+        assert _rolled_back(bundles, device(), Plan(**{kind: message})) is not None
+        count("rollback interrupted")
+        return
+    home = device()
+    deploy(bundles[1], Simulated(home))
+    counts = _counted(home, lambda remote: rollback(remote, "tiny-net"))
+    for command in _spread(counts[message - 1], 8 if ROLLBACK[message - 1] == "rollback" else 1):
+        _rolled_back(bundles, device(), Plan(**{kind: (message, command)}))
+        count("rollback interrupted")
+
+
+def test_there_is_nothing_to_go_back_to(bundles: list[Bundle], device: Device) -> None:
+    home = device()
+    with pytest.raises(DeviceError, match="has no previous release"):
+        rollback(Simulated(home), "tiny-net")
+    assert active(home) == bundles[0].manifest.digest
+    count("rollback impossible")
+
+
+@pytest.mark.parametrize("damage", ["libtiny-net.so", "manifest.json", "golden.npz", "gone", "dangling"])
+def test_a_damaged_previous_release_is_not_activated(
+    bundles: list[Bundle], device: Device, damage: str
+) -> None:
+    home = device()
+    deploy(bundles[1], Simulated(home))
+    previous = (place(home) / "previous").resolve()
+    if damage == "gone":
+        shutil.rmtree(previous)
+    elif damage == "dangling":
+        previous.rename(previous.with_name("f" * 64))
+    else:
+        data = bytearray((previous / damage).read_bytes())
+        data[len(data) // 2] ^= 1
+        (previous / damage).write_bytes(data)
+    with pytest.raises(DeviceError, match="damaged: it is not activated"):
+        rollback(Simulated(home), "tiny-net")
+    assert active(home) == bundles[1].manifest.digest
+    deploy(bundles[2], Simulated(home))
+    assert active(home) == bundles[2].manifest.digest
+    count("rollback impossible")
