@@ -66,6 +66,7 @@ def lower(functions: Mapping[str, tvm.tirx.PrimFunc], target: Target) -> tvm.IRM
         _raw_pointers(),
         # Without LowerTVMBuiltin, which would take local arrays from the heap, they lie on the stack.
         flat.LowerIntrin(),
+        _not_equal_if_not_a_number(),
     ]
     return tvm.transform.Sequential(passes)(tvm.IRModule(named))
 
@@ -87,6 +88,30 @@ def _raw_pointers() -> tvm.ir.transform.Pass:
         return tvm.IRModule({g: unpack(f) for g, f in mod.functions.items()})
 
     return tvm.transform.module_pass(run, opt_level=0, name="edgecsi.RawPointers")
+
+
+def _not_equal_if_not_a_number() -> tvm.ir.transform.Pass:
+    """``a != b`` is true if one is not a number, as everywhere else: LLVM gets from TVM a comparison that is false then.
+
+    Last of all, since TVM's simplifier would turn it back.
+    """
+    import tvm
+    import tvm_ffi
+    from tvm import tirx
+
+    def negated(compared: tvm.tirx.NE) -> tvm.ir.PrimExpr:
+        if "float" not in str(compared.a.ty):
+            return compared
+        return tirx.Not(tirx.EQ(compared.a, compared.b))
+
+    def run(mod: tvm.IRModule, _context: object) -> tvm.IRModule:
+        functions = {
+            g: f.with_body(tvm_ffi.structural_map(f.body, (tirx.NE, negated)))
+            for g, f in mod.functions.items()
+        }
+        return tvm.IRModule(functions)
+
+    return tvm.transform.module_pass(run, opt_level=0, name="edgecsi.NotEqualIfNotANumber")
 
 
 def compile_module(functions: Mapping[str, tvm.tirx.PrimFunc], target: Target) -> tvm.runtime.Module:

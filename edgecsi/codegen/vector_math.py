@@ -143,6 +143,19 @@ def use_vector_math() -> None:
         tirx.register_intrin_lowering(f"tirx.{name}", target="llvm", f=rule(function, name), level=20)
 
 
+def is_nan(x: Expr) -> Expr:
+    """Whether numbers are none, fp32 or fp64. By their bits, since TVM takes ``x != x`` for false."""
+    from tvm import tirx
+
+    bits, rest, infinity = (
+        ("int64", (1 << 63) - 1, 0x7FF << 52)
+        if "float64" in str(x.ty)
+        else ("int32", (1 << 31) - 1, 0xFF << 23)
+    )
+    kind = _typed(bits, x)
+    return (tirx.reinterpret(kind, x) & tirx.const(rest, kind)) > tirx.const(infinity, kind)
+
+
 def _exp_parts(x: Expr, then: Callable[[Expr, Expr], Expr]) -> Expr:
     """`then(mantissa, exponent)` with exp(x) = mantissa * 2^exponent, for |x| < 128."""
 

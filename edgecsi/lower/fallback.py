@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgecsi.codegen.vector_math import is_nan
 from edgecsi.errors import UnsupportedOperators
 from edgecsi.lower.graph import Graph, Node, Value
 
@@ -177,7 +178,20 @@ def vectorise(function: tvm.tirx.PrimFunc, lanes: int) -> tvm.tirx.PrimFunc:
                 schedule.decompose_reduction(block, reduce[0])
         except s_tir.ScheduleError:
             continue
-    return schedule.mod["main"]
+    return _keep_nan(schedule.mod["main"])
+
+
+def _keep_nan(function: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
+    """The function with fp32 maxima and minima that are not a number where either operand is none, as in PyTorch; TVM's
+    are the second operand then. After scheduling, which knows reductions by their form."""
+    import tvm_ffi
+    from tvm import tirx
+
+    def kept(one: Any) -> Any:
+        return tirx.Select(is_nan(one.a), one.a, one) if "float" in str(one.ty) else one
+
+    body = tvm_ffi.structural_map(function.body, [(tirx.Max, kept), (tirx.Min, kept)])
+    return function.with_body(body)
 
 
 def _reduce_in_lanes(schedule: Any, block: Any, reduce: list[Any], lanes: int) -> None:

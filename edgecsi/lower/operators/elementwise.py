@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from edgecsi.codegen.vector_math import is_nan
+
 if TYPE_CHECKING:
     from edgecsi.lower.import_torch import Call
 
@@ -190,7 +192,20 @@ def elementwise(call: Call, function: Callable[..., Any], *tensors: Any, name: s
 
 
 def _compare(name: str) -> Callable[[Call], Any]:
-    return _binary(name)
+    """A tensor compared with itself asks where it is not a number; TVM would answer at once, and wrongly."""
+
+    def convert(call: Call) -> Any:
+        from tvm import tirx
+
+        x = call["self"]
+        itself = name in ("equal", "not_equal") and call.arguments["self"] is call.arguments["other"]
+        if not itself or str(x.ty.dtype) not in FLOATS:
+            return _binary(name)(call)
+        return elementwise(
+            call, lambda v: is_nan(v) if name == "not_equal" else tirx.Not(is_nan(v)), x, name=name
+        )
+
+    return convert
 
 
 def _logical(name: str) -> Callable[[Call], Any]:
@@ -434,9 +449,9 @@ def _not_finite(name: str) -> Callable[[Call], Any]:
 
             big = tirx.const(float("inf"), dtype)
             if name == "isnan":
-                return tirx.NE(v, v)
+                return is_nan(v)
             infinite = tirx.any(tirx.EQ(v, big), tirx.EQ(v, -big))
-            return infinite if name == "isinf" else tirx.Not(tirx.any(infinite, tirx.NE(v, v)))
+            return infinite if name == "isinf" else tirx.Not(tirx.any(infinite, is_nan(v)))
 
         return elementwise(call, test, x, name=name)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgecsi.codegen.vector_math import is_nan
 from edgecsi.lower.operators.elementwise import FLOATS, computed
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def largest_of(dtype: str, *, largest: bool = True) -> Any:
 
     def better(a: Any, b: Any) -> Any:
         first = a > b if largest else a < b
-        return tirx.Select(tirx.any(first, tirx.NE(a, a)) if dtype in FLOATS else first, a, b)
+        return tirx.Select(tirx.any(first, is_nan(a)) if dtype in FLOATS else first, a, b)
 
     def start(kind: str) -> Any:
         if kind in FLOATS:
@@ -147,7 +148,7 @@ def _where_most(*, largest: bool) -> Callable[[Call], Any]:
                 found, wanted = t(*at), most(*indices[:dim], 0, *indices[dim:])
                 same = tirx.EQ(found, wanted)
                 if floating:
-                    same = tirx.any(same, tirx.NE(found, found))
+                    same = tirx.any(same, is_nan(found))
                 last = tirx.const(shape[dim] - 1, "int64")
                 return te.min(tirx.Select(same, tirx.Cast("int64", over), last), axis=over)
 
@@ -213,7 +214,7 @@ def _sort(call: Call) -> Any:
             before = other > mine if descending else other < mine
             same = tirx.EQ(other, mine)
             if floating:
-                lost, other_lost = tirx.NE(mine, mine), tirx.NE(other, other)
+                lost, other_lost = is_nan(mine), is_nan(other)
                 over_all = (
                     tirx.all(other_lost, tirx.Not(lost))
                     if descending
