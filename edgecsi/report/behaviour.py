@@ -47,9 +47,10 @@ def over_time(result: Result) -> list[Part]:
     if run is None or not run.seconds:
         return []
     seconds = run.seconds
+    long = f"{seconds[-1].at + 1:.0f} s"
     words = {
-        "steady": f"It is steady: {len(seconds)} s long, and the last tenth is {run.change:+.1%} against the first.",
-        "drifts": f"It drifts: the last tenth of {len(seconds)} s is {run.change:+.1%} against the first.",
+        "steady": f"It is steady: over {long}, the last tenth is {run.change:+.1%} against the first.",
+        "drifts": f"It drifts: the last tenth of {long} is {run.change:+.1%} against the first.",
         "throttles": f"It throttles: {run.change:+.1%}"
         + (f", after {run.since:.0f} s." if run.since is not None else "."),
     }[run.trend]
@@ -72,6 +73,7 @@ def over_time(result: Result) -> list[Part]:
             f"{sum(s.calls for s in seconds):,} calls. The slowest took {number(max(s.maximum for s in seconds))} µs.",
         ),
     ]
+    unread = []
     for title, unit, values in (
         ("Temperature", "°C", [(s.at, s.temperature) for s in seconds]),
         ("Frequency", "MHz", [(s.at, s.frequency) for s in seconds]),
@@ -80,8 +82,8 @@ def over_time(result: Result) -> list[Part]:
         if any(value is not None for _, value in values):
             parts.append(Chart(title, svg.over_time(title, [svg.Line(title, values, 2)], unit)))
         else:
-            parts.append(Text(f"{title}: could not be read, or no meter was declared."))
-    return parts
+            unread.append("Power: no meter was declared." if unit == "W" else f"{title}: could not be read.")
+    return [*parts, *([Text(" ".join(unread))] if unread else [])]
 
 
 def periodic(result: Result) -> list[Part]:

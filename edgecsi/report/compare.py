@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from edgecsi.bench.result import Engine, Result
+from edgecsi.bench.result import Engine, LayerTime, Result
 from edgecsi.bench.statistics import NEEDED, Interval, median_interval, percentile, quantile_interval
 from edgecsi.errors import DataError, UsageError
 from edgecsi.report.read import Shown
@@ -351,9 +351,9 @@ def _exact(one: Result, other: Result) -> list[Change]:
 
 def _layers(one: Result, other: Result) -> list[Change]:
     changes = []
-    new_layers = {layer.name: layer for layer in other.layers}
-    for old in one.layers:
-        new = new_layers.get(old.name)
+    new_layers = _by_name(other.layers)
+    for key, old in _by_name(one.layers).items():
+        new = new_layers.get(key)
         if new is None or old.us <= 0:
             continue
         ratio = new.us / old.us
@@ -374,6 +374,14 @@ def _layers(one: Result, other: Result) -> list[Change]:
             )
         )
     return changes
+
+
+def _by_name(layers: Sequence[LayerTime]) -> dict[tuple[str, int], LayerTime]:
+    """Layers by name; a layer of the network may be several calls, told apart by their order."""
+    found: dict[tuple[str, int], LayerTime] = {}
+    for layer in layers:
+        found[layer.name, sum(name == layer.name for name, _ in found)] = layer
+    return found
 
 
 def _loss(change: Change) -> float:

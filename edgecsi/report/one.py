@@ -83,7 +83,10 @@ def verdict(shown: Shown) -> tuple[str, ...]:
 def sections(shown: Shown, baseline: str | None) -> list[Section]:
     """All sections of one result, in the order in which they are read."""
     found = [
-        Section("Against other engines", tuple(engines(shown, baseline))),
+        Section(
+            "Latency" if len(shown.result.engines) < 2 else "Against other engines",
+            tuple(engines(shown, baseline)),
+        ),
         Section("Distribution", tuple(distribution(shown))),
         Section("Where the time goes", tuple(layers(shown.result))),
         Section("Samples a second", tuple(throughput(shown.result))),

@@ -86,7 +86,7 @@ def histogram(title: str, distribution: Distribution, marks: Sequence[tuple[str,
     low = 0.0 if from_zero else edges[0] - 0.06 * (high - edges[0])
     x = _Scale(low, high, _left, WIDTH - _right)
     densities = [c / (b - a) for c, a, b in zip(counts, edges, edges[1:], strict=False)]
-    y = _Scale(0, max(densities) or 1.0, 150, 34)
+    y = _Scale(0, max(densities) or 1.0, 150, 44)
     parts = [_x_axis(x, 150, "µs", broken=not from_zero)]
     for count, density, a, b in zip(counts, densities, edges, edges[1:], strict=False):
         if count:
@@ -104,7 +104,7 @@ def cumulative(
 ) -> Markup:
     """Shares of calls at most as slow, from zero, one curve an engine."""
     most = max(share[0] for _, d in curves for share in d.shares if share[1] <= 0.995 or len(d.shares) == 1)
-    x, y = _Scale(0, most * 1.05 or 1.0, _left, WIDTH - _right), _Scale(0, 1, 170, 34)
+    x, y = _Scale(0, most * 1.05 or 1.0, _left, WIDTH - _right), _Scale(0, 1, 170, 44)
     parts = [_x_axis(x, 170, "µs")]
     for share in (0.25, 0.5, 0.75, 1.0):
         parts.append(f'<path class="grid" d="M{_left} {y(share):.1f}H{WIDTH - _right}"/>')
@@ -196,7 +196,8 @@ def _x_axis(x: _Scale, y: float, unit: str, broken: bool = False, always_unit: b
     parts = [f'<path class="axis" d="M{x.begin:.0f} {y:.0f}H{x.end:.0f}"/>']
     for tick in x.ticks(5):
         parts.append(
-            f'<path class="axis" d="M{x(tick):.1f} {y:.0f}v4"/>' + _text(x(tick), y + 15, _tick(tick), "m")
+            f'<path class="axis" d="M{x(tick):.1f} {y:.0f}v4"/>'
+            + _text(min(x(tick), WIDTH - 24), y + 15, _tick(tick), "m")
         )
     if broken:
         parts.append(f'<path class="axis" d="M{x.begin:.0f} {y:.0f}h4l2 -5l4 10l2 -5"/>')
@@ -206,15 +207,19 @@ def _x_axis(x: _Scale, y: float, unit: str, broken: bool = False, always_unit: b
 
 
 def _marks(x: _Scale, marks: Sequence[tuple[str, float]], bottom: float) -> str:
-    """Vertical lines with their names above, on two rows so that neighbours stay apart."""
-    parts = []
-    for index, (name, value) in enumerate(marks):
-        level = 12 if index % 2 == 0 else 26
-        anchor = "e" if x(value) > WIDTH - 76 else ""
-        at = x(value) + (-3 if anchor else 3)
+    """Vertical lines with their names above, on rows so that neighbours stay apart."""
+    parts: list[str] = []
+    free = [0.0] * 3  # where the last name of each row ends
+    for name, value in sorted(marks, key=lambda mark: mark[1]):
+        text = f"{name} {number(value)}"
+        width, at = 6.6 * len(text), x(value)
+        row = next((i for i, end in enumerate(free) if end < at), 2)
+        to_left = at + width > WIDTH
+        free[row] = at if to_left else at + 6 + width
+        level = 12 + 13 * row
         parts.append(
-            f'<path class="mark" d="M{x(value):.1f} {level - 8}V{bottom:.0f}"/>'
-            + _text(at, level, f"{name} {number(value)}", anchor)
+            f'<path class="mark" d="M{at:.1f} {level - 8}V{bottom:.0f}"/>'
+            + _text(at + (-3 if to_left else 3), level, text, "e" if to_left else "")
         )
     return "".join(parts)
 

@@ -127,6 +127,20 @@ def test_bytes_nmse_and_layers_are_compared_and_never_fail() -> None:
     assert not found.worse_than(0.0)
 
 
+def test_calls_of_one_layer_are_told_apart_by_their_order() -> None:
+    (layer,) = NORMAL.layers
+    calls = (dataclasses.replace(layer, kernel="elementwise", us=0.3), layer)
+    found = compare(
+        shown(dataclasses.replace(NORMAL, layers=calls)), shown(dataclasses.replace(NORMAL, layers=calls))
+    )
+    layers = [change for change in found.changes if change.what.startswith("layer")]
+    assert [change.what for change in layers] == [
+        "layer encoder.fc (elementwise)",
+        "layer encoder.fc (f32_dense)",
+    ]
+    assert {change.verdict for change in layers} == {"same"}
+
+
 def test_counts_of_instructions_are_exact() -> None:
     found = compare(shown(_results.emulated()), shown(_results.emulated(1_100_000)))
     assert found.changes[0].verdict == "worse"

@@ -1,0 +1,131 @@
+"""The reports in docs/reports, made of fresh measurements: ``python -m edgecsi.results.reports``.
+
+Every step is a command of edgecsi that a reader can repeat, and stands in the report it made. ``--only TEXT`` makes a
+part again; ``--anyway`` measures on a busy machine, and the reports say so.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from edgecsi import disk
+from edgecsi.errors import EdgecsiError
+from edgecsi.results.run import require_quiet, run_edgecsi
+
+BEST = "csinet-cr4+prune90-bsr16x4-int8-dynamic"
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One result: what is built, for what, and the options of ``edgecsi bench``."""
+
+    model: str
+    target: str = "host"
+    options: tuple[str, ...] = ()
+
+    @property
+    def folder(self) -> str:
+        """The bundle's."""
+        return f"{self.model.replace('+', '-')}-{self.target}"
+
+
+@dataclass(frozen=True)
+class Page:
+    """One report: its file, its title, and the results on it."""
+
+    name: str
+    title: str
+    results: tuple[Bench, ...]
+    options: tuple[str, ...] = field(default=())
+
+
+PEER = ("--against", "onnxruntime", "--model")
+COMPRESSIONS = (
+    "",
+    "+int8-weights",
+    "+int8-dynamic",
+    "+prune90",
+    "+prune90-bsr16x4-int8-dynamic",
+    "+prune90-bsr16x4-int8",
+)
+PAGES = (
+    Page("csinet-cr4", "CsiNet CR 1/4, 90 % zero and int8", (Bench(BEST, options=(*PEER, BEST, "--self-check")),)),
+    Page(
+        "compressions",
+        "CsiNet CR 1/4 in six compressions",
+        tuple(Bench(f"csinet-cr4{way}") for way in COMPRESSIONS),
+        ("--baseline", "csinet-cr4-host"),
+    ),
+    Page(
+        "devices",
+        "CsiNet CR 1/4 on three CPUs, two of them emulated",
+        (
+            Bench(BEST),
+            Bench(BEST, "rpi4", ("--device", "emulate")),
+            Bench(BEST, "rpi5", ("--device", "emulate")),
+        ),
+    ),
+    Page("invalid", "An emulated result is no latency", (Bench(BEST, "rpi5", ("--device", "emulate")),)),
+    Page(
+        "sustained",
+        "An encoder for two minutes, and at the rate of reports",
+        (
+            Bench(
+                BEST,
+                options=("--entry", "encoder", "--sustained", "2m", "--deadline", "0.5ms:p99"),
+            ),
+            Bench(BEST, options=("--entry", "encoder", "--rate", "200/s")),
+        ),
+    ),
+)  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m edgecsi.results.reports", description=__doc__)
+    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder that holds reports/")
+    parser.add_argument("--only", default="", metavar="TEXT", help="reports whose name has it")
+    parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="for every engine, at least")
+    parser.add_argument("--anyway", action="store_true", help="measure on a busy machine; reports say so")
+    chosen = parser.parse_args(arguments)
+    try:
+        if not chosen.anyway:
+            require_quiet()
+        with disk.scratch(runs=True) as scratch:
+            for page in PAGES:
+                if chosen.only in page.name:
+                    print(f"{page.name} ...", flush=True)
+                    target = chosen.docs.resolve() / "reports" / f"{page.name}.html"
+                    make(page, scratch, target, chosen.seconds)
+    except EdgecsiError as error:
+        print(f"error: {error}")
+        return error.exit_code
+    return 0
+
+
+def make(page: Page, scratch: Path, target: Path, seconds: float) -> None:
+    """Builds what is not built yet, measures, writes the report to ``target``.
+
+    Raises:
+        EdgecsiError: a step failed.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    files = []
+    for number, bench in enumerate(page.results):
+        if not (scratch / bench.folder).exists():
+            run_edgecsi(["build", bench.model, "--target", bench.target, "-o", bench.folder], scratch)
+        results = scratch / page.name
+        results.mkdir(exist_ok=True)
+        same = sum(bench.folder == other.folder for other in page.results[:number])
+        file = results / f"{bench.folder}{f'-{same + 1}' if same else ''}.json"
+        command = ["bench", bench.folder, "--seconds", f"{seconds:g}", *bench.options, "--json", str(file)]
+        run_edgecsi(command, scratch)
+        files.append(str(file))
+    run_edgecsi(["report", *files, "-o", str(target), "--title", page.title, *page.options], scratch)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
