@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -10,9 +12,11 @@ import pytest
 from edgecsi.bundle import Bundle
 from edgecsi.cli import main
 from edgecsi.deploy import ROOT, deploy, destination, rollback, status
+from edgecsi.errors import ConnectionLost
 from tests._sshd import Sshd
 from tests._sshd import sshd as sshd
 from tests.deploy.conftest import active
+from tests.deploy.faults import count
 
 pytestmark = pytest.mark.needs("sshd")
 
@@ -70,3 +74,109 @@ def test_any_folder_name_is_only_a_name(bundles: list[Bundle], sshd: Sshd, folde
     assert main(["deploy", str(bundles[0].path), sshd.spec, "--root", root]) == 0
     assert (Path(root) / "tiny-net" / "current" / "manifest.json").is_file()
     assert not (sshd.home / "x").exists()
+
+
+def _message(capsys: pytest.CaptureFixture[str], bundle: Bundle, spec: str, code: int = 5) -> str:
+    """What a deployment that fails says: three lines, and no traceback."""
+    capsys.readouterr()
+    assert main(["deploy", str(bundle.path), spec]) == code
+    said = capsys.readouterr().err
+    assert said.startswith("error: ")
+    assert len(said.splitlines()) == 3, said
+    assert "Traceback" not in said
+    return said
+
+
+def test_every_way_not_to_get_there_has_its_own_message(
+    bundles: list[Bundle], sshd: Sshd, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["deploy", str(bundles[0].path), sshd.spec]) == 0
+    said = {}
+    sshd.stop()
+    said["server down"] = _message(capsys, bundles[1], sshd.spec)
+    sshd.start("other_host")
+    said["host key changed"] = _message(capsys, bundles[1], sshd.spec)
+    sshd.stop()
+    sshd.start()
+    sshd.known_hosts.write_text("")
+    said["unknown host"] = _message(capsys, bundles[1], sshd.spec)
+    sshd.trust("host")
+    sshd.configure(key="stranger")
+    said["not let in"] = _message(capsys, bundles[1], sshd.spec)
+    sshd.configure()
+    said["no such host"] = _message(capsys, bundles[1], "ssh://no-such-host.invalid")
+    said["a host that looks like an option"] = _message(capsys, bundles[1], "ssh://-oProxyCommand=x", 2)
+    assert len({text.splitlines()[0] for text in said.values()}) == len(said)
+    assert active(sshd.home) == bundles[0].manifest.digest
+    assert main(["deploy", str(bundles[1].path), sshd.spec]) == 0
+    assert active(sshd.home) == bundles[1].manifest.digest
+    for _ in said:
+        count("no way to the device, over sshd")
+
+
+@pytest.mark.parametrize("step", ["lock", "stage", "receive", "verify", "settle", "run", "activate", "prune"])
+def test_the_network_goes_away_at_a_step(bundles: list[Bundle], sshd: Sshd, step: str) -> None:
+    there = destination(sshd.spec)
+    deploy(bundles[0], there.connection)
+    run, cut = there.connection.run, False
+
+    def dropping(argv: list[str], **named: object) -> object:
+        nonlocal cut
+        if step in argv[:5] and not cut:
+            cut = True
+            threading.Timer(0.5, sshd.drop).start()
+            # Nobody there knows: the step is done all the same, while the next deployment goes on.
+            argv = ["sh", "-c", 'sleep 1.5; exec "$@"', "late", *argv]
+        return run(argv, **named)  # type: ignore[arg-type]
+
+    there.connection.run = dropping  # type: ignore[method-assign, assignment]
+    with pytest.raises(ConnectionLost):
+        deploy(bundles[1], there.connection)
+    assert active(sshd.home) in {bundle.manifest.digest for bundle in bundles[:2]}
+    deploy(bundles[1], there.connection)  # connects anew, and needs no help
+    assert active(sshd.home) == bundles[1].manifest.digest
+    assert active(sshd.home, "previous") == bundles[0].manifest.digest
+    there.connection.close()
+    count("connection cut at a step, over sshd")
+
+
+def test_several_devices_have_a_table_and_one_failure_stops_the_rest(
+    bundles: list[Bundle], sshd: Sshd, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = f"{sshd.spec}{sshd.folder}/one", f"{sshd.spec}{sshd.folder}/two"
+    bad = "ssh://no-such-host.invalid"
+    assert main(["deploy", str(bundles[0].path), first, second, "--parallel", "2"]) == 0
+    assert capsys.readouterr().out.count("activated") == 2
+    arguments = ["--parallel", "1", "--json", "-"]
+    assert main(["deploy", str(bundles[1].path), bad, first, second, *arguments]) == 5
+    out, err = capsys.readouterr()
+    tried = [entry["deployed"] is not None or entry["error"] is not None for entry in json.loads(out)]
+    assert tried == [True, False, False]
+    assert "1 of 3 devices failed; 2 not tried" in err
+    assert main(["deploy", str(bundles[1].path), bad, first, second, "--max-failures", "1"]) == 5
+    assert capsys.readouterr().out.count("activated") == 2
+
+
+def test_status_and_rollback_are_verbs_of_device(
+    bundles: list[Bundle], sshd: Sshd, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["device", "rollback", sshd.spec]) == 2  # nothing is deployed
+    for bundle in bundles[:2]:
+        assert main(["deploy", str(bundle.path), sshd.spec]) == 0
+    capsys.readouterr()
+    assert main(["device", "status", sshd.spec]) == 0
+    assert "as it was deployed" in capsys.readouterr().out
+    begin = time.monotonic()
+    assert main(["device", "rollback", sshd.spec, "tiny-net"]) == 0
+    assert time.monotonic() - begin < 30  # a second where nothing else runs
+    assert active(sshd.home) == bundles[0].manifest.digest
+    (sshd.home / ROOT / "tiny-net" / "current" / "tiny-net.h").write_text("changed")
+    assert main(["device", "status", sshd.spec]) == 6
+    assert "tiny-net.h was changed" in capsys.readouterr().out
+
+
+def test_what_is_put_on_the_device_is_small(bundles: list[Bundle], sshd: Sshd) -> None:
+    assert main(["deploy", str(bundles[0].path), sshd.spec]) == 0
+    ours = [path for path in (sshd.home / ".edgecsi").rglob("*") if path.is_file() and not path.is_symlink()]
+    release = (sshd.home / ROOT / "tiny-net" / "current").resolve()
+    assert sum(path.stat().st_size for path in ours if release not in path.parents) < 1 << 20

@@ -60,6 +60,16 @@ def faults(only: str, every: int, to: Path) -> None:
         raise SystemExit(6)
 
 
+@main.command()
+def deployment() -> None:
+    """Connections, kills, power and disks that fail while a bundle is deployed."""
+    from edgecsi.results.reliability.deployment import count_faults
+
+    found = count_faults()
+    _write(RESULTS / "reliability-deployment.json", found)
+    click.echo(f"{sum(found.values())} fault points of {len(found)} kinds")
+
+
 def _write(path: Path, tree: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.new")
