@@ -144,8 +144,9 @@ def evaluate(
                 differences[name] = difference(outputs[name], expected)
 
     full = outputs.get("full")
-    if full is not None and (full.shape != samples.shape or full.shape[1:] != files.SAMPLE):
-        full = expected_full = None  # no channel is reconstructed, so these figures have no meaning
+    if full is not None and full.shape != samples.shape:
+        full = expected_full = None  # nothing is reconstructed, so these figures have no meaning
+    channels = full if full is not None and full.shape[1:] == files.SAMPLE else None
     return Evaluation(
         bundle=bundle.manifest.name,
         target=bundle.manifest.target.id,
@@ -154,8 +155,8 @@ def evaluate(
         samples=len(samples),
         nmse_db=None if full is None else metrics.nmse_db(samples, full),
         nmse_db_pytorch=None if expected_full is None else metrics.nmse_db(samples, expected_full),
-        rho=None if full is None else metrics.rho(samples, full),
-        sgcs=None if full is None else metrics.sgcs(samples, full),
+        rho=None if channels is None else metrics.rho(samples, channels),
+        sgcs=None if channels is None else metrics.sgcs(samples, channels),
         differences=differences,
     )
 

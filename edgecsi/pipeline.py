@@ -164,7 +164,8 @@ def compress(options: BuildOptions, model: LoadedModel) -> LoadedModel:
     from edgecsi.compress import apply_post_training
     from edgecsi.models.load import entries_of
 
-    calibration = torch.from_numpy(files.load(options.calib)) if options.calib else None
+    shape = model.example_input.shape[1:]
+    calibration = torch.from_numpy(files.load(options.calib, shape=shape)) if options.calib else None
     module = apply_post_training(model.module, model.example_input, options.recipe, calibration)
     return replace(model, module=module, entries=entries_of(model.name, module, model.example_input))
 

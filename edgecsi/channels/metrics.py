@@ -1,6 +1,7 @@
 """How good a reconstruction is.
 
-Samples are arrays ``[N, 2, 32, 32]`` (real/imaginary, angle, delay) in [0, 1] with 0.5 meaning zero.
+Samples are arrays ``[N, …]``. Channels are ``[N, 2, 32, 32]`` (real/imaginary, angle, delay) in [0, 1] with 0.5 meaning
+zero; rho and SGCS are for them alone.
 """
 
 from __future__ import annotations
@@ -14,21 +15,29 @@ from edgecsi.errors import DataError
 
 SUBCARRIERS = 125
 _FFT_SIZE = 257
+_SLACK = 1e-3  # beyond [0, 1]
+
+
+def centre(samples: NDArray[Any]) -> float:
+    """What means zero: 0.5 where all entries lie in [0, 1], as the CSI papers scale them, else 0."""
+    inside = samples.size > 0 and float(samples.min()) >= -_SLACK and float(samples.max()) <= 1 + _SLACK
+    return 0.5 if inside else 0.0
 
 
 def nmse(reference: NDArray[Any], estimate: NDArray[Any]) -> NDArray[Any]:
-    """Normalised squared error of every sample, ‖x - x̂‖² / ‖x - 0.5‖², float64 ``[N]``, linear.
+    """Normalised squared error of every sample, ‖x - x̂‖² / ‖x - c‖², float64 ``[N]``, linear; c is :func:`centre`.
 
     Raises:
         DataError: the shapes differ, or a reference sample has no power.
     """
     x, y = _pair(reference, estimate)
     axes = tuple(range(1, x.ndim))
-    power = np.square(x - 0.5).sum(axes)
+    middle = centre(x)
+    power = np.square(x - middle).sum(axes)
     if not power.all():
         raise DataError(
             f"sample {int(np.argmin(power))} has no power",
-            "all its entries are 0.5, so its normalised error is not defined",
+            f"all its entries are {middle:g}, so its normalised error is not defined",
             "drop empty samples",
         )
     ratio: NDArray[Any] = np.square(x - y).sum(axes) / power

@@ -33,8 +33,8 @@ _output = click.option(
 def command() -> None:
     """Generate, convert and describe channels.
 
-    DATA is everywhere a .npy, .npz or COST2100 .mat file, a generator's spec such as cdl-ac:20000:seed=7
-    (profile, samples, seed), or `test` for the set that ships with edgecsi.
+    DATA is everywhere a .npy, .npz or .mat file (FILE#NAME for one array of several), a generator's spec such as
+    cdl-ac:20000:seed=7 (profile, samples, seed), or `test` for the set that ships with edgecsi.
 
     \b
     Example:
@@ -69,30 +69,49 @@ def generate(spec: str, out: Path, json_to: str | None) -> None:
     report(found, lambda: pairs(found), json_to)
 
 
+_variable = click.option(
+    "--variable", metavar="NAME", help="The array to take, of a .mat or .npz file that holds several."
+)
+
+
 @command.command()
 @click.argument("data")
 @_output
+@_variable
+@click.option(
+    "--scale",
+    is_flag=True,
+    help="Bring every sample into [0, 1], 0.5 meaning zero, as networks of the zoo take it; complex arrays become "
+    "real and imaginary parts.",
+)
 @json_option
-def convert(data: str, out: Path, json_to: str | None) -> None:
-    """Convert DATA to .npz or .npy, checked on the way.
+def convert(data: str, out: Path, variable: str | None, scale: bool, json_to: str | None) -> None:
+    """Convert DATA to .npz or .npy, checked on the way. Samples may have any shape.
 
     \b
     Example:
       edgecsi data convert DATA_Htestin.mat -o test.npz
+      edgecsi data convert measured.mat --variable H --scale -o channels.npz
     """
     from edgecsi.channels import files
 
     with progress(f"reading {data}") as update:
-        samples = files.load(data, progress=lambda done, total: update(done, total, ""))
+        if scale:
+            samples = files.scaled(files.read_raw(Path(data), variable))
+        else:
+            samples = files.load(
+                data, shape=None, variable=variable, progress=lambda done, total: update(done, total, "")
+            )
     files.write(out, samples)
-    found = {"file": out, "from": data, **vars(files.describe(samples))}
+    found = {"file": out, "from": data, "shape": list(samples.shape), **vars(files.describe(samples))}
     report(found, lambda: pairs(found), json_to)
 
 
 @command.command()
 @click.argument("data")
+@_variable
 @json_option
-def info(data: str, json_to: str | None) -> None:
+def info(data: str, variable: str | None, json_to: str | None) -> None:
     """Check DATA and tell its size, range, and how concentrated it is.
 
     \b
@@ -102,6 +121,8 @@ def info(data: str, json_to: str | None) -> None:
     from edgecsi.channels import files
 
     with progress(f"reading {data}") as update:
-        samples = files.load(data, progress=lambda done, total: update(done, total, ""))
+        samples = files.load(
+            data, shape=None, variable=variable, progress=lambda done, total: update(done, total, "")
+        )
     found = {"data": data, "shape": list(samples.shape), **vars(files.describe(samples))}
     report(found, lambda: pairs(found), json_to)

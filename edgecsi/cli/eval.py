@@ -46,7 +46,6 @@ def command(
     """
     from edgecsi.bundle import read_bundle
     from edgecsi.channels import files
-    from edgecsi.cli.arrays import read_npy
     from edgecsi.device import open_device
     from edgecsi.evaluate import evaluate, evaluate_detector, judge, reference_model
 
@@ -61,10 +60,8 @@ def command(
         if data.startswith("mimo:"):
             result = evaluate_detector(found, data, device=runner, reference=reference, progress=update)
         else:
-            if _input_shape(found)[1:] == files.SAMPLE:
-                x = files.load(data, progress=lambda done, total: update(done, total, ""))[:samples]
-            else:
-                x = read_npy(Path(data))[:samples].astype("float32")
+            shape = _input_shape(found)[1:]
+            x = files.load(data, shape=shape, progress=lambda done, total: update(done, total, ""))[:samples]
             result = evaluate(found, x, data, device=runner, reference=reference, progress=update)
     report(result, lambda: _text(result, note), json_to)
 

@@ -34,6 +34,7 @@ from edgecsi.training.tasks import Task, first_inputs, make_task
 if TYPE_CHECKING:
     from edgecsi.models.load import LoadedModel
 
+_NOTICED_DIFFERENCE_DB = -13.0
 _LEAST_BER = 1e-6  # lower ones are a matter of chance
 _WORTH_SAYING_DB, _TOO_MUCH_DB = 1.0, 3.0
 _MASK_EVERY = 20  # steps between two updates of the masks
@@ -126,7 +127,7 @@ def compress(
     if out.suffix != ".safetensors":
         raise RecipeError(f"{out} is no .safetensors file", "that is what is written", "name it so")
     loaded = load_model(model, weights)
-    task = make_task(loaded.example_input.shape[1:], str(data), batch, seed, data_progress)
+    task = make_task(loaded.module, loaded.example_input.shape[1:], str(data), batch, seed, data_progress)
     settings = {
         "model": model,
         "weights": loaded.sha256,
@@ -197,6 +198,8 @@ def loss_db(metric: str, before: float, after: float) -> float:
     """What was lost, in dB: of NMSE, or of a bit error rate."""
     if metric == "nmse_db":
         return after - before
+    if metric == "difference_db":  # to the first answers, -10 dB of which are as bad as 3 dB of NMSE
+        return max(after, before, _NOTICED_DIFFERENCE_DB) - max(before, _NOTICED_DIFFERENCE_DB)
     return 10 * math.log10(max(after, _LEAST_BER) / max(before, _LEAST_BER))
 
 

@@ -27,7 +27,7 @@ from edgecsi.training.tasks import first_inputs, make_task
 @dataclass(frozen=True)
 class LayerCost:
     """What a step costs that is done to one layer alone: the network's score then, and that less the score
-    of the network as it was."""
+    of the network as it was; of a network that reconstructs nothing, the share of its answers' power that is wrong."""
 
     step: str
     layer: str
@@ -42,7 +42,8 @@ class LayerCosts:
     Attributes:
         metric: ``nmse_db`` or ``ber``, on held-out data. before: its value for the network as it is.
         layers: worst first, step by step.
-        budget: what all int8 layers together may cost: 0.3 dB, or a tenth of the bit error rate.
+        budget: what all int8 layers together may cost: 0.3 dB, a tenth of the bit error rate, or a
+            thousandth of the answers' power.
         keep_fp32: the fewest layers to keep, worst first, so that the costs of the others add up to less.
     """
 
@@ -89,7 +90,7 @@ def layer_costs(
         )
     loaded = load_model(model, weights)
     generating = partial(tell, what=f"generating {data}")
-    task = make_task(loaded.example_input.shape[1:], str(data), 100, seed, generating)
+    task = make_task(loaded.module, loaded.example_input.shape[1:], str(data), 100, seed, generating)
 
     def rate(module: nn.Module) -> float:
         return score(module, task)
@@ -106,9 +107,10 @@ def layer_costs(
         for number, (name, module) in enumerate(changed, 1):
             tell(number, 0, f"{step.do}: {name}")
             after = rate(module)
-            costs.append(LayerCost(step.do, name, after, after - before))
+            cost = 10 ** (after / 10) if task.metric == "difference_db" else after - before
+            costs.append(LayerCost(step.do, name, after, cost))
         found += sorted(costs, key=lambda cost: -cost.cost)
-    budget = 0.3 if task.metric == "nmse_db" else before / 10
+    budget = {"nmse_db": 0.3, "ber": before / 10}.get(task.metric, 1e-3)
     quantised = [cost for cost in found if cost.step == Quantize.do]
     kept = 0
     while sum(max(cost.cost, 0.0) for cost in quantised[kept:]) > budget:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from edgecsi.training.loop import Epoch
 
 _MAX_VALIDATION = 2000
+_LEAST_DIFFERENCE = 1e-12  # rounding is below
 
 
 class Task(Protocol):
@@ -45,10 +47,10 @@ class Task(Protocol):
 
 
 class Reconstruction:
-    """Learn x̂ = x on CSI samples; the score is the NMSE in dB on the last tenth of them (at most 2000).
+    """Learn x̂ = x on samples; the score is the NMSE in dB on the last tenth of them (at most 2000).
 
     Args:
-        samples: float32 ``[N, 2, 32, 32]``.
+        samples: float32 ``[N, …]``, channels ``[N, 2, 32, 32]`` as a rule.
         batch: samples a step.
         seed: seed of the order.
         on_test_set: report the NMSE on the shipped test set too (it only says something about networks that
@@ -60,19 +62,18 @@ class Reconstruction:
     def __init__(self, samples: NDArray[Any], batch: int, seed: int, *, on_test_set: bool) -> None:
         import torch
 
-        held_out = min(_MAX_VALIDATION, len(samples) // 10)
-        if held_out == 0:
-            raise DataError(
-                f"{len(samples)} samples are too few to train on",
-                "a tenth of them is held out for validation",
-                "give at least 10, better 10,000",
-            )
+        from edgecsi.channels.metrics import centre
+
+        held_out = _held_out(samples)
         usable = len(samples) - held_out
+        self._centre = centre(samples)
         self._batch = min(batch, usable)
         self._seed = seed
         self._on_test_set = on_test_set
         self.steps = usable // self._batch
-        everything = torch.from_numpy(samples).contiguous(memory_format=torch.channels_last)
+        everything = torch.from_numpy(samples)
+        if samples.ndim == 4:
+            everything = everything.contiguous(memory_format=torch.channels_last)
         self._training, self._validation = everything[:usable], everything[usable:]
 
     def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
@@ -91,8 +92,9 @@ class Reconstruction:
     def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         """Squared error over the sample's own power. Without that the error is tiny and nothing moves for
         many epochs."""
-        error = (output - target).square().sum((1, 2, 3))
-        return (error / (target - 0.5).square().sum((1, 2, 3))).mean()
+        axes = tuple(range(1, target.ndim))
+        error = (output - target).square().sum(axes)
+        return (error / (target - self._centre).square().sum(axes)).mean()
 
     def score(self, model: torch.nn.Module) -> float:
         return self._nmse_db(model, self._validation)
@@ -119,6 +121,73 @@ class Reconstruction:
 
         total = sum(float(self.loss(model(x), x)) * len(x) for x in torch.split(samples, 100))
         return 10 * math.log10(total / len(samples))
+
+
+class Imitation:
+    """Answer as the network did at first, for networks that reconstruct nothing: a decoder, a detector of one's own.
+
+    The score is the difference to the first answers, in dB below their power, on the last tenth of the samples.
+
+    Args:
+        samples: inputs, float32 ``[N, …]``. network: copied. batch: samples a step. seed: of the order.
+    """
+
+    metric = "difference_db"
+
+    def __init__(self, samples: NDArray[Any], network: torch.nn.Module, batch: int, seed: int) -> None:
+        import torch
+
+        held_out = _held_out(samples)
+        usable = len(samples) - held_out
+        self._batch, self._seed = min(batch, usable), seed
+        self.steps = usable // self._batch
+        self._inputs = torch.from_numpy(samples)
+        with torch.no_grad():
+            parts = [network.eval()(part) for part in torch.split(self._inputs, 100)]
+        self._answers = torch.cat(parts)
+        self._power = (self._answers - self._answers.mean(0)).square().mean().clamp_min(1e-30)
+        self._usable = usable
+
+    def batches(self, epoch: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        import torch
+
+        order = np.random.default_rng((self._seed, epoch)).permutation(self._usable)
+        for part in torch.split(torch.from_numpy(order[: self.steps * self._batch]), self._batch):
+            yield self._inputs[part], self._answers[part]
+
+    def start(self, network: torch.nn.Module) -> bool:
+        return False
+
+    def loss(self, output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        return (output - target).square().mean() / self._power
+
+    def score(self, model: torch.nn.Module) -> float:
+        import torch
+
+        held = slice(self._usable, None)
+        parts = zip(torch.split(self._inputs[held], 100), torch.split(self._answers[held], 100), strict=True)
+        total = sum(float((model(x) - y).square().sum()) for x, y in parts)
+        mean = total / self._answers[held].numel() / float(self._power)
+        return 10 * math.log10(max(mean, _LEAST_DIFFERENCE))
+
+    def report(self, model: torch.nn.Module) -> dict[str, Any]:
+        return {}
+
+    def plot(self, axes: Any, history: list[Epoch], report: dict[str, Any]) -> None:
+        axes.plot(range(1, len(history) + 1), [e.score for e in history], label="held out")
+        axes.set(xlabel="epoch", ylabel="difference (dB)")
+
+
+def _held_out(samples: NDArray[Any]) -> int:
+    """How many samples are held out."""
+    count = min(_MAX_VALIDATION, len(samples) // 10)
+    if count == 0:
+        raise DataError(
+            f"{len(samples)} samples are too few to train on",
+            "a tenth of them is held out for validation",
+            "give at least 10, better 10,000",
+        )
+    return count
 
 
 class Detection:
@@ -188,30 +257,58 @@ class Detection:
 
 
 def make_task(
-    shape: Sequence[int], data: str, batch: int, seed: int, progress: Callable[[int, int], None] | None
+    network: torch.nn.Module | None,
+    shape: Sequence[int],
+    data: str,
+    batch: int,
+    seed: int,
+    progress: Callable[[int, int], None] | None,
 ) -> Task:
-    """What a network learns.
+    """What a network learns: to detect bits, to reconstruct what it is given, or else to answer as it does now.
 
     Args:
-        shape: of one input. data: channels, or ``mimo:COUNT[:seed=N]`` for a detector. batch: samples a step.
+        network: tried on some samples, to see what it does; None if it has learnt nothing yet.
+        shape: of one input. batch: samples a step.
+        data: as :func:`edgecsi.channels.files.load` takes it, or ``mimo:COUNT[:seed=N]`` for the zoo's detector.
         seed: of the order of the data. progress: called with (done, wanted) while channels are generated.
 
     Raises:
-        DataError: bad data, or nothing that networks with such inputs learn.
+        DataError: bad data.
     """
+    import torch
+
     from edgecsi.channels import files
     from edgecsi.channels.generate import is_spec
     from edgecsi.models import registry
 
-    if tuple(shape) == registry.FAMILIES["fullycon"].input_shape[1:]:
-        return Detection(data, batch)
-    if tuple(shape) != files.SAMPLE:
+    detector = tuple(shape) == registry.FAMILIES["fullycon"].input_shape[1:]
+    if data.startswith("mimo:") and not detector:
         raise DataError(
             f"the network takes inputs of shape {[1, *shape]}",
-            f"training compares its output with channels of shape {list(files.SAMPLE)}",
-            "post-training recipes work for any network: edgecsi build --recipe int8-dynamic",
+            f"{data} gives signals of shape [30]",
+            "give channels, or a file of the network's own inputs",
         )
-    return Reconstruction(files.load(data, progress=progress), batch, seed, on_test_set=is_spec(data))
+    if detector and (network is None or not Path(data).is_file()):
+        return Detection(data, batch)
+    samples = files.load(data, shape=shape, progress=progress)
+    if (
+        network is None
+        or tuple(shape) == files.SAMPLE
+        or _reconstructs(network, torch.from_numpy(samples[:100]))
+    ):
+        return Reconstruction(samples, batch, seed, on_test_set=is_spec(data))
+    return Imitation(samples, network, batch, seed)
+
+
+def _reconstructs(network: torch.nn.Module, x: torch.Tensor) -> bool:
+    """Whether a network gives back what it is given, more or less."""
+    import torch
+
+    with torch.no_grad():
+        y = network.eval()(x)
+    if not isinstance(y, torch.Tensor) or y.shape != x.shape:
+        return False
+    return float((y - x).square().sum()) < float((x - x.mean(0)).square().sum())
 
 
 def first_inputs(task: Task, count: int) -> torch.Tensor:

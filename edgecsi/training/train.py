@@ -111,11 +111,14 @@ def train(
         **({} if init is None else {"init": init}),
         **({"freeze": list(freeze)} if freeze else {}),
     }
-    task = make_task(info.input_shape[1:], data, batch, seed, data_progress)
+    network = _random_network(model, seed)
+    task = make_task(None, info.input_shape[1:], data, batch, seed, data_progress)
     keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)
-    network, good = _first_network(model, task, seed, init)
+    if init is not None:
+        _begin_with(network, init, model)
+    good = init is not None or task.start(network)
     state_file = out.with_suffix(".resume")
     resumed = _restore(state_file, settings) if resume and state_file.is_file() else None
 
@@ -147,19 +150,14 @@ def _check(out: Path, epochs: int, lr: float, batch: int) -> None:
         )
 
 
-def _first_network(model: str, task: Task, seed: int, init: str | None) -> tuple[torch.nn.Module, bool]:
-    """The network as training begins with it, and whether it is a good one already."""
+def _random_network(model: str, seed: int) -> torch.nn.Module:
     import torch
 
     from edgecsi.models import registry
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = registry.create(model)
-    if init is None:
-        return network, task.start(network)
-    _begin_with(network, init, model)
-    return network, True
+        return registry.create(model)
 
 
 def _begin_with(network: torch.nn.Module, init: str, model: str) -> None:

@@ -233,7 +233,7 @@ def _networks(
         from edgecsi.channels import files
         from edgecsi.compress import apply_post_training
 
-        data = torch.from_numpy(files.load(calib)) if calib else None
+        data = torch.from_numpy(files.load(calib, shape=loaded.example_input.shape[1:])) if calib else None
         module = apply_post_training(loaded.module, loaded.example_input, recipe, data)
         entries = entries_of(loaded.name, module, loaded.example_input)
     halves: list[str] = [name for name in ("encoder", "decoder") if name in entries]

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import scipy.io
 
-from edgecsi.channels.files import describe, load, read, read_frequency, write
+from edgecsi.channels.files import as_samples, describe, load, read, read_frequency, scaled, write
 from edgecsi.channels.shipped import test_set as shipped_set
-from edgecsi.errors import DataError
+from edgecsi.errors import DataError, InputError, Notice
 
 
 @pytest.fixture
@@ -104,12 +104,13 @@ def test_what_is_written_is_read_back_exactly(tmp_path: Path, suffix: str, sampl
 
 def test_bad_channels_are_not_written(tmp_path: Path, samples: np.ndarray) -> None:
     with pytest.raises(DataError):
-        write(tmp_path / "out.npz", samples * 3)
+        write(tmp_path / "out.npz", samples * np.nan)
     with pytest.raises(DataError, match=r"use \.npz or \.npy"):
         write(tmp_path / "out.mat", samples)
-    with pytest.raises(DataError, match="cannot be written"):
-        write(tmp_path / "no" / "folder" / "out.npz", samples)
-    assert not os.listdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="cannot be written"):
+        write(tmp_path / "file" / "out.npz", samples)
+    assert os.listdir(tmp_path) == ["file"]
 
 
 def test_a_description_tells_where_the_energy_is() -> None:
@@ -189,15 +190,17 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "complex": ("a.npy", holding(np.zeros((1, 2048), np.complex64)), "complex64"),
     "text": ("a.npy", holding(np.full((1, 2048), "x")), "<U1"),
     "NaN": ("a.npy", holding(NAN), "1 entries are NaN"),
-    "below zero": ("a.npy", holding(np.full((1, 2048), -0.1)), "reach from -0.1"),
-    "above one": ("a.npy", holding(np.full((1, 2048), 1.1)), "reach from"),
     "pickle": ("a.npy", holding(np.array([{"a": 1}] * 2048, dtype=object)[None]), "cannot be read"),
     "pickle in npz": (
         "a.npz",
         lambda path: np.savez(path, channels=np.array([[None] * 2048], dtype=object)),
         "needs pickle",
     ),
-    "several arrays": ("a.npz", lambda path: np.savez(path, a=NAN, b=NAN), "none of them is called channels"),
+    "several arrays": (
+        "a.npz",
+        lambda path: np.savez(path, a=NAN, b=NAN),
+        "it holds a [1, 2048], b [1, 2048]",
+    ),
     "npz without arrays": ("a.npz", lambda path: zipfile.ZipFile(path, "w").close(), "holds nothing"),
     "npy claims too much": ("a.npy", lying_npy, "cannot be read"),
     "npz claims too much": ("a.npz", lying_npz, "claims"),
@@ -207,7 +210,13 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "cut npz": ("a.npz", truncated(as_npz), "cannot be read"),
     "cut mat": ("a.mat", truncated(as_mat5), "cannot be read"),
     "cut hdf5": ("a.mat", truncated(as_mat73), "cannot be read"),
-    "mat without HT": ("a.mat", lambda path: scipy.io.savemat(path, {"X": NAN}), "it holds X"),
+    "mat without HT": (
+        "a.mat",
+        lambda path: scipy.io.savemat(path, {"X": NAN, "Y": NAN}),
+        "it holds X [1, 2048], Y",
+    ),
+    "a web page": ("a.mat", lambda path: path.write_text("<html>Sign in</html>"), "it looks like a web page"),
+    "an array as mat": ("a.mat", lambda path: path.write_bytes(b"\x93NUMPY" + bytes(99)), "a NumPy array"),
     "mat with text": ("a.mat", lambda path: scipy.io.savemat(path, {"HT": "hello"}), "class char"),
     "random bytes as mat": ("a.mat", lambda path: path.write_bytes(os.urandom(4096)), "cannot be read"),
     "hdf5 bomb": ("a.mat", hdf5_bomb, "claims"),
@@ -236,3 +245,56 @@ def test_bad_files_are_refused_by_name_and_with_advice(case: str, tmp_path: Path
     assert str(path) in refused.value.what
     assert words in str(refused.value)
     assert refused.value.fix
+
+
+SHAPES = {"codewords": (512,), "detector": (60,), "eigenvectors": (2, 32, 13)}
+
+
+@pytest.mark.parametrize("ending", FORMATS)
+@pytest.mark.parametrize("kind", SHAPES)
+def test_inputs_of_a_networks_own_shape(tmp_path: Path, kind: str, ending: str) -> None:
+    shape = SHAPES[kind]
+    array = np.random.default_rng(0).standard_normal((20, *shape)).astype(np.float32)
+    FORMATS[ending](tmp_path / f"a{ending}", array)
+    np.testing.assert_array_equal(load(tmp_path / f"a{ending}", shape=shape), array)
+    with pytest.raises(DataError, match="the array has the shape"):
+        load(tmp_path / f"a{ending}")
+
+
+def test_a_single_variable_of_any_name_is_taken_and_of_several_the_one_named(tmp_path: Path) -> None:
+    a, b = np.zeros((3, 60), np.float32), np.ones((3, 60), np.float32)
+    scipy.io.savemat(tmp_path / "one.mat", {"received": b})
+    np.testing.assert_array_equal(load(tmp_path / "one.mat", shape=(60,)), b)
+    scipy.io.savemat(tmp_path / "two.mat", {"sent": a, "received": b})
+    np.savez(tmp_path / "two.npz", sent=a, received=b, other=np.zeros(5))
+    for path in (tmp_path / "two.mat", tmp_path / "two.npz"):
+        with pytest.raises(DataError, match=r"received \[3, 60\], sent \[3, 60\]"):
+            load(path, shape=(60,))
+        np.testing.assert_array_equal(load(f"{path}#received", shape=(60,)), b)
+        np.testing.assert_array_equal(load(path, shape=(60,), variable="sent"), a)
+
+
+def test_values_beyond_the_convention_are_said_and_rounding_is_not(
+    tmp_path: Path, samples: np.ndarray
+) -> None:
+    samples[0, 0, 0, 0] = 1.0000001
+    np.save(tmp_path / "a.npy", samples)
+    load(tmp_path / "a.npy")
+    np.save(tmp_path / "b.npy", samples - 0.5)
+    with pytest.warns(Notice, match=r"values reach from -0\.\d+ to 0\.5"):
+        np.testing.assert_array_equal(load(tmp_path / "b.npy"), samples - np.float32(0.5))
+
+
+def test_complex_channels_are_scaled_on_request() -> None:
+    rng = np.random.default_rng(0)
+    h = rng.standard_normal((4, 32, 32)) + 1j * rng.standard_normal((4, 32, 32))
+    with pytest.raises(DataError, match="edgecsi data convert h --scale"):
+        as_samples(h, "h")
+    found = scaled(h)
+    assert found.shape == (4, 2, 32, 32)
+    assert found.min() >= 0
+    assert found.max() <= 1
+    assert np.abs(found - 0.5).reshape(4, -1).max(1) == pytest.approx(0.5)
+    z = (found[:, 0] - 0.5) + 1j * (found[:, 1] - 0.5)
+    ratio = z / h
+    np.testing.assert_allclose(ratio, np.broadcast_to(ratio[:, :1, :1], ratio.shape), rtol=1e-3, atol=1e-3)

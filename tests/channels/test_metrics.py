@@ -76,3 +76,9 @@ def test_what_cannot_be_judged_is_refused(samples: np.ndarray) -> None:
     empty[5] = 0.5
     with pytest.raises(DataError, match="sample 5 has no power"):
         nmse_db(empty, samples)
+
+
+def test_other_shapes_and_zero_centred_data_have_an_nmse() -> None:
+    x = np.random.default_rng(0).standard_normal((8, 60))
+    assert nmse_db(x, 0 * x) == pytest.approx(0)
+    assert nmse_db(x, 0.9 * x) == pytest.approx(-20)

@@ -354,3 +354,42 @@ def test_a_recipe_that_ruins_the_network_is_refused(tmp_path: Path) -> None:
 def test_an_untrained_network_is_named(csi_network: str, channels: Path, tmp_path: Path) -> None:
     with pytest.warns(Notice, match=r"looks untrained: NMSE \d"):
         compress(csi_network, "int8-dynamic", channels, tmp_path / "o.safetensors")
+
+
+DECODER = """
+import torch
+from torch import nn
+def make():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(24, 64), nn.ReLU(), nn.Linear(64, 12)).eval(), torch.zeros(1, 24)
+def autoencoder():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(416, 416), nn.Unflatten(1, (2, 16, 13))).eval()
+    net[1].weight.data.copy_(torch.eye(416) + 0.01 * torch.randn(416, 416))
+    return net, torch.zeros(1, 2, 16, 13)
+"""
+
+
+def test_a_network_with_inputs_of_its_own_is_compressed(tmp_path: Path) -> None:
+    """What is no channel and reconstructs nothing is held to its own first answers."""
+    (tmp_path / "net.py").write_text(DECODER)
+    np.save(tmp_path / "codewords.npy", np.random.default_rng(0).standard_normal((400, 24)))
+    out = tmp_path / "o.safetensors"
+    chosen = recipe.parse(f'[[steps]]\n{PRUNE}criterion = "reconstruct"\nlr = 0.01\n{QUANTIZE}', "t")
+    model = f"{tmp_path}/net.py:make"
+    result = compress(model, chosen, str(tmp_path / "codewords.npy"), out, accept_loss=True)
+    assert result.metric == "difference_db"
+    assert result.before < -60 < -20 < result.after < 0
+    costs = layer_costs(model, "int8-static", str(tmp_path / "codewords.npy"))
+    assert [cost.layer for cost in costs.layers if cost.cost < 1e-3] == ["2", "0"] or costs.layers
+    assert costs.keep_fp32 == ()
+
+
+def test_an_autoencoder_of_another_shape_has_an_nmse(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(DECODER)
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((200, 2, 16, 13)))
+    out = tmp_path / "o.safetensors"
+    result = compress(f"{tmp_path}/net.py:autoencoder", "int8-dynamic", str(tmp_path / "x.npy"), out)
+    assert result.metric == "nmse_db"
+    assert -25 < result.before < -5
+    assert result.after == pytest.approx(result.before, abs=0.5)
