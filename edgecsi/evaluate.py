@@ -12,7 +12,7 @@ from edgecsi import verdict
 from edgecsi.bundle import Bundle, Manifest
 from edgecsi.channels import files, metrics
 from edgecsi.device import Device
-from edgecsi.errors import BundleError, CheckFailed, DataError, ModelError, UsageError
+from edgecsi.errors import BundleError, CheckFailed, DataError, UsageError
 from edgecsi.verdict import Difference, difference
 
 if TYPE_CHECKING:
@@ -65,15 +65,12 @@ def reference_model(manifest: Manifest, model: str | None = None, weights: str |
     from edgecsi.models.load import load_model
 
     spec = model or manifest.model.spec
-    if model is None:
-        try:
-            registry.find(spec)
-        except ModelError as error:
-            raise UsageError(
-                f"{manifest.name} was built from {spec}, which is no model of the zoo",
-                "for safety, a bundle's word alone makes edgecsi run no other code and open no other file",
-                f"pass --model {spec}",
-            ) from error
+    if model is None and not registry.ships(spec):
+        raise UsageError(
+            f"{manifest.name} was built from {spec}, which is no model of the zoo",
+            "for safety, a bundle's word alone makes edgecsi run no other code and open no other file",
+            f"pass --model {spec}",
+        )
     shape = next(iter(manifest.entries.values())).inputs[0].shape if ":" in spec else None
     if "full" in manifest.entries and shape is not None:
         shape = manifest.entries["full"].inputs[0].shape

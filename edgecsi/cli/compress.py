@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -98,10 +99,10 @@ def command(
             progress=tell,
             data_progress=lambda done, total: update(done, total, f"generating {data}"),
         )
-    report(result, lambda: _text(result), json_to)
+    report(result, lambda: _text(result, model), json_to)
 
 
-def _text(result: CompressResult) -> str:
+def _text(result: CompressResult, model: str) -> str:
     share = result.bytes_after / result.bytes_before
     summary = {
         "model": result.path,
@@ -110,7 +111,10 @@ def _text(result: CompressResult) -> str:
     }
     steps = columns(("step", result.metric), [(step.kind, step.score) for step in result.steps])
     layers = columns(("dense layer", "non-zero"), list(result.density.items()))
-    return "\n\n".join([pairs(summary), steps, layers])
+    # a network of the user's own is code, which runs only if it is named
+    given = f"{shlex.quote(model)} --weights {shlex.quote(str(result.path))}" if ":" in model else result.path
+    build = f"next: edgecsi build {given} --target rpi4"
+    return "\n\n".join([pairs(summary), steps, layers, build])
 
 
 def _costs_text(costs: LayerCosts) -> str:

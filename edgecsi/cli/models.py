@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import click
 
 from edgecsi.cli.output import columns, json_option, pairs, report
+from edgecsi.errors import ModelError
 
 
 @click.group(invoke_without_command=True)
@@ -65,7 +67,7 @@ def command(context: click.Context, json_to: str | None) -> None:
 @json_option
 def show(name: str, json_to: str | None) -> None:
     """Show MACs and parameters per entry of the network NAME, and where its weights come from; of a compressed
-    network (MODEL+RECIPE) what was done to it, and what that cost.
+    network (MODEL+RECIPE, or a .safetensors file) what was done to it, and what that cost.
 
     \b
     Example:
@@ -75,6 +77,9 @@ def show(name: str, json_to: str | None) -> None:
     from edgecsi.models import registry
     from edgecsi.models.load import load_model
 
+    if name.endswith(".safetensors"):
+        _show_file(Path(name), json_to)
+        return
     base, _, recipe = name.partition("+")
     info = registry.find(base)
     loaded = load_model(name, allow_random=True)
@@ -105,6 +110,26 @@ def show(name: str, json_to: str | None) -> None:
         lambda: pairs(head) + "\n\n" + columns(("entry", "MACs", "parameters"), rows),
         json_to,
     )
+
+
+def _show_file(path: Path, json_to: str | None) -> None:
+    """What a file says about itself; no code that it names is run."""
+    from edgecsi.models.checkpoint_files import read_metadata
+
+    metadata = read_metadata(path)
+    lines: dict[str, object] = {"model": path, "made from": metadata.get("model", "it does not say")}
+    if "compression" in metadata:
+        try:
+            lines |= _history(_compression(metadata))
+        except (ValueError, KeyError, TypeError, ZeroDivisionError, RecursionError) as error:
+            raise ModelError(
+                f"{path} is damaged",
+                f"its record of the compression: {type(error).__name__}",
+                "compress again",
+            ) from error
+    else:
+        lines |= {f"  {key}": value for key, value in sorted(metadata.items()) if key != "model"}
+    report(metadata, lambda: pairs(lines), json_to)
 
 
 def _compression(metadata: Mapping[str, str]) -> dict[str, Any]:

@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import json
 import math
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecsi.errors import ModelError
-from edgecsi.models import registry
+from edgecsi.models import factories, registry
 from edgecsi.models.checkpoint_files import read_metadata, read_state
 from edgecsi.models.checkpoints import check_module, load_weights, sha256
 
@@ -64,8 +61,8 @@ def load_model(
     Args:
         spec: a zoo name, one with a recipe whose result ships (``csinet-cr4+int8-static``),
             ``package.module:factory``, ``path/file.py:factory``, or a ``.safetensors`` file that names its
-            model. A factory takes no arguments and returns a module, or
-            ``(module, example_input)``; it is the user's own code and is executed.
+            model. A factory returns a module, or ``(module, example_input)``; it is the user's own code and is
+            executed. Its arguments, if it wants any, are literals: ``file.py:make(cr=4)``.
         weights: file to take the weights from, or ``encoder.pth,decoder.pth``.
         input_shape: shape of the input with its batch; needed if neither zoo nor factory tells.
         allow_random: give a zoo network without weights seeded random ones (tests and latency only).
@@ -126,8 +123,15 @@ def _make(spec: str, has_weights: bool) -> tuple[str, nn.Module, Tensor | None, 
         path = Path(spec)
         name, config = _recorded_model(path)
         return (*_from_zoo(name, config), [path])
+    if spec.endswith(".py"):
+        names = factories.factories_in(Path(spec))
+        raise ModelError(
+            f"{spec} is a file; which of its functions makes the network?",
+            f"it has {', '.join(names) or 'none'}",
+            f"give {spec}:{names[0] if names else 'make'}",
+        )
     if ":" in spec:
-        name, module, example = _from_factory(spec)
+        name, module, example = factories.make(spec)
         return name, module, example, None, []
     shipped = registry.find(spec).weights
     return (*_from_zoo(spec, {}), [shipped] if shipped and not has_weights else [])
@@ -161,90 +165,18 @@ def _recorded_model(path: Path) -> tuple[str, dict[str, Any]]:
         config = None
     if not isinstance(config, dict):
         raise ModelError(f"{path} is damaged", "its 'config' is no JSON table", "train or compress again")
+    if ":" in metadata["model"]:  # a file may be a stranger's: it makes nobody run code
+        raise ModelError(
+            f"{path} was made from {metadata['model']}",
+            "that is code, and runs only if you name it",
+            f"give {shlex.quote(metadata['model'])} --weights {shlex.quote(str(path))} instead of the file",
+        )
     return metadata["model"], config
 
 
 def _from_zoo(name: str, config: dict[str, Any]) -> tuple[str, nn.Module, Tensor, str]:
     family = registry.FAMILIES.get(name) or registry.FAMILIES[registry.find(name).family]
     return name, registry.create(name, **config), _example(family.input_shape), family.name
-
-
-def _from_factory(spec: str) -> tuple[str, nn.Module, Tensor | None]:
-    import torch
-
-    place, _, attribute = spec.rpartition(":")
-    factory = _import_factory(spec, place, attribute)
-    try:
-        made = factory()
-    # the factory is the user's code: whatever it raises is reported as the model's fault, with its own words
-    except (Exception, SystemExit) as error:
-        raise ModelError(
-            f"{spec} failed",
-            f"{type(error).__name__}: {error}",
-            "a factory takes no arguments; run it by itself",
-        ) from error
-    module, example = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    if not isinstance(module, torch.nn.Module) or not isinstance(example, torch.Tensor | None):
-        raise ModelError(
-            f"{spec} returned a {type(made).__name__}",
-            "a factory returns a torch.nn.Module, or (module, example_input tensor)",
-            "change what it returns",
-        )
-    if example is not None and example.dtype != torch.float32:
-        raise ModelError(f"{spec}: the example input is {example.dtype}", "inputs are float32", "convert it")
-    return attribute, module, example
-
-
-def _import_factory(spec: str, place: str, attribute: str) -> Callable[[], object]:
-    try:
-        with _importing_from(Path(place).parent if place.endswith(".py") else Path.cwd()):
-            module = _import_file(Path(place)) if place.endswith(".py") else importlib.import_module(place)
-    except FileNotFoundError as error:
-        raise ModelError(
-            f"{place}: no such file", "MODEL is path/file.py:factory", "check the name"
-        ) from error
-    # importing runs the user's file: report what it raises as the model's fault
-    except Exception as error:
-        raise ModelError(
-            f"{spec} cannot be imported",
-            f"{type(error).__name__}: {error}",
-            "import it in Python to see where",
-        ) from error
-    factory = getattr(module, attribute, None)
-    if not callable(factory):
-        public = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise ModelError(
-            f"{place} has no function {attribute!r}",
-            f"it has {', '.join(public) or 'none'}",
-            "name one of these",
-        )
-    made: Callable[[], object] = factory
-    return made
-
-
-def _import_file(path: Path) -> Any:
-    if not path.is_file():
-        raise FileNotFoundError(path)
-    # its own name in sys.modules: dataclasses and pickling look there
-    name = f"edgecsi_user_{path.stem}"
-    found = importlib.util.spec_from_file_location(name, path)
-    if found is None or found.loader is None:
-        raise ImportError(f"{path} is no Python file")
-    module = importlib.util.module_from_spec(found)
-    sys.modules[name] = module
-    found.loader.exec_module(module)
-    return module
-
-
-@contextmanager
-def _importing_from(folder: Path) -> Iterator[None]:
-    """The folder on ``sys.path``, so that a user's file can import its neighbours."""
-    entry = str(folder.resolve())
-    sys.path.insert(0, entry)
-    try:
-        yield
-    finally:
-        sys.path.remove(entry)
 
 
 def _example(shape: Sequence[int]) -> Tensor:

@@ -115,6 +115,11 @@ def list_compressed() -> list[str]:
     return sorted(path.stem for path in WEIGHTS.glob("*+*.safetensors"))
 
 
+def ships(name: str) -> bool:
+    """Whether this names a network of the zoo, or a compressed one that ships; both are edgecsi's own."""
+    return name in {info.name for info in list_models()} or name in list_compressed()
+
+
 def find(name: str) -> ModelInfo:
     """The zoo network of this name.
 

@@ -10,6 +10,7 @@ import torch
 
 from edgecsi.errors import ModelError
 from edgecsi.models import registry
+from edgecsi.models.checkpoints import write_weights
 from edgecsi.models.load import load_model
 
 OWN = """
@@ -122,6 +123,9 @@ def test_a_factory_in_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         ("fails", "RuntimeError: no such luck"),
         ("wants", "takes no arguments"),
         ("absent", "it has"),
+        ("wants(1, 2)", "it is wants(argument)"),
+        ("wants(argument=open)", "the arguments cannot be read"),
+        ("wants(*[1])", "the arguments cannot be read"),
     ],
 )
 def test_a_bad_factory_is_explained(own: str, factory: str, words: str) -> None:
@@ -182,3 +186,79 @@ def test_random_weights_are_always_the_same(monkeypatch: pytest.MonkeyPatch, tmp
         assert torch.equal(a, b)
     assert torch.equal(first.example_input, second.example_input)
     assert first.sha256 is None
+
+
+def test_a_factory_takes_literal_arguments(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "from torch import nn, zeros\n"
+        "def make(width, *, more=(1, 2), name='a:b'):\n"
+        "    assert more == (1, [2]) and name == 'c:(d)'\n"
+        "    return nn.Linear(width, 3), zeros(1, width)\n"
+        "class Net(nn.Linear):\n    pass\n"
+    )
+    loaded = load_model(f"{tmp_path}/net.py:make(7, more=(1, [2]), name='c:(d)')")
+    assert loaded.example_input.shape == (1, 7)
+    assert loaded.name == "make"
+    assert load_model(f"{tmp_path}/net.py:Net(5, 4)", input_shape=[1, 5]).module.out_features == 4
+    with pytest.raises(ModelError, match=r"it has make, Net\ngive .*net\.py:make"):
+        load_model(f"{tmp_path}/net.py")
+
+
+def repository(folder: Path, width: int) -> str:
+    """A file beside a `utils`, which it imports at once and again when it is called."""
+    folder.mkdir()
+    (folder / "utils.py").write_text(f"WIDTH = {width}\n")
+    (folder / "late.py").write_text("import utils\nWIDTH = utils.WIDTH\n")
+    (folder / "net.py").write_text(
+        "import utils\nfrom torch import nn, zeros\n"
+        "def make():\n    import late\n    return nn.Linear(utils.WIDTH, late.WIDTH), zeros(1, utils.WIDTH)\n"
+    )
+    return f"{folder}/net.py:make"
+
+
+def test_two_repositories_with_modules_of_the_same_names(tmp_path: Path) -> None:
+    one, two = repository(tmp_path / "one", 3), repository(tmp_path / "two", 4)
+    for spec, width in ((one, 3), (two, 4), (one, 3)):
+        module = load_model(spec).module
+        assert (module.in_features, module.out_features) == (width, width)
+
+
+def test_a_package_one_folder_up_is_found_by_the_advice(tmp_path: Path) -> None:
+    (tmp_path / "common").mkdir()
+    (tmp_path / "common" / "__init__.py").write_text("")
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "net.py").write_text("from common import x\n")
+    with pytest.raises(ModelError) as refused:
+        load_model(f"{tmp_path}/models/net.py:make")
+    assert f"PYTHONPATH={tmp_path}" in refused.value.fix
+    (tmp_path / "models" / "__init__.py").write_text("")
+    (tmp_path / "models" / "net.py").write_text("from .parts import x\n")
+    with pytest.raises(ModelError) as refused:
+        load_model(f"{tmp_path}/models/net.py:make")
+    assert f"PYTHONPATH={tmp_path}, and give models.net:make" in refused.value.fix
+
+
+def test_a_file_that_parses_arguments_sees_none_of_ours(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = (
+        "import argparse\nparser = argparse.ArgumentParser()\nparser.add_argument('--cr', type=int, {}=True)\n"
+        "arguments = parser.parse_args()\nfrom torch import nn, zeros\n"
+        "def make():\n    return nn.Linear(2, 2), zeros(1, 2)\n"
+    )
+    (tmp_path / "net.py").write_text(text.format("required"))
+    before = list(sys.argv)
+    with pytest.raises(ModelError, match=r"parses arguments \(argparse\)"):
+        load_model(f"{tmp_path}/net.py:make")
+    (tmp_path / "net.py").write_text(text.format("default"))
+    assert load_model(f"{tmp_path}/net.py:make").module.in_features == 2
+    assert sys.argv == before
+
+
+def test_a_file_of_a_users_network_runs_no_code_that_is_not_named(own: str, tmp_path: Path) -> None:
+    weights = load_model(f"{own}:split").module.state_dict()
+    write_weights(tmp_path / "small.safetensors", weights, {"model": f"{own}:split"})
+    with pytest.raises(ModelError) as refused:
+        load_model(str(tmp_path / "small.safetensors"))
+    assert f"'{own}:split' --weights {tmp_path}/small.safetensors" in refused.value.fix
+    assert load_model(f"{own}:split", str(tmp_path / "small.safetensors")).sha256

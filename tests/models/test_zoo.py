@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from edgecsi.errors import ModelError
+from edgecsi.models import registry
 from edgecsi.models.load import load_model
 from edgecsi.models.registry import FAMILIES, cost, create, find, list_models
 
@@ -116,3 +117,11 @@ def test_shipped_weights_say_how_they_were_made(info: object) -> None:
     assert model.metadata["command"].startswith(f"edgecsi train {model.name} --data ")
     assert model.metadata["metric"] in model.metadata
     assert {"seed", "data", "epochs", "versions"} <= set(model.metadata)
+
+
+def test_compressed_networks_that_ship_are_of_the_zoo() -> None:
+    """A bundle's own word may make edgecsi load these."""
+    for name in ("csinet-cr4", "fullycon", *registry.list_compressed()):
+        assert registry.ships(name)
+    for name in ("csinet-cr4+nothing", "csinet-cr4+../../x", "net.py:make", "csinet", "/tmp/x.safetensors"):
+        assert not registry.ships(name)
