@@ -130,8 +130,9 @@ def _run(arguments: Sequence[str] | None, settings: Settings) -> int:
         return error.exit_code
     except click.ClickException as error:
         return _explain(_usage(error), settings)
-    except (click.Abort, KeyboardInterrupt):
-        print("interrupted", file=sys.stderr)
+    except (click.Abort, KeyboardInterrupt) as interruption:
+        said = (interruption.__cause__ or interruption).args  # click makes an Abort of Ctrl-C
+        print(": ".join(["interrupted", *map(str, said)]), file=sys.stderr)
         return 130
     except BrokenPipeError:
         # Whoever read our output has had enough. Python would complain once more when it closes stdout.

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecsi.cli.output import can_be_written, columns, json_option, pairs, progress, report
+from edgecsi.cli.output import can_be_written, columns, json_option, pairs, progress, report, resumable
 
 if TYPE_CHECKING:
     from edgecsi.compress import CompressResult, LayerCosts, Progress
@@ -80,9 +80,14 @@ def command(
             costs = layer_costs(model, recipe, data, weights=weights, seed=seed, progress=update)
         report(costs, lambda: _costs_text(costs), json_to)
         return
-    with progress(f"compressing {model}") as update:
+    with resumable("what is finished"), progress(f"compressing {model}") as update:
 
         def tell(now: Progress) -> None:
+            if now.phase:
+                share = now.done / now.total if now.total else 0.0
+                part = share / (now.epochs + 1)
+                update(now.step - 1 + part, now.steps, f"{now.kind}: {now.phase}")
+                return
             done = now.step - 1 + (now.epoch / now.epochs if now.epoch else 1)
             update(done, now.steps, f"{now.kind}, epoch {now.epoch}/{now.epochs}: {now.score:.4g}")
 

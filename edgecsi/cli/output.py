@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,6 +15,8 @@ import click
 
 from edgecsi import disk
 
+SECONDS_A_LINE = 30.0
+"""Between two lines of progress where nobody watches a bar."""
 Update = Callable[[float, float, str], None]
 """Called with (done, total, what is being done); total 0 means that nobody knows how long it will take."""
 
@@ -108,7 +111,8 @@ def _cell(value: object) -> str:
 
 @contextmanager
 def progress(title: str) -> Iterator[Update]:
-    """A progress bar on stderr if that is a terminal, and silence otherwise.
+    """A progress bar on stderr if that is a terminal; otherwise a line there now and then, so that short work is silent
+    and a log of long work shows that it goes on.
 
     Args:
         title: shown until the first update names something else.
@@ -117,7 +121,7 @@ def progress(title: str) -> Iterator[Update]:
         the function to call with (done, total, what is being done).
     """
     if not sys.stderr.isatty():
-        yield lambda done, total, what: None
+        yield _lines(title)
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -130,3 +134,29 @@ def progress(title: str) -> Iterator[Update]:
             bar.update(task, completed=done, total=total or None, description=what or title)
 
         yield update
+
+
+def _lines(title: str) -> Update:
+    """Prints at most one line in `SECONDS_A_LINE`."""
+    last = time.monotonic()
+
+    def update(done: float, total: float, what: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if now - last >= SECONDS_A_LINE:
+            last = now
+            share = f" ({done / total:.0%})" if total else ""
+            print(f"{what or title}{share}", file=sys.stderr, flush=True)
+
+    return update
+
+
+@contextmanager
+def resumable(what: str) -> Iterator[None]:
+    """Work whose state is kept: an interruption says how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise KeyboardInterrupt(
+            f"{what} is kept: the same command goes on from there, --restart starts over"
+        ) from error

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecsi.cli.output import json_option, pairs, progress, report
+from edgecsi.cli.output import json_option, pairs, progress, report, resumable
 
 if TYPE_CHECKING:
     from edgecsi.training.loop import Epoch
@@ -64,12 +64,16 @@ def command(
     """
     from edgecsi.training.train import train
 
-    with progress(f"training {model}") as update:
+    with resumable("every finished epoch"), progress(f"training {model}") as update:
+        last = ""
 
         def tell(epoch: Epoch, total: int) -> None:
-            update(
-                epoch.epoch, total, f"epoch {epoch.epoch}/{total}: {epoch.score:.4g}, best {epoch.best:.4g}"
-            )
+            nonlocal last
+            last = f": {epoch.score:.4g}, best {epoch.best:.4g}"
+            update(epoch.epoch, total, f"epoch {epoch.epoch}/{total}{last}")
+
+        def tell_step(epoch: int, done: int, total: int) -> None:
+            update(epoch - 1 + done / total, epochs, f"epoch {epoch}/{epochs}{last}")
 
         result = train(
             model,
@@ -84,6 +88,7 @@ def command(
             resume=resume,
             threads=threads,
             progress=tell,
+            step_progress=tell_step,
             data_progress=lambda done, total: update(done, total, f"generating {data}"),
         )
     shown = {

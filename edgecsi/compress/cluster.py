@@ -15,7 +15,7 @@ from edgecsi.compress.codeword import codeword_layers, mix_unless_pruned
 from edgecsi.compress.least_squares import compensate, moments_of, solve_rows
 from edgecsi.compress.recipe import Cluster
 from edgecsi.compress.round_pair import Side, round_pair, scales
-from edgecsi.compress.watch import in_order, output_metric
+from edgecsi.compress.watch import Tell, in_order, output_metric, say_nothing
 from edgecsi.models.compressed.layers import ClusteredLinear
 
 _ROUNDS = 300
@@ -183,7 +183,7 @@ def _nearest(table: Tensor, weight: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def start_sharing(module: nn.Module, step: Cluster, samples: Tensor) -> None:
+def start_sharing(module: nn.Module, step: Cluster, samples: Tensor, tell: Tell = say_nothing) -> None:
     """Give every chosen dense layer its table, in place.
 
     A layer is first fitted to its data, so that no centroid is spent on weights of inputs that never vary, and then
@@ -191,7 +191,7 @@ def start_sharing(module: nn.Module, step: Cluster, samples: Tensor) -> None:
     codeword take theirs together, and keep them: their errors cancel so well that moving one weight only harms.
 
     Args:
-        samples: inputs of the network, float32 ``[N, …]``.
+        samples: inputs of the network, float32 ``[N, …]``. tell: told of every layer.
 
     Raises:
         RecipeError: the recipe chooses no layer.
@@ -201,7 +201,9 @@ def start_sharing(module: nn.Module, step: Cluster, samples: Tensor) -> None:
     around = [name_of[layer] for layer in codeword_layers(module) or () if layer in name_of]
     together = mix_unless_pruned(module, samples) and len(around) == 2
     reference = copy.deepcopy(module)
-    for name in in_order(reference, found, samples[:1]):
+    order = in_order(reference, found, samples[:1])
+    for number, name in enumerate(order):
+        tell(f"clustering {name}", number, len(order))
         if together and name in around:
             if name == around[0]:
                 _share_together(module, around[0], around[1], step.centroids, samples)

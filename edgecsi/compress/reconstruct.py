@@ -19,7 +19,7 @@ from edgecsi.compress.choose import called
 from edgecsi.compress.least_squares import Moments, moments_of, solve, solve_by_basis
 from edgecsi.compress.prune import global_masks, mask, ramp
 from edgecsi.compress.recipe import Pattern
-from edgecsi.compress.watch import in_order, output_importance
+from edgecsi.compress.watch import Tell, in_order, output_importance, say_nothing
 
 FIT_SAMPLES = 10_000
 """To prune by reconstruction with; of a long codeword, fewer tell too little."""
@@ -64,6 +64,7 @@ def reconstruct(
     shares: Mapping[str, float] | float,
     samples: Tensor,
     reference: Reference | None = None,
+    tell: Tell = say_nothing,
 ) -> dict[str, Tensor]:
     """Prune dense layers in place, one after the other, each making up for what was lost before it.
 
@@ -72,16 +73,19 @@ def reconstruct(
             them by what their blocks are worth.
         samples: inputs of the network, float32 ``[N, …]``.
         reference: of this module, these layers and samples, if it is at hand.
+        tell: told of every layer.
 
     Returns:
         the masks, by name.
     """
     module.eval()
+    tell("measuring what layers see", 0, 0)
     reference = reference or Reference(module, layers, samples)
     if isinstance(shares, float):
         shares = reference.share_out(pattern, shares)
     masks = {}
     for number, name in enumerate(reference.layers):
+        tell(f"solving {name}", number, len(reference.layers))
         if number:
             moments = moments_of(module, reference.module, name, samples)
         else:

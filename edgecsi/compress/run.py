@@ -26,6 +26,7 @@ from edgecsi.compress.quantize import finish_rounding, quantize, start_rounding
 from edgecsi.compress.recipe import Cluster, Distill, Halve, LowRank, Pattern, Prune, Quantize, Recipe, Step
 from edgecsi.compress.reconstruct import FIT_SAMPLES, drop_unread, reconstruct
 from edgecsi.compress.size import densities, stored_bytes
+from edgecsi.compress.watch import Tell
 from edgecsi.errors import CheckFailed, ModelError, Notice, RecipeError
 from edgecsi.models.compressed.store import rebuild, structure
 from edgecsi.training.loop import Hooks, Plan, State, fit, frozen, keep_freed_memory, score
@@ -42,7 +43,8 @@ _MASK_EVERY = 20  # steps between two updates of the masks
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a run is. ``score`` is the NMSE in dB or the bit error rate; epoch 0 is the end of a step."""
+    """Where a run is. ``score`` is the NMSE in dB or the bit error rate; epoch 0 is the end of a step. Within a step
+    that works without epochs, ``phase`` says what it does, ``done`` of ``total``; the score is not known then."""
 
     step: int
     steps: int
@@ -51,6 +53,9 @@ class Progress:
     epochs: int
     loss: float
     score: float
+    phase: str = ""
+    done: int = 0
+    total: int = 0
 
 
 @dataclass(frozen=True)
@@ -227,6 +232,8 @@ class _Run:
     def all_steps(self, resume: bool, before: float | None) -> list[StepResult]:
         """Run what is left of the recipe; with a score `before`, refuse to lose too much against it."""
         running = self._load() if resume else None
+        if running is not None and running["running"] is None:  # stopped between two steps
+            running = None
         for number in range(len(self._history), len(self.recipe.steps)):
             step, self._number = self.recipe.steps[number], number + 1
             self._at_start = {
@@ -235,6 +242,8 @@ class _Run:
                 "history": [asdict(entry) for entry in self._history],
                 "epochs": self._epochs_before,
             }
+            if number and running is None:
+                self._save({"phase": 0, "running": None})
             self._run(step, running)
             running = None
             result = score(self.module, self.task)
@@ -271,13 +280,13 @@ class _Run:
             if step.codeword == "mix":
                 mix_unless_pruned(self.module, self._samples(FIT_SAMPLES))
             if step.epochs == 0:
-                quantize(self.module, step, self._samples(step.samples), self.example)
+                quantize(self.module, step, self._samples(step.samples), self.example, self._tell(step))
                 return
-            start_rounding(self.module, step, self._samples(step.samples), self.example)
+            start_rounding(self.module, step, self._samples(step.samples), self.example, self._tell(step))
             self._train(step, self._keep_zeros(), running)
             finish_rounding(self.module)
         elif isinstance(step, Cluster):
-            start_sharing(self.module, step, self._samples(FIT_SAMPLES))
+            start_sharing(self.module, step, self._samples(FIT_SAMPLES), self._tell(step))
             self._train(step, Hooks(), running)
             finish_sharing(self.module)
         elif isinstance(step, Halve):
@@ -297,9 +306,10 @@ class _Run:
         total = step.epochs * self.task.steps
         unpruned = copy.deepcopy(self.module.state_dict())
         pruner = Pruner(self.module, step, lambda module: score(module, self.task), self.example)
-        if step.criterion == "reconstruct":
+        if step.criterion == "reconstruct" and running is None:  # else the state that is resumed holds it
             shares = step.share if step.scope == "global" and not pattern.group else pruner.shares
-            pruner.masks = reconstruct(self.module, pruner.layers, pattern, shares, samples)
+            tell = self._tell(step)
+            pruner.masks = reconstruct(self.module, pruner.layers, pattern, shares, samples, tell=tell)
             pruner.final = True
             pruner.apply()
 
@@ -386,6 +396,18 @@ class _Run:
             phases = 2 if isinstance(step, Prune) and step.rewind != "none" else 1
             steps, epochs = len(self.recipe.steps), phases * step.epochs
             self.progress(Progress(self._number, steps, step.do, epoch, epochs, loss, now))
+
+    def _tell(self, step: Step) -> Tell:
+        """Reports the phases of a step that come before its epochs."""
+
+        def tell(phase: str, done: int, total: int) -> None:
+            if self.progress is not None:
+                number, steps = self._number, len(self.recipe.steps)
+                self.progress(
+                    Progress(number, steps, step.do, 0, step.epochs, math.nan, math.nan, phase, done, total)
+                )
+
+        return tell
 
     def _save(self, running: State) -> None:
         state = {"settings": self.settings, "start": self._at_start, **running}

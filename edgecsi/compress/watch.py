@@ -14,8 +14,14 @@ _GRADIENTS = 500  # samples that say how much an output weighs
 _METRIC_SAMPLES = 3000  # the same for all outputs together,
 _DIRECTIONS = 4  # times so many directions: more rows than a layer has outputs
 
+Tell = Callable[[str, int, int], None]
+"""Is told what a step does now, and how much of that is done: (phase, done, total)."""
 Look = Callable[[Tensor, Tensor], None]
 """Is shown an input and the output that belongs to it."""
+
+
+def say_nothing(phase: str, done: int, total: int) -> None:
+    """For those who do not ask."""
 
 
 @contextmanager

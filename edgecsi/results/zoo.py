@@ -50,6 +50,8 @@ def make(network: str, recipe: str, data: str) -> None:
     from edgecsi.compress.run import Progress, compress
 
     def report(at: Progress) -> None:
+        if at.phase:
+            return
         now = time.strftime("%H:%M:%S")
         place = f"step {at.step}/{at.steps} {at.kind}, epoch {at.epoch}/{at.epochs}"
         print(f"{now} {network} {recipe}: {place}, score {at.score:.5g}", flush=True)

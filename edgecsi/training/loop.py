@@ -58,8 +58,8 @@ class Hooks:
         after_step: called after every step of the optimiser with the share of the training that is done.
         acceptable: whether the network at this share may be the best one (a ramp still going on may not).
         state, load: what of the caller must survive a restart, as tensors and plain numbers.
-        save: called with everything that must survive, after every epoch.
-        report: called after every epoch.
+        save: called with everything that must survive, before the first epoch and after every one.
+        report: called after every epoch. progress: called with (epoch, its steps done, all its steps) now and then.
     """
 
     after_step: Callable[[float], None] = lambda done: None
@@ -68,6 +68,7 @@ class Hooks:
     load: Callable[[State], None] = lambda state: None
     save: Callable[[State], None] = lambda state: None
     report: Callable[[Epoch], None] = lambda epoch: None
+    progress: Callable[[int, int, int], None] = lambda epoch, done, total: None
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,19 @@ def fit(module: nn.Module, task: Task, plan: Plan, resumed: State | None = None)
     optimizer = make_optimizer(parameters, plan.lr)
     best, best_state = math.inf, copy.deepcopy(module.state_dict())
     history: list[Epoch] = []
+
+    def save() -> None:
+        hooks.save(
+            {
+                "model": module.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "best": best,
+                "best_state": best_state,
+                "history": [asdict(past) for past in history],
+                "step": hooks.state(),
+            }
+        )
+
     if resumed is not None:
         try:
             module.load_state_dict(resumed["model"])
@@ -126,6 +140,8 @@ def fit(module: nn.Module, task: Task, plan: Plan, resumed: State | None = None)
             ) from error
     elif hooks.acceptable(0.0):
         best = score(module, task)
+    if resumed is None and plan.epochs:
+        save()  # what was done before the first epoch is not done again
     for epoch in range(len(history) + 1, plan.epochs + 1):
         started = time.monotonic()
         loss = _one_epoch(module, optimizer, task, plan, epoch)
@@ -135,16 +151,7 @@ def fit(module: nn.Module, task: Task, plan: Plan, resumed: State | None = None)
             best, best_state = now, copy.deepcopy(module.state_dict())
         lowest = min(now, *(past.score for past in history)) if history else now
         history.append(Epoch(epoch, loss, now, lowest, time.monotonic() - started))
-        hooks.save(
-            {
-                "model": module.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "best": best,
-                "best_state": best_state,
-                "history": [asdict(past) for past in history],
-                "step": hooks.state(),
-            }
-        )
+        save()
         hooks.report(history[-1])
     module.load_state_dict(best_state)
     module.eval()
@@ -170,6 +177,7 @@ def _one_epoch(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         plan.hooks.after_step((step + 1) / total)
+        plan.hooks.progress(epoch, step + 1 - (epoch - 1) * task.steps, task.steps)
     return running / task.steps
 
 

@@ -62,6 +62,7 @@ def train(
     resume: bool = True,
     threads: int | None = None,
     progress: Callable[[Epoch, int], None] | None = None,
+    step_progress: Callable[[int, int, int], None] | None = None,
     data_progress: Callable[[int, int], None] | None = None,
 ) -> TrainResult:
     """Train a zoo network with SOAP, a linear warm-up and a cosine schedule; keep the best weights.
@@ -85,6 +86,7 @@ def train(
         resume: go on from the ``.resume`` file if there is one.
         threads: threads of torch; None leaves it as it is.
         progress: called with (epoch, number of epochs) after each.
+        step_progress: called with (epoch, its steps done, all its steps) after each step.
         data_progress: called with (done, wanted) while channels are generated.
 
     Raises:
@@ -126,6 +128,8 @@ def train(
         _write(state_file, partial(torch.save, {"settings": settings, **state}))
 
     hooks = Hooks(acceptable=lambda done: done > 0, save=save)
+    if step_progress is not None:
+        hooks.progress = step_progress
     if progress is not None:
         hooks.report = lambda epoch: progress(epoch, epochs)
     with frozen(network, freeze, UsageError):

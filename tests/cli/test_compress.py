@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgecsi.channels.shipped import test_set as shipped_channels
@@ -76,3 +77,25 @@ def test_sensitivity_prices_every_layer_and_writes_no_model(
     assert main([*options, "--sensitivity", "-o", str(tmp_path / "x.safetensors")]) == 2
     assert main(options) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["costs.json"]
+
+
+def test_a_network_of_ones_own_is_told_how_it_goes_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\ndef make():\n    torch.manual_seed(0)\n"
+        "    return torch.nn.Sequential(torch.nn.Linear(12, 4)), torch.zeros(1, 12)\n"
+    )
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((40, 12)))
+    model, out = f"{tmp_path}/net.py:make", tmp_path / "small.safetensors"
+    options = ["--recipe", "int8-weights", "--data", str(tmp_path / "x.npy"), "-o", str(out)]
+    assert main(["compress", model, *options]) == 0
+    printed = capsys.readouterr().out
+    assert f"next: edgecsi build {model} --weights {out} --target rpi4" in printed
+    assert main(["models", "show", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert model in shown
+    assert "quantize, then difference_db" in shown
+    assert main(["build", str(out), "--target", "host", "--dry-run"]) == 3
+    assert f"give {model} --weights {out}" in capsys.readouterr().err
+    assert main(["build", model, "--weights", str(out), "--target", "host", "--dry-run"]) == 0

@@ -5,13 +5,15 @@ import json
 import os
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import click
 import pytest
 
 from edgecsi import cli
-from edgecsi.errors import DataError
+from edgecsi.cli import output
+from edgecsi.errors import DataError, Notice
 
 HEAVY = ("torch", "tvm", "numpy", "rich", "scipy")
 
@@ -165,3 +167,44 @@ def test_json_where_nothing_can_be_written(tmp_path: Path, capsys: pytest.Captur
     assert cli.main(["targets", "--json", str(tmp_path / "no" / "x.json")]) == 2
     assert cli.main(["targets", "--json", str(tmp_path)]) == 2
     assert "Traceback" not in capsys.readouterr().err
+
+
+def test_a_notice_is_one_line_beside_the_result(capsys: pytest.CaptureFixture[str]) -> None:
+    def warn() -> None:
+        warnings.warn(Notice("it stays in fp32"), stacklevel=1)
+
+    with pytest.MonkeyPatch.context() as patch:
+        command = click.Command("try", callback=warn)
+        patch.setitem(cli.VERBS, "try", "")
+        patch.setitem(cli.cli.commands, "try", cli._with_debug(command))
+        assert cli.main(["try"]) == 0
+    assert capsys.readouterr().err == "note: it stays in fp32\n"
+
+
+def test_long_work_without_a_terminal_says_a_line_now_and_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with output.progress("working") as update:
+        update(1, 4, "short")
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(output, "SECONDS_A_LINE", 0.0)
+    with output.progress("working") as update:
+        update(1, 4, "layer 1")
+        update(0, 0, "")
+    assert capsys.readouterr().err == "layer 1 (25%)\nworking\n"
+
+
+def test_an_interruption_of_what_is_kept_says_how_it_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from edgecsi.training import train
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train, "train", interrupted)
+    assert cli.main(["train", "csinet-cr64", "--data", "cdl-c:20", "-o", "x.safetensors"]) == 130
+    said = capsys.readouterr().err
+    assert said.strip() == (
+        "interrupted: every finished epoch is kept: the same command goes on from there, --restart starts over"
+    )

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from edgecsi.channels.shipped import test_set as shipped_channels
-from edgecsi.compress import Progress, compress, layer_costs, recipe, sensitivity
+from edgecsi.compress import Progress, compress, layer_costs, recipe, run, sensitivity
 from edgecsi.compress.size import densities
 from edgecsi.errors import CheckFailed, DataError, ModelError, Notice, RecipeError
 from edgecsi.models.checkpoint_files import read_metadata
@@ -393,3 +393,41 @@ def test_an_autoencoder_of_another_shape_has_an_nmse(tmp_path: Path) -> None:
     assert result.metric == "nmse_db"
     assert -25 < result.before < -5
     assert result.after == pytest.approx(result.before, abs=0.5)
+
+
+def test_what_comes_before_the_first_epoch_is_kept(
+    detector: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pruning by reconstruction takes longer than an epoch, and says layer by layer what it does."""
+    chosen = recipe.parse(f'[[steps]]\n{PRUNE}criterion = "reconstruct"', "t")
+    straight, resumed = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    told: list[Progress] = []
+    compress(detector, chosen, "mimo:2000", straight, accept_loss=True, progress=told.append)
+    phases = [(now.phase, now.done, now.total) for now in told if now.phase]
+    assert phases[0] == ("measuring what layers see", 0, 0)
+    assert phases[1:] == [(f"solving layers.fc{number + 1}", number, 5) for number in range(5)]
+
+    def kill(now: Progress) -> None:
+        if now.epoch == 1:
+            raise Killed
+
+    with pytest.raises(Killed):
+        compress(detector, chosen, "mimo:2000", resumed, accept_loss=True, progress=kill)
+    monkeypatch.setattr(run, "reconstruct", None)
+    compress(detector, chosen, "mimo:2000", resumed, accept_loss=True)
+    assert resumed.read_bytes() == straight.read_bytes()
+
+
+def test_a_finished_step_is_kept(detector: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = recipe.parse(f'[[steps]]\n{PRUNE}\n{QUANTIZE}mode = "dynamic"', "t")
+    out = tmp_path / "a.safetensors"
+
+    def kill(now: Progress) -> None:
+        if now.phase.startswith("rounding"):
+            raise Killed
+
+    with pytest.raises(Killed):
+        compress(detector, chosen, "mimo:2000", out, accept_loss=True, progress=kill)
+    told: list[Progress] = []
+    compress(detector, chosen, "mimo:2000", out, accept_loss=True, progress=told.append)
+    assert {now.kind for now in told} == {"quantize"}

@@ -14,7 +14,7 @@ import torch
 from safetensors.numpy import load_file
 
 from edgecsi.channels.shipped import test_set as shipped_set
-from edgecsi.errors import DataError, ModelError, UsageError
+from edgecsi.errors import DataError, InputError, ModelError, UsageError
 from edgecsi.models import fullycon
 from edgecsi.models.load import load_model
 from edgecsi.training import loop
@@ -217,5 +217,5 @@ def test_what_cannot_be_trained_is_explained(data: str, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="too few"):
         short(str(tmp_path / "few.npy"), out)
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be written"):
+    with pytest.raises(InputError, match="cannot be written"):
         short(data, tmp_path / "file" / "a.safetensors")

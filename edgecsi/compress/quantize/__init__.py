@@ -31,30 +31,34 @@ from edgecsi.compress.quantize.fold import equalise, fold_batch_norm
 from edgecsi.compress.quantize.ranges import Input, calibrate, kinds_of, layers_of
 from edgecsi.compress.quantize.rounded import Rounded
 from edgecsi.compress.recipe import Quantize
-from edgecsi.compress.watch import in_order
+from edgecsi.compress.watch import Tell, in_order, say_nothing
 from edgecsi.errors import DataError, Notice
 
 _TRIED_SAMPLES = 128
 _FEW_SAMPLES = 8
 
 
-def quantize(module: nn.Module, step: Quantize, samples: Tensor | None, example: Tensor) -> nn.Module:
+def quantize(
+    module: nn.Module, step: Quantize, samples: Tensor | None, example: Tensor, tell: Tell = say_nothing
+) -> nn.Module:
     """Replace the layers of a trained network by their integer form, in place, without training.
 
     Arguments and errors are those of :func:`start_rounding`.
     """
-    start_rounding(module, step, samples, example)
+    start_rounding(module, step, samples, example, tell)
     finish_rounding(module)
     return module.eval()
 
 
 @torch.no_grad()
-def start_rounding(module: nn.Module, step: Quantize, samples: Tensor | None, example: Tensor) -> None:
+def start_rounding(
+    module: nn.Module, step: Quantize, samples: Tensor | None, example: Tensor, tell: Tell = say_nothing
+) -> None:
     """Make the network compute with rounded weights and inputs, in place, as accurately as data allows.
 
     Args:
         samples: float32 ``[N, …]`` to find ranges and mean errors with; may be missing unless static.
-        example: one input, to see the network's structure with.
+        example: one input, to see the network's structure with. tell: told of every layer.
 
     Raises:
         RecipeError: nothing to quantise. DataError: static without samples, or with bad ones.
@@ -80,13 +84,15 @@ def start_rounding(module: nn.Module, step: Quantize, samples: Tensor | None, ex
         )
     if step.mode == "static":
         equalise(module, layers_of(module, step, example), samples[:_TRIED_SAMPLES])
+    tell("measuring ranges", 0, 0)
     found = {} if step.mode == "weights" else calibrate(module, samples, step)
     reference = copy.deepcopy(module)
     layers = layers_of(module, step, example)
     # in the order of the network, so that a layer also makes up for what is left of the errors before it
     order = in_order(module, layers, samples[:1])
     weights = importance(reference, order, samples)
-    for name, shapes in order.items():
+    for number, (name, shapes) in enumerate(order.items()):
+        tell(f"rounding {name}", number, len(order))
         rounded = Rounded(layers[name], step, found.get(name, Input()), shapes)
         module.set_submodule(name, rounded)
         fit(rounded, reference.get_submodule(name), module, reference, samples, weights[name])

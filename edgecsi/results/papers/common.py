@@ -117,9 +117,18 @@ class Finished:
             path.parent.mkdir(parents=True, exist_ok=True)
 
             def tell(at: Progress) -> None:
-                say(f"{model} {at.kind}, epoch {at.epoch}/{at.epochs}: {at.score:.4g}")
+                if not at.phase:
+                    say(f"{model} {at.kind}, epoch {at.epoch}/{at.epochs}: {at.score:.4g}")
 
-            compress(model, recipes.parse(text, "experiment"), data, path, batch=batch, progress=tell)
+            compress(
+                model,
+                recipes.parse(text, "experiment"),
+                data,
+                path,
+                batch=batch,
+                accept_loss=True,
+                progress=tell,
+            )
         return str(path)
 
     def latency(self, model: str, time: Timer | None, say: Say) -> Row:
