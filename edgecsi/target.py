@@ -73,6 +73,8 @@ class Target:
     """QEMU's name of this very CPU, or ``""`` where it is not emulated."""
     cores: int = 1
     """CPU cores of the board."""
+    factors: tuple[tuple[str, float], ...] = ()
+    """By kernel, its measured over its estimated time on this CPU (`edgecsi targets calibrate`); a table in the file."""
 
     @property
     def zig_cpu(self) -> str:
@@ -259,6 +261,8 @@ def _check(name: str, fields: dict[str, Any], path: Path) -> Target:
                 if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1e6:
                     raise _wrong(path, key, "expected a number above 0 and up to 1e6")
                 values[key] = float(value)
+            case "tuple[tuple[str, float], ...]":
+                values[key] = _factors(path, key, value)
             case _:
                 values[key] = _texts(path, key, value)
     target = Target(**values)
@@ -286,6 +290,17 @@ def _text(path: Path, fields: dict[str, Any], key: str) -> str:
     if not isinstance(value, str) or len(value) > 200 or not value.isprintable():
         raise _wrong(path, key, "expected one line of text")
     return value
+
+
+def _factors(path: Path, key: str, value: Any) -> tuple[tuple[str, float], ...]:
+    if isinstance(value, tuple):  # of a target that was checked, which `detect` took
+        return value
+    if not isinstance(value, dict) or not all(
+        re.fullmatch("[a-z0-9_]{1,64}", name) and type(number) in (int, float) and 0.01 <= number <= 100
+        for name, number in value.items()
+    ):
+        raise _wrong(path, key, "expected a table of kernels with numbers from 0.01 to 100")
+    return tuple(sorted((name, float(number)) for name, number in value.items()))
 
 
 def _texts(path: Path, key: str, value: Any) -> tuple[str, ...]:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
+from edgecsi import disk
 from edgecsi import target as targets
-from edgecsi.cli.output import columns, json_option, pairs, report
+from edgecsi.cli.output import can_be_written, columns, json_option, pairs, progress, report
 from edgecsi.errors import TargetError
 
 
@@ -85,3 +88,49 @@ def check(names: tuple[str, ...], json_to: str | None) -> None:
             "the library would crash on some CPUs, or refuse some it runs on",
             "correct features or mattr in the target's file",
         )
+
+
+@command.command()
+@click.argument("name")
+@click.option("--device", default="local", show_default=True, help="Where to measure.")
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    required=True,
+    type=click.Path(path_type=Path),
+    callback=can_be_written,
+    metavar="FILE.toml",
+    help="The target file to write.",
+)
+@json_option
+def calibrate(name: str, device: str, out: Path, json_to: str | None) -> None:
+    """Measure how long kernels really take on a device, and write a target with better estimates than NAME's.
+
+    Builds for the new target choose kernels by them, without tuning.
+
+    \b
+    Example:
+      edgecsi targets calibrate rpi4 --device ssh://pi@raspberrypi -o my-pi4.toml
+    """
+    from edgecsi.tune.calibrate import calibrate as measure
+
+    with progress(f"calibrating {name}") as update:
+        found = measure(name, device, progress=update)
+    lines = [
+        f'extends = "{found.target}"',
+        f'description = "{found.target}, estimates measured on {device}"',
+        "",
+        "[factors]",
+    ]
+    lines += [f"{kernel} = {factor}" for kernel, factor in found.factors.items()]
+    disk.write(out, "\n".join(lines) + "\n")
+
+    def text() -> str:
+        before = f"rank correlation {found.rank_before:.3f}, {found.within_before:.0%} of the choices within 1.3 times"
+        after = f"rank correlation {found.rank_after:.3f}, {found.within_after:.0%} within 1.3 times"
+        settings = f"{found.measured} settings on {device}"
+        summary = pairs({"measured": settings, "before": before, "after": after, "written": out})
+        return f"{columns(('kernel', 'measured over estimated'), list(found.factors.items()))}\n\n{summary}"
+
+    report(found, text, json_to)

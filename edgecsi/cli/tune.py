@@ -19,9 +19,11 @@ if TYPE_CHECKING:
 @click.option("--target", required=True, metavar="TARGET", help="Board or CPU to compile for.")
 @click.option(
     "--device",
-    default="local",
+    "devices",
+    multiple=True,
+    default=("local",),
     show_default=True,
-    help="Where to measure; `emulate` ranks by instructions where there is no board.",
+    help="Where to measure; `emulate` ranks by instructions where there is no board. Several boards share the work.",
 )
 @click.option("--entry", help="Search only this one  [default: encoder and decoder, or full].")
 @click.option("--weights", metavar="FILE", help="As for build.")
@@ -50,7 +52,7 @@ if TYPE_CHECKING:
 def command(
     model: str,
     target: str,
-    device: str,
+    devices: tuple[str, ...],
     entry: str | None,
     weights: str | None,
     random_weights: bool,
@@ -72,6 +74,7 @@ def command(
     Example:
       edgecsi tune csinet-cr4 --target host
       edgecsi tune csinet-cr4 --target rpi4 --device ssh://pi@raspberrypi --minutes 10
+      edgecsi tune csinet-cr4 --target rpi4 --device pi-a --device pi-b
     """
     from edgecsi.tune.network import tune
 
@@ -79,7 +82,7 @@ def command(
         result = tune(
             model,
             target,
-            device=device,
+            device=devices,
             entry=entry,
             weights=weights,
             recipe=recipe,

@@ -5,6 +5,7 @@ To add a kernel, add a row to a table; nothing else has to know its name.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 from edgecsi.kernels.base import Cost, Kernel, Knobs
@@ -44,6 +45,13 @@ def all_kernels() -> dict[str, Kernel]:
     return found
 
 
+def estimate(kernel: Kernel, op: Op, target: Target, knobs: Knobs) -> Cost:
+    """Predicted cost of a kernel, corrected by what was measured of it on this CPU."""
+    cost = kernel.cost(op, target, knobs)
+    factor = dict(target.factors).get(kernel.name, 1.0)
+    return replace(cost, seconds=cost.seconds * factor)
+
+
 def candidates(op: Op, target: Target) -> tuple[list[tuple[Kernel, Knobs, Cost]], dict[str, str]]:
     """Kernels that can compute `op` on `target`, fastest predicted first, and why the others cannot."""
     found, refused = [], {}
@@ -55,6 +63,6 @@ def candidates(op: Op, target: Target) -> tuple[list[tuple[Kernel, Knobs, Cost]]
             refused[kernel.name] = reason
             continue
         knobs = kernel.knobs(op, target)
-        found.append((kernel, knobs, kernel.cost(op, target, knobs)))
+        found.append((kernel, knobs, estimate(kernel, op, target, knobs)))
     found.sort(key=lambda item: item[2].seconds)
     return found, refused

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from edgecsi.kernels.records import Record, Records
+from edgecsi.kernels.variants import estimate
 from edgecsi.lower.graph import Node
 from edgecsi.lower.select_kernels import Choice
 from edgecsi.target import Target
@@ -21,7 +22,7 @@ def use_records(chosen: Sequence[Choice | Node], target: Target, records: Record
         kernel, knobs, record = found
         choice.why = _why(record, choice.kernel.name == kernel.name and dict(choice.knobs) == dict(knobs))
         choice.kernel, choice.knobs = kernel, knobs
-        choice.cost = kernel.cost(choice.op, target, knobs)
+        choice.cost = estimate(kernel, choice.op, target, knobs)
 
 
 def _why(record: Record, is_default: bool) -> str:

@@ -7,6 +7,7 @@ timed is made by the code that makes libraries for users.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -35,6 +36,7 @@ TOGETHER = 16
 QUICK, CAREFUL = (3, 40), (12, 60)
 """Turns, and calls in a turn."""
 EVICTION_BYTES = 8 << 20
+_COMPILING = threading.RLock()  # TVM's builder is not for several threads; measuring is not held up by it
 CLOCK_US = 0.01
 """What the clock of a usual machine cannot tell apart."""
 
@@ -95,7 +97,8 @@ class Bench:
 
     def code(self, setting: Setting) -> str:
         """Key of the code of a setting."""
-        return code(_kernel(setting), self.op, self.target, dict(setting.knobs))
+        with _COMPILING:
+            return code(_kernel(setting), self.op, self.target, dict(setting.knobs))
 
     @property
     def means(self) -> Means:
@@ -108,16 +111,17 @@ class Bench:
         return [self.outcomes[setting].time for setting in settings]
 
     def _together(self, settings: Sequence[Setting], turns: int, calls: int) -> None:
-        entries: dict[Setting, Entry] = {}
-        for index, setting in enumerate(settings):
-            try:
-                entries[setting] = self._entry(f"c{index}", setting)
-            except ValueError as error:  # knobs that do not fit each other
-                self.outcomes[setting] = Measured(setting, "refused", why=str(error))
-        if not entries:
-            return
         with disk.scratch(runs=True) as folder:
-            bundle = trial_bundle(folder / NAME, list(entries.values()), self.target)
+            with _COMPILING:
+                entries: dict[Setting, Entry] = {}
+                for index, setting in enumerate(settings):
+                    try:
+                        entries[setting] = self._entry(f"c{index}", setting)
+                    except ValueError as error:  # knobs that do not fit each other
+                        self.outcomes[setting] = Measured(setting, "refused", why=str(error))
+                if not entries:
+                    return
+                bundle = trial_bundle(folder / NAME, list(entries.values()), self.target)
             good = [s for s, e in entries.items() if self._answers(bundle, s, e.name)]
             if self.count:
                 for setting in good:

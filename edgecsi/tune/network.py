@@ -8,8 +8,11 @@ trials and measures only what is left. A choice that wins alone and loses in the
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -90,7 +93,7 @@ class TuneResult:
 
 
 @dataclass
-class _Work:
+class Work:
     """One kind of layer, wherever it is met."""
 
     choice: Choice
@@ -104,7 +107,7 @@ def tune(
     model: str,
     target: str,
     *,
-    device: str | Timer = "local",
+    device: str | Timer | Sequence[str] = "local",
     entry: str | None = None,
     weights: str | None = None,
     recipe: str | None = None,
@@ -121,7 +124,8 @@ def tune(
     Args:
         model, weights, recipe, calib, input_shape, allow_random: as for building.
         target: what to compile for; the device must be able to run it.
-        device: where to measure; ``emulate`` counts instructions.
+        device: where to measure; ``emulate`` counts instructions. Several devices of one kind share the search, each
+            measuring other layers; a tracker named twice gives two of its boards.
         entry: search this one; by default encoder and decoder, or full.
         trials: settings to measure for a layer, at most.
         minutes: wall-clock budget.
@@ -135,7 +139,13 @@ def tune(
     """
     began = time.monotonic()
     chosen_target = targets.load(target)
-    opened, counted = _open(device, chosen_target)
+    devices = [device] if isinstance(device, str) or not isinstance(device, Sequence) else list(device)
+    timers = [open_timer(one, chosen_target) for one in devices]
+    opened, counted = timers[0]
+    if any(also != counted for _, also in timers):
+        raise UsageError(
+            "instructions and times do not mix", "one of the devices is `emulate`", "leave it away"
+        )
     means: Means = "counted" if counted else "measured"
     cpu_name = _cpu_of(opened, chosen_target)
     path = records or own_file(chosen_target, cpu_name)
@@ -147,22 +157,37 @@ def tune(
     total = measured = 0
     complete = True
 
-    try:
-        for number, work in enumerate(works.values()):
-            if time.monotonic() > deadline:
-                complete = False
-                break
+    lock = threading.Lock()
+    free: queue.SimpleQueue[Timer] = queue.SimpleQueue()
+    for timer, _ in timers:
+        free.put(timer)
 
-            def tell(setting: Setting, found: Time | None, work: _Work = work, number: int = number) -> None:
-                nonlocal measured
-                assert work.bench is not None
-                if work.bench.outcomes[setting].status != "refused":
+    def search_one(number: int, work: Work) -> None:
+        nonlocal measured, complete, total
+        if time.monotonic() > deadline:
+            complete = False
+            return
+
+        def tell(setting: Setting, found: Time | None) -> None:
+            nonlocal measured
+            assert work.bench is not None
+            if work.bench.outcomes[setting].status != "refused":
+                append(path, [work.bench.record(setting, cpu_name)])
+                with lock:
                     measured += 1
-                    append(path, [work.bench.record(setting, cpu_name)])
-                progress(number, len(works), f"{work.names[0]}: {measured} measured")
+            progress(number, len(works), f"{work.names[0]}: {measured} measured")
 
+        timer = free.get()
+        try:
             progress(number, len(works), work.names[0])
-            total += _search(work, chosen_target, opened, counted, known, trials, deadline, tell)
+            found = _search(work, chosen_target, timer, counted, known, trials, deadline, tell)
+            with lock:
+                total += found
+        finally:
+            free.put(timer)
+
+    try:
+        _each(works, search_one, len(timers))
         searched = [work for work in works.values() if work.found is not None]
         if not searched:
             raise CheckFailed(
@@ -174,17 +199,33 @@ def tune(
         entries = _confirm(networks, works, chosen_target, opened, counted)
         append(path, [_choice(work, chosen_target, cpu_name, means) for work in searched])
     finally:
-        if isinstance(device, str):
-            opened.close()
+        for one, (timer, _) in zip(devices, timers, strict=True):
+            if isinstance(one, str):
+                timer.close()
+    names = ", ".join(timer.spec for timer, _ in timers)
     return TuneResult(
-        model=model, target=chosen_target.id, cpu=cpu_name, device=opened.spec, means=means,
+        model=model, target=chosen_target.id, cpu=cpu_name, device=names, means=means,
         date=datetime.now(UTC).isoformat(timespec="seconds"), layers=tuple(_layer(w) for w in searched),
-        entries=entries, records=str(path), measured=measured, known=total, seconds=time.monotonic() - began,
-        complete=complete,
+        entries=entries, records=str(path), measured=measured, known=total,
+        seconds=time.monotonic() - began, complete=complete,
     )  # fmt: skip
 
 
-def _open(device: str | Timer, target: Target) -> tuple[Timer, bool]:
+def _each(works: Mapping[str, Work], search_one: Callable[[int, Work], None], devices: int) -> None:
+    """Search every layer, as many at a time as there are devices; the first error ends it."""
+    if devices == 1:
+        for number, work in enumerate(works.values()):
+            search_one(number, work)
+        return
+    pool = ThreadPoolExecutor(devices)
+    try:
+        for done in [pool.submit(search_one, number, work) for number, work in enumerate(works.values())]:
+            done.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def open_timer(device: str | Timer, target: Target) -> tuple[Timer, bool]:
     """The device, and whether it counts."""
     if isinstance(device, str):
         opened: Timer = Isolated(device) if device == "local" else open_device(device)
@@ -245,20 +286,25 @@ def _networks(
     return {n: choose(entries[n].module, (entries[n].example_input,), n, target) for n in names}
 
 
-def _works(networks: Mapping[str, tuple[Graph, list[Choice | Node]]]) -> dict[str, _Work]:
+def works_of(model: str, target: Target) -> dict[str, Work]:
+    """The kinds of layers of a network that needs no more than its name."""
+    return _works(_networks(model, target, None, None, None, None, None, True))
+
+
+def _works(networks: Mapping[str, tuple[Graph, list[Choice | Node]]]) -> dict[str, Work]:
     """Equal layers once, those predicted to take longest first."""
-    found: dict[str, _Work] = {}
+    found: dict[str, Work] = {}
     for _, chosen in networks.values():
         choices = [c for c in chosen if isinstance(c, Choice)]
         total = sum(c.cost.bytes for c in choices)
         for choice in choices:
-            work = found.setdefault(workload(choice.op), _Work(choice, int(total - choice.cost.bytes)))
+            work = found.setdefault(workload(choice.op), Work(choice, int(total - choice.cost.bytes)))
             work.names.append(choice.op.name or choice.node.output.name)
     return dict(sorted(found.items(), key=lambda item: -item[1].choice.cost.seconds))
 
 
 def _search(
-    work: _Work,
+    work: Work,
     target: Target,
     device: Timer,
     counted: bool,
@@ -325,7 +371,7 @@ def _patiently(measure: Callable[[], list[Time | None]]) -> list[Time | None]:
 
 def _confirm(
     networks: Mapping[str, tuple[Graph, list[Choice | Node]]],
-    works: Mapping[str, _Work],
+    works: Mapping[str, Work],
     target: Target,
     device: Timer,
     counted: bool,
@@ -372,7 +418,7 @@ def _wins(found: Found) -> bool:
     return found.best_time is not found.default_time
 
 
-def _give_up(work: _Work) -> None:
+def _give_up(work: Work) -> None:
     """The choice lost in place: the default stays."""
     assert work.found is not None
     found = work.found
@@ -388,7 +434,7 @@ def _with(choice: Choice, found: Found | None) -> Choice:
     return replace(choice, kernel=kernel, knobs=knobs, why="tuned")
 
 
-def _choice(work: _Work, target: Target, cpu_name: str, means: Means) -> Record:
+def _choice(work: Work, target: Target, cpu_name: str, means: Means) -> Record:
     assert work.found is not None
     best = work.found.best
     op, kernel = work.choice.op, all_kernels()[best.kernel]
@@ -399,7 +445,7 @@ def _choice(work: _Work, target: Target, cpu_name: str, means: Means) -> Record:
     )  # fmt: skip
 
 
-def _layer(work: _Work) -> TunedLayer:
+def _layer(work: Work) -> TunedLayer:
     assert work.found is not None
     assert work.bench is not None
     found = work.found

@@ -137,6 +137,23 @@ def test_candidates_that_crash_or_hang_are_recorded_as_that_and_not_chosen(
     assert not failed & {r.setting for r in lines if r.kind == "choice"}
 
 
+def test_several_devices_share_the_search(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: dict[int, set[str]] = {}
+    real = network._search
+
+    def search(work: Any, target: Any, timer: Any, *rest: Any) -> int:
+        used.setdefault(id(timer), set()).add(work.names[0])
+        return real(work, target, timer, *rest)
+
+    monkeypatch.setattr(network, "_search", search)
+    result = quickly(model, tmp_path / "x86.jsonl", device=("local", "local"))
+    assert len(result.layers) == 2
+    assert sorted(map(len, used.values())) == [1, 1]
+    assert result.device == "local, local"
+
+
 def test_a_device_that_comes_back_is_waited_for(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

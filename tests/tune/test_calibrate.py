@@ -1,0 +1,57 @@
+"""Estimates held against measurements, and target files that keep what was found."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from edgecsi import target as targets
+from edgecsi.cli import main
+from edgecsi.errors import TargetError
+from edgecsi.kernels.variants import candidates
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Dense
+from edgecsi.tune import calibrate
+
+
+def test_factors_bring_estimates_to_what_was_measured() -> None:
+    rows = [("a", 1.0, 2.0, True), ("a", 2.0, 4.1, True), ("b", 1.5, 1.5, True), ("b", 3.0, 3.0, False)]
+    found = calibrate._fit("host", "local", rows, {"b": 2.0, "c": 3.0})
+    assert found.factors == {"a": 2.025, "b": 2.0, "c": 3.0}
+    assert found.within_after == 1.0
+    assert found.within_before == pytest.approx(1 / 3)
+    assert found.rank_after > found.rank_before
+
+
+def test_a_factor_changes_what_is_chosen() -> None:
+    board = targets.load("x86-64-v4")
+    op = Dense(x=Layout((1, 512)), y=Layout((1, 256)), weight=np.ones((256, 512), np.float32) / 3)
+    assert candidates(op, board)[0][0][0].name == "f32_dense"
+    slower = replace(board, factors=(("f32_dense", 50.0),))
+    assert candidates(op, slower)[0][0][0].name != "f32_dense"
+
+
+def test_the_written_target_builds_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(calibrate, "NETWORKS", ("fullycon",))
+    out = tmp_path / "mine.toml"
+    assert main(["targets", "calibrate", "x86", "-o", str(out)]) == 0
+    assert "rank correlation" in capsys.readouterr().out
+    found = targets.load(out)
+    assert dict(found.factors)["f32_dense"] > 0
+    assert found.mcpu == targets.load("x86").mcpu
+    assert main(["build", "fullycon", "--target", str(out), "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize(
+    "text", ["factors = 1", "[factors]\na = 0", "[factors]\na = true", "[factors]\n'A B' = 1.0"]
+)
+def test_broken_factors_are_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "t.toml"
+    path.write_text(f'extends = "x86"\n{text}\n')
+    with pytest.raises(TargetError, match="factors"):
+        targets.load(path)
