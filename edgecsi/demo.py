@@ -11,7 +11,9 @@ from edgecsi.bench.api import run_bench
 from edgecsi.bench.result import Result, write_result
 from edgecsi.bundle import read_bundle
 from edgecsi.channels import files
+from edgecsi.deploy import deploy, destination, status
 from edgecsi.device import open_device
+from edgecsi.device.loopback import loopback
 from edgecsi.evaluate import Evaluation, evaluate, reference_model
 from edgecsi.pipeline import BuildOptions, build
 from edgecsi.report.text import table
@@ -36,6 +38,26 @@ class Demo:
     bench: Result
     files: list[Path]
     """Everything that was written, to be looked at."""
+
+
+def _deploy(bundle: Path, say: Say) -> None:
+    """Deploy to this machine as one does to a board: over SSH, to a server that is there for the demo only."""
+    with loopback() as device:
+        if device is None:
+            say("nothing was deployed: there is no sshd here (sudo apt-get install openssh-server)")
+            return
+        there = destination(device)
+        try:
+            first, again = (deploy(read_bundle(bundle), there.connection) for _ in range(2))
+            (found,) = status(there.connection, there.root)
+        finally:
+            there.connection.close()
+    sound = found.current is not None and not found.current.drift
+    say(
+        f"deployed over SSH to a device on this machine: {first.sent_files} files, {first.sent_bytes:,} bytes, golden "
+        f"answers right there, {first.action}; the same again sent {again.sent_bytes} bytes; every byte there is "
+        f"{'as it was deployed' if sound else 'NOT as it was deployed'}"
+    )
 
 
 def run_demo(out: Path, say: Say, progress: Progress) -> Demo:
@@ -70,6 +92,9 @@ def run_demo(out: Path, say: Say, progress: Progress) -> Demo:
         )
     if "arm" not in devices:
         say("the Raspberry Pi's bundle was not tried: QEMU is missing (sudo apt-get install qemu-user)")
+
+    progress(0, 0, "deploying to a device on this machine")
+    _deploy(bundles["host"], say)
 
     bench = run_bench(
         bundles["host"], quick=True, against=[PEER], load_module=lambda _: reference.module, progress=progress

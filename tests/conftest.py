@@ -14,9 +14,11 @@ from edgecsi.disk import cache_dir
 from tests._cpu import LACKS
 
 DEBIAN_PACKAGE = {
+    "busybox": "busybox",
     "cc": "gcc",
     "cmake": "cmake",
     "dpkg": "dpkg",
+    "getconf": "libc-bin",
     "lintian": "lintian",
     "pkg-config": "pkg-config",
     "qemu-aarch64": "qemu-user",

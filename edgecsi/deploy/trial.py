@@ -6,20 +6,18 @@ wrong answer are all found, and none of them can do harm.
 
 from __future__ import annotations
 
-import math
 import signal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecsi import verdict
 from edgecsi.bundle import Bundle, read_golden
 from edgecsi.deploy.far_side import Remote
 from edgecsi.device.transport import Done
 from edgecsi.errors import CheckFailed
 
 _GRACE_SECONDS = 15.0  # that we wait longer than the runner, which should be the first to give up
-# Of the largest output: another libm rounds otherwise, and what it rounds may move an int8 code.
-_FP32_TOLERANCE, _QUANTISED_TOLERANCE = 1e-4, 0.1
 _CODE, _TOO_LONG, _CRASHED = 3, 4, 128
 
 
@@ -38,13 +36,9 @@ def prove(remote: Remote, bundle: Bundle, runner: str, release: str, deadline: f
         DeviceError: the device cannot be reached.
     """
     manifest = bundle.manifest
-    quantised = any(layer.bits < 32 for entry in manifest.entries.values() for layer in entry.layers)
-    allowed = _QUANTISED_TOLERANCE if quantised else _FP32_TOLERANCE
     for name, entry in manifest.entries.items():
         inputs, wanted = read_golden(bundle, name)
-        sizes = [
-            ",".join(str(tensor.size) for tensor in tensors) for tensors in (entry.inputs, entry.outputs)
-        ]
+        sizes = [",".join(str(tensor.size) for tensor in group) for group in (entry.inputs, entry.outputs)]
         argv = [runner, "run", f"{release}/{manifest.library}", manifest.cname, name, *sizes]
         argv += [f"workspace={entry.workspace}", f"layers={len(entry.layers)}", f"deadline={deadline:g}"]
         done = remote.run(argv, input=_joined(inputs).tobytes(), timeout=deadline + _GRACE_SECONDS)
@@ -52,21 +46,16 @@ def prove(remote: Remote, bundle: Bundle, runner: str, release: str, deadline: f
         if done.code or len(done.stdout) != expected.nbytes:
             raise _failed(bundle, name, remote.name, _why(done, deadline))
         found = np.frombuffer(done.stdout, np.float32).reshape(expected.shape)
+        checked = manifest.check.entries.get(name)
+        allowed = verdict.elsewhere(checked.allowed if checked else None, entry.quantised)
         at = 0
         for tensor in entry.outputs:
             part = slice(at, at + tensor.size)
             at += tensor.size
-            largest = float(np.abs(expected[:, part]).max())
-            off = float(np.abs(found[:, part] - expected[:, part]).max())
-            if not (off <= allowed * largest and math.isfinite(largest)):
-                much = (
-                    f"{off / largest:.2g} of the largest output"
-                    if largest and math.isfinite(off)
-                    else f"{off:g}"
-                )
-                raise _failed(
-                    bundle, name, remote.name, f"{tensor.name} is off by {much} ({allowed:g} is allowed)"
-                )
+            apart = verdict.difference(found[:, part], expected[:, part]).max_rel_diff
+            if not apart <= allowed:
+                why = f"{tensor.name} is off by {apart:.2g} of the largest output; {allowed:g} is rounding"
+                raise _failed(bundle, name, remote.name, why)
 
 
 def _joined(arrays: list[NDArray[np.float32]]) -> NDArray[np.float32]:

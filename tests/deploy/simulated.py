@@ -34,7 +34,9 @@ TOOL = r"""#!/bin/sh
 # Stands for one of the device's tools: notes what is written through, and fails when its time has come.
 tool=${0##*/}
 if [ "$tool" = "$SIMULATED_TOOL" ] && [ "${1-}" != --help ]; then
-    uses=$(($(cat "$SIMULATED_USES" 2>/dev/null || echo 0) + 1))
+    uses=0
+    [ ! -f "$SIMULATED_USES" ] || read -r uses <"$SIMULATED_USES"
+    uses=$((uses + 1))
     echo $uses >"$SIMULATED_USES"
     if [ $uses = "$SIMULATED_USE" ]; then
         [ "$tool" != cat ] || head -c 100

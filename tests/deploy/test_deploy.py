@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from edgecsi.bundle import Bundle
-from edgecsi.deploy import ROOT, Here, Options, deploy
+from edgecsi.deploy import ROOT, Here, Options, deploy, rollback, status
 from tests.deploy.conftest import active, place
 from tests.deploy.simulated import Simulated
 
@@ -56,3 +60,26 @@ def test_old_releases_go_and_the_previous_one_stays(
     releases = {path.name for path in (place(home) / "releases").iterdir()}
     assert releases == {bundles[1].manifest.digest, bundles[2].manifest.digest}
     assert len(list((place(home) / "states").iterdir())) == 1
+
+
+@pytest.mark.needs("busybox", "getconf")
+def test_busybox_is_enough_there(bundles: list[Bundle], tmp_path: Path) -> None:
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    busybox = shutil.which("busybox")
+    assert busybox is not None
+    for name in subprocess.run(
+        [busybox, "--list"], capture_output=True, text=True, check=True
+    ).stdout.split():
+        (tools / name).symlink_to(busybox)
+    (tools / "getconf").symlink_to(str(shutil.which("getconf")))  # comes with glibc
+    home = tmp_path / "home"
+    home.mkdir()
+    for bundle in bundles:
+        deploy(bundle, Here(home, {"PATH": str(tools)}), Options(keep=2))
+        assert active(home) == bundle.manifest.digest
+    rollback(Here(home, {"PATH": str(tools)}), "tiny-net")
+    assert active(home) == bundles[1].manifest.digest
+    (found,) = status(Here(home, {"PATH": str(tools)}), ROOT)
+    assert found.current is not None
+    assert not found.current.drift
