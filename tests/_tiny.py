@@ -90,6 +90,9 @@ API int tiny_net_full_ws(const float *x, float *y, void *ws) {
 #ifdef CRASH
     *(volatile int *)8 = 1;
 #endif
+#ifdef SLOW
+    nanosleep(&(struct timespec){0, 200000}, 0);
+#endif
 #ifdef FAIL
     return -2;
 #endif
@@ -208,7 +211,7 @@ def compile_library(path: Path, about: Manifest, *flags: str, source: str = SOUR
 def libraries(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """`libraries(arch, "-DHANG", …)` is the library for that architecture, compiled once a session.
 
-    The flags HANG, CRASH and FAIL make `full` go wrong in that way.
+    The flags HANG, CRASH and FAIL make `full` go wrong in that way, SLOW makes it take 0.3 ms.
     """
     folder = tmp_path_factory.mktemp("libraries")
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgecsi import verdict
 from edgecsi.bench import measure, statistics, throughput
 from edgecsi.bench.competitors import Loader, checked_module, prepare_peers, pytorch_output
+from edgecsi.bench.cross_check import OWN, over_rpc, same_rounds
 from edgecsi.bench.environment import judge, machine, snapshot
 from edgecsi.bench.layers import layer_times
 from edgecsi.bench.limits import kept_limits
@@ -29,12 +30,25 @@ from edgecsi.bench.result import (
     Validity,
 )
 from edgecsi.bundle import Bundle, Loaded, Manifest, read_bundle, read_golden
-from edgecsi.device import Device, open_device
+from edgecsi.device import Device, Remote, open_device
 from edgecsi.device.protocol import Plan
-from edgecsi.errors import UsageError
+from edgecsi.errors import ConnectionLost, DeviceError, UsageError
 from edgecsi.verdict import Difference
 
-OWN = "edgecsi"
+
+class BrokenOff(ConnectionLost):
+    """The way to a device broke while it was measured.
+
+    Args:
+        lost: what happened.
+        result: of what was measured until then, marked as invalid.
+    """
+
+    def __init__(self, lost: DeviceError, result: Result) -> None:
+        super().__init__(lost.what, lost.why, lost.fix)
+        self.result = result
+
+
 FEW, MANY = 0.9, 1.1
 """CPU time over elapsed time of an engine that has one core to itself and keeps to it lies between."""
 
@@ -50,6 +64,7 @@ def run_bench(
     load_module: Loader | None = None,
     batch: int | None = None,
     threads: int = 1,
+    cross_check: bool = False,
     progress: Progress | None = None,
 ) -> Result:
     """Measures one entry of a bundle: latencies on one thread, or the throughput of batches.
@@ -66,6 +81,7 @@ def run_bench(
         batch: measure samples a second: every thread takes so many at once (:meth:`Loaded.run_many`), and the
             peers are measured in batches of 1, 8 and 64 on 1 and 2 threads.
         threads: of edgecsi, with ``batch``.
+        cross_check: on ``ssh://``, measure through TVM's RPC as well, and a call that does nothing both ways.
         progress: told how far it is.
 
     Returns:
@@ -76,13 +92,14 @@ def run_bench(
         BundleError: no bundle, no such entry, or a changed file.
         CheckFailed: the library answers wrongly, so it is not timed; or the peers' model has other weights.
         DeviceError: the device cannot run the bundle.
+        BrokenOff: the way to the device broke in the middle; it has the result so far.
         UsageError: an unknown engine or device, or peers asked for on a device that has none.
     """
     if isinstance(device, str):
         with contextlib.closing(open_device(device)) as opened:
             return run_bench(
                 path, entry=entry, device=opened, quick=quick, seconds=seconds, against=against,
-                load_module=load_module, batch=batch, threads=threads, progress=progress,
+                load_module=load_module, batch=batch, threads=threads, cross_check=cross_check, progress=progress,
             )  # fmt: skip
     opened = device
     peers = find_peers(against)  # before anything takes long
@@ -92,8 +109,14 @@ def run_bench(
         protocol = replace(protocol, seconds=seconds)
     if peers:
         _refuse_peers(bundle, entry, opened, load_module)
+    if cross_check and not isinstance(opened, Remote):
+        raise UsageError(
+            f"{opened.spec} cannot be cross-checked",
+            "that compares SSH with RPC on one device",
+            "use ssh://HOST",
+        )
     if opened.spec != "local":
-        return _elsewhere(bundle, entry, opened, protocol, progress)
+        return _elsewhere(bundle, entry, opened, protocol, cross_check, progress)
 
     loaded = Loaded(bundle)
     inputs, expected = read_golden(bundle, entry)
@@ -178,7 +201,12 @@ def _latencies(
 
 
 def _elsewhere(
-    bundle: Bundle, entry: str, device: Device, protocol: Protocol, progress: Progress | None
+    bundle: Bundle,
+    entry: str,
+    device: Device,
+    protocol: Protocol,
+    cross_check: bool,
+    progress: Progress | None,
 ) -> Result:
     """On another device than this process: the C face, by the same protocol; or, where instructions can be
     counted, these."""
@@ -209,12 +237,23 @@ def _elsewhere(
         )
     before = snapshot(device.state())
     series = device.measure(bundle, entry, sample, _plan(protocol), progress)
-    engine = _engine(OWN, bundle.manifest.created_with.edgecsi, found, series)
+    version = bundle.manifest.created_with.edgecsi
+    engine = _engine(OWN, version, found, series)
     result = replace(result, before=before, after=before, engines=(engine,), c_call=engine.warm)
     if series.lost is not None:
         lost = f"{series.lost.what} after {series.samples.size:,} calls: {series.lost.why}"
-        return replace(result, validity=Validity("invalid", (lost,)))
-    after = snapshot(device.state(), own=series.cpu_seconds or 0.0)
+        raise BrokenOff(series.lost, replace(result, validity=Validity("invalid", (lost,))))
+    after = snapshot(device.state())
+    # What a server does not tell of itself: it kept one core busy all the time.
+    own = series.cpu_seconds if series.cpu_seconds is not None else after.clock - before.clock
+    after = replace(after, own=own)
+    if cross_check and isinstance(device, Remote):
+        both = {OWN: series} | over_rpc(series, device, bundle, entry, sample, _plan(protocol), progress)
+        exact = Difference(0.0, 0.0)
+        engines = tuple(
+            _engine(name, version, found if OWN in name else exact, one) for name, one in both.items()
+        )
+        result = replace(result, engines=engines, comparisons=_comparisons(same_rounds(both)))
     notes = _suspicions({OWN: series})
     return replace(
         result,

@@ -65,6 +65,12 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     help="File of /sys that counts energy (energy_uj) or shows power (power1_input), read with --sustained.",
 )
+@click.option("--cpu", type=click.IntRange(0, 4095), metavar="N", help="Keep to CPU N of an ssh:// device.")
+@click.option(
+    "--cross-check",
+    is_flag=True,
+    help="On an ssh:// device, measure through TVM's RPC as well, and what a call that does nothing costs.",
+)
 @click.option(
     "--self-check",
     is_flag=True,
@@ -107,6 +113,8 @@ def command(
     rate: str | None,
     sustained: str | None,
     meter: Path | None,
+    cpu: int | None,
+    cross_check: bool,
     self_check: bool,
     save: Path | None,
     json_to: str | None,
@@ -129,12 +137,14 @@ def command(
         raise click.UsageError("--threads needs --batch: a single inference runs on one thread")
     if batch is not None and device != "local":
         raise click.UsageError("--batch is measured on --device local only")
+    if cross_check and batch is not None:
+        raise click.UsageError("--cross-check compares single calls, --batch measures others")
     if limits is (bundle is not None):
         raise click.UsageError("give either a BUNDLE or --limits")
     if bundle is None:
         _limits(json_to)
         return
-    from edgecsi.bench.api import run_bench
+    from edgecsi.bench.api import BrokenOff, run_bench
     from edgecsi.bench.deadline import parse_limit
     from edgecsi.bench.observe import Wanted, observe, repeatable
     from edgecsi.bench.result import to_json
@@ -155,20 +165,25 @@ def command(
         return _fp32_model(manifest, model, weights)
 
     engines = [name.strip() for name in against.split(",") if name.strip()]
-    with contextlib.closing(open_device(device)) as opened, progress("measuring") as update:
-        result = run_bench(
-            bundle,
-            entry=entry,
-            device=opened,
-            quick=quick,
-            seconds=seconds,
-            batch=batch,
-            threads=threads,
-            against=engines,
-            load_module=load_module,
-            progress=update,
-        )
-        result = observe(result, bundle, opened, wanted, update)
+    broken: BrokenOff | None = None
+    with contextlib.closing(open_device(device, cpu=cpu)) as opened, progress("measuring") as update:
+        try:
+            result = run_bench(
+                bundle,
+                entry=entry,
+                device=opened,
+                quick=quick,
+                seconds=seconds,
+                batch=batch,
+                threads=threads,
+                against=engines,
+                load_module=load_module,
+                cross_check=cross_check,
+                progress=update,
+            )
+            result = observe(result, bundle, opened, wanted, update)
+        except BrokenOff as error:
+            broken, result = error, error.result
     result = repeatable(result, bundle, _arguments(click.get_current_context()))
     if json_to == "-":
         click.echo(to_json(result), nl=False)
@@ -182,6 +197,8 @@ def command(
         from edgecsi.report.plot import plot as draw
 
         draw(result, plot)
+    if broken is not None:
+        raise broken
     if (missed := result.deadline) is not None and not missed.met:
         raise CheckFailed(
             f"{result.bundle.name} misses its deadline: {missed.metric} is {missed.found:,.1f} µs",

@@ -212,6 +212,29 @@ def rollback(device: str, bundle: str | None, root: str | None, json_to: str | N
 
 @command.command()
 @click.argument("device")
+@click.argument("tracker")
+def share(device: str, tracker: str) -> None:
+    """Register DEVICE with TVM's tracker, tracker://HOST:PORT/KEY, and serve it until Ctrl-C. No port opens on the
+    device; this machine listens on its loopback.
+
+    \b
+    Example:
+      edgecsi device share pi4 tracker://127.0.0.1:9190/rpi4
+    """
+    from edgecsi.device import names
+    from edgecsi.device.share import share as serve
+
+    where = names.endpoint(names.resolve(tracker))
+    if not where.key:
+        raise UsageError(
+            f"{tracker} is no tracker", "one looks like tracker://host:port/key", "give its address"
+        )
+    with _opened(device) as remote:
+        serve(remote, where, say=click.echo)
+
+
+@command.command()
+@click.argument("device")
 @click.option("--bundles", is_flag=True, help="Also remove the bundles that were deployed there.")
 @json_option
 def clean(device: str, bundles: bool, json_to: str | None) -> None:

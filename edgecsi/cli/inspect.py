@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path))
 @click.option("--layers", is_flag=True, help="List the layers of every entry, with kernel and reason.")
-@click.option("--measure", is_flag=True, help="Time the layers of every entry, where BUNDLE runs here.")
+@click.option("--measure", is_flag=True, help="Time the layers of every entry, where BUNDLE runs.")
+@click.option("--device", default="local", show_default=True, help="Where to --measure: local, ssh://HOST.")
 @click.option(
     "--allowed-signers",
     type=click.Path(path_type=Path),
@@ -29,7 +31,12 @@ if TYPE_CHECKING:
 )
 @json_option
 def command(
-    bundle: Path, layers: bool, measure: bool, allowed_signers: Path | None, json_to: str | None
+    bundle: Path,
+    layers: bool,
+    measure: bool,
+    device: str,
+    allowed_signers: Path | None,
+    json_to: str | None,
 ) -> None:
     """Verify every file of BUNDLE and its signature, and show what it is. Without --measure the library is not
     loaded, so any machine will do.
@@ -37,13 +44,14 @@ def command(
     \b
     Example:
       edgecsi inspect csinet-pi --layers
+      edgecsi inspect csinet-pi --measure --device ssh://pi@raspberrypi
     """
     from edgecsi.bundle import read_bundle
     from edgecsi.bundle.manifest import to_json
 
     found = read_bundle(bundle)
     signer = _signer(found, allowed_signers)
-    measured = time_layers(found) if measure else None
+    measured = time_layers(found, device) if measure else None
     tree = to_json(found.manifest) | ({"signature": signer} if signer else {})
     tree |= {"measured": measured.layers} if measured else {}
     report(tree, lambda: _text(found, layers, measured, signer), json_to)
@@ -115,19 +123,25 @@ class TimedLayers:
         return "\n\n".join([*tables, self.heading])
 
 
-def time_layers(bundle: Bundle) -> TimedLayers:
-    """Time the layers of a bundle on this machine, with their shares of what it can do at best.
+def time_layers(bundle: Bundle, device: str = "local") -> TimedLayers:
+    """Time the layers of a bundle; on this machine, with their shares of what it can do at best.
 
     Args:
         bundle: for any target; of one that cannot run here, the result says why.
+        device: where.
 
     Raises:
         BundleError, ToolchainError: it cannot be loaded, or the limits cannot be measured.
+        DeviceError: another device cannot run it.
     """
     from edgecsi.bench import layers, limits
     from edgecsi.bundle.shared_library import check_runs_here
+    from edgecsi.device import open_device
     from edgecsi.errors import DeviceError
 
+    if device != "local":
+        with contextlib.closing(open_device(device)) as where:
+            return TimedLayers(layers.measure_layers(bundle, None, where), f"measured on {where.spec}")
     try:
         check_runs_here(bundle)
     except DeviceError as error:

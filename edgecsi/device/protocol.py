@@ -66,8 +66,8 @@ class Series:
     ``settled`` tells whether the warm-up reached a steady median, ``complete`` whether the protocol's
     number of samples was reached within its limit. ``threads`` is CPU time over elapsed time: above 1,
     the engine did not keep to its one thread; below, it did not get the core to itself. ``cpu_seconds`` is
-    what measuring used on the device in all, ``empty_ns`` what timing itself costs; None where they are not
-    known. ``lost`` is why the rest is missing.
+    what measuring used on the device in all, ``nothing`` the series of calls that do nothing, which is
+    what timing itself costs; None where they are not known. ``lost`` is why the rest is missing.
     """
 
     rounds: list[Nanoseconds]
@@ -76,7 +76,7 @@ class Series:
     complete: bool
     threads: float
     cpu_seconds: float | None = None
-    empty_ns: float | None = None
+    nothing: Series | None = None
     lost: DeviceError | None = None
 
     @property

@@ -140,16 +140,16 @@ class Remote:
         }  # fmt: skip
         fed, _ = self._calls(bundle.entry(entry), x)
         seconds = 120 + 3 * plan.limit + plan.cold_samples
-        warm: tuple[float, ...] = (0.0, 0.0, 0.0)
+        warm: tuple[float, ...] = (0.0, 0.0)
         done: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0, 0.0)
         rounds: list[Nanoseconds] = []
-        cold: Nanoseconds = np.empty(0, np.int64)
+        others: dict[bytes, Nanoseconds] = {}
         counted, spent, lost = 0, 0.0, None
         try:
             with self._job(bundle, entry, "measure", fed, seconds, options) as job:
                 for kind, content in job.frames():
                     if kind == b"WARM":
-                        warm = struct.unpack("<3d", content)
+                        warm = struct.unpack("<2d", content)
                     elif kind == b"TURN":
                         rounds.append(np.frombuffer(content, np.int64))
                         counted += rounds[-1].size
@@ -157,10 +157,10 @@ class Remote:
                         if progress is not None:
                             share = min(counted / plan.samples, spent / plan.seconds, 1.0)
                             progress(share, 1.0, f"measuring on {self.spec}")
-                    elif kind == b"COLD":
-                        cold = np.frombuffer(content, np.int64)
                     elif kind == b"DONE":
                         done = struct.unpack("<5d", content)
+                    else:
+                        others[kind] = np.frombuffer(content, np.int64)
         except ConnectionLost as error:
             if not rounds:
                 raise
@@ -168,12 +168,12 @@ class Remote:
         complete, computed, elapsed, cpu_seconds, _peak = done
         return Series(
             rounds,
-            cold,
+            others[b"COLD"],
             settled=bool(warm[0]),
             complete=bool(complete),
             threads=computed / elapsed if elapsed else 1.0,
             cpu_seconds=cpu_seconds,
-            empty_ns=warm[2],
+            nothing=Series([others[b"VOID"]], others[b"VCLD"], settled=True, complete=True, threads=1.0),
             lost=lost,
         )
 

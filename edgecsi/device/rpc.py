@@ -18,7 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.device.protocol import Nanoseconds, Plan
+from edgecsi.device.protocol import EVICTION_BYTES, Plan
 from edgecsi.device.transport import SLOWEST
 from edgecsi.device.turns import in_turns
 from edgecsi.errors import ToolchainError
@@ -26,7 +26,8 @@ from edgecsi.schema import decode_json, read_bytes
 
 CONNECT_SECONDS = 30.0
 LOAD_SECONDS = 60.0
-KINDS = ("cold", "turn")
+KINDS = ("cold", "turn", "nothing", "nothing cold")
+EMPTY_CALLS = 1001
 """What ``FOLDER/turns`` holds: for each of them int64 kind, number of calls, and the ns of each."""
 
 
@@ -46,6 +47,7 @@ class Job:
         repeats, flush: see :meth:`edgecsi.device.protocol.Device.time`.
         plan: see :meth:`edgecsi.device.protocol.Device.measure`.
         connect: seconds for connecting.
+        empty: path here of a library whose function ``nothing`` does nothing, to time that besides; or empty.
     """
 
     library: str
@@ -62,6 +64,7 @@ class Job:
     flush: int = 0
     plan: Plan | None = None
     connect: float = CONNECT_SECONDS
+    empty: str = ""
 
 
 # Started by TVM with the numbers of two descriptors at the end of its arguments.
@@ -93,30 +96,32 @@ def carry_out(folder: Path, job: Job, say: Callable[[str], None]) -> None:
     else:
         session = rpc.connect(job.host, job.port)
 
-    library = bytearray(Path(job.library).read_bytes())
-    name = f"{os.urandom(8).hex()}.so"
-    say(f"upload {CONNECT_SECONDS + len(library) / SLOWEST}")
-    session.upload(library, name)
+    files = {f"{os.urandom(8).hex()}.so": Path(path) for path in (job.library, job.empty) if path}
+    say(f"upload {CONNECT_SECONDS + sum(file.stat().st_size for file in files.values()) / SLOWEST}")
+    for name, file in files.items():
+        session.upload(bytearray(file.read_bytes()), name)
     say(f"load {LOAD_SECONDS}")
-    module = session.load_module(name)
-    function, device = module[job.function], session.cpu(0)
+    module, *empty = [session.load_module(name) for name in files]
+    work = _Work(folder, job, tvm, module, session.cpu(0))
     say(f"{job.what} {job.seconds}")
-    _Work(folder, job, tvm, module, function, device).do()
-    session.remove(name)
+    work.do(empty)
+    for name in files:
+        session.remove(name)
 
 
 class _Work:
     """The last step: one loaded function on the device."""
 
-    def __init__(self, folder: Path, job: Job, tvm: Any, module: Any, function: Any, device: Any) -> None:
-        self.folder, self.job, self.module, self.function, self.device = folder, job, module, function, device
+    def __init__(self, folder: Path, job: Job, tvm: Any, module: Any, device: Any) -> None:
+        self.folder, self.job, self.module, self.device = folder, job, module, device
+        self.function = module[job.function]
         self.inputs = [tvm.runtime.empty(shape, "float32", device) for shape in job.inputs]
         self.outputs = [tvm.runtime.empty(shape, "float32", device) for shape in job.outputs]
         sizes = [int(np.prod(shape)) for shape in job.inputs]
         self.calls = np.fromfile(folder / "in", np.float32).reshape(-1, sum(sizes))
         self.splits = np.cumsum(sizes)[:-1]
 
-    def do(self) -> None:
+    def do(self, empty: Sequence[Any]) -> None:
         if self.job.what == "run":
             with (self.folder / "out").open("wb") as out:
                 for call in self.calls:
@@ -129,13 +134,19 @@ class _Work:
         if self.job.what == "time":
             self._times(self.job.repeats, self.job.flush).tofile(self.folder / "out")
             return
-        assert self.job.plan is not None
+        plan = self.job.plan
+        assert plan is not None
         with (self.folder / "turns").open("ab", buffering=0) as turns:
 
-            def keep(kind: str, ns: Nanoseconds) -> None:
+            def keep(kind: str, ns: NDArray[Any]) -> None:
                 turns.write(np.concatenate([[KINDS.index(kind), ns.size], ns]).astype(np.int64).tobytes())
 
-            series = in_turns(self._times, self.job.plan, keep=keep)
+            for module in empty:
+                keep("nothing", 1e9 * self._evaluate(module, "nothing", EMPTY_CALLS, 0))
+                keep(
+                    "nothing cold", 1e9 * self._evaluate(module, "nothing", plan.cold_samples, EVICTION_BYTES)
+                )
+            series = in_turns(self._times, plan, keep=keep)
         np.array([series.settled, series.complete], np.float64).tofile(self.folder / "out")
 
     def _give(self, call: NDArray[np.float32]) -> None:
@@ -146,10 +157,12 @@ class _Work:
 
     def _times(self, calls: int, flush: int) -> NDArray[np.float64]:
         """Nanoseconds of single calls, TVM's way."""
-        evaluator = self.module.time_evaluator(
-            self.job.function, self.device, number=1, repeat=calls, cache_flush_bytes=flush
-        )
-        return 1e9 * np.array(evaluator(*self.inputs, *self.outputs).results)
+        return 1e9 * self._evaluate(self.module, self.job.function, calls, flush, *self.inputs, *self.outputs)
+
+    def _evaluate(self, module: Any, name: str, calls: int, flush: int, *tensors: Any) -> NDArray[np.float64]:
+        """Seconds of single calls of a module's function."""
+        evaluator = module.time_evaluator(name, self.device, number=1, repeat=calls, cache_flush_bytes=flush)
+        return np.array(evaluator(*tensors).results)
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -27,7 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.bundle import Bundle
-from edgecsi.device import names
+from edgecsi.device import names, toolchain
 from edgecsi.device.install_rpc import rpc_folder
 from edgecsi.device.protocol import Array, DeviceInfo, FirstCall, Nanoseconds, Plan, Progress, Samples, Series
 from edgecsi.device.remote import Remote
@@ -50,6 +50,7 @@ class Rpc:
         board: the machine behind ``rpc+ssh://``.
         deadline: seconds after which a run is given up; None for as long as the slowest of kernels needs.
         connect_seconds: after which connecting is given up.
+        time_nothing: let :meth:`measure` time calls that do nothing besides.
     """
 
     def __init__(
@@ -59,9 +60,10 @@ class Rpc:
         *,
         deadline: float | None = None,
         connect_seconds: float = CONNECT_SECONDS,
+        time_nothing: bool = False,
     ) -> None:
         self.spec, self._board, self._deadline = spec, board, deadline
-        self._connect_seconds = connect_seconds
+        self._connect_seconds, self._time_nothing = connect_seconds, time_nothing
 
     @staticmethod
     def opened(spec: str) -> Rpc:
@@ -118,17 +120,27 @@ class Rpc:
         calls = to_calls(bundle.entry(entry), x)
         seconds = 120 + 3 * plan.limit + plan.cold_samples
         kept: list[tuple[str, Nanoseconds]] = []
+        empty = str(toolchain.nothing(bundle.manifest.target.arch)) if self._time_nothing else ""
         lost, said = None, np.zeros(2)
         try:
-            with self._session(bundle, entry, calls, "measure", seconds, plan=plan, kept=kept) as folder:
+            with self._session(
+                bundle, entry, calls, "measure", seconds, plan=plan, kept=kept, empty=empty
+            ) as folder:
                 said = np.fromfile(folder / "out", np.float64)
         except ConnectionLost as error:
             if not any(kind == "turn" for kind, _ in kept):
                 raise
             lost = error
         rounds = [ns for kind, ns in kept if kind == "turn"]
-        (cold,) = [ns for kind, ns in kept if kind == "cold"]
-        return Series(rounds, cold, bool(said[0]), bool(said[1]), threads=1.0, lost=lost)
+        once = {kind: ns for kind, ns in kept if kind != "turn"}
+        nothing = (
+            Series([once["nothing"]], once["nothing cold"], settled=True, complete=True, threads=1.0)
+            if "nothing" in once
+            else None
+        )
+        return Series(
+            rounds, once["cold"], bool(said[0]), bool(said[1]), threads=1.0, nothing=nothing, lost=lost
+        )
 
     def profile(
         self, bundle: Bundle, entry: str, x: Samples, passes: int, seconds: float

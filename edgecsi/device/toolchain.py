@@ -52,6 +52,13 @@ def agent(arch: str) -> Path:
     )
 
 
+def nothing(arch: str) -> Path:
+    """A library for TVM whose function ``nothing`` does nothing (``nothing.c``); as :func:`remote_runner`."""
+    return _compile(
+        "nothing.c", f"nothing-{arch}.so", ["-shared", "-fPIC", "-O2"], f"{arch}-linux-gnu.{GLIBC}"
+    )
+
+
 def agent_source() -> bytes:
     """What :func:`agent` compiles."""
     return (_HERE / "agent.c").read_bytes()

@@ -3,22 +3,24 @@
 import threading
 import time
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgecsi.bench import api
 from edgecsi.bench.result import Protocol, read_result, write_result
+from edgecsi.cli import main
 from edgecsi.device import Local, Remote, open_device
 from edgecsi.device.protocol import Plan
-from edgecsi.errors import DataError, DeviceError
+from edgecsi.errors import ConnectionLost, DataError, DeviceError
 from tests import _tiny
+from tests._sshd import serving
 
 pytestmark = pytest.mark.needs("ssh", "sshd")
 
 X = np.random.default_rng(3).normal(size=(20, 8))
 PLAN = Plan(samples=500, seconds=0.05, limit=2.0, turn=0.002, turn_calls=5, settle=2, cold_samples=10)
-ENDLESS = Plan(samples=1000, seconds=600, limit=600, turn=0.005, turn_calls=5, settle=2, cold_samples=5)
 
 
 @pytest.fixture
@@ -70,8 +72,8 @@ def test_times_are_taken_there(remote, bundle):
     assert series.samples.size >= 500
     assert series.cold.size == 10
     assert series.threads > 0
-    assert series.empty_ns is not None
-    assert series.empty_ns < 1000
+    assert series.nothing is not None
+    assert np.median(series.nothing.samples) < 1000
 
 
 def test_layers_and_first_calls(remote, bundle):
@@ -176,22 +178,70 @@ def test_bench_writes_the_same_result_as_here(sshd, bundle, tmp_path, monkeypatc
     assert read_result(tmp_path / "r.json") == result
 
 
-def test_a_dropped_connection_keeps_what_was_measured(sshd, bundle):
+def test_a_dropped_connection_keeps_what_was_measured(sshd, make, bundle):
     device = open_device(sshd.spec)
-    device.info()
-    threading.Timer(4.0, sshd.drop).start()
-    series = device.measure(bundle, "full", X[:1], ENDLESS)
-    assert series.lost is not None
-    assert series.samples.size > 100
-    assert not series.complete
+    dropped = []
+
+    def drop(*_):
+        if not dropped:
+            dropped.append(sshd.drop())
+
+    with pytest.raises(api.BrokenOff) as caught:
+        api.run_bench(make("-DSLOW").path, device=device, seconds=50, progress=drop)
+    assert "lost" in str(caught.value)
+    result = caught.value.result
+    assert result.validity.state == "invalid"
+    assert "lost" in result.validity.reasons[0]
+    assert result.engines[0].warm.samples >= 5
+    assert not result.engines[0].complete
     np.testing.assert_allclose(device.run(bundle, "full", X), _tiny.full(X), rtol=2e-5)
     device.close()
 
 
+def test_bench_writes_what_it_has_when_the_connection_drops(sshd, bundle, tmp_path, monkeypatch, capsys):
+    """Exit code 5, and the result of the calls until then."""
+    measured = api.run_bench(bundle.path, device="emulate", quick=True)
+
+    def broken(*_, **__):
+        raise api.BrokenOff(
+            ConnectionLost("the connection to board was lost", "it broke", "try again"), measured
+        )
+
+    monkeypatch.setattr(api, "run_bench", broken)
+    command = ["bench", str(bundle.path), "--device", sshd.spec, "--json", str(tmp_path / "r.json")]
+    assert main(command) == 5
+    assert "the connection to board was lost" in capsys.readouterr().err
+    assert read_result(tmp_path / "r.json").validity == measured.validity
+
+
+def test_throttling_on_the_device_makes_the_times_invalid(bundle, tmp_path, monkeypatch):
+    """vcgencmd there says that it throttled between the two looks."""
+    short = Protocol(
+        quick=True, samples=50, seconds=0.01, limit=2.0, turn=0.001, cold_samples=5, cold_starts=1
+    )
+    monkeypatch.setattr(api, "QUICK", short)
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    # Each look asks once: it is fine until the third.
+    (tools / "vcgencmd").write_text(
+        f"#!/bin/sh\necho x >>{tools}/asked\n"
+        f'[ "$(wc -l <{tools}/asked)" -ge 4 ] && echo throttled=0x40004 || echo throttled=0x0\n'
+    )
+    (tools / "vcgencmd").chmod(0o755)
+    command = f'cd {{home}} && HOME={{home}} PATH={tools}:$PATH && export HOME PATH && exec sh -c "$SSH_ORIGINAL_COMMAND"'
+    with serving(command=command) as throttling:
+        result = api.run_bench(bundle.path, device=throttling.spec, quick=True)
+    assert result.validity.state == "invalid"
+    assert any("throttled while measuring" in reason for reason in result.validity.reasons)
+
+
+def test_inspect_measures_layers_there(sshd, bundle, capsys):
+    assert main(["inspect", str(bundle.path), "--measure", "--device", sshd.spec]) == 0
+    assert "measured on ssh://board" in capsys.readouterr().out
+
+
 def _ours(sshd):
     """Command lines of our runner that still run on the device."""
-    from pathlib import Path
-
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:

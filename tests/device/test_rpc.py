@@ -17,10 +17,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgecsi.bench import api
+from edgecsi.bench.result import Protocol
 from edgecsi.cli import main
 from edgecsi.device import Local, Remote, install_rpc, open_device
+from edgecsi.device.names import endpoint
 from edgecsi.device.protocol import Plan
 from edgecsi.device.rpc_device import Rpc
+from edgecsi.device.share import share
 from edgecsi.errors import DeviceError, ToolchainError, Unreachable
 from tests import _tiny
 from tests._sshd import serving
@@ -96,6 +100,21 @@ def test_the_agent_runs_and_times_over_ssh(agent, bundle, board):
     (folder,) = (board.home / ".edgecsi" / "rpc").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["agent", "libtvm_ffi.so", "libtvm_runtime.so"]
     assert sum(path.stat().st_size for path in folder.iterdir()) < 8_000_000
+
+
+@pytest.mark.needs("ssh", "sshd")
+def test_bench_compares_ssh_with_rpc_on_one_device(board, bundle, monkeypatch):
+    short = Protocol(
+        quick=True, samples=500, seconds=0.2, limit=5.0, turn=0.005, cold_samples=5, cold_starts=1
+    )
+    monkeypatch.setattr(api, "QUICK", short)
+    result = api.run_bench(bundle.path, device=board.spec, quick=True, cross_check=True)
+    names = [engine.name for engine in result.engines]
+    assert names == ["edgecsi", "edgecsi over RPC", "nothing", "nothing over RPC"]
+    assert [one.to for one in result.comparisons] == ["edgecsi over RPC"]
+    for engine in result.engines[2:]:
+        assert engine.warm.median < 1.0  # µs
+    assert 0.2 < result.comparisons[0].warm.ratio < 5  # a kernel of 50 ns shows the overheads of both
 
 
 @pytest.mark.needs("ssh", "sshd")
@@ -176,33 +195,35 @@ def test_what_is_no_server_is_refused_in_time(bundle):
         assert time.monotonic() - begin < 60
 
 
-def test_two_benches_at_once_through_tvms_tracker(bundle):
-    tracker = port()
-    with contextlib.ExitStack() as programs:
-        programs.enter_context(
-            program(
-                "tvm.exec.rpc_tracker",
-                "--host",
-                "127.0.0.1",
-                "--port",
-                str(tracker),
-                "--port-end",
-                str(tracker + 1),
-            )
-        )
-        wait_for(tracker)
-        for _ in range(2):
-            number = port()
-            programs.enter_context(
-                program("tvm.exec.rpc_server", "--host", "127.0.0.1", "--port", str(number), "--port-end",
-                        str(number + 1), "--tracker", f"127.0.0.1:{tracker}", "--key", "tiny")
-            )  # fmt: skip
-            wait_for(number)
-        device = Rpc.opened(f"tracker://127.0.0.1:{tracker}/tiny")
+@pytest.mark.needs("ssh", "sshd")
+def test_two_agents_behind_tvms_tracker_serve_two_benches_at_once(board, bundle):
+    """The boards have no port: a bridge here registers each, and leads to the agent there."""
+    number = port()
+    with program(
+        "tvm.exec.rpc_tracker", "--host", "127.0.0.1", "--port", str(number), "--port-end", str(number + 1)
+    ):
+        wait_for(number)
+        spec = f"tracker://127.0.0.1:{number}/tiny"
+        said: list[str] = []
+
+        def serve(_):
+            with contextlib.closing(Remote.over_ssh(board.spec)) as remote:
+                share(remote, endpoint(spec), sessions=1, say=said.append)
+
         plan = replace(PLAN, seconds=1.0)
-        with ThreadPoolExecutor(2) as pool:
-            found = list(pool.map(lambda _: device.measure(bundle, "full", X[:1], plan), range(2)))
-        assert all(series.complete for series in found)
+        with ThreadPoolExecutor(4) as pool:
+            bridges = [pool.submit(serve, number) for number in range(2)]
+            benches = [pool.submit(Rpc.opened(spec).measure, bundle, "full", X[:1], plan) for _ in range(2)]
+            assert all(bench.result().complete for bench in benches)
+            for bridge in bridges:
+                bridge.result()
+    assert len([line for line in said if "waits for tiny" in line]) == 2
+
+
+def test_a_tracker_that_is_not_there(board, capsys):
+    assert main(["device", "share", board.spec, f"tracker://127.0.0.1:{port()}/tiny"]) == 5
+    assert "there is no tracker" in capsys.readouterr().err
+    assert main(["device", "share", board.spec, "rpc://127.0.0.1:1"]) == 2
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@
 #include "calls.h"
 #include "cpu.h"
 
+enum { EMPTY_CALLS = 1001 };
 enum { FAILED = 1, CODE = 3, TOO_LONG = 4, ALONE = 5 };
 
 static int results = 1; /* where results go: the standard output we were started with */
@@ -223,6 +224,7 @@ static void send_times(const char *kind, const double *ns, size_t count) {
     free(whole);
 }
 
+/* What timing itself costs. */
 static int nothing(void *a, void *b, void *c, void *d, void *e, void *f, void *g, void *h, void *i, void *j, void *k,
                    void *l, void *m, void *n, void *o, void *p) {
     (void)a, (void)b, (void)c, (void)d, (void)e, (void)f, (void)g, (void)h, (void)i, (void)j, (void)k, (void)l;
@@ -230,19 +232,11 @@ static int nothing(void *a, void *b, void *c, void *d, void *e, void *f, void *g
     return 0;
 }
 
-/* What timing itself costs: the median of an empty call, in ns. */
-static double empty_call(void *const *pointers) {
-    enum { COUNT = 1001 };
-    double ns[COUNT];
-    time_calls(nothing, pointers, 1, COUNT, NULL, 0, ns);
-    return median(ns, COUNT);
-}
-
 /* bench/measure.py's protocol for one engine. Warm up until the medians of two blocks agree; then turns of `turn`
  * seconds, each after `settle` untimed calls, until there are `samples` calls and `seconds` of them, or `limit`
  * seconds. Between the two, `cold` calls, each after `flush` bytes of other memory: they come first so that a result
  * that breaks off in the middle has them.
- * Frames: WARM settled, median, an empty call; COLD ns; TURN the ns of a turn, for each; DONE whether it is complete,
+ * Frames: WARM settled, median; COLD ns; VOID and VCLD the same of calls that do nothing; TURN the ns of a turn, for each; DONE whether it is complete,
  * CPU seconds and seconds of the turns, CPU seconds and peak memory of the process. */
 static void measure(void *library, entry_function function) {
     void **pointers = read_calls(1);
@@ -256,7 +250,7 @@ static void measure(void *library, entry_function function) {
         now = median(ns, (size_t)count);
         settled = fabs(now - previous) <= 0.02 * fmin(now, previous);
     }
-    double warm[] = {settled, now, empty_call(pointers)};
+    double warm[] = {settled, now};
     frame("WARM", warm, sizeof warm);
 
     uint8_t *other = allocate((size_t)job.flush);
@@ -264,6 +258,10 @@ static void measure(void *library, entry_function function) {
     size_t cold = (size_t)fmin(job.cold, (double)room);
     check(library, time_calls(function, pointers, 1, (long)cold, other, (size_t)job.flush, ns));
     send_times("COLD", ns, cold);
+    time_calls(nothing, pointers, 1, (long)cold, other, (size_t)job.flush, ns);
+    send_times("VCLD", ns, cold);
+    time_calls(nothing, pointers, 1, EMPTY_CALLS, NULL, 0, ns);
+    send_times("VOID", ns, EMPTY_CALLS);
     free(other);
 
     size_t length = (size_t)fmin(fmax(job.turn_calls, ceil(job.turn * 1e9 / now)), (double)room / 2);
