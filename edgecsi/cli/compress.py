@@ -108,10 +108,14 @@ def command(
 
 
 def _text(result: CompressResult, model: str) -> str:
+    from edgecsi.compress.loss import loss_db
+
     share = result.bytes_after / result.bytes_before
     summary = {
         "model": result.path,
-        result.metric: f"{result.before:.4g} before, {result.after:.4g} after, on held-out data",
+        "network as given": f"{result.metric} {result.before:.4g} on held-out data",
+        "compressed network in PyTorch": f"{result.metric} {result.after:.4g}",
+        "loss": f"{loss_db(result.metric, result.before, result.after):.2f} dB",
         "weights": f"{result.bytes_before:,} bytes before, {result.bytes_after:,} after ({share:.1%})",
     }
     steps = columns(("step", result.metric), [(step.kind, step.score) for step in result.steps])

@@ -5,13 +5,19 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
+from edgecsi.channels.files import SAMPLE
+from edgecsi.channels.shipped import test_set
 from edgecsi.compress import recipe as recipes
 from edgecsi.compress.halve import halve
+from edgecsi.compress.loss import say_loss
 from edgecsi.compress.quantize import quantize
 from edgecsi.compress.recipe import Halve, Quantize, Recipe
 from edgecsi.errors import RecipeError
+
+_JUDGED_SAMPLES = 64
 
 
 def apply_post_training(
@@ -23,7 +29,8 @@ def apply_post_training(
         calibration: float32 ``[N, …]``, inputs to find ranges with; needed for static quantisation only.
 
     Returns:
-        a new module in eval mode. The zeros of the weights are kept.
+        a new module in eval mode. The zeros of the weights are kept. A loss of more than 1 dB, on the calibration data
+        or the channels that ship, is said (:class:`edgecsi.errors.Notice`).
 
     Raises:
         RecipeError: the recipe needs training. DataError: it needs calibration data.
@@ -44,4 +51,9 @@ def apply_post_training(
             copied = halve(copied, step)
         else:
             copied = quantize(copied, step, calibration, example_input)
+    inputs = calibration
+    if inputs is None and tuple(example_input.shape[1:]) == SAMPLE:
+        inputs = torch.from_numpy(test_set(_JUDGED_SAMPLES))
+    if inputs is not None:
+        say_loss(f"recipe {chosen.name}", module.eval(), copied, inputs[:_JUDGED_SAMPLES])
     return copied

@@ -20,6 +20,7 @@ from edgecsi.compress import recipe as recipes
 from edgecsi.compress.cluster import finish_sharing, start_sharing
 from edgecsi.compress.codeword import change_codeword, mix_unless_pruned
 from edgecsi.compress.halve import halve
+from edgecsi.compress.loss import TOO_MUCH_DB, WORTH_SAYING_DB, loss_db
 from edgecsi.compress.low_rank import factor_layers
 from edgecsi.compress.prune import Pruner
 from edgecsi.compress.quantize import finish_rounding, quantize, start_rounding
@@ -35,9 +36,6 @@ from edgecsi.training.tasks import Task, first_inputs, make_task
 if TYPE_CHECKING:
     from edgecsi.models.load import LoadedModel
 
-_NOTICED_DIFFERENCE_DB = -13.0
-_LEAST_BER = 1e-6  # lower ones are a matter of chance
-_WORTH_SAYING_DB, _TOO_MUCH_DB = 1.0, 3.0
 _MASK_EVERY = 20  # steps between two updates of the masks
 
 
@@ -199,15 +197,6 @@ def _write_result(result: CompressResult, run: _Run, loaded: LoadedModel) -> Non
     _write_beside(result.path, lambda path: write_weights(path, run.module.state_dict(), metadata))
 
 
-def loss_db(metric: str, before: float, after: float) -> float:
-    """What was lost, in dB: of NMSE, or of a bit error rate."""
-    if metric == "nmse_db":
-        return after - before
-    if metric == "difference_db":  # to the first answers, -10 dB of which are as bad as 3 dB of NMSE
-        return max(after, before, _NOTICED_DIFFERENCE_DB) - max(before, _NOTICED_DIFFERENCE_DB)
-    return 10 * math.log10(max(after, _LEAST_BER) / max(before, _LEAST_BER))
-
-
 class _Run:
     """One run of a recipe: the network as it is now, and what must survive a restart."""
 
@@ -257,17 +246,17 @@ class _Run:
         last = self._history[-1].score if self._history else score(self.started, self.task)
         lost = loss_db(self.task.metric, last, now)
         name = f"step {self._number} ({step.do}) of {self.recipe.name}"
-        if lost > _WORTH_SAYING_DB:
+        if lost > WORTH_SAYING_DB:
             warnings.warn(
                 Notice(f"{name} loses {lost:.1f} dB: {self.task.metric} {last:.4g}, then {now:.4g}"),
                 stacklevel=2,
             )
         later = any(following.epochs for following in self.recipe.steps[self._number :])
-        if before is None or later or (total := loss_db(self.task.metric, before, now)) <= _TOO_MUCH_DB:
+        if before is None or later or (total := loss_db(self.task.metric, before, now)) <= TOO_MUCH_DB:
             return
         raise CheckFailed(
             f"{self.recipe.name} ruins the network: {self.task.metric} {before:.4g} before, {now:.4g} after {name}",
-            f"that is {total:.1f} dB, and more than {_TOO_MUCH_DB:g} dB are not lost without a word",
+            f"that is {total:.1f} dB, and more than {TOO_MUCH_DB:g} dB are not lost without a word",
             "choose a milder recipe (edgecsi compress --sensitivity tells which layers cost most), or --accept-loss",
         )
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgecsi.compress import apply_post_training
+from edgecsi.compress import apply_post_training, recipe
 from edgecsi.compress.low_rank import factor_layers
 from edgecsi.compress.prune import prunable
 from edgecsi.compress.recipe import LowRank, Prune
 from edgecsi.errors import Notice
 from edgecsi.models.compressed.layers import CompressedLayer
+from edgecsi.models.load import load_model
 from edgecsi.models.parametrised import make_plain
 
 RECIPES = ("int8-weights", "int8-dynamic", "int8-static", "int8-wide")
@@ -166,3 +167,16 @@ def test_a_rank_follows_from_the_outputs_on_data() -> None:
     wanted = module(x)
     assert factor_layers(module, LowRank(energy=0.9999), x) == {"0": 3}
     torch.testing.assert_close(module(x), wanted, rtol=1e-3, atol=1e-3)
+
+
+def test_a_build_says_what_a_recipe_loses() -> None:
+    """CsiNet 1/16 with weights of two bits, and a network that reconstructs nothing."""
+    two_bits = recipe.parse('[[steps]]\ndo = "quantize"\nmode = "weights"\nbits = 2', "two-bits")
+    loaded = load_model("csinet-cr16")
+    with pytest.warns(
+        Notice, match=r"recipe two-bits loses \d+\.\d dB: NMSE of the fp32 network -\d\.\d\d dB"
+    ):
+        apply_post_training(loaded.module, loaded.example_input, two_bits)
+    module, x = network("weight norm")
+    with pytest.warns(Notice, match=r"loses .* answers in PyTorch differ from the fp32 network's by -\d"):
+        apply_post_training(module, x[:1], two_bits, x)

@@ -1,0 +1,58 @@
+"""What a compression costs, in dB, and how much of that is said or refused."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from edgecsi.errors import Notice
+
+WORTH_SAYING_DB = 1.0
+"""A loss beyond this is said in words."""
+TOO_MUCH_DB = 3.0
+"""A loss beyond this is refused unless it is accepted."""
+_NOTICED_DIFFERENCE_DB = -13.0  # of answers, to those of before: 3 dB more are as bad as 3 dB of NMSE
+_LEAST_BER = 1e-6  # lower ones are a matter of chance
+
+
+def loss_db(metric: str, before: float, after: float) -> float:
+    """What was lost, in dB: of NMSE (``nmse_db``), of a bit error rate (``ber``), or of the likeness to the first answers
+    (``difference_db``)."""
+    if metric == "nmse_db":
+        return after - before
+    if metric == "difference_db":
+        return max(after, before, _NOTICED_DIFFERENCE_DB) - max(before, _NOTICED_DIFFERENCE_DB)
+    return 10 * math.log10(max(after, _LEAST_BER) / max(before, _LEAST_BER))
+
+
+@torch.no_grad()
+def say_loss(name: str, before: nn.Module, after: nn.Module, x: Tensor) -> None:
+    """Say in words if a compressed network is worse on inputs ``[N, …]`` than the network was. One that reconstructs is
+    judged by its NMSE, if that is any good; others by how far their answers are from those of before."""
+    from edgecsi.channels.metrics import nmse_db
+
+    try:
+        was, now = before(x), after(x)
+    except (RuntimeError, ValueError, AssertionError):  # a network may take its example's batch alone
+        return
+    if not isinstance(was, Tensor):
+        return
+    figures = [nmse_db(x.numpy(), y.numpy()) for y in (was, now)] if was.shape == x.shape else [math.inf] * 2
+    if figures[0] < 0:
+        lost = loss_db("nmse_db", *figures)
+        of = f"NMSE of the fp32 network {figures[0]:.2f} dB, of the compressed network in PyTorch {figures[1]:.2f} dB"
+    elif was.shape == x.shape and x.shape[1:] == (2, 32, 32):
+        return  # an untrained network for channels has nothing to lose
+    else:
+        power = float((was - was.mean(0)).square().mean() + 1e-6 * was.square().mean())
+        apart = float((now - was).square().mean())
+        if not 0 < apart / max(power, 1e-30) < math.inf:
+            return
+        difference = 10 * math.log10(apart / power)
+        lost = loss_db("difference_db", -math.inf, difference)
+        of = f"its answers in PyTorch differ from the fp32 network's by {difference:.1f} dB of their power"
+    if lost > WORTH_SAYING_DB:
+        warnings.warn(Notice(f"{name} loses {lost:.1f} dB: {of}"), stacklevel=3)
