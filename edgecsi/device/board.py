@@ -136,7 +136,10 @@ class Board:
             )
         tried = self.answers.get("try", "").split()
         other = "name another folder: ssh://HOST/FOLDER"
-        if not self.folder or "written" not in tried:
+        full = self.free_bytes is not None and self.free_bytes < 1 << 16
+        if self.folder and "written" not in tried and full:
+            found.append(Trouble(f"the disk of its folder {self.folder} is full", "free some space there"))
+        elif not self.folder or "written" not in tried:
             found.append(Trouble(f"its folder {self.folder or '~/.edgecsi'} cannot be written", other))
         elif "runs" not in tried:
             found.append(
