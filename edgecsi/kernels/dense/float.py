@@ -14,7 +14,7 @@ from edgecsi.kernels.dense.estimate import (
     indices_per_load,
 )
 from edgecsi.kernels.dense.f32_dense import refuses_half
-from edgecsi.kernels.dense.loop import Loop, multiply
+from edgecsi.kernels.dense.loop import LoopShape, multiply
 from edgecsi.kernels.dense.results import Results, spill_bytes, spills
 from edgecsi.kernels.dense.sparse import (
     Compact,
@@ -113,7 +113,7 @@ class FloatDense(Kernel):
         batch = op.x.shape[0]
         packed = self._all(op, target, knobs)
         constants = [*packed.values(), *e.epilogue_constants(op)]
-        loop = Loop(
+        loop = LoopShape(
             parts=self.parts(op, target, knobs),
             unroll=knobs["unroll"],
             sets=knobs["sets"],

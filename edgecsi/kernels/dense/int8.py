@@ -24,7 +24,7 @@ from edgecsi.kernels.dense.estimate import (
     shared_samples,
 )
 from edgecsi.kernels.dense.int8_codes import write_codes
-from edgecsi.kernels.dense.loop import Loop, multiply, prefetch_start
+from edgecsi.kernels.dense.loop import LoopShape, multiply, prefetch_start
 from edgecsi.kernels.dense.results import Results, spill_bytes, spills
 from edgecsi.kernels.dense.sparse import (
     Compact,
@@ -277,7 +277,7 @@ class Int8Dense(Kernel):
         packed = self._pack(op, target, knobs)
         constants = [*packed.values(), *e.epilogue_constants(op)]
         room = self._workspace(op, target, knobs)
-        loop = Loop(
+        loop = LoopShape(
             parts=sections(small.weight.shape[0], knobs["rows"], self.rows or dot.outputs),
             unroll=knobs["unroll"],
             sets=knobs["sets"],

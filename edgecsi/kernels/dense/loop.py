@@ -66,7 +66,7 @@ class Unit(Protocol):
 
 
 @dataclass(frozen=True)
-class Loop:
+class LoopShape:
     """The shape of the loop.
 
     Attributes:
@@ -109,7 +109,7 @@ class Run:
 
 def multiply(
     unit: Unit,
-    loop: Loop,
+    loop: LoopShape,
     batch: int,
     weights: Any,
     x: Any,
@@ -177,7 +177,7 @@ def multiply(
 
 def _block_sums(
     run: Run,
-    loop: Loop,
+    loop: LoopShape,
     samples: int,
     vectors: int,
     weights: Any,
@@ -244,7 +244,7 @@ def _block_sums(
     return result
 
 
-def _listed(loop: Loop, index: Any, first: Expr) -> list[Expr]:
+def _listed(loop: LoopShape, index: Any, first: Expr) -> list[Expr]:
     """Where the inputs of an iteration's blocks begin."""
     from tvm import tirx
     from tvm.tirx.script import builder as T
@@ -263,7 +263,7 @@ def _listed(loop: Loop, index: Any, first: Expr) -> list[Expr]:
     return places
 
 
-def _prefetch(unit: Unit, loop: Loop, weights: Any, offset: Expr, elements: int) -> None:
+def _prefetch(unit: Unit, loop: LoopShape, weights: Any, offset: Expr, elements: int) -> None:
     """Ask for what a later iteration reads, `elements` elements of the weights and of what is beside them."""
     from edgecsi.kernels import emit as e
 
