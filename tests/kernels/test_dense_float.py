@@ -6,6 +6,7 @@ import numpy as np
 
 from edgecsi.kernels.base import Kernel
 from edgecsi.kernels.dense.blocks import BlockDense
+from edgecsi.kernels.dense.f32_dense import F32Dense
 from edgecsi.kernels.dense.slices import SliceDense
 from edgecsi.kernels.variants import all_kernels, candidates
 from edgecsi.ops.layout import Layout
@@ -42,7 +43,7 @@ def layer_for(
     y_quant: Quant | None = None,
 ) -> Dense:
     """A layer with weights of the kernel's kind."""
-    assert isinstance(kernel, BlockDense | SliceDense)
+    assert isinstance(kernel, BlockDense | SliceDense | F32Dense)
     outputs, inputs = kept.shape
     scale = table = None
     if kernel.weights == "qs8w":
@@ -56,7 +57,8 @@ def layer_for(
         table[1] = 0
         weight = np.where(kept != 0, rng.integers(0, table.size, kept.shape), 1).astype(np.uint8)
     else:
-        weight = (rng.standard_normal(kept.shape) * kept).astype(np.float32)
+        half = np.float16 if kernel.weights == "f16w" else np.float32
+        weight = (rng.standard_normal(kept.shape) * kept).astype(half).astype(np.float32)
     return Dense(
         x=x or Layout((batch, inputs)),
         y=y or Layout((batch, outputs)),

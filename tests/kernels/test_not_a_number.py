@@ -65,6 +65,13 @@ BINARY = {
     "max": torch.maximum, "min": torch.minimum,
 }  # fmt: skip
 IMAGE = (2, 3, 4, 19)
+DENSE = (*FLOAT, "f32_f16w", "f32_dense")
+INT8 = ("qd8_", "qs8_qs8w")
+CONV = {"avx2": "x86-64-v3", "maddubs": "x86-64-v3", "vnni": "x86-64-v4", "neon": "rpi4", "sdot": "rpi5"}
+OTHERS = {
+    "elementwise", "quantize_wide", "f32_softmax", "f32_layer_norm", "f32_matmul", "f32_pool2d", "f32_conv2d_direct",
+    "f32_conv2d_direct_co", "f32_conv2d_winograd",  # this one has a test of its own: it thinks in tiles
+}  # fmt: skip
 
 
 def poisoned(rng: np.random.Generator, *shape: int, share: float = 0.2) -> Array:
@@ -180,8 +187,6 @@ def _fp32(rng: np.random.Generator) -> list[Case]:
             if quant:  # a finite sum may round to another code
                 values = np.where(np.isfinite(values), 0, values)
             cases.append(Case(kernels[name], op, [values]))
-    dense = rng.standard_normal((40, 30)).astype(np.float32)
-    add("f32_dense", Dense(x=Layout((3, 30)), y=Layout((3, 40)), weight=dense, epilogue=(Step("relu"),)))
     return cases
 
 
@@ -194,7 +199,7 @@ def test_fp32_kernels(target: str) -> None:
 def test_dense_kernels_with_fp32_inputs(target: str) -> None:
     board = available(target)
     cases = []
-    for kernel in kernels_for(board, FLOAT):
+    for kernel in kernels_for(board, DENSE):
         rng = rng_of(kernel.name, "special")
         rows = getattr(kernel, "rows", 0) or 16
         kept = mask(rng, 48, 70, 1 if "sell" in kernel.name else rows, 1, 0.2)
@@ -208,7 +213,7 @@ def test_dense_kernels_with_fp32_inputs(target: str) -> None:
 
 def _int8_dense(target: Target) -> list[Case]:
     cases = []
-    for kernel in kernels_for(target, ("qd8_", "qs8_qs8w")):
+    for kernel in kernels_for(target, INT8):
         rng = rng_of(kernel.name, "special")
         rows = kernel.rows if hasattr(kernel, "rows") else 0
         weight = int8_weight(rng, 48, 64, mask(rng, 48, 64, rows or 16, 4, 0.5))
@@ -241,16 +246,7 @@ def test_int8_dense_kernels(target: str) -> None:
     expect(_int8_dense(available(target)), target, tolerance=0)
 
 
-@pytest.mark.parametrize(
-    ("kernel", "target"),
-    [
-        ("avx2", "x86-64-v3"),
-        ("maddubs", "x86-64-v3"),
-        ("vnni", "x86-64-v4"),
-        ("neon", "rpi4"),
-        ("sdot", "rpi5"),
-    ],
-)
+@pytest.mark.parametrize(("kernel", "target"), CONV.items())
 def test_int8_convolutions(kernel: str, target: str) -> None:
     """What a residual brings."""
     rng, board = rng_of(kernel), available(target)
@@ -293,3 +289,8 @@ def test_codes_of_not_a_number_are_0() -> None:
         assert codes[2:4].tolist() == [255, 0]
         torchs = simulation.quantize(torch.from_numpy(SPECIAL), quant.scale, quant.zero_point, quant.offset)
         assert (torchs.numpy() == codes).all()
+
+
+def test_no_kernel_is_left_out() -> None:
+    asked = OTHERS | {f"qs8_conv2d_{name}" for name in CONV}
+    assert {k for k in all_kernels() if not k.startswith((*DENSE, *INT8))} == asked
