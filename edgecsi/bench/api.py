@@ -160,7 +160,9 @@ def _latencies(
     """In this process, Python to Python, in turns with other engines."""
     bundle, (inputs, expected) = loaded.bundle, golden
     described = bundle.entry(entry)
-    sample = [array[0] for array in inputs]
+    sample = [
+        np.array(array[0]) for array in inputs
+    ]  # golden arrays are read-only, which PyTorch does not take
     answers = {OWN: _check_bundle(loaded, entry, inputs, expected)}
     versions = {OWN: bundle.manifest.created_with.edgecsi}
     calls: dict[str, Call] = {OWN: lambda: loaded.run(*sample, entry=entry)}

@@ -5,20 +5,20 @@ from __future__ import annotations
 import contextlib
 import math
 import shlex
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from edgecsi.bench.deadline import Limit, held
 from edgecsi.bench.environment import judge, snapshot
 from edgecsi.bench.measure import Progress, undisturbed
 from edgecsi.bench.result import Result
 from edgecsi.bench.self_check import self_check
 from edgecsi.bench.statistics import Floats
 from edgecsi.bench.sustained import Meter, paced, periodic, sustained
-from edgecsi.bundle import Bundle, Loaded, read_bundle, read_golden
+from edgecsi.bundle import Loaded, read_bundle, read_golden
 from edgecsi.device import Device
 from edgecsi.errors import UsageError
 
@@ -30,23 +30,16 @@ class Wanted:
     """What to find out beside latencies.
 
     Attributes:
-        deadline: to hold.
         rate: calls a second, beside calls in a row.
         sustained: seconds to watch whether it stays as fast; at ``rate`` if there is one.
         meter: file of sysfs that counts energy, read in the long run.
         self_check: measure the library against itself.
     """
 
-    deadline: Limit | None = None
     rate: float | None = None
     sustained: float | None = None
     meter: Path | None = None
     self_check: bool = False
-
-    @property
-    def timed(self) -> bool:
-        """Whether it takes more calls than those of the result."""
-        return self.rate is not None or self.sustained is not None or self.self_check
 
 
 def observe(
@@ -64,37 +57,9 @@ def observe(
     Raises:
         UsageError: the device or the result cannot give it.
     """
-    if wanted.timed:
-        result = _timed(result, read_bundle(path), device, wanted, progress)
-    if wanted.deadline is not None:
-        result = replace(result, deadline=held(result, wanted.deadline))
-    return result
-
-
-def repeatable(result: Result, path: Path, bench: Sequence[str]) -> Result:
-    """Adds what is needed to measure it again: the commands, and the bundle's own C program.
-
-    Args:
-        result: of the bundle.
-        path: the bundle's folder.
-        bench: the arguments of ``edgecsi bench``.
-    """
+    if wanted == Wanted():
+        return result
     bundle = read_bundle(path)
-    model, target = bundle.manifest.model, bundle.manifest.target
-    build = ["edgecsi", "build", model.spec, "--target", target.id]
-    # A compressed network that ships, and one that compress wrote, hold their recipe.
-    if model.recipe and "+" not in model.spec and not model.spec.endswith(".safetensors"):
-        build += ["--recipe", model.recipe]
-    commands = (shlex.join([*build, "-o", bundle.path.name]), shlex.join(["edgecsi", "bench", *bench]))
-    with contextlib.suppress(OSError):  # a bundle without examples is measured all the same
-        program = (bundle.path / "example" / "main.c").read_text(encoding="utf-8", errors="replace")
-        return replace(result, commands=commands, program=program[:LONGEST_PROGRAM])
-    return replace(result, commands=commands)
-
-
-def _timed(
-    result: Result, bundle: Bundle, device: Device, wanted: Wanted, progress: Progress | None
-) -> Result:
     if not result.engines:
         raise UsageError(
             f"{bundle.manifest.name} has no latencies to watch",
@@ -125,17 +90,18 @@ def _timed(
                 timed = result.c_call if result.c_call is not None else result.engines[0].warm
                 repeats = max(1, math.ceil(1e6 / timed.median))
                 turn = lambda: _in_us(device.time(bundle, entry, once, repeats))  # noqa: E731
-            result = replace(
-                result,
-                sustained=sustained(
-                    turn,
-                    wanted.sustained,
-                    state=lambda: snapshot(None if device.spec == "local" else device.state()),
-                    rate=rate,
-                    meter=None if wanted.meter is None else Meter(wanted.meter),
-                    progress=progress,
-                ),
+            begin = time.monotonic()
+            run = sustained(
+                turn,
+                wanted.sustained,
+                state=lambda: snapshot(None if device.spec == "local" else device.state()),
+                rate=rate,
+                meter=None if wanted.meter is None else Meter(wanted.meter),
+                progress=progress,
             )
+            result = replace(result, sustained=run)
+            if (watched := time.monotonic() - begin) < wanted.sustained:
+                result = _doubted(result, f"the long run was interrupted after {watched:.0f} s")
         if wanted.self_check:
             result = replace(result, self_check=self_check(bundle, entry, device, result.protocol, progress))
     if device.spec == "local" and result.validity.state != "invalid":
@@ -147,6 +113,34 @@ def _timed(
         state = whole.state if whole.state == "invalid" else "suspect" if reasons else "valid"
         result = replace(result, after=after, validity=replace(whole, state=state, reasons=reasons))
     return result
+
+
+def repeatable(result: Result, path: Path, bench: Sequence[str]) -> Result:
+    """Adds what is needed to measure it again: the commands, and the bundle's own C program.
+
+    Args:
+        result: of the bundle.
+        path: the bundle's folder.
+        bench: the arguments of ``edgecsi bench``.
+    """
+    bundle = read_bundle(path)
+    model, target = bundle.manifest.model, bundle.manifest.target
+    build = ["edgecsi", "build", model.spec, "--target", target.id]
+    # A compressed network that ships, and one that compress wrote, hold their recipe.
+    if model.recipe and "+" not in model.spec and not model.spec.endswith(".safetensors"):
+        build += ["--recipe", model.recipe]
+    commands = (shlex.join([*build, "-o", bundle.path.name]), shlex.join(["edgecsi", "bench", *bench]))
+    with contextlib.suppress(OSError):  # a bundle without examples is measured all the same
+        program = (bundle.path / "example" / "main.c").read_text(encoding="utf-8", errors="replace")
+        return replace(result, commands=commands, program=program[:LONGEST_PROGRAM])
+    return replace(result, commands=commands)
+
+
+def _doubted(result: Result, reason: str) -> Result:
+    """The result with one more reason not to believe it."""
+    validity = result.validity
+    state = "suspect" if validity.state == "valid" else validity.state
+    return replace(result, validity=replace(validity, state=state, reasons=(*validity.reasons, reason)))
 
 
 def _in_us(nanoseconds: Floats) -> Floats:

@@ -15,7 +15,7 @@ from edgecsi.bench.measure import Call, Progress
 from edgecsi.bench.result import Snapshot
 from edgecsi.bench.statistics import Floats
 from edgecsi.device.state import THROTTLE_BITS
-from edgecsi.errors import UsageError
+from edgecsi.errors import DeviceError, UsageError
 
 STEADY = 0.02
 """Relative change of the median that is still called steady."""
@@ -79,7 +79,8 @@ def sustained(
     meter: Meter | None = None,
     progress: Progress | None = None,
 ) -> Sustained:
-    """Watches calls for a long time.
+    """Watches calls for a long time. An interruption, or a device that is lost, ends it early: what was seen until
+    then is kept.
 
     Args:
         turn: makes calls for about a second; their times in µs.
@@ -95,8 +96,12 @@ def sustained(
         meter.read()
     used_before = meter.microjoules if meter is not None else 0.0
     while (at := time.monotonic() - begin) < seconds or not rows:
-        times = turn()
-        now = state()
+        try:
+            times, now = turn(), state()
+        except (KeyboardInterrupt, DeviceError):
+            if not rows:
+                raise
+            break
         if meter is not None:
             meter.read()
         rows.append(

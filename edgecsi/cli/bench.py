@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,7 +13,7 @@ import click
 
 from edgecsi import disk
 from edgecsi.cli.output import can_be_written, json_option, progress, report
-from edgecsi.errors import CheckFailed
+from edgecsi.errors import CheckFailed, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -145,14 +146,14 @@ def command(
         _limits(json_to)
         return
     from edgecsi.bench.api import BrokenOff, run_bench
-    from edgecsi.bench.deadline import parse_limit
+    from edgecsi.bench.deadline import held, parse_limit
     from edgecsi.bench.observe import Wanted, observe, repeatable
     from edgecsi.bench.result import to_json
     from edgecsi.device import open_device
     from edgecsi.report.text import table
 
+    limit = None if deadline is None else parse_limit(deadline)
     wanted = Wanted(
-        deadline=None if deadline is None else parse_limit(deadline),
         rate=None if rate is None else _number(rate, r"(\d+(?:\.\d+)?)(?:/s)?", "a rate such as 200/s"),
         sustained=None if sustained is None else _seconds(sustained),
         meter=meter,
@@ -185,6 +186,12 @@ def command(
         except BrokenOff as error:
             broken, result = error, error.result
     result = repeatable(result, bundle, _arguments(click.get_current_context()))
+    undecided: UsageError | None = None
+    if limit is not None:
+        try:
+            result = replace(result, deadline=held(result, limit))
+        except UsageError as error:  # too few calls, say: what was measured is written all the same
+            undecided = error
     if json_to == "-":
         click.echo(to_json(result), nl=False)
     else:
@@ -199,6 +206,8 @@ def command(
         draw(result, plot)
     if broken is not None:
         raise broken
+    if undecided is not None:
+        raise undecided
     if (missed := result.deadline) is not None and not missed.met:
         raise CheckFailed(
             f"{result.bundle.name} misses its deadline: {missed.metric} is {missed.found:,.1f} µs",

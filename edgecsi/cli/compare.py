@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from edgecsi.cli.output import json_option, report
-from edgecsi.errors import CheckFailed
+from edgecsi.errors import CheckFailed, DataError
+
+if TYPE_CHECKING:
+    from edgecsi.report.read import Shown
 
 
 def _share(_context: click.Context, _option: click.Parameter, value: str | None) -> float | None:
@@ -59,9 +64,7 @@ def command(results: tuple[Path, ...], fail_above: float | None, metric: str, js
         return
     if worse := compared.worse_than(fail_above):
         raise CheckFailed(
-            f"{found[1].label} is slower than {found[0].label} by more than {fail_above:.2g}".replace(
-                f"{fail_above:.2g}", f"{fail_above:.3%}".replace(".000", "")
-            ),
+            f"{found[1].label} is slower than {found[0].label} by more than {100 * fail_above:g}%",
             "; ".join(f"{change.what}: {change.before} -> {change.after}" for change in worse),
             "look at the layers above, or at both with edgecsi report",
         )
@@ -69,9 +72,8 @@ def command(results: tuple[Path, ...], fail_above: float | None, metric: str, js
         click.echo("not certain, so it does not fail: measure longer, or on a quieter machine", err=True)
 
 
-def _trend(found: list, fail_above: float | None, json_to: str | None) -> None:  # type: ignore[type-arg]
+def _trend(found: Sequence[Shown], fail_above: float | None, json_to: str | None) -> None:
     from edgecsi.cli.output import columns
-    from edgecsi.errors import DataError
     from edgecsi.report.trend import HEAD, histories, rows
 
     lines = histories(found)

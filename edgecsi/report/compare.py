@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -292,8 +292,6 @@ def _relative(one: Result, other: Result, peer: str) -> Change | None:
 
 
 def _without_gate(change: Change) -> Change:
-    from dataclasses import replace
-
     return replace(change, gates=False)
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from edgecsi.bench import statistics
 from edgecsi.bench.behaviour import REPORTING_MS, SLOT_MS
 from edgecsi.bench.result import Engine, Result, Snapshot
@@ -175,8 +177,6 @@ def against(shown: Shown, name: str, base: str) -> str:
 
 
 def _rounds_ratio(shown: Shown, name: str, base: str) -> Ratio:
-    import numpy as np
-
     one, other = (
         np.split(shown.samples[n].astype(np.float64), np.cumsum(shown.rounds[n])[:-1]) for n in (name, base)
     )
@@ -368,8 +368,6 @@ def conditions(result: Result) -> list[Part]:
 def repeat(shown: Shown) -> list[Part]:
     """Commands and the C program that give the same figure."""
     result = shown.result
-    name = result.bundle.name.replace("/", "_")
-    library = name
     parts: list[Part] = []
     if shown.commands:
         parts.append(Code("Build the bundle and measure it", "\n".join(shown.commands)))
@@ -378,7 +376,7 @@ def repeat(shown: Shown) -> list[Part]:
             Code(
                 f"The C call from a program of one's own: prints about {number(result.c_call.median)} µs for "
                 f"{result.entry}",
-                f"cc -O2 BUNDLE/example/main.c -LBUNDLE -l{library} -lm -o main\n"
+                f"cc -O2 BUNDLE/example/main.c -LBUNDLE -l{result.bundle.name} -lm -o main\n"
                 "LD_LIBRARY_PATH=BUNDLE ./main BUNDLE/golden.npz",
             )
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +63,7 @@ def read_shown(paths: Sequence[Path]) -> list[Shown]:
             files = sorted(path.glob("*.json"))
             if len(files) > MOST:
                 raise DataError(f"{path} has {len(files)} files", f"{MOST} can be shown", "name fewer")
-            inside = [shown for file in files if (shown := _of_folder(file)) is not None]
+            inside = [shown for file in files if (shown := _decode(read_tree(file), file)) is not None]
             found += sorted(inside, key=lambda shown: shown.result.after.date)
         else:
             found.append(read_one(path))
@@ -92,10 +92,6 @@ def read_one(path: Path) -> Shown:
             "write one with edgecsi bench --json FILE",
         )
     return shown
-
-
-def _of_folder(path: Path) -> Shown | None:
-    return _decode(read_tree(path), path)
 
 
 def _decode(tree: Any, path: Path) -> Shown | None:
@@ -159,8 +155,6 @@ def _check_texts(tree: Any) -> None:
 
 def _unique(found: list[Shown]) -> list[Shown]:
     """Files of different folders may have one name: number them."""
-    from dataclasses import replace
-
     seen: dict[str, int] = {}
     unique = []
     for shown in found:

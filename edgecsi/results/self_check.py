@@ -18,7 +18,7 @@ import numpy as np
 from edgecsi import disk
 from edgecsi.bench.environment import judge, machine, snapshot
 from edgecsi.bench.measure import QUICK
-from edgecsi.bench.self_check import against_itself, compiled_program, program_median
+from edgecsi.bench.self_check import against_itself, compiled_program, middle_turn, program_median
 from edgecsi.bundle import read_bundle, read_golden
 from edgecsi.device import Local
 from edgecsi.errors import EdgecsiError
@@ -74,13 +74,13 @@ def check(model: str, entry: str, runs: int) -> dict[str, Any]:
         binary = compiled_program(bundle, scratch)
         pairs = [
             (
-                program_median(bundle, binary, entry),
                 float(np.median(device.time(bundle, entry, samples, 1001))) / 1e3,
+                program_median(bundle, binary, entry),
             )
             for _ in range(21)
         ]
         after = snapshot()
-    program, bench = (float(np.median(column)) for column in zip(*pairs, strict=True))
+    bench, program = middle_turn(pairs)
     return {
         "kind": "self-check",
         "model": model,

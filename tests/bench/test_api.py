@@ -227,13 +227,6 @@ def test_a_picture_of_the_distribution(bundle: Bundle, tmp_path: Path) -> None:
     assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_peers_alone() -> None:
-    x = np.linspace(0, 1, 8, dtype=np.float32)[None]
-    engines, skipped = api.bench_peers(Twin(), x, "encoder", ["torch"], quick=True)
-    assert [engine.name for engine in engines] == ["torch"]
-    assert skipped == []
-
-
 @pytest.mark.parametrize(
     ("name", "packages"),
     [
