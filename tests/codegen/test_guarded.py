@@ -4,7 +4,6 @@ is not left, on this CPU and on ARM under QEMU. `guarded.c` says how."""
 from __future__ import annotations
 
 import re
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,7 @@ import pytest
 
 from edgecsi import target as targets
 from edgecsi.bundle import Bundle
-from edgecsi.codegen.zig import zig_cc
-from edgecsi.device import toolchain
+from edgecsi.results.reliability.memory import Found, compile_guarded, random_networks, run_guarded
 from tests._builds import build_for
 from tests._cpu import skip_without
 
@@ -42,13 +40,7 @@ PAIRS = [
 def program(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """guarded.c for both architectures."""
     folder = tmp_path_factory.mktemp("guarded")
-    native = Path(toolchain.__file__).parent / "native"
-    made = {}
-    for arch in ("x86_64", "aarch64"):
-        made[arch] = folder / arch
-        source = Path(__file__).with_name("guarded.c")
-        zig_cc(["-static", "-O1", "-I", native, source, "-lm", "-o", made[arch]], triple=f"{arch}-linux-musl")
-    return made
+    return {arch: compile_guarded(arch, folder) for arch in targets.TRIPLES}
 
 
 @pytest.fixture(scope="session")
@@ -75,25 +67,13 @@ def bundle_of(built: dict[tuple[str, str], Bundle], model: str, target: str, fol
     return built[key]
 
 
-def run(program: dict[str, Path], bundle: Bundle, entry: str, *mode: str) -> subprocess.CompletedProcess[str]:
-    about, described = bundle.manifest.target, bundle.entry(entry)
-    here = not targets.load(about.id).missing_on_this_cpu()
-    command = [] if here else [toolchain.qemu(about.arch), "-cpu", about.emulate]
-    sizes = [",".join(str(t.size) for t in group) for group in (described.inputs, described.outputs)]
-    symbol = f"{bundle.manifest.cname}_{entry}"
-    arguments = [bundle.library, symbol, *sizes, str(described.workspace), *mode]
-    return subprocess.run(
-        [*command, program[about.arch], *arguments], capture_output=True, text=True, timeout=300, check=False
-    )
-
-
 @pytest.mark.parametrize(("model", "target"), PAIRS)
 def test_nothing_outside_of_the_arrays_is_touched(
     program: dict[str, Path], built: dict[tuple[str, str], Bundle], model: str, target: str, tmp_path: Path
 ) -> None:
     bundle = bundle_of(built, model, target, tmp_path)
     for entry in bundle.manifest.entries:
-        done = run(program, bundle, entry, "arrays")
+        done = run_guarded(program[bundle.manifest.target.arch], bundle, entry, "arrays")
         assert (done.returncode, done.stdout) == (0, "36 placements, one answer\n"), done.stderr
 
 
@@ -103,7 +83,7 @@ def test_a_call_takes_at_most_32_kb_of_stack(
 ) -> None:
     bundle = bundle_of(built, model, target, tmp_path)
     for entry in bundle.manifest.entries:
-        done = run(program, bundle, entry, "stack", str(96 << 10))
+        done = run_guarded(program[bundle.manifest.target.arch], bundle, entry, "stack", str(96 << 10))
         found = re.fullmatch(r"(\d+) bytes\n", done.stdout)
         assert found, done.stdout + done.stderr
         assert int(found[1]) <= 32 << 10
@@ -116,5 +96,13 @@ def test_a_stack_that_is_too_small_ends_at_its_guard_page(
     bundle = bundle_of(built, INT8, target, tmp_path)
     assert bundle.entry("encoder").workspace > 12 << 10
     for kilobytes in (8, 12):
-        done = run(program, bundle, "encoder", "stack", str(kilobytes << 10))
+        done = run_guarded(
+            program[bundle.manifest.target.arch], bundle, "encoder", "stack", str(kilobytes << 10)
+        )
         assert (done.returncode, done.stdout) == (0, "stopped by signal 11\n"), done.stderr
+
+
+def test_random_networks_stay_between_their_guard_pages() -> None:
+    found = random_networks(Found(), minutes=0.2)
+    assert found.networks
+    assert not found.findings

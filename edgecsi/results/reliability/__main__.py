@@ -70,6 +70,35 @@ def deployment() -> None:
     click.echo(f"{sum(found.values())} fault points of {len(found)} kinds")
 
 
+@main.command()
+@click.option("--minutes", type=float, default=2.0, show_default=True, help="For how long.")
+@click.option(
+    "--to", type=click.Path(path_type=Path), default=RESULTS / "reliability-memory.json", show_default=True,
+    help="Counts go on where this file is.",
+)  # fmt: skip
+def memory(minutes: float, to: Path) -> None:
+    """Random networks between guard pages, on this CPU and on ARM under QEMU."""
+    from edgecsi.results.reliability.memory import Found, random_networks
+
+    before = Found(**json.loads(to.read_text())) if to.exists() else Found()
+    found = random_networks(before, minutes, lambda found: _write(to, found.tree()))
+    click.echo(f"{found.networks} networks, {found.libraries} libraries, {found.calls:,} calls")
+    for text in found.findings:
+        click.echo(f"FOUND {text}")
+    if found.findings:
+        raise SystemExit(6)
+
+
+@main.command()
+def page() -> None:
+    """Write docs/reliability.md."""
+    from edgecsi.results.reliability.page import page as made
+
+    stored = [RESULTS / f"reliability-{name}.json" for name in ("fuzz", "faults", "memory", "deployment")]
+    results = [json.loads(path.read_text()) if path.exists() else {} for path in stored]
+    Path("docs/reliability.md").write_text(made(*results), encoding="utf-8")
+
+
 def _write(path: Path, tree: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.new")

@@ -16,6 +16,7 @@
 #include <sys/wait.h>
 
 enum { PAGE = 4096, UNTOUCHED = 0xA5, BEYOND = 1 << 18 };
+static const uint8_t FILLS[] = {UNTOUCHED, 0xFF /* float NaN */, 0x00};
 
 static const char *doing = "";
 
@@ -38,6 +39,7 @@ struct guarded {
     uint8_t *first; /* of the pages that may be touched */
     size_t room, bytes;
     uint8_t *start; /* of the buffer now */
+    uint8_t fill;   /* what is in and around it before a call */
 };
 
 static struct guarded guard(size_t bytes) {
@@ -50,15 +52,15 @@ static struct guarded guard(size_t bytes) {
 
 /* Put the buffer at its first page's start, or so that it ends as near to its last page's end as the alignment
  * allows (`modulo` 64); -1: exactly at its end. */
-static void place(struct guarded *g, int at_end, int modulo) {
-    memset(g->first, UNTOUCHED, g->room);
+static void place(struct guarded *g, int at_end, int modulo, uint8_t fill) {
+    memset(g->first, g->fill = fill, g->room);
     uint8_t *last = g->first + g->room - g->bytes;
     g->start = at_end ? modulo < 0 ? last : last - (((uintptr_t)last - (uintptr_t)modulo) & 63) : g->first;
 }
 
 static void check_untouched(const struct guarded *g, const char *what) {
     for (const uint8_t *p = g->first; p < g->first + g->room; p++)
-        if ((p < g->start || p >= g->start + g->bytes) && *p != UNTOUCHED)
+        if ((p < g->start || p >= g->start + g->bytes) && *p != g->fill)
             die("%s: %s written %td bytes from its start", doing, what, p - g->start);
 }
 
@@ -88,11 +90,11 @@ static int arrays(const struct library *library, const char *name, const size_t 
             doing = text;
             void *pointers[MAX_TENSORS] = {0};
             for (int t = 0; t < tensors; t++) {
-                place(&buffers[t], where < 65, where == 64 ? -1 : where);
+                place(&buffers[t], where < 65, where == 64 ? -1 : where, FILLS[count % 3]);
                 if (t < inputs) fill((float *)(void *)buffers[t].start, sizes[t], 17u + (unsigned)t);
                 pointers[t] = buffers[t].start;
             }
-            place(&buffers[tensors], where < 65, 0);
+            place(&buffers[tensors], where < 65, 0, FILLS[count % 3]);
             pointers[tensors] = buffers[tensors].start;
             int code = call_entry(own ? whole : given, pointers);
             if (code) die("%s: code %d", doing, code);

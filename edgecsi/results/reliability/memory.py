@@ -1,0 +1,186 @@
+"""Random networks between guard pages; `guarded.c` says how."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgecsi import target as targets
+from edgecsi.bundle import Bundle
+from edgecsi.codegen.zig import zig_cc
+from edgecsi.device import toolchain
+from edgecsi.errors import EdgecsiError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TARGETS = ("host", "x86", "x86-64-v4", "rpi4", "rpi5")
+STACK = 32 << 10
+NETWORK = """
+import numpy
+from edgecsi.results.reliability.memory import random_network
+
+def make():
+    return random_network(numpy.random.default_rng({seed}))
+"""
+
+
+@dataclass
+class Found:
+    """What has been tried so far; the next run adds to it, and goes on with the next network."""
+
+    networks: int = 0
+    libraries: int = 0
+    entries: int = 0
+    calls: int = 0
+    stack_bytes: int = 0
+    seconds: float = 0.0
+    findings: list[str] = field(default_factory=list)
+
+    def tree(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
+
+def compile_guarded(arch: str, folder: Path) -> Path:
+    """`guarded.c` for an architecture, static, to be run here or under QEMU."""
+    program = folder / f"guarded-{arch}"
+    source = Path(__file__).with_name("guarded.c")
+    native = Path(toolchain.__file__).parent / "native"
+    zig_cc(["-static", "-O1", "-I", native, source, "-lm", "-o", program], triple=f"{arch}-linux-musl")
+    return program
+
+
+def run_guarded(program: Path, bundle: Bundle, entry: str, *mode: str) -> subprocess.CompletedProcess[str]:
+    """Call an entry: ``arrays`` puts guard pages around them, ``stack N`` gives the thread N bytes."""
+    about, described = bundle.manifest.target, bundle.entry(entry)
+    here = not targets.load(about.id).missing_on_this_cpu()
+    command = [] if here else [str(toolchain.qemu(about.arch)), "-cpu", about.emulate]
+    sizes = [",".join(str(t.size) for t in group) for group in (described.inputs, described.outputs)]
+    symbol = f"{bundle.manifest.cname}_{entry}"
+    arguments = [str(bundle.library), symbol, *sizes, str(described.workspace), *mode]
+    return subprocess.run(
+        [*command, program, *arguments], capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+def judge(program: Path, bundle: Bundle, found: Found) -> list[str]:
+    """What is wrong with the entries of a bundle; counts what was tried."""
+    wrong = []
+    for entry in bundle.manifest.entries:
+        done = run_guarded(program, bundle, entry, "arrays")
+        counted = re.fullmatch(r"(\d+) placements, one answer\n", done.stdout)
+        if done.returncode or counted is None:
+            wrong.append(f"{entry}: {done.stderr.strip() or done.stdout.strip() or done.returncode}")
+        else:
+            found.calls += int(counted[1])
+        done = run_guarded(program, bundle, entry, "stack", str(3 * STACK))
+        depth = re.fullmatch(r"(\d+) bytes\n", done.stdout)
+        if depth is None or int(depth[1]) > STACK:
+            wrong.append(f"{entry}, stack: {(done.stderr or done.stdout).strip()}")
+        else:
+            found.stack_bytes = max(found.stack_bytes, int(depth[1]))
+        found.entries += 1
+    return wrong
+
+
+def random_networks(
+    found: Found, minutes: float, save: Callable[[Found], None] = lambda found: None
+) -> Found:
+    """Build and judge random networks for some minutes; `save` is called after each."""
+    from edgecsi.pipeline import BuildOptions, build
+
+    end = time.monotonic() + 60 * minutes
+    with tempfile.TemporaryDirectory(prefix="edgecsi-memory-") as name:
+        folder = Path(name)
+        programs = {arch: compile_guarded(arch, folder) for arch in targets.TRIPLES}
+        while time.monotonic() < end:
+            start, seed = time.monotonic(), found.networks
+            numbers = np.random.default_rng(seed)
+            (folder / "net.py").write_text(NETWORK.format(seed=seed))
+            recipe = [None, "int8-dynamic", "int8-weights"][int(numbers.integers(3))]
+            batches = ((), (2,), (3, 8))[int(numbers.integers(3))]
+            for target in TARGETS:
+                wanted = targets.load(target)
+                if wanted.arch == "x86_64" and wanted.missing_on_this_cpu():
+                    continue
+                options = BuildOptions(
+                    f"{folder / 'net.py'}:make",
+                    target,
+                    out=folder / "out",
+                    name="net",
+                    recipe=recipe,
+                    batches=batches,
+                )
+                what = f"network {seed} for {target}, {recipe or 'fp32'}, batches {batches}"
+                try:
+                    bundle = build(options).bundle
+                except EdgecsiError as error:
+                    if "no layer to quantise" not in str(error):
+                        found.findings.append(f"{what}: {' '.join(str(error).split())[:300]}")
+                    continue
+                assert bundle is not None
+                found.libraries += 1
+                found.findings += [f"{what}: {text}" for text in judge(programs[wanted.arch], bundle, found)]
+            found.networks += 1
+            found.seconds = round(found.seconds + time.monotonic() - start, 1)
+            save(found)
+    return found
+
+
+def random_network(numbers: np.random.Generator) -> tuple[nn.Module, Any]:
+    """A small network of odd sizes: dense, or convolutional with pooling, some weights zero; with an example input."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(int(numbers.integers(2**31)))
+
+    def some(low: int, high: int) -> int:
+        return int(numbers.integers(low, high + 1))
+
+    def activation() -> nn.Module:
+        kinds: list[type[nn.Module]] = [
+            nn.ReLU,
+            nn.Tanh,
+            nn.Sigmoid,
+            nn.LeakyReLU,
+            nn.Identity,
+            nn.Hardsigmoid,
+        ]
+        return kinds[int(numbers.integers(len(kinds)))]()
+
+    layers: list[nn.Module] = []
+    if numbers.random() < 0.5:
+        width = some(1, 300)
+        example = torch.rand(1, width)
+    else:
+        channels, height, across = some(1, 5), some(5, 40), some(5, 40)
+        example = torch.rand(1, channels, height, across)
+        for _ in range(some(1, 2)):
+            made, size = some(1, 20), [1, 3, 3, 5][some(0, 3)]
+            layers += [nn.Conv2d(channels, made, size, padding=some(0, size // 2)), activation()]
+            channels = made
+        if numbers.random() < 0.5:
+            layers.append(nn.MaxPool2d(2))
+        layers.append(nn.Flatten())
+        with torch.no_grad():
+            width = nn.Sequential(*layers)(example).shape[1]
+    for _ in range(some(1, 3)):
+        made = some(1, 150)
+        layers += [nn.Linear(width, made), activation()]
+        width = made
+    network = nn.Sequential(*layers).eval()
+    kept = float(numbers.choice([1.0, 0.5, 0.1, 0.02]))
+    with torch.no_grad():
+        for layer in network:
+            if isinstance(layer, nn.Linear):
+                layer.weight *= torch.rand_like(layer.weight) < kept
+    return network, example
