@@ -39,6 +39,7 @@ _REFUSED = {
     errno.EROFS: "it is on a read-only file system",
     errno.EACCES: "permission denied",
     errno.EPERM: "permission denied",
+    errno.EIO: "an input/output error: the disk, or the way to it, is failing",
 }
 KNOWN = frozenset({*_NOT_THERE, *_REFUSED})
 ANOTHER = "free some space, or write to another place"

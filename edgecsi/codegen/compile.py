@@ -7,11 +7,13 @@ call. Kernels of one library call each other's neighbours thousands of times a s
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgecsi import disk
 from edgecsi.errors import ToolchainError
 from edgecsi.target import Target
 
@@ -139,20 +141,27 @@ def _with_stack_probes(module: tvm.runtime.Module) -> tvm.runtime.Module:
     functions whose frame is less than a page stay as they are, byte for byte."""
     import tvm
 
-    with disk.scratch() as folder:
-        path = folder / "kernels.ll"
-        module.write_to_file(str(path), "ll")
-        text = path.read_text(encoding="utf-8")
-        path.write_text(
-            text.replace(' "target-cpu"=', ' "probe-stack"="inline-asm" "target-cpu"='), encoding="utf-8"
-        )
-        return tvm.get_global_func("ffi.Module.load_from_file.ll")(str(path), "ll")
+    with _in_memory() as path:
+        module.write_to_file(path, "ll")
+        text = Path(path).read_text(encoding="utf-8")
+        probed = text.replace(' "target-cpu"=', ' "probe-stack"="inline-asm" "target-cpu"=')
+        Path(path).write_text(probed, encoding="utf-8")
+        return tvm.get_global_func("ffi.Module.load_from_file.ll")(path, "ll")
+
+
+@contextmanager
+def _in_memory() -> Iterator[str]:
+    """The path of a file in memory: on a disk that is full or failing, LLVM would end the whole process."""
+    handle = os.memfd_create("edgecsi", os.MFD_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{handle}"
+    finally:
+        os.close(handle)
 
 
 def compile_object(functions: Mapping[str, tvm.tirx.PrimFunc], target: Target) -> bytes:
     """An ELF object with one C function per entry of the mapping, ``void name(pointers…)``."""
     module = compile_module(functions, target)
-    with disk.scratch() as folder:
-        path = folder / "kernels.o"
-        module.write_to_file(str(path), "o")
-        return path.read_bytes()
+    with _in_memory() as path:
+        module.write_to_file(path, "o")
+        return Path(path).read_bytes()

@@ -54,8 +54,9 @@ static int below(int at, const char *path) {
     return at >= 0 && at < FDS && watched[at];
 }
 
-static int watch(int fd, int is) {
-    if (is && fd >= 0 && fd < FDS) watched[fd] = 1;
+/* 1: read only, 2: may be written, so that closing it can fail. */
+static int watch(int fd, int is, int written) {
+    if (is && fd >= 0 && fd < FDS) watched[fd] = (unsigned char)(1 + written);
     return fd;
 }
 
@@ -71,7 +72,7 @@ static int watch(int fd, int is) {
         if (flags & (O_CREAT | O_TMPFILE)) { va_list a; va_start(a, flags); mode = va_arg(a, mode_t); va_end(a); } \
         int is = below(AT_FDCWD, path); \
         if (is && hit(flags & O_CREAT ? 'c' : 'o')) return -1; \
-        return watch(real(path, flags, mode), is); \
+        return watch(real(path, flags, mode), is, (flags & O_ACCMODE) != O_RDONLY); \
     }
 #define OPENAT(name) \
     int name(int at, const char *path, int flags, ...) { \
@@ -80,7 +81,7 @@ static int watch(int fd, int is) {
         if (flags & (O_CREAT | O_TMPFILE)) { va_list a; va_start(a, flags); mode = va_arg(a, mode_t); va_end(a); } \
         int is = below(at, path); \
         if (is && hit(flags & O_CREAT ? 'c' : 'o')) return -1; \
-        return watch(real(at, path, flags, mode), is); \
+        return watch(real(at, path, flags, mode), is, (flags & O_ACCMODE) != O_RDONLY); \
     }
 #define FOPEN(name) \
     FILE *name(const char *path, const char *mode) { \
@@ -88,7 +89,7 @@ static int watch(int fd, int is) {
         int is = below(AT_FDCWD, path); \
         if (is && hit(strchr(mode, 'r') ? 'o' : 'c')) return NULL; \
         FILE *file = real(path, mode); \
-        if (file) watch(fileno(file), is); \
+        if (file) watch(fileno(file), is, !strchr(mode, 'r')); \
         return file; \
     }
 OPEN(open)
@@ -123,9 +124,9 @@ ON_FD('t', int, ftruncate64, (int fd, off64_t size), (fd, size))
 
 int close(int fd) {
     REAL(int, close, int);
-    int is = IS_WATCHED(fd);
+    int is = IS_WATCHED(fd) ? watched[fd] : 0;
     if (is) watched[fd] = 0;
-    if (is && hit('x')) {
+    if (is == 2 && hit('x')) {
         real(fd); /* Linux closes it whatever it answers */
         errno = fail_with;
         return -1;

@@ -194,7 +194,7 @@ def _all_points(work: Work, folder: Path, library: ctypes.CDLL, every: int) -> d
     for at in range(0, len(calls), every):
         for fault in _FAILS[calls[at]]:
             faults[NAMES[fault]] += 1
-            outcome, problem = _one(work, folder, before, library, at, fault)
+            outcome, problem = _one(work, folder, before, library, at, fault, calls[at])
             outcomes[outcome] += 1
             if problem:
                 where = f"{NAMES[fault]} at {CALLS[calls[at]]}, call {at} of {len(calls)}"
@@ -234,7 +234,7 @@ def _count(work: Work, folder: Path, before: Path, library: ctypes.CDLL) -> str:
 
 
 def _one(
-    work: Work, folder: Path, before: Path, library: ctypes.CDLL, at: int, fault: int
+    work: Work, folder: Path, before: Path, library: ctypes.CDLL, at: int, fault: int, letter: str
 ) -> tuple[str, str]:
     """One point: what happened, and what is wrong with that (or an empty text)."""
     place, said = _place(work, folder, before), folder / "said"
@@ -259,7 +259,9 @@ def _one(
         problem = f"an interrupted call is an error: {' '.join(errors.split())[-200:]}"
     if not problem:
         problem = _not_whole(work, place)
-    if not problem and fault != KILL:
+    if (
+        not problem and fault != KILL and letter != "u"
+    ):  # what cannot be removed stays, for the next run to remove
         problem = _left_over(work, place)
     if not problem and fault == KILL and _fork(lambda: _faulted(work, place, library, -2, 0)[0]) != 0:
         problem = "the same command does not work after a kill"

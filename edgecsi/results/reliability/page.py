@@ -12,6 +12,8 @@ MENDED = (
     "golden values that end early or claim another shape gave an EOFError, and left the file open",
     "an `.npz` named `.npy` gave an AttributeError",
     "names from a file could carry control characters and 20,000 letters into an error message",
+    "a full or failing temporary folder made LLVM end the process while it wrote machine code",
+    "a state folder that could not be removed after the work was done was reported as a bug",
     "a lock that could not be closed after the work was done was reported as a bug",
     "a call interrupted in `run_many` left threads that wrote into freed arrays",
     "a workspace of up to 1 MB was taken from the stack without looking whether there was one",
