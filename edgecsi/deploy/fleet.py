@@ -69,8 +69,8 @@ def destination(name: str, root: str | None = None) -> Destination:
     spec = resolve(name)
     if spec == "local":
         return Destination(name, Here(), FOLDER, root or ROOT)
-    if spec.startswith("ssh://"):
-        address = Address.parse(spec)
+    if spec.startswith(("ssh://", "rpc+ssh://")):
+        address = Address.parse(spec.removeprefix("rpc+"))
         return Destination(name, Ssh(address), address.folder, root or f"{address.folder}/bundles")
     raise UsageError(
         f"nothing can be deployed to {name}",

@@ -63,7 +63,7 @@ class Plan:
         reboot_at: the same, and everything that was not written through is lost.
         flip: one byte of what the message sends arrives as another.
         tool: (name, use, what it says): that use of that tool fails.
-        die_before, die_after: this process is killed.
+        die_after: this process is killed.
         hang: the message takes for ever.
     """
 
@@ -74,7 +74,6 @@ class Plan:
     reboot_at: tuple[int, int] = (0, 0)
     flip: int = 0
     tool: tuple[str, int, str] = ("", 0, "")
-    die_before: int = 0
     die_after: int = 0
     hang: int = 0
 
@@ -133,8 +132,6 @@ class Simulated(Here):
         self.messages += 1
         self.steps.append(step(argv))
         now, plan = self.messages, self.plan
-        if now in (plan.die_before, plan.die_after) and plan.die_before:
-            os.kill(os.getpid(), signal.SIGKILL)
         if now == plan.drop_before:
             raise self._lost()
         if now == plan.hang:
