@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from edgecsi import disk
 from edgecsi.bench.api import run_bench
 from edgecsi.bench.result import Result, write_result
 from edgecsi.bundle import read_bundle
@@ -16,6 +17,9 @@ from edgecsi.device import open_device
 from edgecsi.device.loopback import loopback
 from edgecsi.evaluate import Evaluation, evaluate, reference_model
 from edgecsi.pipeline import BuildOptions, build
+from edgecsi.report.html import html
+from edgecsi.report.make import make_report
+from edgecsi.report.read import read_shown
 from edgecsi.report.text import table
 
 MODEL = "csinet-cr4"
@@ -108,4 +112,6 @@ def run_demo(out: Path, say: Say, progress: Progress) -> Demo:
         write_result(counted, written[1])
         if counted.instructions is not None:
             say(f"Raspberry Pi 4, counted under QEMU: {counted.instructions:,} instructions per inference")
-    return Demo(bundles, evaluations, bench, [*bundles.values(), *written])
+    page = out / "report.html"
+    disk.write(page, html(make_report(read_shown(written), title=f"{MODEL}, built by the demo")))
+    return Demo(bundles, evaluations, bench, [*bundles.values(), *written, page])

@@ -16,6 +16,7 @@ def test_the_demo_goes_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixtu
         assert (tmp_path / "demo" / name / "manifest.json").is_file()
     engines = json.loads((tmp_path / "demo" / "bench-host.json").read_text())["engines"]
     assert engines[0]["name"] == "edgecsi"
+    assert "Where the time goes" in (tmp_path / "demo" / "report.html").read_text()
     if shutil.which("sshd", path="/usr/sbin:/usr/bin:/sbin:/bin"):
         assert "the same again sent 0 bytes; every byte there is as it was deployed" in output
     if shutil.which("qemu-aarch64"):
