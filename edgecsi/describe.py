@@ -12,7 +12,7 @@ from edgecsi import bundle as bundles
 from edgecsi.names import split_batch
 
 if TYPE_CHECKING:
-    from edgecsi.codegen.program import Entry
+    from edgecsi.codegen.program import Entry, Tensor
     from edgecsi.models.load import LoadedModel
     from edgecsi.target import Target
 
@@ -51,19 +51,23 @@ def manifest_of(
             target.id, target.arch, target.triple, target.mcpu, target.mattr, target.features, target.glibc,
             target.emulate,
         ),
-        entries={entry.name: _entry(entry) for entry in entries},
+        entries={entry.name: _entry(entry, model) for entry in entries},
         check=bundles.Check("not run", "the build has not come to it"),
         build_number=build_number,
     )  # fmt: skip
 
 
-def _entry(entry: Entry) -> bundles.Entry:
-    source, _ = split_batch(entry.name)
-    outer = "codeword" if source == "encoder" else "y"
-    inner = "codeword" if source == "decoder" else "x"
+def _entry(entry: Entry, model: LoadedModel) -> bundles.Entry:
+    part = model.entries[split_batch(entry.name)[0]]
+
+    def named(names: Sequence[str], tensors: Sequence[Tensor]) -> tuple[bundles.Tensor, ...]:
+        return tuple(
+            bundles.Tensor(n, t.shape, "int32" if t.dtype == "int32" else "float32")
+            for n, t in zip(names, tensors, strict=True)
+        )
+
     return bundles.Entry(
-        tuple(bundles.Tensor(inner if i == 0 else f"{inner}{i}", t.shape) for i, t in enumerate(entry.inputs)),
-        tuple(bundles.Tensor(outer if i == 0 else f"{outer}{i}", t.shape) for i, t in enumerate(entry.outputs)),
+        named(part.input_names, entry.inputs), named(part.output_names, entry.outputs),
         entry.workspace, entry.macs, entry.weight_bytes,
         tuple(bundles.Layer(**call.report) for call in entry.calls),
     )  # fmt: skip

@@ -12,14 +12,15 @@ from edgecsi import verdict
 from edgecsi.bundle import Bundle, Manifest
 from edgecsi.channels import files, metrics
 from edgecsi.device import Device
-from edgecsi.errors import BundleError, CheckFailed, DataError, UsageError
+from edgecsi.errors import BundleError, CheckFailed, DataError, ModelError, UsageError
 from edgecsi.verdict import Difference, difference
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from edgecsi.models.load import Entry, LoadedModel
+    from edgecsi.models.entries import Entry
+    from edgecsi.models.load import LoadedModel
 
 Progress = Callable[[int, int, str], None]
 
@@ -132,7 +133,7 @@ def evaluate(
         for done, (name, entry) in enumerate(reference.entries.items(), 1):
             tell(done, len(steps), f"comparing {name} with PyTorch")
             x = given if name == "decoder" else samples
-            expected = _pytorch(entry, x)
+            expected = pytorch(entry, x)
             given = expected if name == "encoder" else given
             expected_full = expected if name == "full" else expected_full
             if name == "decoder" and name in entries:
@@ -213,7 +214,27 @@ def judge(bundle: Bundle, found: Evaluation) -> None:
             )
 
 
-def _pytorch(entry: Entry, x: Any) -> Any:
+def refuse_mixed_batches(entry: Entry) -> None:
+    """Refuse an entry that answers a sample otherwise if others are beside it.
+
+    Raises:
+        ModelError: it does, or takes only the batch of its example.
+    """
+    import torch
+
+    x = entry.example_input
+    with torch.no_grad():
+        mixed = len(entry.inputs) == 1 and not _takes_any_batch(entry, torch.cat([x, x.flip(-1)]))
+    if mixed:
+        raise ModelError(
+            f"{entry.name} mixes the samples of a batch, or takes only the batch of its example",
+            "two samples at once are answered otherwise than one by one: it sums, averages or normalises over the "
+            "batch axis, or has the batch size in a view",
+            "build without --batches: the library takes one sample a call",
+        )
+
+
+def pytorch(entry: Entry, x: Any) -> Any:
     """PyTorch's answers; in large batches if the network takes them, as that is many times faster."""
     import torch
 
@@ -236,5 +257,5 @@ def _takes_any_batch(entry: Entry, two: torch.Tensor) -> bool:
         together = entry.module(two)
         apart = torch.cat([entry.module(part) for part in two.chunk(2)])
         return together.shape == apart.shape and _same(together, apart)
-    except (RuntimeError, ValueError, IndexError, AssertionError):
+    except Exception:  # the network may be the user's, and says in its own way that it takes one batch
         return False

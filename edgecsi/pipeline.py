@@ -138,6 +138,9 @@ def load(options: BuildOptions, target: Target, note: Callable[[str], None]) -> 
 
     o = options
     model = load_model(o.model, o.weights, o.input_shape, allow_random=o.allow_random)
+    for part in model.entries.values():
+        if part.note:
+            note(f"{model.name}: {part.note}")
     if o.entry is not None and o.entry not in model.entries:
         raise UsageError(
             f"{o.model} has no entry {o.entry!r}", f"it has {', '.join(model.entries)}", "name one of these"
@@ -162,18 +165,21 @@ def compress(options: BuildOptions, model: LoadedModel) -> LoadedModel:
 
     from edgecsi.channels import files
     from edgecsi.compress import apply_post_training
-    from edgecsi.models.load import entries_of
+    from edgecsi.models.entries import entries_of
 
     shape = model.example_input.shape[1:]
     calibration = torch.from_numpy(files.load(options.calib, shape=shape)) if options.calib else None
     module = apply_post_training(model.module, model.example_input, options.recipe, calibration)
-    return replace(model, module=module, entries=entries_of(model.name, module, model.example_input))
+    return replace(
+        model, module=module, entries=entries_of(model.name, module, model.example_input, *model.more_inputs)
+    )
 
 
 def lower(options: BuildOptions, name: str, model: LoadedModel, target: Target) -> Plan:
     """Lower to kernels."""
     from edgecsi import lower as lowering
     from edgecsi.codegen.target_features import refuse_undeclared_features
+    from edgecsi.evaluate import refuse_mixed_batches
     from edgecsi.kernels.records import known_records
 
     refuse_undeclared_features(target)
@@ -182,9 +188,9 @@ def lower(options: BuildOptions, name: str, model: LoadedModel, target: Target) 
     for entry, part in model.entries.items():
         if options.entry in (None, entry):
             dump = _dump(options.dump_ir, entry)
-            entries += lowering.lower(
-                part.module, (part.example_input,), entry, target, dump, options.batches, records
-            )
+            if options.batches:
+                refuse_mixed_batches(part)
+            entries += lowering.lower(part.module, part.inputs, entry, target, dump, options.batches, records)
     manifest = manifest_of(name, options.model, options.recipe, model, target, entries, options.build_number)
     return Plan(manifest, entries, target)
 

@@ -47,11 +47,16 @@ class Difference:
 
 
 def difference(y: NDArray[Any], expected: NDArray[Any]) -> Difference:
-    """Compare two arrays of one shape; NaN anywhere is an infinite difference."""
-    apart = float(np.max(np.abs(y.astype(np.float64) - expected), initial=0.0))
-    largest = float(np.max(np.abs(expected), initial=0.0)) or 1.0
-    if not (np.isfinite(apart) and np.isfinite(largest)):
+    """Compare two arrays of one shape. NaN and infinity are right where the right answer has the same; anywhere else
+    they are an infinite difference."""
+    finite = np.isfinite(expected)
+    if not (np.isfinite(y) == finite).all() or not np.array_equal(
+        y[~finite], expected[~finite], equal_nan=True
+    ):
         return Difference(float("inf"), float("inf"))
+    wanted = expected[finite].astype(np.float64)
+    apart = float(np.max(np.abs(y[finite].astype(np.float64) - wanted), initial=0.0))
+    largest = float(np.max(np.abs(wanted), initial=0.0)) or 1.0
     return Difference(apart, apart / largest)
 
 

@@ -49,14 +49,14 @@ class Call:
 
     def general(self, inputs: tuple[ArrayLike, ...], out: Array | None) -> Any:
         arrays = self.convert(inputs)
-        outputs = [np.empty(tensor.shape, F32) for tensor in self.entry.outputs]
+        outputs = [np.empty(tensor.shape, tensor.dtype) for tensor in self.entry.outputs]
         if out is not None:
             outputs = [self.check_out(out, arrays)]
         self.invoke(self.function, [*arrays, *outputs])
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
     def profile(self, inputs: tuple[ArrayLike, ...]) -> list[float]:
-        outputs = [np.empty(tensor.shape, F32) for tensor in self.entry.outputs]
+        outputs = [np.empty(tensor.shape, tensor.dtype) for tensor in self.entry.outputs]
         workspace = _aligned(self.entry.workspace)
         nanoseconds = np.zeros(max(1, len(self.entry.layers)))
         self.invoke(self.profiler, [*self.convert(inputs), *outputs, workspace, nanoseconds])
@@ -73,7 +73,7 @@ class Call:
                 f"they are {', '.join(describe(tensor) for tensor in self.entry.inputs)}",
                 "give one array for each",
             )
-        return [_to_float32(x, tensor) for x, tensor in zip(inputs, self.entry.inputs, strict=True)]
+        return [_to_array(x, tensor) for x, tensor in zip(inputs, self.entry.inputs, strict=True)]
 
     def check_out(self, out: Array, inputs: list[Array]) -> Array:
         if len(self.entry.outputs) != 1:
@@ -83,14 +83,14 @@ class Call:
         tensor = self.entry.outputs[0]
         if (
             type(out) is not np.ndarray
-            or out.dtype != F32
+            or out.dtype != np.dtype(tensor.dtype)
             or out.shape != tensor.shape
             or not out.flags.carray
         ):
             raise DataError(
                 f"out= cannot take the output {tensor.name}",
                 f"it must be a writable, C-contiguous array, {describe(tensor)}",
-                f"use out=np.empty({tensor.shape}, np.float32)",
+                f"use out=np.empty({tensor.shape}, np.{tensor.dtype})",
             )
         if any(np.may_share_memory(out, x) for x in inputs):
             raise DataError(
@@ -109,7 +109,11 @@ def short_way(call: Call) -> Run:
     says what is wrong.
     """
     general = call.general
-    if len(call.entry.inputs) != 1 or len(call.entry.outputs) != 1 or not _addresses_are_readable():
+    tensors = (*call.entry.inputs, *call.entry.outputs)
+    plain = len(call.entry.inputs) == len(call.entry.outputs) == 1 and {t.dtype for t in tensors} == {
+        "float32"
+    }
+    if not plain or not _addresses_are_readable():
         return general
     function, fail, name = call.function, call.fail, call.name
     first, last = call.entry.inputs[0], call.entry.outputs[0]
@@ -186,16 +190,16 @@ def to_samples(x: ArrayLike, tensor: Tensor) -> Array:
     array = _to_real(x, tensor)
     at_once, *shape = tensor.shape
     if array.ndim != len(tensor.shape) or list(array.shape[1:]) != shape or len(array) % at_once:
-        wanted = f"float32 [N, {', '.join(map(str, shape))}]" + (
+        wanted = f"{tensor.dtype} [N, {', '.join(map(str, shape))}]" + (
             f", N a multiple of {at_once}" if at_once > 1 else ""
         )
         raise DataError(
             f"the input {tensor.name} has shape {array.shape}", "it holds no samples of it", f"give {wanted}"
         )
-    return np.require(array, F32, ["C", "A"])
+    return np.require(array, tensor.dtype, ["C", "A"])
 
 
-def _to_float32(x: ArrayLike, tensor: Tensor) -> Array:
+def _to_array(x: ArrayLike, tensor: Tensor) -> Array:
     array = _to_real(x, tensor)
     if array.shape != tensor.shape:
         raise DataError(
@@ -204,8 +208,8 @@ def _to_float32(x: ArrayLike, tensor: Tensor) -> Array:
             "pass one sample at a time, batch axis first, or many to run_many",
         )
     # require() also aligns and gives native byte order, and copies only if it must.
-    return np.require(array, F32, ["C", "A"])
+    return np.require(array, tensor.dtype, ["C", "A"])
 
 
 def describe(tensor: Tensor) -> str:
-    return f"{tensor.name}: float32 {tensor.shape}"
+    return f"{tensor.name}: {tensor.dtype} {tensor.shape}"

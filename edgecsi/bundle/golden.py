@@ -19,6 +19,7 @@ from edgecsi.bundle.read import Bundle
 from edgecsi.errors import BundleError
 
 GOLDEN = "golden.npz"
+CODES = {"float32": "<f4", "int32": "<i4"}
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -37,7 +38,7 @@ def golden_npz(entries: Mapping[str, Entry], values: Mapping[str, Arrays]) -> by
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
         for entry_name, entry in sorted(entries.items()):
             for tensor in (*entry.inputs, *entry.outputs):
-                array = np.ascontiguousarray(values[entry_name][tensor.name], dtype="<f4")
+                array = np.asarray(values[entry_name][tensor.name], CODES[tensor.dtype], order="C")
                 if array.shape[1:] != tensor.shape:
                     raise ValueError(
                         f"{entry_name}.{tensor.name} has shape {array.shape}, not [n, *{tensor.shape}]"
@@ -67,10 +68,10 @@ def read_golden(bundle: Bundle, entry: str) -> tuple[list[NDArray[np.float32]], 
         raise BundleError(f"{path} has no values for {entry}", why, "build the bundle again") from None
     samples = inputs[0].shape[:1]
     for array, tensor in zip([*inputs, *outputs], [*described.inputs, *described.outputs], strict=True):
-        if array.dtype != np.float32 or array.shape != samples + tensor.shape:
+        if array.dtype != np.dtype(tensor.dtype) or array.shape != samples + tensor.shape:
             raise BundleError(
                 f"{path}: {entry}.{tensor.name} does not fit the entry",
-                f"{array.dtype} {array.shape} instead of float32 {('samples', *tensor.shape)}",
+                f"{array.dtype} {array.shape} instead of {tensor.dtype} {('samples', *tensor.shape)}",
                 "build the bundle again",
             )
     return inputs, outputs

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from edgecsi.bundle import signature
-from edgecsi.bundle.call import F32, Array, Call, describe, short_way, to_samples
+from edgecsi.bundle.call import Array, Call, describe, short_way, to_samples
 from edgecsi.bundle.manifest import Entry, Manifest
 from edgecsi.bundle.read import Bundle, read_bundle
 from edgecsi.bundle.shared_library import check_runs_here, open_library
@@ -149,7 +149,7 @@ class Loaded:
                 "give as many as the machine has cores to spare",
             )
         samples = to_samples(x, first.inputs[0])
-        outputs: Array = np.empty((len(samples), *first.outputs[0].shape[1:]), F32)
+        outputs: Array = np.empty((len(samples), *first.outputs[0].shape[1:]), first.outputs[0].dtype)
         at_once = first.inputs[0].shape[0]
         calls = [(size, self._call(name)) for size, name in self.batch_entries(entry).items()]
         in_bytes, out_bytes = (4 * t.size // at_once for t in (first.inputs[0], first.outputs[0]))

@@ -91,11 +91,12 @@ class TargetInfo:
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of an entry: contiguous float32 of this shape, batch first."""
+    """An input or output of an entry: contiguous, of this type and shape, batch first. Integers and booleans of any
+    width are int32, floating-point numbers float32."""
 
     name: Identifier
     shape: tuple[Size, ...]
-    dtype: Literal["float32"] = "float32"
+    dtype: Literal["float32", "int32"] = "float32"
 
     @property
     def size(self) -> int:

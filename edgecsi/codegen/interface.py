@@ -22,6 +22,9 @@ _RESERVED = re.compile(
 )
 
 
+C_TYPES = {"float32": "float", "int32": "int32_t"}
+
+
 def render_header(manifest: Manifest) -> bytes:
     """``<name>.h``, the documented C interface of a library."""
     return _render("header.h", manifest)
@@ -58,8 +61,8 @@ def _render(name: str, manifest: Manifest) -> bytes:
 
 def _entry(name: str, entry: Entry) -> dict[str, Any]:
     inputs, outputs = ([_tensor(tensor) for tensor in group] for group in (entry.inputs, entry.outputs))
-    parameters = [f"const float *{tensor['parameter']}" for tensor in inputs]
-    parameters += [f"float *{tensor['parameter']}" for tensor in outputs]
+    parameters = [f"const {tensor['type']} *{tensor['parameter']}" for tensor in inputs]
+    parameters += [f"{tensor['type']} *{tensor['parameter']}" for tensor in outputs]
     return {
         "name": name,
         "inputs": inputs,
@@ -78,6 +81,9 @@ def _tensor(tensor: Tensor) -> dict[str, Any]:
         "name": tensor.name,
         "parameter": parameter(tensor),
         "local": f"x_{tensor.name}",
+        "type": C_TYPES[tensor.dtype],
+        "dtype": tensor.dtype,
+        "code": {"float32": "'<f4'", "int32": "'<i4'"}[tensor.dtype],
         "size": tensor.size,
         "shape": tensor.shape,
     }

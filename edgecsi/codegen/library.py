@@ -12,7 +12,7 @@ import numpy as np
 
 from edgecsi import disk
 from edgecsi.codegen.compile import compile_object
-from edgecsi.codegen.interface import environment
+from edgecsi.codegen.interface import C_TYPES, environment
 from edgecsi.codegen.program import ALIGN, Call, Entry, Place
 from edgecsi.codegen.target_features import feature_bits
 from edgecsi.codegen.zig import zig_cc
@@ -141,8 +141,8 @@ def _driver(name: str, entries: Sequence[Entry], linked: Linked, target: Target)
     described = []
     for entry in entries:
         names = [f"in{i}" for i in range(len(entry.inputs))] + [f"out{i}" for i in range(len(entry.outputs))]
-        parameters = [f"const float *in{i}" for i in range(len(entry.inputs))]
-        parameters += [f"float *out{i}" for i in range(len(entry.outputs))]
+        parameters = [f"const {C_TYPES[t.dtype]} *in{i}" for i, t in enumerate(entry.inputs)]
+        parameters += [f"{C_TYPES[t.dtype]} *out{i}" for i, t in enumerate(entry.outputs)]
         described.append({
             "name": entry.name, "names": names, "parameters": ", ".join(parameters), "workspace": entry.workspace,
             "loops": linked.loops[entry.name], "layers": len(entry.calls), "tensors": [*entry.inputs, *entry.outputs],

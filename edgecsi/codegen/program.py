@@ -16,10 +16,11 @@ ALIGN = 64
 
 @dataclass(frozen=True)
 class Tensor:
-    """An input or output of an entry: contiguous float32."""
+    """An input or output of an entry: contiguous, of `dtype` float32 or int32."""
 
     name: str
     shape: tuple[int, ...]
+    dtype: str = "float32"
 
     @property
     def size(self) -> int:

@@ -56,7 +56,9 @@ class Local:
         described, loaded = bundle.entry(entry), self._load(bundle)
         inputs = to_calls(described, x)
         count = len(inputs[0])
-        outputs: list[Array] = [np.empty((count, *tensor.shape), np.float32) for tensor in described.outputs]
+        outputs: list[Array] = [
+            np.empty((count, *tensor.shape), tensor.dtype) for tensor in described.outputs
+        ]
         for i in range(count):
             y = loaded.run(*(array[i] for array in inputs), entry=entry)
             for target, value in zip(outputs, y if len(outputs) > 1 else (y,), strict=True):
@@ -69,7 +71,7 @@ class Local:
         """See :meth:`edgecsi.device.protocol.Device.time`."""
         described, loaded = bundle.entry(entry), self._load(bundle)
         inputs = to_calls(described, x)
-        outputs = [np.empty((len(inputs[0]), *tensor.shape), np.float32) for tensor in described.outputs]
+        outputs = [np.empty((len(inputs[0]), *tensor.shape), tensor.dtype) for tensor in described.outputs]
         pointers = np.zeros((len(inputs[0]), _MAX_TENSORS), np.uintp)
         for t, array in enumerate([*inputs, *outputs]):
             pointers[:, t] = array.ctypes.data + np.arange(len(array), dtype=np.uintp) * array[0].nbytes

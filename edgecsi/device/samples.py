@@ -28,7 +28,7 @@ def to_calls(entry: Entry, x: Samples) -> list[Array]:
     calls = []
     for array, tensor in zip(arrays, entry.inputs, strict=True):
         batch, *rest = tensor.shape
-        wanted = f"float32 [N, {', '.join(map(str, rest))}]" + (
+        wanted = f"{tensor.dtype} [N, {', '.join(map(str, rest))}]" + (
             f", N a multiple of {batch}" if batch > 1 else ""
         )
         if array.dtype.kind not in "fiub":
@@ -44,7 +44,7 @@ def to_calls(entry: Entry, x: Samples) -> list[Array]:
             raise DataError(
                 f"{tensor.name} has shape {array.shape}", "it does not fit the entry", f"give {wanted}"
             )
-        calls.append(np.require(array, np.float32, ["C", "A"]).reshape(-1, *tensor.shape))
+        calls.append(np.require(array, tensor.dtype, ["C", "A"]).reshape(-1, *tensor.shape))
     if len({len(array) for array in calls}) > 1:
         raise DataError(
             "the inputs hold different numbers of samples",
@@ -55,8 +55,12 @@ def to_calls(entry: Entry, x: Samples) -> list[Array]:
 
 
 def from_calls(entry: Entry, outputs: Sequence[Array]) -> Array | tuple[Array, ...]:
-    """The inverse for outputs ``[calls, *shape]``: ``[calls * shape[0], *shape[1:]]``, a tuple if several."""
+    """The inverse for outputs ``[calls, *shape]``: ``[calls * shape[0], *shape[1:]]``, a tuple if several.
+
+    A transport may hand out the bytes of integers as those of float32.
+    """
     joined = tuple(
-        array.reshape(-1, *tensor.shape[1:]) for array, tensor in zip(outputs, entry.outputs, strict=True)
+        array.view(tensor.dtype).reshape(-1, *tensor.shape[1:])
+        for array, tensor in zip(outputs, entry.outputs, strict=True)
     )
     return joined[0] if len(joined) == 1 else joined

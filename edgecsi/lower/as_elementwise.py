@@ -93,7 +93,8 @@ def _with_constant(op: str, x: Value, c: Value, shape: tuple[int, ...], swapped:
     if op == "div" and swapped:
         return None
     if op == "div":
-        data = 1 / data
+        with np.errstate(divide="ignore"):
+            data = 1 / data
     scale = data if op in ("mul", "div") else np.asarray(-1.0 if op == "sub" and swapped else 1.0)
     shift = {"add": data, "sub": data if swapped else -data}.get(op, np.asarray(0.0))
     if data.size == 1:
@@ -104,8 +105,13 @@ def _with_constant(op: str, x: Value, c: Value, shape: tuple[int, ...], swapped:
             np.broadcast_to(scale.reshape(-1), channels), np.broadcast_to(shift.reshape(-1), channels)
         )
     if op == "div":
-        return [Fused(Step("mul"), _full(Value(c.name, c.shape, c.dtype, data.astype(np.float32)), shape))]
+        return [Fused(Step("mul"), _full(Value(c.name, c.shape, c.dtype, _single(data)), shape))]
     return [Fused(Step("rsub" if op == "sub" and swapped else op), _full(c, shape))]
+
+
+def _single(data: NDArray[Any]) -> NDArray[np.float32]:
+    with np.errstate(over="ignore"):
+        return np.asarray(data, np.float32)
 
 
 def _full(c: Value, shape: tuple[int, ...]) -> Value:

@@ -62,7 +62,7 @@ def _own_outputs(graph: Graph) -> None:
             or shared
             or (root is not value and len(graph.readers(root)) > 1)
         ):
-            copy = Value(f"{value.name}_out", value.shape)
+            copy = Value(f"{value.name}_out", value.shape, value.dtype)
             graph.nodes.append(Node("elementwise", [value], copy))
             graph.outputs[index] = copy
         seen.append(root)

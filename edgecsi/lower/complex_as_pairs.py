@@ -101,7 +101,7 @@ def complex_as_pairs(exported: Exported) -> Exported:
         if node.op == "get_attr":
             constants[node] = getattr(traced, node.target)
     results: Any = next(n for n in graph.nodes if n.op == "output").args[0]
-    return type(exported)(graph, inputs, list(results), exported.output_names, constants, names)
+    return type(exported)(graph, inputs, list(results), constants, names)
 
 
 def _name(node: fx.Node) -> str:
@@ -125,6 +125,9 @@ def _run(node: fx.Node, values: dict[Any, Any]) -> Any:
     if name in OPERATORS:
         return OPERATORS[name](*args, **kwargs)
 
+    # parts need not lie in memory as the complex tensor did
+    target: Any = torch.ops.aten.reshape.default if name in ("view", "_unsafe_view") else node.target
+
     def part(which: str) -> Any:
         def pick(value: Any) -> Any:
             if isinstance(value, list | tuple):
@@ -136,7 +139,7 @@ def _run(node: fx.Node, values: dict[Any, Any]) -> Any:
             return value
 
         given = {k: v for k, v in kwargs.items() if k not in ("dtype", "memory_format")}
-        return node.target(*(pick(a) for a in args), **{k: pick(v) for k, v in given.items()})  # type: ignore[operator]
+        return target(*(pick(a) for a in args), **{k: pick(v) for k, v in given.items()})
 
     real, imag = part("real"), part("imag")
     if isinstance(real, list | tuple):

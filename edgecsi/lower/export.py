@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 # Of the largest output. Exporting reorders a few fp32 operations.
 CLOSE = 1e-4
+AMPLIFIED = 30.0  # times what one unit in the sixth digit of the inputs does
 # Where a value is rounded or compared, one that lies on the edge may fall to the other side.
 EDGES = (
     "round",
@@ -43,9 +44,8 @@ EDGES = (
     "sort",
 )
 # Operators that look at the shape and the type of their input only.
-ONLY_SHAPE = (
-    "full_like", "zeros_like", "ones_like", "empty_like", "new_full", "new_zeros", "new_ones", "new_empty",
-)  # fmt: skip
+ONLY_SHAPE = ("full_like", "zeros_like", "ones_like", "new_full", "new_zeros", "new_ones")
+EMPTY = ("empty", "empty_like", "new_empty", "empty_permuted", "empty_strided", "new_empty_strided")
 
 
 @dataclass
@@ -54,15 +54,13 @@ class Exported:
 
     Attributes:
         graph: its nodes. inputs: the placeholders of the caller's tensors, in order.
-        outputs: nodes of the tensors returned, in order. output_names: what the module calls them (``y``, or the path
-            through tuples and dictionaries).
+        outputs: nodes of the tensors returned, in the order of the module's own.
         constants: value of every node that depends on no input. names: of these, the parameter each comes from.
     """
 
     graph: fx.Graph
     inputs: list[fx.Node]
     outputs: list[fx.Node]
-    output_names: list[str] = field(default_factory=list)
     constants: dict[fx.Node, Any] = field(default_factory=dict)
     names: dict[fx.Node, str] = field(default_factory=dict)
 
@@ -80,7 +78,7 @@ def export(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> Exported
 
     Raises:
         ModelError: torch.export refuses the module, it is random or changes its own state, its shapes depend on
-            data, a tensor holds NaN, or the exported graph answers something else than the module.
+            data, a tensor holds NaN, or it is random.
     """
     import torch
 
@@ -89,6 +87,12 @@ def export(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> Exported
         try:
             program = torch.export.export(module, tuple(example))
         except Exception as error:
+            if "data-dependent" in str(error):
+                raise ModelError(
+                    f"the network decides by the values it computes{where_in_source(error)}",
+                    f"an if, a loop or a shape depends on data: {first_line(error)}",
+                    "choose with torch.where instead; shapes and the order of operations are compiled in",
+                ) from error
             raise ModelError(
                 "the model cannot be exported",
                 f"torch.export: {first_line(error)}{where_in_source(error)}",
@@ -111,11 +115,12 @@ def export(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> Exported
             fold_parameters(exported)
         _refuse_random(exported)
         _refuse_nan(exported)
-        _same_answer(module, exported, example)
     return exported
 
 
 def _of_program(program: torch.export.ExportedProgram) -> Exported:
+    from torch.export.graph_signature import TensorArgument
+
     nodes = {node.name: node for node in program.graph.nodes}
     inputs, constants, names = [], {}, {}
     for spec in program.graph_signature.input_specs:
@@ -131,9 +136,9 @@ def _of_program(program: torch.export.ExportedProgram) -> Exported:
     outputs = [
         nodes[spec.arg.name]
         for spec in program.graph_signature.output_specs
-        if spec.kind.name == "USER_OUTPUT" and getattr(spec.arg, "value", "") is not None
+        if spec.kind.name == "USER_OUTPUT" and isinstance(spec.arg, TensorArgument)
     ]
-    return Exported(program.graph, inputs, outputs, [], constants, names)
+    return Exported(program.graph, inputs, outputs, constants, names)
 
 
 def fold_parameters(exported: Exported) -> None:
@@ -146,7 +151,10 @@ def fold_parameters(exported: Exported) -> None:
         sources = node.all_input_nodes
         if _is_random(node):
             continue
-        if getattr(node.target, "_opname", "") in ONLY_SHAPE:
+        name = getattr(node.target, "_opname", "")
+        if name in EMPTY:  # what lies in it is overwritten, but the library's bytes should not depend on it
+            value = torch.zeros_like(_imagined(node))
+        elif name in ONLY_SHAPE:
             value = _call(node, exported.constants | {s: _imagined(s) for s in sources})
         elif all(source in exported.constants for source in sources):
             value = _call(node, exported.constants)
@@ -208,9 +216,11 @@ def _refuse_nan(exported: Exported) -> None:
     bad = [
         exported.names.get(node, node.name)
         for node, held in exported.constants.items()
-        if isinstance(held, torch.Tensor) and held.is_floating_point() and node.users and bool(held.isnan().any())
-        and any(user not in exported.constants for user in node.users)
-    ]  # fmt: skip
+        if node.op != "call_function"
+        and isinstance(held, torch.Tensor)
+        and held.is_floating_point()
+        and bool(held.isnan().any())
+    ]
     if bad:
         raise ModelError(
             f"tensors of the model hold NaN: {', '.join(list(dict.fromkeys(bad))[:20])}",
@@ -219,23 +229,30 @@ def _refuse_nan(exported: Exported) -> None:
         )
 
 
-def _same_answer(module: torch.nn.Module, exported: Exported, example: Sequence[torch.Tensor]) -> None:
+def refuse_other_answers(
+    module: torch.nn.Module, exported: Exported, example: Sequence[torch.Tensor]
+) -> None:
     """Compare the graph with the untouched module on the example and on random inputs.
 
     Raises:
         ModelError: they differ, or the module itself answers differently each time.
     """
-
     edges = any(
-        str(n.target).split(".")[1:2] and str(n.target).split(".")[1] in EDGES for n in exported.graph.nodes
+        str(n.target).startswith("aten.") and str(n.target).split(".")[1] in EDGES
+        for n in exported.graph.nodes
     )
-    for inputs in [list(example), *random_inputs(example, 2)]:
+    for number, inputs in enumerate([list(example), *random_inputs(example, 2)]):
+        # what rounding the inputs does to the answers: no network is held to more than that
+        nudged = [x * (1 + 1e-6) if x.is_floating_point() else x for x in inputs]
         try:
-            first, second = (tensors_of(module(*(x.clone() for x in inputs))) for _ in range(2))
+            first, second, moved = (
+                tensors_of(module(*(x.clone() for x in given))) for given in (inputs, inputs, nudged)
+            )
         except Exception:  # the example runs; of other values a module may complain
-            if inputs == list(example):
+            if number == 0:
                 raise
             continue
+        amplified = max((_apart(a, b) for a, b in zip(moved, first, strict=True)), default=0.0)
         found = exported.run([x.clone() for x in inputs])
         for one, other, ours in zip(first, second, found, strict=True):
             if _apart(one, other) > CLOSE:
@@ -245,7 +262,7 @@ def _same_answer(module: torch.nn.Module, exported: Exported, example: Sequence[
                     "make forward deterministic in eval mode; pass random tensors in as inputs",
                 )
             apart = _apart(ours, one)
-            if not apart <= CLOSE and not (edges and _energy(ours, one) <= 0.05):
+            if not apart <= max(CLOSE, AMPLIFIED * amplified) and not (edges and _energy(ours, one) <= 0.05):
                 raise ModelError(
                     "exporting the model changes its answer",
                     f"torch.export's graph differs from the module by {apart:.1e} of the largest output: forward "
@@ -275,9 +292,10 @@ def random_inputs(example: Sequence[torch.Tensor], count: int) -> list[list[torc
 
 def tensors_of(value: Any) -> list[torch.Tensor]:
     """The tensors in what a module returns, in the order of torch.export's outputs."""
+    import torch
     from torch.utils import _pytree
 
-    return [leaf for leaf in _pytree.tree_leaves(value) if leaf is not None]
+    return [leaf for leaf in _pytree.tree_leaves(value) if isinstance(leaf, torch.Tensor)]
 
 
 def _apart(y: torch.Tensor, expected: torch.Tensor) -> float:

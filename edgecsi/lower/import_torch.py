@@ -8,6 +8,7 @@ some wrong (SELU, indices, pooling, interpolation, integer types), and it cannot
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.errors import ModelError, UnsupportedOperators
-from edgecsi.lower.export import Exported, export
+from edgecsi.lower.export import Exported, export, refuse_other_answers
 from edgecsi.lower.refuse import arguments_of, line_of, path_of
 
 if TYPE_CHECKING:
@@ -109,7 +110,15 @@ def import_torch(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> Im
         ModelError: torch.export refuses the module, a shape is dynamic, or a tensor holds NaN.
         UnsupportedOperators: operators that cannot be lowered, all of them, with module paths and lines.
     """
-    return Importer(export(module, example)).run()
+    import torch
+
+    exported = export(module, example)
+    importer = Importer(exported)
+    importer.refuse()
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        refuse_other_answers(module, exported, example)
+    return importer.run()
 
 
 @dataclass
@@ -123,32 +132,40 @@ class Importer:
     def run(self) -> Imported:
         from tvm import relax
 
-        nodes = [
-            n for n in self.exported.graph.nodes if n not in self.exported.constants and self._is_live(n)
-        ]
-        self._refuse(nodes)
-        inputs = [self._variable(node) for node in self.exported.inputs]
+        nodes = self._nodes()
+        inputs = [self._input(node) for node in self.exported.inputs]
         parameters, weights = self._parameters(nodes)
         self.builder = relax.BlockBuilder()
         with self.builder.function("main", [*inputs, *parameters]):
             with self.builder.dataflow():
+                for node, variable in zip(self.exported.inputs, inputs, strict=True):
+                    self.values[node] = self._convert(variable, held_as(node.meta["val"]))
                 for node in nodes:
                     self.values[node] = self._translate(node)
-                results = [self.values[node] for node in self.exported.outputs]
+                results = [self._output(node) for node in self.exported.outputs]
                 out = self.builder.emit_output(results[0] if len(results) == 1 else relax.Tuple(results))
             self.builder.emit_func_output(out)
         return Imported(self.builder.get(), weights, len(inputs))
+
+    def _nodes(self) -> list[fx.Node]:
+        """The calls that depend on an input and are used."""
+        return [n for n in self.exported.graph.nodes if n not in self.exported.constants and self._is_live(n)]
 
     def _is_live(self, node: fx.Node) -> bool:
         from edgecsi.lower.export import is_effect
 
         return node.op == "call_function" and bool(node.users) and not is_effect(node)
 
-    def _refuse(self, nodes: list[fx.Node]) -> None:
+    def refuse(self) -> None:
+        """Refuse what stands in no table.
+
+        Raises:
+            UnsupportedOperators: all of it.
+        """
         from edgecsi.lower.operators import OPERATORS
 
         missing = []
-        for node in nodes:
+        for node in self._nodes():
             name = name_of(node)
             if name not in OPERATORS and not name.startswith("edgecsi.") and name != "getitem":
                 place = ", ".join(part for part in (path_of(node), line_of(node)) if part)
@@ -176,10 +193,36 @@ class Importer:
         from tvm import relax
 
         held: Any = self.exported.constants.get(node, node.meta.get("val"))
-        dtype = dtype_of(held)
-        kept = "float32" if dtype in ROUNDED else dtype
-        self.values[node] = relax.Var(node.name, relax.TensorType(tuple(int(n) for n in held.shape), kept))
+        kind = relax.TensorType(tuple(int(n) for n in held.shape), held_as(held))
+        self.values[node] = relax.Var(node.name, kind)
         return self.values[node]
+
+    def _input(self, node: fx.Node) -> Any:
+        """An input as the caller gives it: float32, or int32 for integers and booleans."""
+        from tvm import relax
+
+        held = node.meta["val"]
+        return relax.Var(node.name, relax.TensorType(tuple(int(n) for n in held.shape), given_as(held)))
+
+    def _output(self, node: fx.Node) -> Any:
+        """An output as the caller takes it: float32, or int32 for integers and booleans."""
+        from tvm import te, tirx
+
+        held, value = self.held(node), self.values[node]
+        wanted = given_as(held)
+        if wanted == "float32":
+            return self._convert(value, wanted)
+        # by a computation of its own, even if nothing changes: only float32 can be written in place
+        shape = [int(n) for n in value.ty.shape]
+        return self.builder.emit_te(
+            lambda t: te.compute(shape, lambda *i: tirx.Cast(wanted, t(*i)), name="output"), value,
+            primfunc_name_hint="output",
+        )  # fmt: skip
+
+    def _convert(self, value: Any, dtype: str) -> Any:
+        from tvm import relax
+
+        return value if str(value.ty.dtype) == dtype else self.builder.emit(relax.op.astype(value, dtype))
 
     def _translate(self, node: fx.Node) -> Any:
         from edgecsi.lower.operators import MOVES, OPERATORS
@@ -207,13 +250,10 @@ class Importer:
 
     def _finish(self, result: Any, wanted: Any, rounds: bool = True) -> Any:
         """Round what PyTorch rounds; the result must have the shape and type that PyTorch says it has."""
-        from tvm import relax
-
         dtype = dtype_of(wanted)
         if dtype in ROUNDED:
             if rounds:
-                result = self.builder.emit(relax.op.astype(result, dtype))
-                result = self.builder.emit(relax.op.astype(result, "float32"))
+                result = self._rounded(result, dtype)
             dtype = "float32"
         shape = tuple(int(n) for n in result.ty.shape)
         if shape != tuple(wanted.shape) or str(result.ty.dtype) != dtype:
@@ -223,6 +263,27 @@ class Importer:
                 "please report this with the model",
             )
         return result
+
+    def _rounded(self, x: Any, dtype: str) -> Any:
+        """To half precision and back. LLVM's own bfloat16 crashes on some CPUs, so its bits are cut here."""
+        from tvm import relax, te, tirx
+
+        if dtype == "float16":
+            narrow = self.builder.emit(relax.op.astype(x, dtype))
+            return self.builder.emit(relax.op.astype(narrow, "float32"))
+
+        def cut(number: Any) -> Any:
+            bits = tirx.reinterpret("uint32", number)
+            even = bits + tirx.const(0x7FFF, "uint32") + ((bits >> 16) & tirx.const(1, "uint32"))
+            near = tirx.reinterpret("float32", even & tirx.const(0xFFFF0000, "uint32"))
+            return tirx.Select(tirx.isnan(number), number, near)
+
+        shape = [int(n) for n in x.ty.shape]
+        return self.builder.emit_te(
+            lambda t: te.compute(shape, lambda *i: cut(t(*i)), name="bfloat16"),
+            x,
+            primfunc_name_hint="bfloat16",
+        )
 
     def _call(self, node: fx.Node) -> Call:
         from torch import fx
@@ -310,6 +371,17 @@ def name_of(node: fx.Node) -> str:
 def dtype_of(tensor: Any) -> str:
     """The type of a tensor as numpy spells it."""
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def held_as(tensor: Any) -> str:
+    """The type a tensor is held in while the network runs."""
+    dtype = dtype_of(tensor)
+    return "float32" if dtype in ROUNDED else dtype
+
+
+def given_as(tensor: Any) -> str:
+    """The type of a tensor as an input or output of the library."""
+    return "float32" if tensor.is_floating_point() else "int32"
 
 
 def _from_front(axes: Any, rank: int) -> Any:

@@ -90,8 +90,8 @@ class Planner:
                     need.segment,
                 )
             )
-        inputs = [Tensor(v.name, _times(v.shape, batch)) for v in self.graph.inputs]
-        outputs = [Tensor(v.name, _times(v.shape, batch)) for v in self.graph.outputs]
+        inputs = [Tensor(v.name, _times(v.shape, batch), v.dtype) for v in self.graph.inputs]
+        outputs = [Tensor(v.name, _times(v.shape, batch), v.dtype) for v in self.graph.outputs]
         return Entry(name, inputs, outputs, calls, memory.workspace)
 
     def _steps(self, choice: Choice | Node) -> list[Step]:

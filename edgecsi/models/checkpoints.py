@@ -281,7 +281,7 @@ def _fit(module: nn.Module, state: State, label: str, family: str | None) -> Non
             if family
             else "make the network with the sizes that it was trained with",
         )
-    _check_values(state, label)
+    _check_values(state, label, module)
     with torch.no_grad():
         for key, value in own.items():
             value.copy_(state[key])
@@ -297,7 +297,7 @@ def _with_nearest(missing: list[str], extra: list[str]) -> list[str]:
 
 
 def check_module(module: nn.Module, label: str) -> None:
-    """Refuse a network whose weights are not finite real floating-point numbers.
+    """Refuse a network whose weights are not finite, or whose tensors hold NaN.
 
     Raises:
         ModelError: names the tensors.
@@ -305,17 +305,24 @@ def check_module(module: nn.Module, label: str) -> None:
     state = {
         key: value for key, value in module.state_dict().items() if not key.endswith("num_batches_tracked")
     }
-    _check_values(state, label)
+    _check_values(state, label, module)
 
 
-def _check_values(state: State, label: str) -> None:
+def _check_values(state: State, label: str, module: nn.Module) -> None:
+    """Parameters are finite numbers. A buffer may be anything that forward computes with: integers that index, a mask
+    of minus infinity, complex numbers; only NaN is nobody's, nor infinite statistics."""
     import torch
 
     real = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+    complex_ones = {key for key, value in module.state_dict().items() if value.is_complex()}
+    buffers = {key for key, _ in module.named_buffers() if ".running_" not in f".{key}"}
     kinds = [
         f"{key} ({str(value.dtype).removeprefix('torch.')})"
         for key, value in state.items()
-        if value.dtype not in real or value.layout != torch.strided
+        if (value.dtype not in real and key not in buffers | complex_ones)
+        or (value.is_complex() and key not in complex_ones)
+        or value.layout != torch.strided
+        or value.is_quantized
     ]
     if kinds:
         raise ModelError(
@@ -323,7 +330,11 @@ def _check_values(state: State, label: str) -> None:
             listed(kinds),
             "save the weights as float32",
         )
-    damaged = [key for key, value in state.items() if not bool(torch.isfinite(value).all())]
+    damaged = [
+        key
+        for key, value in state.items()
+        if bool((torch.isnan(value) if key in buffers else ~torch.isfinite(value)).any())
+    ]
     if damaged:
         raise ModelError(
             f"{label}: {len(damaged)} tensors hold NaN or infinity",

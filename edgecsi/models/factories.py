@@ -30,14 +30,14 @@ _imported: dict[str, dict[str, ModuleType]] = {}
 """By folder, the user's modules that were imported from it. Two networks may each have a `utils`."""
 
 
-def make(spec: str) -> tuple[str, nn.Module, Tensor | None]:
+def make(spec: str) -> tuple[str, nn.Module, tuple[Tensor, ...]]:
     """Call a factory.
 
     Args:
         spec: ``place:name`` or ``place:name(…)`` with literal arguments; the place is a module or a ``.py`` file.
 
     Returns:
-        its name, the module, and the example input if it gave one.
+        its name, the module, and the example inputs if it gave any.
 
     Raises:
         ModelError: it cannot be found, imported or called, or returns something else.
@@ -64,15 +64,20 @@ def make(spec: str) -> tuple[str, nn.Module, Tensor | None]:
                 f"{spec} failed", f"{type(error).__name__}: {error}", _advice(factory, place)
             ) from error
     module, example = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
-    if not isinstance(module, torch.nn.Module) or not isinstance(example, torch.Tensor | None):
+    examples = tuple(example) if isinstance(example, list | tuple) else () if example is None else (example,)
+    if not isinstance(module, torch.nn.Module) or not all(isinstance(x, torch.Tensor) for x in examples):
         raise ModelError(
             f"{spec} returned a {type(made).__name__}",
-            "a factory returns a torch.nn.Module, or (module, example_input tensor)",
+            "a factory returns a torch.nn.Module, (module, example_input), or (module, (input, input, …))",
             "change what it returns",
         )
-    if example is not None and example.dtype != torch.float32:
-        raise ModelError(f"{spec}: the example input is {example.dtype}", "inputs are float32", "convert it")
-    return name, module, example
+    if any(x.is_complex() for x in examples):
+        raise ModelError(
+            f"{spec}: the example input is complex",
+            "inputs of a library are real numbers",
+            "take torch.view_as_real(x), and call torch.view_as_complex inside of the module",
+        )
+    return name, module, examples
 
 
 def factories_in(path: Path) -> list[str]:

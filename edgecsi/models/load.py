@@ -14,23 +14,12 @@ from edgecsi.errors import ModelError
 from edgecsi.models import factories, registry
 from edgecsi.models.checkpoint_files import read_metadata, read_state
 from edgecsi.models.checkpoints import check_module, load_weights, sha256
+from edgecsi.models.entries import Entry, entries_of, runs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
 _MAX_INPUT = 1 << 24
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One compilable part of a network: ``encoder``, ``decoder`` or ``full``.
-
-    ``module`` is in eval mode and maps one float32 tensor to one; ``example_input`` has a batch of 1.
-    """
-
-    name: str
-    module: nn.Module
-    example_input: Tensor
 
 
 @dataclass(frozen=True)
@@ -45,6 +34,7 @@ class LoadedModel:
     module: nn.Module
     example_input: Tensor
     entries: dict[str, Entry]
+    more_inputs: tuple[Tensor, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
     sha256: str | None = None
 
@@ -61,8 +51,9 @@ def load_model(
     Args:
         spec: a zoo name, one with a recipe whose result ships (``csinet-cr4+int8-static``),
             ``package.module:factory``, ``path/file.py:factory``, or a ``.safetensors`` file that names its
-            model. A factory returns a module, or ``(module, example_input)``; it is the user's own code and is
-            executed. Its arguments, if it wants any, are literals: ``file.py:make(cr=4)``.
+            model. A factory returns a module, ``(module, example_input)``, or
+            ``(module, (input, input, …))``; it is the user's own code and is executed.
+            Its arguments, if it wants any, are literals: ``file.py:make(cr=4)``.
         weights: file to take the weights from, or ``encoder.pth,decoder.pth``.
         input_shape: shape of the input with its batch; needed if neither zoo nor factory tells.
         allow_random: give a zoo network without weights seeded random ones (tests and latency only).
@@ -75,12 +66,10 @@ def load_model(
         ModelError: nothing of that name, a factory that fails, weights that do not fit, or a network that
             does not run.
     """
-    import torch
-
     from edgecsi.models.parametrised import make_plain
 
     files = [Path(part) for part in weights.split(",")] if weights else []
-    name, module, example, family, own_weights = _make(spec, has_weights=bool(weights))
+    name, module, examples, family, own_weights = _make(spec, has_weights=bool(weights))
     files = files or own_weights
     metadata: dict[str, str] = {}
     if files:
@@ -96,27 +85,29 @@ def load_model(
     make_plain(module.eval())
     if "compression" not in metadata:
         check_module(module, name)
-    module.to(torch.float32)
     if input_shape is not None:
-        example = _example(input_shape)
-    if example is None:
+        examples = (_example(input_shape),)
+    if not examples:
         raise ModelError(
             f"the input of {name} is not known",
             "the factory returned a module without an example input",
             "pass --input-shape, for instance 1,2,32,32, or return (module, example_input)",
         )
+    if not runs(module, examples):
+        module.float()  # saved in half or double precision; one that runs as it is stays as it is
     return LoadedModel(
         name=name,
         module=module,
-        example_input=example,
-        entries=entries_of(name, module, example),
+        example_input=examples[0],
+        entries=entries_of(name, module, *examples),
+        more_inputs=examples[1:],
         metadata=metadata,
         sha256=sha256(files) if files else None,
     )
 
 
-def _make(spec: str, has_weights: bool) -> tuple[str, nn.Module, Tensor | None, str | None, list[Path]]:
-    """(name, module, example input, zoo family, files of its own weights)."""
+def _make(spec: str, has_weights: bool) -> tuple[str, nn.Module, tuple[Tensor, ...], str | None, list[Path]]:
+    """(name, module, example inputs, zoo family, files of its own weights)."""
     if "+" in spec and (variant := registry.WEIGHTS / f"{spec}.safetensors").is_file():
         spec = str(variant)  # a compressed network that ships: model+recipe
     if spec.endswith(".safetensors"):
@@ -131,8 +122,8 @@ def _make(spec: str, has_weights: bool) -> tuple[str, nn.Module, Tensor | None, 
             f"give {spec}:{names[0] if names else 'make'}",
         )
     if ":" in spec:
-        name, module, example = factories.make(spec)
-        return name, module, example, None, []
+        name, module, examples = factories.make(spec)
+        return name, module, examples, None, []
     shipped = registry.find(spec).weights
     return (*_from_zoo(spec, {}), [shipped] if shipped and not has_weights else [])
 
@@ -174,9 +165,9 @@ def _recorded_model(path: Path) -> tuple[str, dict[str, Any]]:
     return metadata["model"], config
 
 
-def _from_zoo(name: str, config: dict[str, Any]) -> tuple[str, nn.Module, Tensor, str]:
+def _from_zoo(name: str, config: dict[str, Any]) -> tuple[str, nn.Module, tuple[Tensor, ...], str]:
     family = registry.FAMILIES.get(name) or registry.FAMILIES[registry.find(name).family]
-    return name, registry.create(name, **config), _example(family.input_shape), family.name
+    return name, registry.create(name, **config), (_example(family.input_shape),), family.name
 
 
 def _example(shape: Sequence[int]) -> Tensor:
@@ -214,66 +205,3 @@ def _randomise(module: nn.Module) -> None:
                 part.weight.uniform_(-bound, bound, generator=generator)
                 if part.bias is not None:
                     part.bias.uniform_(-0.1, 0.1, generator=generator)
-
-
-def entries_of(name: str, module: nn.Module, example: Tensor) -> dict[str, Entry]:
-    """The compilable parts of a network, each tried once.
-
-    Raises:
-        ModelError: a part does not run, or does not return one float32 tensor.
-    """
-    import torch
-
-    parts: tuple[nn.Module, nn.Module] | None = None
-    children = dict(module.named_children())
-    if "encoder" in children and "decoder" in children:
-        parts = children["encoder"], children["decoder"]
-    elif callable(getattr(module, "encode", None)) and callable(getattr(module, "decode", None)):
-        parts = _method(module, "encode"), _method(module, "decode")
-
-    def run(entry: str, part: nn.Module, x: Tensor) -> Tensor:
-        try:
-            with torch.no_grad():
-                y = part(x)
-        except (
-            Exception
-        ) as error:  # the network may be the user's: its failure is the model's, in its own words
-            raise ModelError(
-                f"{name}: {entry} does not run on an input of shape {list(x.shape)}",
-                " ".join(f"{type(error).__name__}: {error}".split())[:300],
-                "check --input-shape, or the factory's example input",
-            ) from error
-        if not isinstance(y, torch.Tensor) or y.dtype != torch.float32:
-            raise ModelError(
-                f"{name}: {entry} returns {y.dtype if isinstance(y, torch.Tensor) else type(y).__name__}",
-                "an entry maps one float32 tensor to one float32 tensor",
-                "return one tensor",
-            )
-        return y
-
-    run("full", module, example)
-    full = {"full": Entry("full", module, example)}
-    if parts is None:
-        return full
-    codeword = run("encoder", parts[0], example)
-    run("decoder", parts[1], codeword)
-    return {
-        "encoder": Entry("encoder", parts[0], example),
-        "decoder": Entry("decoder", parts[1], codeword),
-        **full,
-    }
-
-
-def _method(module: nn.Module, name: str) -> nn.Module:
-    """A method as a module of its own, as the exporter wants it."""
-    from torch import nn
-
-    class Method(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.model = module
-
-        def forward(self, x: Tensor) -> Any:
-            return getattr(self.model, name)(x)
-
-    return Method().eval()

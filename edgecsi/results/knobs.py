@@ -57,7 +57,8 @@ def search(scenario: Scenario) -> list[Searched]:
     from edgecsi.compress import apply_post_training
     from edgecsi.lower import choose
     from edgecsi.lower.graph import Node
-    from edgecsi.models.load import entries_of, load_model
+    from edgecsi.models.entries import entries_of
+    from edgecsi.models.load import load_model
 
     loaded = load_model(scenario.model, allow_random=True)
     module = loaded.module

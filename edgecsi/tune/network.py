@@ -264,7 +264,8 @@ def _networks(
     allow_random: bool,
 ) -> dict[str, tuple[Graph, list[Choice | Node]]]:
     """The lowered entries to search, with the default choice of every layer."""
-    from edgecsi.models.load import entries_of, load_model
+    from edgecsi.models.entries import entries_of
+    from edgecsi.models.load import load_model
 
     loaded = load_model(model, weights, input_shape, allow_random=allow_random)
     entries = loaded.entries

@@ -43,15 +43,6 @@ def diverged():
     layer.bias.data[0] = float("nan")
     return layer, torch.zeros(1, WIDTH)
 
-def two_outputs():
-    class Two(nn.Module):
-        def forward(self, x):
-            return x, x
-    return Two(), torch.zeros(1, WIDTH)
-
-def integers():
-    return nn.Embedding(4, 4), torch.zeros(1, 4, dtype=torch.int64)
-
 def nothing():
     return None
 
@@ -117,8 +108,6 @@ def test_a_factory_in_a_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     [
         ("plain", "--input-shape"),
         ("diverged", "NaN or infinity"),
-        ("two_outputs", "returns tuple"),
-        ("integers", "inputs are float32"),
         ("nothing", "returned a NoneType"),
         ("fails", "RuntimeError: no such luck"),
         ("wants", "takes no arguments"),

@@ -1,0 +1,180 @@
+"""The entries of a network: ``full``, and ``encoder`` and ``decoder`` where it has these halves."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from edgecsi.errors import ModelError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One compilable part of a network: ``encoder``, ``decoder`` or ``full``.
+
+    ``module`` is in eval mode. Mostly it maps one float32 tensor to one; ``more_inputs`` are the examples of further
+    arguments, the names are those of arguments and of what is returned (keys of dictionaries, else ``y``, ``y1``, …).
+    ``note`` is a line for the user, if there is something to say.
+    """
+
+    name: str
+    module: nn.Module
+    example_input: Tensor
+    more_inputs: tuple[Tensor, ...] = ()
+    input_names: tuple[str, ...] = ("x",)
+    output_names: tuple[str, ...] = ("y",)
+    note: str = ""
+
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Examples of all its inputs."""
+        return (self.example_input, *self.more_inputs)
+
+
+def runs(module: nn.Module, examples: Sequence[Tensor]) -> bool:
+    """Whether the module takes its examples as it is."""
+    import torch
+
+    try:
+        with torch.no_grad():
+            module(*examples)
+    except Exception:  # the network may be the user's; who wants to know why runs it again
+        return False
+    return True
+
+
+def entries_of(name: str, module: nn.Module, example: Tensor, *more: Tensor) -> dict[str, Entry]:
+    """The compilable parts of a network, each tried once.
+
+    Children called encoder and decoder are halves if the one takes the example, the other takes what it gives, and
+    both together answer what the network answers; methods encode and decode are taken at their word.
+
+    Raises:
+        ModelError: a part does not run, or returns no tensors.
+    """
+    full, answers = _entry(name, "full", module, (example, *more))
+    if more:
+        return {"full": full}
+    children = dict(module.named_children())
+    if callable(getattr(module, "encode", None)) and callable(getattr(module, "decode", None)):
+        encoder, codewords = _entry(name, "encoder", _method(module, "encode"), (example,))
+        decoder, _ = _entry(name, "decoder", _method(module, "decode"), tuple(codewords))
+    elif "encoder" in children and "decoder" in children:
+        try:
+            encoder, codewords = _entry(name, "encoder", children["encoder"], (example,))
+            decoder, again = _entry(name, "decoder", children["decoder"], tuple(codewords))
+        except ModelError as error:
+            return {"full": _with_note(full, error.what)}
+        if len(codewords) != 1 or len(again) != len(answers) or not _alike(again, answers):
+            return {"full": _with_note(full, "decoder(encoder(x)) is not what the network answers")}
+    else:
+        return {"full": full}
+    return {"encoder": encoder, "decoder": decoder, "full": full}
+
+
+def _with_note(full: Entry, why: str) -> Entry:
+    from dataclasses import replace
+
+    return replace(
+        full,
+        note=f"children encoder and decoder are no halves of it, so it is built as one ({why}); "
+        "methods encode and decode would be halves",
+    )
+
+
+def _alike(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
+    import torch
+
+    return all(
+        a.shape == b.shape and torch.allclose(a.float(), b.float(), rtol=1e-3, atol=1e-3, equal_nan=True)
+        for a, b in zip(found, wanted, strict=True)
+    )
+
+
+def _entry(
+    model: str, entry: str, module: nn.Module, examples: tuple[Tensor, ...]
+) -> tuple[Entry, list[Tensor]]:
+    """An entry and what it answers to its examples."""
+    import torch
+    from torch.utils import _pytree
+
+    try:
+        with torch.no_grad():
+            y = module(*examples)
+    except Exception as error:  # the network may be the user's: its failure is the model's, in its own words
+        shapes = " and ".join(str(list(x.shape)) for x in examples)
+        raise ModelError(
+            f"{model}: {entry} does not run on an input of shape {shapes}",
+            " ".join(f"{type(error).__name__}: {error}".split())[:300],
+            "check --input-shape, or the factory's example input",
+        ) from error
+    leaves, _ = _pytree.tree_flatten_with_path(y)
+    tensors = [(path, leaf) for path, leaf in leaves if isinstance(leaf, torch.Tensor)]
+    others = [
+        type(leaf).__name__ for _, leaf in leaves if leaf is not None and not isinstance(leaf, torch.Tensor)
+    ]
+    if others or not tensors:
+        raise ModelError(
+            f"{model}: {entry} returns {others[0] if others else 'None'}",
+            "an entry returns tensors: one, or several in tuples, lists and dictionaries",
+            "return torch.Tensor",
+        )
+    outer = {"encoder": "codeword"}.get(entry, "y")
+    inner = {"decoder": "codeword"}.get(entry, "x")
+    names = _distinct([_path(path) for path, _ in tensors], outer)
+    given = _distinct(_arguments(module, len(examples)), inner) if len(examples) > 1 else (inner,)
+    return Entry(entry, module, examples[0], examples[1:], given, names), [t for _, t in tensors]
+
+
+def _arguments(module: nn.Module, count: int) -> list[str]:
+    names = [
+        p.name
+        for p in inspect.signature(module.forward).parameters.values()
+        if p.kind <= p.POSITIONAL_OR_KEYWORD
+    ]
+    return names[:count] if len(names) >= count else [""] * count
+
+
+def _path(keys: Any) -> str:
+    """What dictionaries call an output; positions have no name."""
+    parts = [str(k.key) for k in keys if hasattr(k, "key")] + [
+        str(k.name) for k in keys if hasattr(k, "name")
+    ]
+    return re.sub(r"\W+", "_", "_".join(parts)).strip("_")
+
+
+def _distinct(names: Sequence[str], default: str) -> tuple[str, ...]:
+    """C identifiers, each once; the first without a name is `default`, the next `default`1, …"""
+    found: list[str] = []
+    unnamed = 0
+    for name in names:
+        good = name if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]{0,50}", name) else ""
+        if not good:
+            good = default if unnamed == 0 else f"{default}{unnamed}"
+            unnamed += 1
+        base, number = good, 1
+        while good in found:
+            good, number = f"{base}_{number}", number + 1
+        found.append(good)
+    return tuple(found)
+
+
+def _method(module: nn.Module, name: str) -> nn.Module:
+    """A method as a module of its own, as the exporter wants it."""
+    from torch import nn
+
+    class Method(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module
+
+        def forward(self, *x: Tensor) -> Any:
+            return getattr(self.model, name)(*x)
+
+    return Method().eval()
