@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgecsi.kernels.conv.tile import bound
 from edgecsi.kernels.variants import all_kernels, candidates
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Conv2d, Elementwise, Quant
@@ -290,3 +291,13 @@ def test_each_cpu_prefers_its_best_instruction() -> None:
         case = convolution(rng, board, f"qs8_conv2d_{kernel}", (16, 8, 3, 3), (32, 32))
         found, _ = candidates(case.op, board)
         assert found[0][0].name == f"qs8_conv2d_{kernel}"
+
+
+def test_a_steep_slope_of_either_sign_has_no_known_bound() -> None:
+    rng, board = np.random.default_rng(9), load("x86-64-v3")
+    known = {}
+    for slope in (0.3, 1.5, -5.0):
+        steps = (Step("leaky_relu", (slope,)),)
+        op = convolution(rng, board, "qs8_conv2d_avx2", (4, 8, 3, 3), (8, 8), epilogue=steps, codes=True).op
+        known[slope] = np.isfinite(bound(op, np.zeros(4, np.int32)))
+    assert known == {0.3: True, 1.5: False, -5.0: False}
