@@ -18,7 +18,9 @@ A device in a folder, on which the device's half of a deployment runs for real, 
 before, after and inside of every message; either side is killed at every message, the device before single commands; it
 loses its power there, and with it every file that was not written through; its disk refuses; others deploy at the same
 time; the network answers wrongly. The same over a real `sshd`. After each, what was active still is, or the new release
-is, whole; the error says what to do; and the next deployment succeeds without anybody touching the device."""
+is, whole; the error says what to do; and the next deployment succeeds without anybody touching the device. A
+program that has the library loaded makes 10,000 calls and more while 20 deployments and 20 rollbacks go on, which remove
+the very file it has mapped: no crash, every answer right."""
 
 
 def count_faults() -> dict[str, int]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgecsi.results.reliability.damage import ways
+from edgecsi.results.reliability.deployment import section
 from edgecsi.results.reliability.fuzz import Kind, Tally
 
 MENDED = (
@@ -36,9 +37,9 @@ def page(
             "command that repeats it and goes on counting. Two minutes of the first and a part of the "
             "others run in CI."
         ),
-        *_fuzz(Tally.of(dict(fuzz))),
-        *_faults(faults),
-        *_deployment(deployment),
+        *(_fuzz(Tally.of(dict(fuzz))) if fuzz else []),
+        *(_faults(faults) if faults else []),
+        *section(deployment),
         *_memory(memory),
         "## Found and mended",
         "\n".join(f"- {text}" for text in MENDED),
@@ -116,18 +117,6 @@ def _faults(works: Mapping[str, Any]) -> list[str]:
         ),
         "\n".join(table),
         f"Not mended yet:\n\n{found}" if found else "Nothing is open.",
-    ]
-
-
-def _deployment(found: Mapping[str, int]) -> list[str]:
-    if not found:
-        return []
-    rows = [f"| {name} | {count:,} |" for name, count in sorted(found.items())]
-    return [
-        "## Faults while a bundle is deployed",
-        "    python -m edgecsi.results.reliability deployment",
-        "Connections, kills, power, disks and locks that fail at every step; the previous release must go on.",
-        "\n".join(["| fault | points |", "|---|---:|", *rows, f"| **all** | **{sum(found.values()):,}** |"]),
     ]
 
 
