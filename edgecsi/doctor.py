@@ -92,6 +92,7 @@ def examine(progress: Progress | None = None) -> list[Finding]:
         "TVM": _tvm,
         "linker": _linker,
         "emulator": _emulator,
+        "SSH": _ssh,
         "extras": _extras,
         "cache": _cache,
     }
@@ -177,6 +178,15 @@ def _emulator() -> Iterator[Finding]:
     detail = f"runs code for {', '.join(sorted(boards))}"
     fix = "sudo apt-get install --reinstall qemu-user" if failed else ""
     yield Finding("qemu-aarch64", "broken" if failed else "ok", False, failed or detail, fix)
+
+
+def _ssh() -> Iterator[Finding]:
+    if shutil.which("ssh") is None:
+        lost = "bundles cannot be run on, or deployed to, other machines"
+        yield Finding("ssh", "missing", False, lost, "sudo apt-get install openssh-client")
+        return
+    said, failed = _run(["ssh", "-V"], timeout=10)
+    yield Finding("ssh", "broken" if failed else "ok", False, failed or said, "")
 
 
 def _extras() -> Iterator[Finding]:

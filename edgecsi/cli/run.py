@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from edgecsi.cli.output import json_option, pairs, report
+from edgecsi.cli.output import json_option, pairs, progress, report
 from edgecsi.errors import UsageError
 
 
@@ -60,7 +60,7 @@ def command(
             "every output goes into a file of its own",
             f"give -o {expected} time(s)",
         )
-    with contextlib.closing(open_device(device)) as where:
+    with contextlib.closing(open_device(device)) as where, progress(f"running on {device}"):
         y = where.run(found, entry, [read_npy(Path(path)) for path in inputs])
     results = y if isinstance(y, tuple) else (y,)
     for path, result in zip(outputs, results, strict=True):

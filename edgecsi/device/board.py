@@ -21,6 +21,8 @@ _SCRIPT = f"""
 {states.SCRIPT}
 say libc getconf GNU_LIBC_VERSION
 say ldd sh -c 'ldd --version 2>&1 | head -n 1'
+say loader sh -c 'for f in /lib*/ld-linux-*.so.* /lib/*/libc.so.6 /lib*/libc.so.6; do
+    [ -x "$f" ] && "$f" --version && break; done'
 say os sh -c '. /etc/os-release && echo "$PRETTY_NAME"'
 say page getconf PAGESIZE
 say shell od -An -tx1 -N5 "$(command -v sh)"
@@ -70,9 +72,10 @@ class Board:
     @property
     def glibc(self) -> str:
         """The version of the C library, for example ``2.36``; empty if it is no glibc."""
-        said = f"{self.answers.get('libc', '')}\n{self.answers.get('ldd', '')}"
-        found = re.search(r"^(?:glibc|ldd \(.*\)) (\d+\.\d+)", said, re.MULTILINE)
-        return found[1] if found else ""
+        # BusyBox has neither getconf nor ldd, but the loader and the library can be asked themselves.
+        said = "\n".join(self.answers.get(name, "") for name in ("libc", "ldd", "loader"))
+        found = re.search(r"^(?:glibc|ldd \(.*\)) (\d+\.\d+)|release version (\d+\.\d+)", said, re.MULTILINE)
+        return (found[1] or found[2]) if found else ""
 
     @property
     def free_bytes(self) -> int | None:

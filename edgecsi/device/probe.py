@@ -73,7 +73,10 @@ def describe(board: Board) -> Probe:
     )
     warmest = _numbers(state, "sys/class/thermal/thermal_zone*/temp")
     memory = re.search(r"^MemTotal:\s*(\d+) kB", state.get("proc/meminfo", ""), re.MULTILINE)
-    page, cores = answers.get("page", "").strip(), state.get("cores", "").strip()
+    page, cores = (
+        answers.get("page", "").strip() or str(board.cpu.get("page", "")),
+        state.get("cores", "").strip(),
+    )
     kernel = state.get("uname", "").strip().rpartition(" ")[0]
     return Probe(
         name=board.name,

@@ -40,7 +40,7 @@ say() {{ printf '%s\\0' "$1"; shift; "$@" 2>/dev/null | tr -d '\\000'; printf '\
 for file in {" ".join(f"/{file}" for file in FILES)}; do
     [ -r "$file" ] && say "${{file#/}}" cat "$file"
 done
-say cores getconf _NPROCESSORS_ONLN
+say cores sh -c 'getconf _NPROCESSORS_ONLN || nproc'
 say uname uname -srm
 command -v vcgencmd >/dev/null && say '{THROTTLED}' vcgencmd get_throttled
 """

@@ -208,6 +208,12 @@ def test_ldd_is_asked_where_getconf_is_missing():
     assert pi(libc="", ldd="ldd (Ubuntu GLIBC 2.39-0ubuntu8) 2.39").glibc == "2.39"
 
 
+def test_the_c_library_is_asked_where_there_is_no_ldd():
+    text = "GNU C Library (Buildroot) stable release version 2.38.\nCopyright"
+    assert pi(libc="", ldd="", loader=text).glibc == "2.38"
+    assert pi(libc="", ldd="", loader="").glibc == ""
+
+
 def test_too_little_space_is_refused():
     from edgecsi.errors import DeviceError
 

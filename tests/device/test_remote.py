@@ -1,5 +1,8 @@
 """``ssh://``: bundles on another machine, which is a real sshd on this one."""
 
+import signal
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
@@ -156,11 +159,43 @@ def test_interrupting_ends_the_program_there(sshd, make):
     with pytest.raises(DeviceError):
         device.run(make("-DHANG"), "full", X)
     killer.join()
-    for _ in range(100):
-        if not _ours(sshd):
-            return
-        time.sleep(0.05)
-    raise AssertionError(_ours(sshd))
+    _until(lambda: not _ours(sshd))
+
+
+@pytest.mark.needs("busybox")
+def test_a_device_with_nothing_but_busybox(bundle, tmp_path, capsys):
+    """From probing to cleaning, on a shell and tools that are BusyBox's."""
+    subprocess.run(["busybox", "--install", "-s", str(tmp_path)], check=True)
+    command = f"cd {{home}} && HOME={{home}} PATH={tmp_path} && export HOME PATH && exec {tmp_path}/sh -c"
+    with serving(command=f'{command} "$SSH_ORIGINAL_COMMAND"') as small:
+        assert main(["device", "probe", small.spec]) == 0
+        assert "glibc 2." in capsys.readouterr().out
+        with closing(open_device(small.spec)) as device:
+            np.testing.assert_allclose(device.run(bundle, "full", X), _tiny.full(X), rtol=2e-5)
+        assert main(["deploy", str(bundle.path), small.spec]) == 0
+        assert main(["device", "clean", small.spec, "--bundles"]) == 0
+        assert list(small.home.iterdir()) == []
+
+
+def test_ctrl_c_ends_the_program_there_too(sshd, make, tmp_path):
+    """The whole command line: exit code 130, nothing of ours runs on the device afterwards."""
+    np.save(tmp_path / "x.npy", X)
+    command = [sys.executable, "-m", "edgecsi", "run", str(make("-DHANG").path), "--device", sshd.spec]
+    command += ["-i", str(tmp_path / "x.npy"), "-o", str(tmp_path / "y.npy")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        _until(lambda: any(" run " in line for line in _ours(sshd)))
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+    assert (process.returncode, said.strip()) == (130, "interrupted")
+    assert not (tmp_path / "y.npy").exists()
+    _until(lambda: not _ours(sshd))
+
+
+def test_an_idle_device_runs_nothing_of_ours(sshd, remote, bundle):
+    remote.run(bundle, "full", X)
+    remote.close()
+    _until(lambda: not _ours(sshd))
+    _until(lambda: sshd.drop() == 0)
 
 
 def test_bench_writes_the_same_result_as_here(sshd, bundle, tmp_path, monkeypatch):
@@ -238,6 +273,14 @@ def test_throttling_on_the_device_makes_the_times_invalid(bundle, tmp_path, monk
 def test_inspect_measures_layers_there(sshd, bundle, capsys):
     assert main(["inspect", str(bundle.path), "--measure", "--device", sshd.spec]) == 0
     assert "measured on ssh://board" in capsys.readouterr().out
+
+
+def _until(holds):
+    for _ in range(600):
+        if holds():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not come to that in 30 s")
 
 
 def _ours(sshd):
