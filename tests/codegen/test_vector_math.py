@@ -97,12 +97,12 @@ def test_functions_are_right_to_three_last_places(target: str) -> None:
     cases = [Case(k, op, [x[None]]) for k in kernels]
     for kernel, (_, got, _) in zip(kernels, run_cases(cases, board), strict=True):
         with np.errstate(over="ignore", invalid="ignore"):
-            exact = FUNCTIONS[kernel.function](x.astype(np.float64))
-        assert (np.isnan(got[0]) == np.isnan(x)).all(), kernel.function
+            exact = FUNCTIONS[kernel.name](x.astype(np.float64))
+        assert (np.isnan(got[0]) == np.isnan(x)).all(), kernel.name
         known = ~np.isnan(x)
         off = ulps(got[0][known], exact[known])
         worst = x[known][off.argmax()]
-        assert off.max() <= 3, f"{kernel.function} of {worst} is {off.max():.3g} ulp off on {target}"
+        assert off.max() <= 3, f"{kernel.name} of {worst} is {off.max():.3g} ulp off on {target}"
 
 
 @pytest.mark.parametrize("name", ["host", "rpi4"])
