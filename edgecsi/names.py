@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,3 +68,23 @@ def split_batch(name: str) -> tuple[str, int]:
     """The model's entry behind an entry of a bundle, and how many inputs it takes at once: ``decoder``, 8."""
     source, mark, batch = name.rpartition("_b")
     return (source, int(batch)) if mark and batch.isdecimal() and len(batch) < 6 else (name, 1)
+
+
+def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+    """The known names that a wrong one may have meant, likeliest first; capitals, ``_`` and ``-`` do not matter."""
+
+    def plain(text: str) -> str:
+        return re.sub(r"[^a-z0-9+]", "", text.lower())
+
+    spelled: dict[str, str] = {}
+    for one in known:
+        spelled.setdefault(plain(one), one)
+    if same := spelled.get(plain(name)):
+        return [same]
+    return [spelled[one] for one in difflib.get_close_matches(plain(name), spelled, count, 0.55)]
+
+
+def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:
+    """A line for an error about a wrong name: the nearest ones, or `otherwise`."""
+    found = nearest(name, known)
+    return f"did you mean {' or '.join(found)}?" if found else otherwise

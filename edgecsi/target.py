@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 from edgecsi import cpu
 from edgecsi.errors import TargetError
+from edgecsi.names import suggestion
 
 Arch = Literal["x86_64", "aarch64"]
 TRIPLES: dict[str, str] = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
@@ -137,7 +138,7 @@ def _find(name: str, beside: Path | None = None) -> Path:
         raise TargetError(
             f"there is no target {name!r}",
             f"the targets are {', '.join(list_targets())}",
-            "name one of these, or give the path of a .toml file",
+            suggestion(name, list_targets(), "name one of these, or give the path of a .toml file"),
         )
     return path
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from edgecsi.bundle.elf import check_library
 from edgecsi.bundle.manifest import MANIFEST, MAX_BYTES, Entry, FileInfo, Manifest, parse_manifest
 from edgecsi.errors import BundleError
+from edgecsi.names import split_batch, suggestion
 
 _AGAIN = "build or copy the bundle again"
 
@@ -41,8 +42,20 @@ class Bundle:
             raise BundleError(
                 f"{self.path} has no entry {name!r}",
                 f"it has {', '.join(sorted(self.manifest.entries))}",
-                "choose one of them with --entry",
+                suggestion(name, self.manifest.entries, "choose one of them"),
             ) from None
+
+    def chosen(self, entry: str | None) -> str:
+        """The entry to use if none was named: ``full``, or the only one there is.
+
+        Raises:
+            BundleError: the named one does not exist, or there are several and none is ``full``.
+        """
+        if entry is None:
+            single = [name for name in self.manifest.entries if split_batch(name)[1] == 1]
+            entry = "full" if "full" in single or len(single) != 1 else single[0]
+        self.entry(entry)
+        return entry
 
 
 def read_bundle(path: str | Path) -> Bundle:

@@ -19,6 +19,7 @@ import click
 
 from edgecsi import disk
 from edgecsi.errors import EdgecsiError, Notice, ToolchainError, UsageError
+from edgecsi.names import nearest
 
 # Every verb, its line in `edgecsi --help`, in the order of the work. The file is edgecsi/cli/<verb>.py.
 VERBS = {
@@ -44,6 +45,7 @@ VERBS = {
     "recipes": "List the compression recipes, or show one.",
     "experiments": "Repeat the experiments of the source papers.",
     "doctor": "Find missing and broken parts, and what fixes them.",
+    "help": "Show what a verb does and takes: edgecsi help build.",
 }
 
 
@@ -52,21 +54,34 @@ class Settings:
     """What holds for the whole run of the program."""
 
     debug: bool = False
+    quiet: bool = False
+    verbose: bool = False
 
 
-def _set_debug(context: click.Context, _parameter: click.Parameter, value: bool) -> None:
-    context.obj.debug |= value
+def _set(context: click.Context, parameter: click.Parameter, value: bool) -> None:
+    if value:
+        setattr(context.obj, str(parameter.name), True)
 
 
-def _with_debug(command: click.Command) -> click.Command:
-    """Let ``--debug`` stand after any verb, not only before it."""
-    option = click.Option(
-        ["--debug"], is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks of errors."
-    )
-    command.params.append(option)
+def _settings() -> list[click.Parameter]:
+    """The options that hold for every verb."""
+    described = {
+        ("-q", "--quiet"): "Print results and errors only.",
+        ("-v", "--verbose"): "Say each step, also where no terminal shows progress.",
+        ("--debug",): "Show tracebacks of errors.",
+    }
+    return [
+        click.Option(names, is_flag=True, expose_value=False, callback=_set, help=text)
+        for names, text in described.items()
+    ]
+
+
+def _with_settings(command: click.Command) -> click.Command:
+    """Let them stand after any verb, not only before it."""
+    command.params += _settings()
     if isinstance(command, click.Group):
         for child in command.commands.values():
-            _with_debug(child)
+            _with_settings(child)
     return command
 
 
@@ -81,8 +96,20 @@ class Verbs(click.Group):
             return None
         if cmd_name not in self.commands:
             module = import_module(f"edgecsi.cli.{cmd_name}")
-            self.add_command(_with_debug(module.command), cmd_name)
+            self.add_command(_with_settings(module.command), cmd_name)
         return self.commands[cmd_name]
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and not args[0].startswith("-") and args[0] not in VERBS:
+            near = nearest(args[0], VERBS)
+            raise UsageError(
+                f"there is no verb {args[0]!r}",
+                f"did you mean {' or '.join(near)}?" if near else f"the verbs are {', '.join(VERBS)}",
+                "see `edgecsi --help`",
+            )
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Verbs"):
@@ -95,11 +122,11 @@ class Verbs(click.Group):
     epilog="Example: edgecsi build csinet-cr4 --target rpi4 -o csinet-pi && edgecsi inspect csinet-pi",
 )
 @click.version_option(package_name="edgecsi", message="edgecsi %(version)s")
-@click.option(
-    "--debug", is_flag=True, expose_value=False, callback=_set_debug, help="Show tracebacks of errors."
-)
 def cli() -> None:
     """Compress, compile and ship CSI-feedback networks: PyTorch to a stand-alone library."""
+
+
+cli.params += _settings()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -114,6 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """A notice is a line for the user; other warnings are other packages' affair, and shown as Python does."""
+    context = click.get_current_context(silent=True)
+    if context is not None and context.obj.quiet:
+        return
     kind = "note" if issubclass(category, Notice) else category.__name__
     print(f"{kind}: {message}", file=sys.stderr)
 

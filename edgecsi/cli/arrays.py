@@ -1,7 +1,8 @@
-"""Arrays from and to ``.npy`` files."""
+"""Arrays from and to files."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,30 @@ def read_npy(path: Path) -> NDArray[Any]:
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise DataError(f"{path} holds NaN or infinity", "no network makes sense of these", "clean the data")
     return np.array(array)
+
+
+def read_samples(path: Path, shape: Sequence[int]) -> NDArray[Any]:
+    """Samples for an input of this shape, its first axis being the batch: from whatever ``eval`` takes.
+
+    They lie in a ``.npy``, channels also in a ``.npz`` or ``.mat``, as ``[N, ...]``, flattened, or a single sample.
+
+    Raises:
+        DataError: the file cannot be read, or its shape is another.
+    """
+    import numpy as np
+
+    from edgecsi.channels import files
+
+    sample = tuple(shape[1:])
+    archive = sample == files.SAMPLE and path.suffix.lower() in (".npz", ".mat")
+    array = files.read(path) if archive else read_npy(path)
+    if array.shape[1:] == sample or array.ndim == len(shape) + 1:
+        return array
+    if array.shape == sample:
+        return array[None]
+    if array.ndim in (1, 2) and array.shape[-1] == np.prod(sample, dtype=np.int64):
+        return array.reshape(-1, *sample)
+    return array  # the device says what it takes
 
 
 def write_npy(path: Path, array: NDArray[Any]) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgecsi import disk
+from edgecsi.cli import complete
 from edgecsi.cli.output import can_be_written, json_option, progress, report
 from edgecsi.errors import CheckFailed, UsageError
 
@@ -23,8 +24,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path), required=False)
-@click.option("--entry", default="full", show_default=True, help="encoder, decoder or full.")
+@click.argument("bundle", type=click.Path(path_type=Path), required=False, shell_complete=complete.bundles)
+@click.option(
+    "--entry",
+    shell_complete=complete.entries,
+    help="encoder, decoder or full  [default: full, or the only one].",
+)
 @click.option(
     "--device",
     default="local",
@@ -99,7 +104,7 @@ if TYPE_CHECKING:
 @json_option
 def command(
     bundle: Path | None,
-    entry: str,
+    entry: str | None,
     device: str,
     against: str,
     batch: int | None,
@@ -149,6 +154,7 @@ def command(
     from edgecsi.bench.deadline import held, parse_limit
     from edgecsi.bench.observe import Wanted, observe, repeatable
     from edgecsi.bench.result import to_json
+    from edgecsi.bundle import read_bundle
     from edgecsi.device import open_device
     from edgecsi.report.text import table
 
@@ -165,6 +171,7 @@ def command(
     def load_module(manifest: Manifest) -> nn.Module:
         return _fp32_model(manifest, model, weights)
 
+    entry = read_bundle(bundle).chosen(entry)
     engines = [name.strip() for name in against.split(",") if name.strip()]
     broken: BrokenOff | None = None
     with contextlib.closing(open_device(device, cpu=cpu)) as opened, progress("measuring") as update:

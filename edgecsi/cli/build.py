@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgecsi.cli import complete
 from edgecsi.cli.inspect import TimedLayers, plan_table, time_layers
 from edgecsi.cli.output import columns, json_option, pairs, progress, report
 
@@ -25,9 +26,13 @@ def shape(_context: click.Context, _option: click.Parameter, text: str | None) -
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete.models)
 @click.option(
-    "--target", required=True, metavar="TARGET", help="Board or CPU (see `edgecsi targets`), or a .toml."
+    "--target",
+    required=True,
+    metavar="TARGET",
+    shell_complete=complete.targets,
+    help="Board or CPU (see `edgecsi targets`), or a .toml.",
 )
 @click.option(
     "-o",
@@ -37,14 +42,22 @@ def shape(_context: click.Context, _option: click.Parameter, text: str | None) -
     metavar="DIR",
     help="Folder of the bundle  [default: NAME-TARGET].",
 )
-@click.option("--entry", help="Build only this one: encoder, decoder or full  [default: all].")
+@click.option(
+    "--entry",
+    shell_complete=complete.entries,
+    help="Build only this one: encoder, decoder or full  [default: all].",
+)
 @click.option(
     "--weights", metavar="FILE", help="Take the weights from a .safetensors or .pth; ENCODER,DECODER too."
 )
 @click.option(
     "--random-weights", is_flag=True, help="Seeded random weights for a zoo network that ships none."
 )
-@click.option("--recipe", help="Compression that needs no training, such as int8-dynamic or int8-wide.")
+@click.option(
+    "--recipe",
+    shell_complete=complete.recipes,
+    help="Compression that needs no training, such as int8-dynamic or int8-wide.",
+)
 @click.option(
     "--calib",
     metavar="DATA",

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgecsi.cli import complete
 from edgecsi.cli.output import can_be_written, columns, json_option, pairs, progress, report, resumable
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete.models)
 @click.option("--recipe", required=True, help="What to do (see `edgecsi recipes`), or a .toml.")
 @click.option("--data", required=True, help="Channels to train on (see `edgecsi data`).")
 @click.option(

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgecsi.cli import complete
 from edgecsi.cli.output import columns, json_option, pairs, progress, report
 from edgecsi.errors import UsageError
 
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path), shell_complete=complete.bundles)
 @click.option(
     "--data", required=True, help="Channels (see `edgecsi data`), or a .npy of what the network takes."
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgecsi.cli import complete
 from edgecsi.cli.output import columns, json_option, pairs, report
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path), shell_complete=complete.bundles)
 @click.option("--layers", is_flag=True, help="List the layers of every entry, with kernel and reason.")
 @click.option("--measure", is_flag=True, help="Time the layers of every entry, where BUNDLE runs.")
 @click.option("--device", default="local", show_default=True, help="Where to --measure: local, ssh://HOST.")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -81,14 +84,40 @@ def _plain(value: Any) -> Any:
 def columns(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Rows of text in aligned columns under a head; columns of numbers are aligned at the right."""
     cells = [[_cell(value) for value in row] for row in rows]
-    widths = [max(len(text) for text in column) for column in zip(head, *cells, strict=True)]
+    together = [[name, *column] for name, column in zip(head, zip(*cells, strict=True), strict=True)]
+    together = together if cells else [[name] for name in head]
+    widths = [max(map(len, column)) for column in together]
+    least = [max(len(word) for text in column for word in text.split() or [""]) for column in together]
     numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(head))]
+    _narrow(widths, least)
 
     def line(texts: Sequence[str]) -> str:
-        parts = (t.rjust(w) if n else t.ljust(w) for t, w, n in zip(texts, widths, numeric, strict=True))
-        return "  ".join(parts).rstrip()
+        folded = [_folded(text, width) for text, width in zip(texts, widths, strict=True)]
+        lines = []
+        for parts in itertools.zip_longest(*folded, fillvalue=""):
+            aligned = (
+                t.rjust(w) if n else t.ljust(w) for t, w, n in zip(parts, widths, numeric, strict=True)
+            )
+            lines.append("  ".join(aligned).rstrip())
+        return "\n".join(lines)
 
     return "\n".join([line(head), line(["-" * width for width in widths]), *map(line, cells)])
+
+
+def _narrow(widths: list[int], least: Sequence[int]) -> None:
+    """Make columns narrower until the table fits the terminal, if there is one, but never than their longest word."""
+    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**6
+    while sum(widths) + 2 * (len(widths) - 1) > room:
+        spare = [width - word for width, word in zip(widths, least, strict=True)]
+        if max(spare) <= 0:
+            return
+        widths[max(range(len(widths)), key=lambda i: (spare[i] > 0, widths[i]))] -= 1
+
+
+def _folded(text: str, width: int) -> list[str]:
+    if len(text) <= width:
+        return [text]
+    return textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def pairs(items: Mapping[str, object]) -> str:
@@ -120,6 +149,14 @@ def progress(title: str) -> Iterator[Update]:
     Yields:
         the function to call with (done, total, what is being done).
     """
+    context = click.get_current_context(silent=True)
+    settings = context.obj if context is not None else None
+    if getattr(settings, "quiet", False):
+        yield lambda done, total, what: None
+        return
+    if getattr(settings, "verbose", False):
+        yield _steps(title)
+        return
     if not sys.stderr.isatty():
         yield _lines(title)
         return
@@ -160,3 +197,16 @@ def resumable(what: str) -> Iterator[None]:
         raise KeyboardInterrupt(
             f"{what} is kept: the same command goes on from there, --restart starts over"
         ) from error
+
+
+def _steps(title: str) -> Update:
+    """Prints a line for each thing that is done."""
+    said: list[str] = []
+
+    def update(done: float, total: float, what: str) -> None:
+        text = what or title
+        if said[-1:] != [text]:
+            said.append(text)
+            click.echo(text, err=True)
+
+    return update

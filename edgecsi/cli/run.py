@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from pathlib import Path
 
 import click
 
+from edgecsi.cli import complete
 from edgecsi.cli.output import json_option, pairs, progress, report
 from edgecsi.errors import UsageError
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path), shell_complete=complete.bundles)
 @click.option(
     "-i",
     "--input",
@@ -20,7 +22,7 @@ from edgecsi.errors import UsageError
     multiple=True,
     required=True,
     metavar="X.npy",
-    help="Samples, float32 [N, ...]; once for every input of the entry.",
+    help="Samples, [N, ...] or a single one, in a .npy or .npz (channels in a .mat too); once for every input.",
 )
 @click.option(
     "-o",
@@ -31,37 +33,52 @@ from edgecsi.errors import UsageError
     metavar="Y.npy",
     help="Where to write the result, float32 [N, ...]; once for every output.",
 )
-@click.option("--entry", default="full", show_default=True, help="encoder, decoder or full.")
+@click.option(
+    "--entry",
+    shell_complete=complete.entries,
+    help="encoder, decoder or full  [default: full, or the only one].",
+)
 @click.option("--device", default="local", show_default=True, help="local, emulate (QEMU), ssh://HOST.")
 @json_option
 def command(
     bundle: Path,
     inputs: tuple[str, ...],
     outputs: tuple[str, ...],
-    entry: str,
+    entry: str | None,
     device: str,
     json_to: str | None,
 ) -> None:
-    """Run BUNDLE on samples from .npy files and write what it returns.
+    """Run BUNDLE on samples from files and write what it returns.
 
     \b
     Example:
       edgecsi run csinet-host --entry encoder --input csi.npy -o codewords.npy
     """
     from edgecsi.bundle import read_bundle
-    from edgecsi.cli.arrays import read_npy, write_npy
+    from edgecsi.cli.arrays import read_samples, write_npy
     from edgecsi.device import open_device
 
     found = read_bundle(bundle)
-    expected = len(found.entry(entry).outputs)
+    entry = found.chosen(entry)
+    described = found.entry(entry)
+    expected = len(described.outputs)
     if len(outputs) != expected:
         raise UsageError(
             f"{entry} has {expected} output(s), {len(outputs)} file(s) given",
             "every output goes into a file of its own",
             f"give -o {expected} time(s)",
         )
+    if same := [path for path in outputs for x in inputs if os.path.realpath(path) == os.path.realpath(x)]:
+        raise UsageError(f"{same[0]} is an input", "it would be overwritten", "give another file with -o")
+    if len(inputs) != len(described.inputs):
+        raise UsageError(
+            f"{entry} has {len(described.inputs)} input(s), {len(inputs)} file(s) given",
+            f"they are {', '.join(t.name for t in described.inputs)}",
+            f"give -i {len(described.inputs)} time(s)",
+        )
+    x = [read_samples(Path(path), t.shape) for path, t in zip(inputs, described.inputs, strict=True)]
     with contextlib.closing(open_device(device)) as where, progress(f"running on {device}"):
-        y = where.run(found, entry, [read_npy(Path(path)) for path in inputs])
+        y = where.run(found, entry, x)
     results = y if isinstance(y, tuple) else (y,)
     for path, result in zip(outputs, results, strict=True):
         write_npy(Path(path), result)

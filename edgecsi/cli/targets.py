@@ -8,6 +8,7 @@ import click
 
 from edgecsi import disk
 from edgecsi import target as targets
+from edgecsi.cli import complete
 from edgecsi.cli.output import can_be_written, columns, json_option, pairs, progress, report
 from edgecsi.errors import TargetError
 
@@ -40,7 +41,7 @@ def command(context: click.Context, json_to: str | None) -> None:
 
 
 @command.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.targets)
 @json_option
 def show(name: str, json_to: str | None) -> None:
     """Show all that is known of the target NAME (a name or a .toml file).

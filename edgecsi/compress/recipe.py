@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from edgecsi.errors import RecipeError
+from edgecsi.names import suggestion
 
 _MAX_BYTES = 1 << 16
 _MAX_STEPS = 20
@@ -310,10 +311,9 @@ def load(name: str | Path) -> Recipe:
     if text in (known := list_recipes()):
         return parse(resources.files("edgecsi").joinpath("recipes", f"{text}.toml").read_text("utf-8"), text)
     if path.suffix != ".toml":
-        close = difflib.get_close_matches(text, known, 3)
         raise RecipeError(
             f"there is no recipe {text!r}",
-            f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(known)}",
+            suggestion(text, known, f"there are {', '.join(known)}"),
             "see `edgecsi recipes`, or give a .toml file",
         )
     try:

@@ -6,7 +6,6 @@ imports no torch; making a network or counting its operations does.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from dataclasses import dataclass
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecsi.errors import ModelError
+from edgecsi.names import nearest
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -129,7 +129,7 @@ def find(name: str) -> ModelInfo:
     models = {info.name: info for info in list_models()}
     if name in models:
         return models[name]
-    near = difflib.get_close_matches(name, [*models, *list_compressed()], n=3, cutoff=0.4)
+    near = nearest(name, [*models, *list_compressed()])
     raise ModelError(
         f"{name!r} is no model of the zoo",
         f"nearest: {', '.join(near)}" if near else f"families: {', '.join(FAMILIES)}",

@@ -1,0 +1,72 @@
+"""What the shell offers for a half-written word: models, targets, recipes, bundles and their entries.
+
+Nothing here may fail or be slow: it runs at every press of the Tab key.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+import click
+from click.shell_completion import CompletionItem
+
+_FILES = CompletionItem("", type="file")
+_FOLDERS = CompletionItem("", type="dir")
+
+
+def models(_context: click.Context, _parameter: click.Parameter, word: str) -> list[CompletionItem]:
+    """Names of the zoo, and files."""
+    from edgecsi.models import registry
+
+    names = [*(info.name for info in registry.list_models()), *registry.list_compressed()]
+    return _matching(word, names, _FILES)
+
+
+def targets(_context: click.Context, _parameter: click.Parameter, word: str) -> list[CompletionItem]:
+    """Names of targets, and files."""
+    from edgecsi.target import list_targets
+
+    return _matching(word, list_targets(), _FILES)
+
+
+def recipes(_context: click.Context, _parameter: click.Parameter, word: str) -> list[CompletionItem]:
+    """Names of recipes, and files."""
+    from edgecsi.compress.recipe import list_recipes
+
+    return _matching(word, list_recipes(), _FILES)
+
+
+def bundles(_context: click.Context, _parameter: click.Parameter, word: str) -> list[CompletionItem]:
+    """Folders with a manifest, else folders on the way to one."""
+    found = []
+    with suppress(OSError):
+        here = Path(word) if word.endswith("/") else Path(word).parent
+        found = [str(path.parent) for path in sorted(here.glob("*/manifest.json"))[:200]]
+    return _matching(word, found, _FOLDERS)
+
+
+def entries(context: click.Context, _parameter: click.Parameter, word: str) -> list[CompletionItem]:
+    """The entries of the bundle that was written before, else those that most networks have."""
+    names = ["encoder", "decoder", "full"]
+    with suppress(OSError, ValueError, AttributeError, TypeError):
+        manifest = Path(str(context.params["bundle"])) / "manifest.json"
+        if manifest.stat().st_size < 8 << 20:
+            names = list(json.loads(manifest.read_text(encoding="utf-8"))["entries"])
+    return _matching(word, names)
+
+
+def verbs(_context: click.Context, _parameter: click.Parameter, word: str) -> list[CompletionItem]:
+    """What edgecsi can do."""
+    from edgecsi.cli import VERBS
+
+    return _matching(word, VERBS)
+
+
+def _matching(
+    word: str, names: Iterable[str], otherwise: CompletionItem | None = None
+) -> list[CompletionItem]:
+    found = [CompletionItem(name) for name in names if name.startswith(word)]
+    return found or ([otherwise] if otherwise else [])
