@@ -10,6 +10,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,17 +91,22 @@ def examine(progress: Progress | None = None) -> list[Finding]:
         "packages": _packages,
         "PyTorch": _torch,
         "TVM": _tvm,
+        "temporary files": _temporary,
         "linker": _linker,
         "emulator": _emulator,
         "SSH": _ssh,
         "extras": _extras,
         "cache": _cache,
+        "this folder": _here,
     }
     findings: list[Finding] = []
     for done, (name, look) in enumerate(parts.items()):
         if progress is not None:
             progress(done, len(parts), name)
-        findings += look()
+        try:
+            findings += look()
+        except OSError as error:
+            findings.append(Finding(name, "broken", True, str(error), "see what was found above it"))
     return findings
 
 
@@ -148,6 +154,30 @@ def _tvm() -> Iterator[Finding]:
     detail = f"serialising IR: {failed}" if failed else f"serialises IR, {output}"
     fix = f"{_pip()} install --force-reinstall --no-deps {' '.join(pins)}"
     yield Finding("tvm + tvm-ffi", "broken" if failed else "ok", True, detail, fix if failed else "")
+
+
+def _temporary() -> Iterator[Finding]:
+    try:
+        folder = Path(tempfile.gettempdir())
+    except OSError:
+        fix = "make room on the disk, or export TMPDIR=FOLDER, one that can be written"
+        yield Finding("temporary files", "broken", True, "no temporary folder can be written", fix)
+        return
+    noexec = ", mounted noexec: what is run lies below the cache instead" if disk.is_noexec(folder) else ""
+    yield Finding("temporary files", "ok", True, f"{folder}{noexec}")
+
+
+def _here() -> Iterator[Finding]:
+    """Where a bundle goes that is built without ``-o``."""
+    folder, fix = Path.cwd(), "build with -o in another folder"
+    if not os.access(folder, os.W_OK | os.X_OK):
+        yield Finding("this folder", "broken", False, f"{folder} cannot be written", fix)
+    elif disk.is_noexec(folder):
+        yield Finding(
+            "this folder", "broken", False, f"{folder} is mounted noexec: no bundle runs in it", fix
+        )
+    else:
+        yield Finding("this folder", "ok", False, str(folder))
 
 
 def _linker() -> Iterator[Finding]:
@@ -205,6 +235,10 @@ def _cache() -> Iterator[Finding]:
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         fix = f"mkdir -p '{folder}' && chmod u+rwx '{folder}', or set EDGECSI_CACHE to another folder"
         yield Finding("cache", "broken", True, f"{folder} is not writable", fix)
+        return
+    if disk.is_noexec(existing):
+        fix = "set EDGECSI_CACHE to a folder that is not mounted noexec"
+        yield Finding("cache", "broken", True, f"{folder} is mounted noexec, and programs lie in it", fix)
         return
     yield Finding("cache", "ok", True, str(folder))
     free = shutil.disk_usage(existing).free

@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("model", shell_complete=complete.models)
-@click.option("--recipe", required=True, help="What to do (see `edgecsi recipes`), or a .toml.")
+@click.option(
+    "--recipe",
+    required=True,
+    shell_complete=complete.recipes,
+    help="What to do (see `edgecsi recipes`), or a .toml.",
+)
 @click.option("--data", required=True, help="Channels to train on (see `edgecsi data`).")
 @click.option(
     "-o",

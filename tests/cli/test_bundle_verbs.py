@@ -114,3 +114,39 @@ def test_inspect_finds_a_changed_byte(
     library.write_bytes(content)
     assert main(["inspect", str(copy)]) == 3
     assert "libtiny-net.so" in capsys.readouterr().err
+
+
+def test_run_never_overwrites_its_input(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    x = tmp_path / "x.npy"
+    np.save(x, np.ones((2, 8), np.float32))
+    before = x.read_bytes()
+    assert main(["run", str(bundle), "-i", str(x), "-o", f"{tmp_path}/./x.npy"]) == 2
+    assert "is an input" in capsys.readouterr().err
+    assert x.read_bytes() == before
+
+
+def test_run_takes_a_single_sample(bundle: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones(8, np.float32))
+    assert main(["run", str(bundle), "-i", str(tmp_path / "x.npy"), "-o", str(tmp_path / "y.npy")]) == 0
+    assert np.load(tmp_path / "y.npy").shape == (1, 8)
+
+
+def test_the_only_entry_is_the_default(
+    bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = tmp_path / "alone"
+    shutil.copytree(bundle, alone)
+
+    def only_encoder(tree: dict) -> None:  # type: ignore[type-arg]
+        tree["entries"] = {"encoder": tree["entries"]["encoder"]}
+        tree["check"]["entries"] = {}
+
+    _tiny.reseal(alone, only_encoder)
+    np.save(tmp_path / "x.npy", np.ones((3, 8), np.float32))
+    arguments = ["run", str(alone), "-i", str(tmp_path / "x.npy"), "-o", str(tmp_path / "y.npy")]
+    assert main(arguments) == 0
+    assert np.load(tmp_path / "y.npy").shape == (3, 4)
+    assert main([*arguments, "--entry", "Encoder"]) == 3
+    assert "did you mean encoder?" in capsys.readouterr().err

@@ -27,7 +27,7 @@ def verb_that(monkeypatch: pytest.MonkeyPatch, action: object) -> list[str]:
             raise action
 
     monkeypatch.setitem(cli.VERBS, "try", "")
-    monkeypatch.setitem(cli.cli.commands, "try", cli._with_debug(command))
+    monkeypatch.setitem(cli.cli.commands, "try", cli._with_settings(command))
     return ["try"]
 
 
@@ -83,7 +83,7 @@ def test_a_wrong_command_line_is_exit_code_2(
     assert cli.main(arguments) == 2
     what, why, fix = capsys.readouterr().err.splitlines()
     assert what.startswith("error: ")
-    assert why.startswith("Usage: edgecsi")
+    assert why.startswith(("Usage: edgecsi", "the verbs are "))
     assert "--help" in fix
 
 
@@ -176,7 +176,7 @@ def test_a_notice_is_one_line_beside_the_result(capsys: pytest.CaptureFixture[st
     with pytest.MonkeyPatch.context() as patch:
         command = click.Command("try", callback=warn)
         patch.setitem(cli.VERBS, "try", "")
-        patch.setitem(cli.cli.commands, "try", cli._with_debug(command))
+        patch.setitem(cli.cli.commands, "try", cli._with_settings(command))
         assert cli.main(["try"]) == 0
     assert capsys.readouterr().err == "note: it stays in fp32\n"
 
@@ -208,3 +208,62 @@ def test_an_interruption_of_what_is_kept_says_how_it_goes_on(
     assert said.strip() == (
         "interrupted: every finished epoch is kept: the same command goes on from there, --restart starts over"
     )
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["biuld"], "build"),
+        (["recipes", "show", "Int8_Dynamic"], "int8-dynamic"),
+        (["targets", "show", "RPI_4"], "rpi4"),
+        (["models", "show", "CSINET_CR4"], "csinet-cr4"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_the_nearest(
+    arguments: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(arguments) in (2, 3)
+    assert meant in capsys.readouterr().err
+
+
+def test_help_may_stand_in_front(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["help", "data", "convert"]) == 0
+    before = capsys.readouterr().out
+    assert cli.main(["data", "convert", "--help"]) == 0
+    assert before.splitlines()[2:] == capsys.readouterr().out.splitlines()[2:]
+    assert cli.main(["help", "convert"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "offered"),
+    [
+        ("edgecsi build csinet-cr1", "csinet-cr16"),
+        ("edgecsi build x --target rp", "rpi4"),
+        ("edgecsi compress x --recipe int8-d", "int8-dynamic"),
+        ("edgecsi ins", "inspect"),
+    ],
+)
+def test_the_shell_is_offered_names(words: str, offered: str) -> None:
+    settings = {
+        "_EDGECSI_COMPLETE": "bash_complete",
+        "COMP_WORDS": words,
+        "COMP_CWORD": str(words.count(" ")),
+    }
+    done = subprocess.run(
+        [sys.executable, "-m", "edgecsi"],
+        env={**os.environ, **settings},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert f"plain,{offered}" in done.stdout.splitlines()
+
+
+def test_a_table_is_folded_between_words_to_fit_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [("prune90-bsr16x4-int8-dynamic", 12, "the weights of every dense layer share sixteen values")]
+    wide = output.columns(("recipe", "bytes", "description"), rows)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "60")
+    narrow = output.columns(("recipe", "bytes", "description"), rows)
+    assert max(map(len, wide.splitlines())) > 60 >= max(map(len, narrow.splitlines()))
+    assert set(narrow.replace("-" * 5, " ").split()) >= set(wide.replace("-" * 5, " ").split()) - {"---"}
