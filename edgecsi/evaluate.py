@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from edgecsi.models.entries import Entry
     from edgecsi.models.load import LoadedModel
 
-Progress = Callable[[int, int, str], None]
+Progress = Callable[[float, float, str], None]
 
 _AT_ONCE = 64  # batches in one call of PyTorch
 
@@ -192,6 +192,50 @@ def evaluate_detector(
         lambda y: np.asarray(device.run(bundle, "full", y)), transmissions=spec.per_epoch, seed=spec.seed
     )
     return replace(found, samples=spec.per_epoch, bit_error_rates=rates)
+
+
+def evaluate_data(
+    bundle: Bundle,
+    data: str,
+    device: Device,
+    samples: int | None = None,
+    model: str | None = None,
+    weights: str | None = None,
+    progress: Progress | None = None,
+) -> tuple[Evaluation, str]:
+    """Evaluate on what a user calls data: channels, the path of a ``.npy``, or ``mimo:COUNT``.
+
+    Args:
+        samples: take only the first so many. model, weights: see :func:`reference_model`.
+
+    Returns:
+        What was found; and why PyTorch was not asked, if it was not.
+
+    Raises:
+        DataError: no such data, or it does not fit the bundle. Others as for :func:`evaluate`.
+    """
+    note = ""
+    tell = progress or (lambda done, total, what: None)
+    try:
+        reference = reference_model(bundle.manifest, model, weights)
+    except UsageError as error:  # the figures on the data do not need it
+        reference, note = None, f"not compared with PyTorch: {error.what} ({error.fix})"
+    if data.startswith("mimo:"):
+        return evaluate_detector(bundle, data, device=device, reference=reference, progress=progress), note
+    shape = _input_shape(bundle)[1:]
+    x = files.load(data, shape=shape, progress=lambda done, total: tell(done, total, f"reading {data}"))[
+        :samples
+    ]
+    return evaluate(bundle, x, data, device=device, reference=reference, progress=progress), note
+
+
+def _input_shape(bundle: Bundle) -> tuple[int, ...]:
+    """What samples go in: the input of ``full``, else of ``encoder``, else of whatever entry there is."""
+    entries = bundle.manifest.entries
+    first = next(
+        (entries[name] for name in ("full", "encoder") if name in entries), next(iter(entries.values()))
+    )
+    return first.inputs[0].shape
 
 
 def judge(bundle: Bundle, found: Evaluation) -> None:

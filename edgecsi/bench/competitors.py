@@ -98,3 +98,18 @@ def checked_module(load: Loader, manifest: Manifest, entry: str, x: Array, expec
             f"{error.why}, so other engines would run other weights",
             "name the checkpoint with --weights, or build the bundle again",
         ) from None
+
+
+def fp32_model(manifest: Manifest, model: str | None, weights: str | None) -> nn.Module:
+    """What the other engines run: the bundle's model, or where that has layers of edgecsi's own (int8,
+    clustered), the uncompressed network, which costs the same with any weights."""
+    import json
+
+    from edgecsi.evaluate import reference_model
+    from edgecsi.models import registry
+    from edgecsi.models.compressed.layers import CompressedLayer
+
+    loaded = reference_model(manifest, model, weights)
+    if any(isinstance(part, CompressedLayer) for part in loaded.module.modules()):
+        return registry.create(loaded.name, **json.loads(loaded.metadata.get("config", "{}")))
+    return loaded.module

@@ -151,6 +151,7 @@ def command(
         _limits(json_to)
         return
     from edgecsi.bench.api import BrokenOff, run_bench
+    from edgecsi.bench.competitors import fp32_model
     from edgecsi.bench.deadline import held, parse_limit
     from edgecsi.bench.observe import Wanted, observe, repeatable
     from edgecsi.bench.result import to_json
@@ -169,7 +170,7 @@ def command(
         raise click.UsageError("--meter needs --sustained: the energy of a few calls is not known")
 
     def load_module(manifest: Manifest) -> nn.Module:
-        return _fp32_model(manifest, model, weights)
+        return fp32_model(manifest, model, weights)
 
     entry = read_bundle(bundle).chosen(entry)
     engines = [name.strip() for name in against.split(",") if name.strip()]
@@ -261,21 +262,6 @@ def _seconds(text: str) -> float:
     units = {"s": 1, "m": 60, "h": 3600}
     words = "a time such as 30m or 90s"
     return _number(text, r"(\d+(?:\.\d+)?)[smh]", words) * units[text.strip()[-1]]
-
-
-def _fp32_model(manifest: Manifest, model: str | None, weights: str | None) -> nn.Module:
-    """What the other engines run: the bundle's model, or where that has layers of edgecsi's own (int8,
-    clustered), the uncompressed network, which costs the same with any weights."""
-    import json
-
-    from edgecsi.evaluate import reference_model
-    from edgecsi.models import registry
-    from edgecsi.models.compressed.layers import CompressedLayer
-
-    loaded = reference_model(manifest, model, weights)
-    if any(isinstance(part, CompressedLayer) for part in loaded.module.modules()):
-        return registry.create(loaded.name, **json.loads(loaded.metadata.get("config", "{}")))
-    return loaded.module
 
 
 def _limits(json_to: str | None) -> None:

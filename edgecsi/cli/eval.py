@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,10 +10,8 @@ import click
 
 from edgecsi.cli import complete
 from edgecsi.cli.output import columns, json_option, pairs, progress, report
-from edgecsi.errors import UsageError
 
 if TYPE_CHECKING:
-    from edgecsi.bundle import Bundle
     from edgecsi.evaluate import Evaluation
 
 
@@ -46,36 +45,15 @@ def command(
       edgecsi eval csinet-pi --data test --device emulate
     """
     from edgecsi.bundle import read_bundle
-    from edgecsi.channels import files
     from edgecsi.device import open_device
-    from edgecsi.evaluate import evaluate, evaluate_detector, judge, reference_model
+    from edgecsi.evaluate import evaluate_data, judge
 
     found = read_bundle(bundle)
-    runner = open_device(device)
-    note = ""
-    with progress(f"reading {data}") as update:
-        try:
-            reference = reference_model(found.manifest, model, weights)
-        except UsageError as error:  # the figures on the data do not need it
-            reference, note = None, f"not compared with PyTorch: {error.what} ({error.fix})"
-        if data.startswith("mimo:"):
-            result = evaluate_detector(found, data, device=runner, reference=reference, progress=update)
-        else:
-            shape = _input_shape(found)[1:]
-            x = files.load(data, shape=shape, progress=lambda done, total: update(done, total, ""))[:samples]
-            result = evaluate(found, x, data, device=runner, reference=reference, progress=update)
+    with closing(open_device(device)) as runner, progress(f"reading {data}") as update:
+        result, note = evaluate_data(found, data, runner, samples, model, weights, update)
     report(result, lambda: _text(result, note), json_to)
 
     judge(found, result)
-
-
-def _input_shape(bundle: Bundle) -> tuple[int, ...]:
-    """What samples go in: the input of ``full``, else of ``encoder``, else of whatever entry there is."""
-    entries = bundle.manifest.entries
-    first = next(
-        (entries[name] for name in ("full", "encoder") if name in entries), next(iter(entries.values()))
-    )
-    return first.inputs[0].shape
 
 
 def _text(result: Evaluation, note: str) -> str:

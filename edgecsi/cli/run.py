@@ -54,8 +54,8 @@ def command(
     Example:
       edgecsi run csinet-host --entry encoder --input csi.npy -o codewords.npy
     """
+    from edgecsi.arrays import read_samples, write_npy
     from edgecsi.bundle import read_bundle
-    from edgecsi.cli.arrays import read_samples, write_npy
     from edgecsi.device import open_device
 
     found = read_bundle(bundle)

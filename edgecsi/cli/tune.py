@@ -11,7 +11,7 @@ from edgecsi.cli.build import shape
 from edgecsi.cli.output import columns, json_option, pairs, progress, report
 
 if TYPE_CHECKING:
-    from edgecsi.tune.network import TunedLayer, TuneResult
+    from edgecsi.tune.result import TunedLayer, TuneResult
 
 
 @click.command()

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from edgecsi.bench.peers import Array, entry_module
+from edgecsi.bench.peers.protocol import Array, entry_module
 from edgecsi.errors import ToolchainError
 
 if TYPE_CHECKING:

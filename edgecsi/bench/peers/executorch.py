@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from edgecsi.bench.peers import Array, Run, entry_module
 from edgecsi.bench.peers.conversion import converting, missing, version_of
+from edgecsi.bench.peers.protocol import Array, Run, entry_module
 
 if TYPE_CHECKING:
     from torch import nn

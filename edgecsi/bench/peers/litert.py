@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecsi import disk
-from edgecsi.bench.peers import Array, Run, entry_module
 from edgecsi.bench.peers.conversion import converting, missing, version_of
+from edgecsi.bench.peers.protocol import Array, Run, entry_module
 
 if TYPE_CHECKING:
     from torch import nn

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from edgecsi.bench.peers import Array, Run
 from edgecsi.bench.peers.conversion import converting, missing, to_onnx, version_of
+from edgecsi.bench.peers.protocol import Array, Run
 
 if TYPE_CHECKING:
     from torch import nn

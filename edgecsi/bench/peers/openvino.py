@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from edgecsi.bench.peers import Array, Run
 from edgecsi.bench.peers.conversion import converting, missing, to_onnx, version_of
+from edgecsi.bench.peers.protocol import Array, Run
 
 if TYPE_CHECKING:
     from torch import nn

@@ -1,0 +1,256 @@
+"""The public functions: what ``edgecsi.build`` and its like are, and what the verbs of the command line call.
+
+All take keyword arguments with the names of the verbs' options, return typed results, and raise the errors of
+`edgecsi.errors`. They print nothing. Importing this file is cheap: PyTorch and TVM come when a function needs them.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
+
+from edgecsi.errors import EdgecsiError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgecsi.bench.result import Result
+    from edgecsi.bundle import Loaded, Manifest
+    from edgecsi.compress.run import CompressResult
+    from edgecsi.evaluate import Evaluation
+    from edgecsi.pipeline import BuildResult
+    from edgecsi.training.train import TrainResult
+
+P = ParamSpec("P")
+T = TypeVar("T")
+Progress = Callable[[float, float, str], None]
+"""Called with (done, total, what is being done)."""
+_OPTION = re.compile(
+    r"(?<![`\w-])(?:--([a-z][a-z-]+)|-(o))(?: [A-Z][A-Z./:]*\b)?(?![^`]*`(?:[^`]*`[^`]*`)*[^`]*$)"
+)
+
+
+def _in_python(function: Callable[P, T]) -> Callable[P, T]:
+    """Errors name arguments instead of options of the command line: ``weights=`` for ``--weights FILE``."""
+
+    @functools.wraps(function)
+    def wrapped(*arguments: P.args, **named: P.kwargs) -> T:
+        try:
+            return function(*arguments, **named)
+        except EdgecsiError as error:
+            error.what, error.why, error.fix = (_words(t) for t in (error.what, error.why, error.fix))
+            error.args = (error.what,)
+            raise
+
+    return wrapped
+
+
+def _words(text: str) -> str:
+    return _OPTION.sub(lambda found: ("out" if found[2] else found[1].replace("-", "_")) + "=", text)
+
+
+@_in_python
+def build(
+    model: str,
+    target: str,
+    *,
+    out: str | Path | None = None,
+    entry: str | None = None,
+    weights: str | None = None,
+    recipe: str | None = None,
+    calib: str | None = None,
+    input_shape: Sequence[int] | None = None,
+    batches: Sequence[int] = (),
+    name: str | None = None,
+    random_weights: bool = False,
+    records: Sequence[str | Path] | None = (),
+    sign: str | Path | None = None,
+    build_number: int | None = None,
+    dry_run: bool = False,
+    dump_ir: str | Path | None = None,
+    progress: Progress = lambda done, total, what: None,
+) -> BuildResult:
+    """Compile a model for a target, check it against PyTorch, and write the bundle.
+
+    Args:
+        model: zoo name, ``package.module:factory``, ``file.py:factory`` or a ``.safetensors`` of :func:`compress`.
+        target: name (:func:`targets`) or file. The other arguments are those of
+            :class:`edgecsi.pipeline.BuildOptions`.
+
+    Raises:
+        InputError: model, weights, data, target, recipe or folder cannot be used. ToolchainError: compiling failed.
+        CheckFailed: the library does not answer what PyTorch answers; nothing is written.
+    """
+    from edgecsi import pipeline
+
+    options = pipeline.BuildOptions(
+        model=model,
+        target=target,
+        out=None if out is None else Path(out),
+        entry=entry,
+        weights=weights,
+        recipe=recipe,
+        calib=calib,
+        input_shape=None if input_shape is None else tuple(input_shape),
+        dump_ir=None if dump_ir is None else Path(dump_ir),
+        name=name,
+        batches=tuple(sorted(set(batches))),
+        dry_run=dry_run,
+        allow_random=random_weights,
+        records=None if records is None else tuple(map(Path, records)),
+        sign=None if sign is None else Path(sign),
+        build_number=build_number,
+    )
+    return pipeline.build(options, progress)
+
+
+@_in_python
+def compress(
+    model: str,
+    recipe: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    weights: str | None = None,
+    seed: int = 0,
+    batch: int = 100,
+    resume: bool = True,
+    accept_loss: bool = False,
+) -> CompressResult:
+    """Prune, quantise, cluster, factor or distil a network by a recipe; arguments and errors as for
+    :func:`edgecsi.compress.run.compress`."""
+    from edgecsi.compress.run import compress as run
+
+    return run(
+        model,
+        recipe,
+        data,
+        out,
+        weights=weights,
+        seed=seed,
+        batch=batch,
+        resume=resume,
+        accept_loss=accept_loss,
+    )
+
+
+@_in_python
+def train(
+    model: str,
+    data: str | Path,
+    out: str | Path,
+    *,
+    epochs: int = 100,
+    lr: float = 1e-3,
+    batch: int = 100,
+    seed: int = 0,
+    init: str | None = None,
+    freeze: Sequence[str] = (),
+    resume: bool = True,
+    threads: int | None = None,
+) -> TrainResult:
+    """Train a network of the zoo; arguments and errors as for :func:`edgecsi.training.train.train`."""
+    from edgecsi.training.train import train as run
+
+    return run(
+        model, str(data), Path(out), epochs=epochs, lr=lr, batch=batch, seed=seed, init=init, freeze=tuple(freeze),
+        resume=resume, threads=threads,
+    )  # fmt: skip
+
+
+@_in_python
+def evaluate(
+    bundle: str | Path,
+    data: str | Path = "test",
+    *,
+    samples: int | None = None,
+    device: str = "local",
+    model: str | None = None,
+    weights: str | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """How well a bundle does on channels, and how far it is from PyTorch.
+
+    Args:
+        bundle: its folder.
+        data: channels (``test`` is the shipped set), ``.npy`` of what the network takes, or ``mimo:COUNT``.
+        samples: take only the first so many.
+        device: ``local``, ``emulate``, ``ssh://HOST``, …
+        model, weights: the PyTorch model to compare with, where the bundle's is none of the zoo.
+
+    Raises:
+        CheckFailed: it differs from PyTorch by more than rounding can explain. BundleError, DataError, DeviceError.
+    """
+    from edgecsi.bundle import read_bundle
+    from edgecsi.device import open_device
+    from edgecsi.evaluate import evaluate_data, judge
+
+    found = read_bundle(Path(bundle))
+    with closing(open_device(device)) as opened:
+        result, _ = evaluate_data(found, str(data), opened, samples, model, weights, progress)
+    judge(found, result)
+    return result
+
+
+@_in_python
+def bench(
+    bundle: str | Path,
+    *,
+    entry: str = "full",
+    device: str = "local",
+    against: Sequence[str] = (),
+    quick: bool = False,
+    seconds: float | None = None,
+    batch: int | None = None,
+    threads: int = 1,
+    model: str | None = None,
+    weights: str | None = None,
+    progress: Progress | None = None,
+) -> Result:
+    """Measure a bundle, alone or in turns with other engines.
+
+    Args:
+        bundle: its folder.
+        against: ``onnxruntime``, ``openvino``, ``litert``, ``executorch``, ``torch``.
+        model, weights: the PyTorch model for these, where the bundle's is none of the zoo. The other arguments are
+            those of :func:`edgecsi.bench.api.run_bench`.
+
+    Raises:
+        CheckFailed: a wrong answer is not timed. BundleError, DeviceError, UsageError.
+    """
+    from edgecsi.bench.api import run_bench
+    from edgecsi.bench.competitors import fp32_model
+
+    def load_module(manifest: Manifest) -> nn.Module:
+        return fp32_model(manifest, model, weights)
+
+    return run_bench(
+        bundle, entry=entry, device=device, quick=quick, seconds=seconds, against=against, batch=batch,
+        threads=threads, load_module=load_module, progress=progress,
+    )  # fmt: skip
+
+
+@_in_python
+def load(path: str | Path, *, allowed_signers: str | Path | None = None) -> Loaded:
+    """A bundle's library, ready to be called; needs numpy alone. See :func:`edgecsi.bundle.load.load`."""
+    from edgecsi.bundle.load import load as run
+
+    return run(path, allowed_signers=allowed_signers)
+
+
+def targets() -> list[str]:
+    """Names of the boards and CPUs that can be compiled for."""
+    from edgecsi import target
+
+    return target.list_targets()
+
+
+def models() -> list[str]:
+    """Names of the zoo: networks, and the compressed ones that ship (``csinet-cr4+int8-static``)."""
+    from edgecsi.models import registry
+
+    return [*(info.name for info in registry.list_models()), *registry.list_compressed()]

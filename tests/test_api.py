@@ -1,0 +1,106 @@
+"""The public Python API: its names, its examples, and that its errors speak Python."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import edgecsi
+from edgecsi import api
+from edgecsi.errors import EdgecsiError
+
+DOCS = Path(__file__).parents[1] / "docs" / "api.md"
+PUBLIC = ["__version__", "bench", "build", "compress", "evaluate", "load", "models", "targets", "train"]
+
+
+def test_the_public_names_are_these() -> None:
+    assert sorted(edgecsi.__all__) == PUBLIC
+    for name in PUBLIC[1:]:
+        assert callable(getattr(edgecsi, name))
+        assert f"edgecsi.{name}(" in DOCS.read_text()
+        function = getattr(api, name)
+        assert function.__doc__
+        hints = inspect.signature(function)
+        assert hints.return_annotation is not inspect.Signature.empty
+        assert all(p.annotation is not inspect.Parameter.empty for p in hints.parameters.values())
+
+
+def test_importing_edgecsi_is_cheap() -> None:
+    program = "import sys, edgecsi; edgecsi.build; edgecsi.compress; edgecsi.load; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert not {"torch", "tvm", "click", "scipy"} & set(done.stdout.split())
+
+
+@pytest.mark.parametrize("name", ["bench", "compress", "evaluate", "models"])
+def test_packages_of_the_same_name_stay_packages(name: str) -> None:
+    program = (
+        f"import edgecsi, edgecsi.{name} as package; from edgecsi import {name}; from types import ModuleType\n"
+        f"assert package is {name} is edgecsi.{name}; assert isinstance(package, ModuleType); assert callable(package)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S)
+    assert len(blocks) >= 5
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, str(DOCS), "exec"), names)
+
+
+def test_the_long_examples_call_what_there_is() -> None:
+    """Training takes minutes; here its arguments must exist."""
+    (block,) = re.findall(r"```python long\n(.*?)```", DOCS.read_text(), re.S)
+    calls = [
+        node
+        for node in ast.walk(ast.parse(block))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("edgecsi.")
+    ]
+    assert len(calls) == 3
+    for call in calls:
+        function = getattr(api, ast.unparse(call.func).removeprefix("edgecsi."))
+        named = {key.arg: ast.literal_eval(key.value) for key in call.keywords if key.arg}
+        inspect.signature(function).bind(*map(ast.literal_eval, call.args), **named)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda p: edgecsi.build("fullycon", "host", name="---", dry_run=True), "name="),
+        (lambda p: edgecsi.build("fullycon", "host", out=p), "out="),
+        (lambda p: edgecsi.build("fullycon", "host", entry="middle"), "full"),
+    ],
+)
+def test_errors_name_arguments_not_options(tmp_path: Path, call, words: str) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "thesis.tex").write_text("precious")
+    with pytest.raises(EdgecsiError) as caught:
+        call(tmp_path)
+    text = str(caught.value)
+    assert words in text
+    assert not re.search(r"(^|\s)--?[a-z]", text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "name the checkpoint with --weights, or build again",
+            "name the checkpoint with weights=, or build again",
+        ),
+        ("pass --name with a name", "pass name= with a name"),
+        ("choose another folder with -o, or", "choose another folder with out=, or"),
+        ("choose another --dump-ir", "choose another dump_ir="),
+        ("pass --model my.py:net", "pass model= my.py:net"),
+        ("see `edgecsi bench --help`", "see `edgecsi bench --help`"),
+        ("a bare-metal thing -- really", "a bare-metal thing -- really"),
+    ],
+)
+def test_options_become_arguments(text: str, expected: str) -> None:
+    assert api._words(text) == expected
