@@ -22,8 +22,9 @@ from numpy.typing import NDArray
 from edgecsi import disk
 from edgecsi.bench.environment import judge, machine, snapshot
 from edgecsi.errors import EdgecsiError, UsageError
+from edgecsi.results.files import read_all, write_json
 from edgecsi.results.page import page
-from edgecsi.results.run import read_all, words, write_json
+from edgecsi.results.run import words
 from edgecsi.results.scenarios import KERNELS, SCENARIOS, Scenario
 
 FILE = "knobs.json"

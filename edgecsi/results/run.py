@@ -33,10 +33,12 @@ from edgecsi.bundle import Loaded, read_bundle, read_golden
 from edgecsi.channels.shipped import test_set
 from edgecsi.codegen.zig import zig_cc
 from edgecsi.device import Local
-from edgecsi.errors import DataError, DeviceError, EdgecsiError, ToolchainError
+from edgecsi.errors import DeviceError, EdgecsiError, ToolchainError
 from edgecsi.models import registry
 from edgecsi.report.text import limits_table
+from edgecsi.results.bars import code_digest
 from edgecsi.results.cycles import estimate_cycles
+from edgecsi.results.files import KINDS, own_folder, page_of, read_all, write_json
 from edgecsi.results.page import outcome, page
 from edgecsi.results.scenarios import FACTS, SCENARIOS, Fact, Scenario
 
@@ -52,7 +54,6 @@ EDGECSI = [sys.executable, "-m", "edgecsi"]
 CALIBRATION, CALIBRATION_SAMPLES = "calibration.npy", 64
 """The beginning of the shipped test set. Finding int8 ranges with all of it takes a minute a network, and
 changes no latency."""
-KINDS = ("scenario", "fact", "limits", "cycles", "shipped", "knobs")
 Json = dict[str, Any]
 
 
@@ -70,14 +71,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--anyway", action="store_true", help="measure on a busy machine; results are suspect"
     )
     chosen = parser.parse_args(arguments)
-    folder: Path = chosen.docs / "results"
+    folder = own_folder(chosen.docs / "results", machine().cpu)
     try:
         if not chosen.table:
             if not chosen.anyway:
                 require_quiet()
             folder.mkdir(parents=True, exist_ok=True)
             measure_all(folder, chosen.only, None if chosen.quick else chosen.seconds, _say)
-        disk.write(chosen.docs / "results.md", page(read_all(folder)))
+        disk.write(page_of(chosen.docs, folder), page(read_all(folder)))
     except EdgecsiError as error:
         _say(f"error: {error}")
         return error.exit_code
@@ -131,6 +132,7 @@ def measure_all(folder: Path, only: str, seconds: float | None, say: Callable[[s
                 stored = item(scratch)
             except Exception as error:  # one item must not cost the others; what it was stands in the page
                 stored = {"kind": _kind(name), "error": words(error)}
+            stored["code"] = code_digest()
             write_json(folder / f"{name}.json", stored)
             say(f"  {stored['error'][1] or stored['error'][0] if 'error' in stored else outcome(stored)}")
 
@@ -351,43 +353,6 @@ def run_edgecsi(arguments: Sequence[str], folder: Path, threads: int | None = No
     if done.returncode != 0:
         said = [line.removeprefix("error: ") for line in done.stderr.splitlines() if line.strip()][-3:]
         raise ToolchainError(f"edgecsi {' '.join(arguments)} failed", " / ".join(said), "run it by hand")
-
-
-def read_all(folder: Path) -> dict[str, Json]:
-    """The raw results there are, by name.
-
-    Raises:
-        DataError: one of them is broken.
-    """
-    found: dict[str, Json] = {}
-    for path in sorted(folder.glob("*.json")):
-        try:
-            stored = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise DataError(
-                f"{path} is no raw result", str(error), "delete it, and measure it again"
-            ) from None
-        if isinstance(stored, dict) and stored.get("kind") in KINDS:  # reports of trainings lie there too
-            found[path.stem] = stored
-    return found
-
-
-def write_json(path: Path, value: Json) -> None:
-    """Writes a raw result, one line per list of numbers; whole or not at all."""
-    disk.write(path, _compact(value, 0) + "\n")
-
-
-def _compact(value: Any, depth: int) -> str:
-    """Readable JSON that breaks lines between the fields of objects only."""
-    if isinstance(value, dict) and value:
-        inner = " " * (depth + 1)
-        fields = [
-            f"{inner}{json.dumps(str(key))}: {_compact(item, depth + 1)}" for key, item in value.items()
-        ]
-        return "{\n" + ",\n".join(fields) + "\n" + " " * depth + "}"
-    if isinstance(value, list | tuple) and value and isinstance(value[0], dict):
-        return "[" + ", ".join(_compact(item, depth) for item in value) + "]"
-    return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 
 def _limits(_scratch: Path) -> Json:

@@ -22,7 +22,8 @@ from edgecsi.bench.self_check import against_itself, compiled_program, middle_tu
 from edgecsi.bundle import read_bundle, read_golden
 from edgecsi.device import Local
 from edgecsi.errors import EdgecsiError
-from edgecsi.results.run import require_quiet, run_edgecsi, write_json
+from edgecsi.results.files import write_json
+from edgecsi.results.run import require_quiet, run_edgecsi
 
 LEAST = 0.93
 """Of the runs, whose interval must hold 1."""

@@ -1,0 +1,91 @@
+"""A bar is reached by a valid measurement of today's code, with its peer, and by nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgecsi.results import bars
+from edgecsi.results.files import own_folder, page_of, write_json
+from edgecsi.results.page import page
+from edgecsi.results.scenarios import FACTS, SCENARIOS
+
+MAIN = next(s for s in SCENARIOS if s.bar is not None and s.device == "local" and not s.batch)
+COUNTED = next(s for s in SCENARIOS if s.bar is not None and s.device == "emulate")
+BATCHED = next(s for s in SCENARIOS if s.bar is not None and s.batch)
+
+
+def entry(ratio: float = 0.01, **changes: Any) -> dict[str, Any]:
+    interval = {"low": ratio, "high": ratio}
+    compared = {"ratio": ratio, "interval": interval}
+    result = {
+        "validity": {"state": "valid", "reasons": []},
+        "comparisons": [{"to": "onnxruntime", "warm": compared, "cold": compared}],
+        "instructions": None,
+        "throughput": None,
+    }
+    return {
+        "kind": "scenario",
+        "quick": False,
+        "code": bars.code_digest(),
+        "result": result | changes.pop("result", {}),
+    } | changes
+
+
+def test_a_valid_row_below_its_bar_reaches_it() -> None:
+    assert bars.reached(entry(), MAIN) == "yes"
+    assert bars.reached(entry(10.0), MAIN).startswith("no, ")
+    assert bars.reached(entry(), dataclasses.replace(MAIN, bar=None)) == ""
+
+
+@pytest.mark.parametrize(
+    ("row", "why"),
+    [
+        (None, "not measured"),
+        (entry(error=["what", "it broke", "fix"]), "it broke"),
+        (entry(result={"comparisons": []}), "ONNX Runtime was not measured"),
+        (entry(result={"validity": {"state": "suspect", "reasons": ["other load"]}}), "suspect: other load"),
+        (entry(result={"validity": {"state": "invalid", "reasons": ["throttled"]}}), "invalid: throttled"),
+        (entry(quick=True), "quick"),
+        (entry(code="of yesterday"), "before a change"),
+    ],
+)
+def test_anything_else_reaches_none(row: dict[str, Any] | None, why: str) -> None:
+    found = bars.reached(row, MAIN)
+    assert found.startswith("no")
+    assert why in found
+    assert (MAIN, found) in list(bars.open_bars({} if row is None else {MAIN.name: row}))
+
+
+def test_instructions_batches_and_facts_are_looked_at() -> None:
+    counted = entry(result={"instructions": 1000, "comparisons": []})
+    assert bars.reached(counted, COUNTED) == "yes"
+    assert bars.reached(entry(result={"instructions": 10**9}), COUNTED).startswith("no, ")
+    gains = {"gains": [{"to": "onnxruntime", "ratio": {"ratio": 0.5}}]}
+    assert "below" in bars.reached(entry(result={"throughput": gains}), BATCHED)
+    assert {item.name for item, _ in bars.open_bars({})} >= {
+        COUNTED.name,
+        BATCHED.name,
+        *(f.name for f in FACTS),
+    }
+
+
+def test_with_nothing_measured_no_bar_is_reached() -> None:
+    text = page({})
+    assert "All bars are reached." not in text
+    assert text.count("no: not measured") >= len([s for s in SCENARIOS if s.bar is not None])
+
+
+def test_another_kind_of_cpu_is_added_beside(tmp_path: Path) -> None:
+    folder = tmp_path / "results"
+    assert own_folder(folder, "Zen 4") == folder
+    folder.mkdir()
+    write_json(folder / "a.json", {"kind": "fact", "machine": {"cpu": "Zen 4"}})
+    assert own_folder(folder, "Zen 4") == folder
+    other = own_folder(folder, "Intel(R) Xeon(R) (family 6)")
+    assert other == folder / "intel-xeon"
+    assert page_of(tmp_path, folder) == tmp_path / "results.md"
+    assert page_of(tmp_path, other) == tmp_path / "results-intel-xeon.md"
