@@ -31,7 +31,7 @@ import types
 import typing
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
@@ -42,6 +42,7 @@ Json = None | bool | int | float | str | list["Json"] | dict[str, "Json"]
 
 MAX_BYTES = 1 << 20
 MAX_DEPTH = 64
+_DASHES = str.maketrans("-_", "_-")
 # What msgspec calls things.
 _WORDS = {
     "object": "an object", "array": "a list", "int": "a whole number", "float": "a number", "str": "text",
@@ -170,25 +171,38 @@ def convert(
     error: type[EdgecsiError],
     fix: str = "correct it",
     may_lack: Collection[str] | None = None,
+    dashes: bool = False,
 ) -> T:
     """What :func:`parse_json` or :func:`parse_toml` gave, as a dataclass.
 
     Args:
-        may_lack: names of the fields that may be left out; without it, those that have a default. The other arguments
-            are those of :func:`decode_json`.
+        may_lack: names of the fields that may be left out; without it, those that have a default.
+        dashes: keys are written with ``-`` for the ``_`` of the fields. The other arguments are those of
+            :func:`decode_json`.
 
     Raises:
         error: for everything named at the top of this file that is about types.
     """
+    if dashes:
+        tree = {key.translate(_DASHES): item for key, item in tree.items()}
     try:
         value = msgspec.convert(tree, kind, strict=True)
     except msgspec.ValidationError as problem:
         path, message = _taken_apart(str(problem))
-        _refuse(kind, tree, path, message, what, error, fix)
-    if found := _other_fields(tree, to_tree(value), may_lack, ()):
-        path, expected = found
-        raise error(one_line(f"{what}: {_dotted(path)} is not valid"), one_line(f"expected {expected}"), fix)
-    return value
+        where, expected = _explain(kind, tree, path, message)
+    else:
+        found = _other_fields(tree, to_tree(value), may_lack, ())
+        if found is None:
+            return value
+        where, expected = found
+    place = _dotted(where)
+    if dashes:
+        place, expected = place.translate(_DASHES), re.sub(r"(?<=mean )\w+", _swapped, expected)
+    raise error(one_line(f"{what}: {place} is not valid"), one_line(f"expected {expected}"), fix)
+
+
+def _swapped(name: re.Match[str]) -> str:
+    return name[0].translate(_DASHES)
 
 
 def one_line(text: object, limit: int = 200) -> str:
@@ -267,8 +281,7 @@ def _other_fields(
     was expected there."""
     if isinstance(tree, dict) and isinstance(built, dict):
         if (unknown := next((key for key in tree if key not in built), None)) is not None:
-            known = [name for name in built if name not in tree]
-            close = difflib.get_close_matches(unknown, known, 1)
+            close = difflib.get_close_matches(unknown, list(built), 1)
             hint = f"; did you mean {close[0]}?" if close else ""
             return (*path, unknown), f"no such field{hint}"
         if may_lack is not None and (missing := sorted(built.keys() - tree.keys() - set(may_lack))):
@@ -295,10 +308,9 @@ def _taken_apart(message: str) -> tuple[tuple[str, ...], str]:
     return (*re.findall(r"\[[^\]]*\]|[^.\[\]$]+", path), *key), text
 
 
-def _refuse(
-    kind: Any, tree: Any, path: tuple[str, ...], message: str, what: str, error: type[EdgecsiError], fix: str
-) -> NoReturn:
-    """Walk down `path` beside the types, which know better words than msgspec, and raise."""
+def _explain(kind: Any, tree: Any, path: tuple[str, ...], message: str) -> tuple[tuple[str, ...], str]:
+    """Where msgspec's refusal is, and what was expected there: walks down `path` beside the types, which know better
+    words."""
     where: list[str] = []
     kind, words = _plain(kind)
     for part in path:
@@ -315,17 +327,9 @@ def _refuse(
             kind, tree = typing.get_type_hints(kind, include_extras=True)[part], tree[part]
         kind, words = _plain(kind)
     if missing := re.search(r"missing required field `([^`]+)`", message):
-        raise error(
-            one_line(f"{what}: {_dotted((*where, missing[1]))} is not valid"),
-            "expected this field, found nothing",
-            fix,
-        )
+        return (*where, missing[1]), "this field, found nothing"
     shown = tree if isinstance(tree, str) else repr(tree)
-    raise error(
-        one_line(f"{what}: {_dotted(where)} is not valid"),
-        one_line(f"expected {_expected(kind, message, words)}, found {shown}"),
-        fix,
-    )
+    return tuple(where), f"{_expected(kind, message, words)}, found {shown}"
 
 
 def _plain(kind: Any) -> tuple[Any, str]:

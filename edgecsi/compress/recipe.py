@@ -12,34 +12,29 @@ may have (written with ``-`` for ``_``); any other key is an error.
 
 from __future__ import annotations
 
-import difflib
 import re
-import tomllib
 from collections.abc import Iterator
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from edgecsi.errors import RecipeError
 from edgecsi.names import suggestion
+from edgecsi.schema import Fraction, between, convert, decode_toml, read_bytes
 
 _MAX_BYTES = 1 << 16
 _MAX_STEPS = 20
+_FIX = "correct the recipe"
 
 
-def _key(
-    default: Any = MISSING,
-    *,
-    choices: tuple[Any, ...] = (),
-    low: float | None = None,
-    high: float | None = None,
-) -> Any:
-    """A key of a step, with the values it may take."""
-    return field(default=default, metadata={"choices": choices, "low": low, "high": high})
+Names = tuple[str, ...]
+"""Of layers, as glob patterns."""
+Epochs = Annotated[int, between(0, 100_000)]
+Rate = Annotated[float, between(1e-8, 1.0)]
 
 
 @dataclass(frozen=True)
@@ -104,18 +99,18 @@ class Prune:
     """
 
     do = "prune"
-    pattern: str = _key()
-    sparsity: float = _key(0.0, low=0.0, high=0.999)
-    scope: str = _key("layer", choices=("layer", "global", "sensitivity"))
-    criterion: str = _key("magnitude", choices=("magnitude", "fisher", "reconstruct"))
-    layers: tuple[str, ...] = _key(("*",))
-    exclude: tuple[str, ...] = _key(())
-    epochs: int = _key(20, low=0, high=100_000)
-    ramp: float = _key(0.6, low=0.0, high=1.0)
-    lr: float = _key(1e-3, low=1e-8, high=1.0)
-    rewind: str = _key("none", choices=("none", "learning-rate", "weights"))
-    codeword: str = _key("keep", choices=("keep", "permute", "rotate", "group"))
-    teacher: float = _key(0.0, low=0.0, high=1.0)
+    pattern: str
+    sparsity: Annotated[float, between(0.0, 0.999)] = 0.0
+    scope: Literal["layer", "global", "sensitivity"] = "layer"
+    criterion: Literal["magnitude", "fisher", "reconstruct"] = "magnitude"
+    layers: Names = ("*",)
+    exclude: Names = ()
+    epochs: Epochs = 20
+    ramp: Fraction = 0.6
+    lr: Rate = 1e-3
+    rewind: Literal["none", "learning-rate", "weights"] = "none"
+    codeword: Literal["keep", "permute", "rotate", "group"] = "keep"
+    teacher: Fraction = 0.0
 
     def explain(self) -> str:
         how = f"pattern {self.pattern}, scope {self.scope}, criterion {self.criterion}"
@@ -152,17 +147,17 @@ class Quantize:
     """
 
     do = "quantize"
-    mode: str = _key("static", choices=("static", "dynamic", "weights"))
-    bits: int = _key(8, low=2, high=8)
-    calibration: str = _key("mse", choices=("minmax", "percentile", "mse", "output"))
-    samples: int = _key(512, low=1, high=100_000)
-    keep_fp32: tuple[str, ...] = _key(())
-    dynamic: tuple[str, ...] = _key(())
-    wide: tuple[str, ...] = _key(())
-    codeword: str = _key("keep", choices=("keep", "mix"))
-    epochs: int = _key(0, low=0, high=100_000)
-    lr: float = _key(1e-4, low=1e-8, high=1.0)
-    teacher: float = _key(0.0, low=0.0, high=1.0)
+    mode: Literal["static", "dynamic", "weights"] = "static"
+    bits: Annotated[int, between(2, 8)] = 8
+    calibration: Literal["minmax", "percentile", "mse", "output"] = "mse"
+    samples: Annotated[int, between(1, 100000)] = 512
+    keep_fp32: Names = ()
+    dynamic: Names = ()
+    wide: Names = ()
+    codeword: Literal["keep", "mix"] = "keep"
+    epochs: Epochs = 0
+    lr: Rate = 1e-4
+    teacher: Fraction = 0.0
 
     def explain(self) -> str:
         what = {
@@ -189,12 +184,12 @@ class Cluster:
     """
 
     do = "cluster"
-    centroids: int = _key(16, choices=(16, 32, 64, 256))
-    layers: tuple[str, ...] = _key(("*",))
-    exclude: tuple[str, ...] = _key(())
-    epochs: int = _key(2, low=0, high=100_000)
-    lr: float = _key(1e-4, low=1e-8, high=1.0)
-    teacher: float = _key(0.0, low=0.0, high=1.0)
+    centroids: Literal[16, 32, 64, 256] = 16
+    layers: Names = ("*",)
+    exclude: Names = ()
+    epochs: Epochs = 2
+    lr: Rate = 1e-4
+    teacher: Fraction = 0.0
 
     def explain(self) -> str:
         return f"give each dense layer {self.centroids} values to share{_training(self.epochs, self.lr)}"
@@ -211,13 +206,13 @@ class LowRank:
     """
 
     do = "low-rank"
-    energy: float = _key(0.99, low=0.0, high=1.0)
-    budget: float = _key(0.0, low=0.0, high=1.0)
-    layers: tuple[str, ...] = _key(("*",))
-    exclude: tuple[str, ...] = _key(())
-    epochs: int = _key(5, low=0, high=100_000)
-    lr: float = _key(5e-4, low=1e-8, high=1.0)
-    teacher: float = _key(0.0, low=0.0, high=1.0)
+    energy: Fraction = 0.99
+    budget: Fraction = 0.0
+    layers: Names = ("*",)
+    exclude: Names = ()
+    epochs: Epochs = 5
+    lr: Rate = 5e-4
+    teacher: Fraction = 0.0
 
     def explain(self) -> str:
         rank = (
@@ -241,11 +236,11 @@ class Distill:
     """
 
     do = "distill"
-    teacher_model: str = _key("")
-    teacher: float = _key(0.5, low=0.0, high=1.0)
-    freeze: tuple[str, ...] = _key(())
-    epochs: int = _key(10, low=1, high=100_000)
-    lr: float = _key(1e-3, low=1e-8, high=1.0)
+    teacher_model: str = ""
+    teacher: Fraction = 0.5
+    freeze: Names = ()
+    epochs: Annotated[int, between(1, 100000)] = 10
+    lr: Rate = 1e-3
 
     def explain(self) -> str:
         frozen = f", without {', '.join(self.freeze)}" if self.freeze else ""
@@ -261,8 +256,8 @@ class Halve:
     """
 
     do = "halve"
-    layers: tuple[str, ...] = _key(("*",))
-    exclude: tuple[str, ...] = _key(())
+    layers: Names = ("*",)
+    exclude: Names = ()
 
     epochs = 0  # it never trains
     lr = teacher = 0.0
@@ -316,37 +311,34 @@ def load(name: str | Path) -> Recipe:
             suggestion(text, known, f"there are {', '.join(known)}"),
             "see `edgecsi recipes`, or give a .toml file",
         )
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise RecipeError(
-                f"{path} is {path.stat().st_size:,} bytes long", "a recipe is small", "check the file"
-            )
-        content = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise RecipeError(f"{path} cannot be read", str(error), "check the path") from error
-    return parse(content, path.stem)
+    return _decode(read_bytes(path, error=RecipeError, max_bytes=_MAX_BYTES), path.stem)
 
 
 def parse(text: str, name: str) -> Recipe:
     """A recipe from the text of its TOML file; raises :class:`RecipeError` as :func:`load`."""
-    try:
-        document = tomllib.loads(text)
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
-        raise RecipeError(f"recipe {name} is not valid TOML", str(error), "correct the file") from error
-    _refuse_unknown(name, document, ("description", "steps"))
-    description, steps = document.get("description", ""), document.get("steps", [])
-    if not isinstance(description, str):
-        raise RecipeError(f"recipe {name}: description is {description!r}", "it must be text", "quote it")
-    tables = isinstance(steps, list) and all(isinstance(step, dict) for step in steps)
-    if not tables or not 1 <= len(steps) <= _MAX_STEPS:
+    return _decode(text.encode(), name)
+
+
+@dataclass(frozen=True)
+class _File:
+    """What stands in a recipe's file; what each step may say depends on what it does."""
+
+    description: str = ""
+    steps: tuple[dict[str, Any], ...] = ()
+
+
+def _decode(data: bytes, name: str) -> Recipe:
+    what = f"recipe {name}"
+    file = decode_toml(data, _File, what=what, error=RecipeError, fix=_FIX, max_bytes=_MAX_BYTES)
+    if not 1 <= len(file.steps) <= _MAX_STEPS:
         raise RecipeError(
-            f"recipe {name} has no steps to run",
+            f"{what} has no steps to run" if not file.steps else f"{what} has {len(file.steps)} steps",
             f"it needs 1 to {_MAX_STEPS} tables [[steps]]",
             'add one, for example [[steps]] with do = "quantize"',
         )
-    made = tuple(_step(f"recipe {name}, step {number}", raw) for number, raw in enumerate(steps, 1))
+    made = tuple(_step(f"{what}, step {number}", raw) for number, raw in enumerate(file.steps, 1))
     _check_order(name, made)
-    return Recipe(name, description, made, text)
+    return Recipe(name, file.description, made, data.decode())
 
 
 def matches(name: str, layers: tuple[str, ...], exclude: tuple[str, ...] = ()) -> bool:
@@ -364,15 +356,8 @@ def _step(where: str, raw: dict[str, Any]) -> Step:
             f"a step does one of {', '.join(_KINDS)}",
             "choose one of them",
         )
-    known = {entry.name.replace("_", "-"): entry for entry in fields(kind)}
-    _refuse_unknown(where, raw, ("do", *known))
-    values: dict[str, Any] = {}
-    for key, entry in known.items():
-        if key in raw:
-            values[entry.name] = _value(f"{where}: {key}", raw[key], str(entry.type), entry.metadata)
-        elif entry.default is MISSING:
-            raise RecipeError(f"{where}: {key} is missing", f"a step {kind.do!r} needs it", "add it")
-    step = kind(**values)
+    rest = {key: value for key, value in raw.items() if key != "do"}
+    step: Step = convert(rest, kind, what=where, error=RecipeError, fix=_FIX, dashes=True)
     if isinstance(step, Quantize) and step.mode != "static":
         for key in ("wide", "dynamic"):
             if getattr(step, key):
@@ -396,31 +381,6 @@ def _step(where: str, raw: dict[str, Any]) -> Step:
     return step
 
 
-def _value(where: str, value: Any, kind: str, limits: Any) -> Any:
-    def refuse(expected: str) -> RecipeError:
-        return RecipeError(f"{where} is {value!r}", f"expected {expected}", "correct the recipe")
-
-    if kind == "tuple[str, ...]":
-        if not isinstance(value, list) or not all(isinstance(entry, str) for entry in value):
-            raise refuse("a list of layer names, such as ['encoder.*']")
-        return tuple(value)
-    types: dict[str, tuple[type, ...]] = {
-        "str": (str,),
-        "bool": (bool,),
-        "int": (int,),
-        "float": (int, float),
-    }
-    if not isinstance(value, types[kind]) or (isinstance(value, bool) and kind != "bool"):
-        raise refuse(
-            {"str": "text", "bool": "true or false", "int": "a whole number", "float": "a number"}[kind]
-        )
-    if limits["choices"] and value not in limits["choices"]:
-        raise refuse(f"one of {', '.join(map(str, limits['choices']))}")
-    if limits["low"] is not None and not limits["low"] <= value <= limits["high"]:
-        raise refuse(f"{limits['low']:g} to {limits['high']:g}")
-    return value if kind != "float" else float(str(value))
-
-
 def _check_order(name: str, steps: tuple[Step, ...]) -> None:
     """Int8 and clustered layers are final: nothing can train behind them."""
     for before, after in pairwise(steps):
@@ -435,17 +395,6 @@ def _check_order(name: str, steps: tuple[Step, ...]) -> None:
                 f"recipe {name}: {after.do} comes after cluster",
                 "it would break up the shared values",
                 "put it before cluster",
-            )
-
-
-def _refuse_unknown(where: str, table: dict[str, Any], known: tuple[str, ...]) -> None:
-    for key in table:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, 1)
-            raise RecipeError(
-                f"{where}: unknown key {key!r}",
-                f"known are {', '.join(known)}",
-                f"did you mean {close[0]!r}?" if close else "remove it",
             )
 
 

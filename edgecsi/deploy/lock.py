@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import getpass
 import os
+import platform
 import re
-import socket
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +137,7 @@ def _who() -> str:
         user = getpass.getuser()
     except (KeyError, OSError):
         user = str(os.getuid())
-    return _printable(f"{user}@{socket.gethostname()}, process {os.getpid()}")
+    return _printable(f"{user}@{platform.node()}, process {os.getpid()}")
 
 
 def _printable(text: str) -> str:

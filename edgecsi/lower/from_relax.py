@@ -9,7 +9,7 @@ import numpy as np
 
 from edgecsi.lower.graph import Graph, Node, Value, constant
 from edgecsi.lower.import_torch import Imported
-from edgecsi.lower.relax_operators import Bound, nodes_of
+from edgecsi.lower.operators.of_relax import Bound, nodes_of
 
 
 def from_relax(imported: Imported, name: str) -> Graph:

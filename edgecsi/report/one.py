@@ -240,7 +240,7 @@ def layers(result: Result) -> list[Part]:
     if not result.layers or total <= 0:
         return []
     known = any(layer.share is not None for layer in result.layers)
-    head = ("layer", "kernel", "µs", "of all", "GB/s", "GMAC/s") + (("of the limit",) if known else ())
+    head = ("layer", "kernel", "µs", "of all", "GB/s", "GMAC/s") + (("of the estimate",) if known else ())
     rows = [
         (
             layer.name,
@@ -254,7 +254,8 @@ def layers(result: Result) -> list[Part]:
         for layer in result.layers
     ]
     limit = (
-        " The limit is what this machine needs at least for the layer's weights or its multiply-adds, whichever is more."
+        " The estimate is what this machine takes to read the layer's weights or to multiply, whichever is more, in "
+        "loops of our own; it is no bound."
         if known
         else " What this machine can do at best was not known: edgecsi bench --limits measures it."
     )

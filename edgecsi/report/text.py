@@ -163,7 +163,7 @@ def times_table(layers: Sequence[LayerTime]) -> str:
     total = sum(layer.us for layer in layers)
     known = any(layer.share is not None for layer in layers)
     rows = [["layer", "kernel", "µs", "of all", "predicted", "GB/s", "GMAC/s"]]
-    rows[0] += ["of the limit"] if known else []
+    rows[0] += ["of the estimate"] if known else []
     for layer in layers:
         row = [
             layer.name,

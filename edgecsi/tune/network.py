@@ -34,62 +34,13 @@ from edgecsi.target import Target
 from edgecsi.tune import in_place
 from edgecsi.tune.isolated import Isolated, Timer
 from edgecsi.tune.measure import Bench
+from edgecsi.tune.result import TunedLayer, TuneResult
 from edgecsi.tune.search import Found, Setting, Space, Time, search
 
 Progress = Callable[[float, float, str], None]
 TRIALS = 64
 AWAY_SECONDS = 600.0
 """How long a device may be away before the search ends; what was measured is kept."""
-
-
-@dataclass(frozen=True)
-class TunedLayer:
-    """What a search found for one kind of layer.
-
-    Attributes:
-        layer: its name; ``others`` are layers that are the same work.
-        default, best: settings. default_us, best_us: medians, in turns (millions of instructions if counted).
-        kept: whether the best setting is used: it is another than the default, and does not lose in place.
-        tried, failed: settings measured, and those that crashed, hung or answered wrongly.
-        times: of all settings tried, by kernel, in the order of trial.
-    """
-
-    layer: str
-    others: tuple[str, ...]
-    workload: str
-    default: Setting
-    best: Setting
-    default_us: float
-    best_us: float
-    kept: bool
-    tried: int
-    failed: int
-    times: Mapping[str, Sequence[float]]
-
-
-@dataclass(frozen=True)
-class TuneResult:
-    """What a search of a network found.
-
-    Attributes:
-        entries: by entry, the time of the whole network with the defaults and with the choices, and their ratio with
-            its 95 % interval.
-        records: the file they were written to. complete: False if time or trials ran out first.
-    """
-
-    model: str
-    target: str
-    cpu: str
-    device: str
-    means: Means
-    date: str
-    layers: tuple[TunedLayer, ...]
-    entries: Mapping[str, in_place.Compared]
-    records: str
-    measured: int
-    known: int
-    seconds: float
-    complete: bool
 
 
 @dataclass

@@ -108,10 +108,10 @@ def test_every_layer_is_measured_with_its_share(bundle: Bundle) -> None:
         assert time.bound == "MACs"  # the hand-made layers say they have no weights
         assert time.share is not None
     text = times_table(found["full"])
-    assert "of the limit" in text
+    assert "of the estimate" in text
     without = layers.layer_times(Local(), bundle, "full", passes=5)
     assert without[0].share is None
-    assert "of the limit" not in times_table(without)
+    assert "of the estimate" not in times_table(without)
 
 
 def test_inspect_measures(

@@ -28,7 +28,8 @@ from edgecsi.pipeline import BuildOptions, build
 from edgecsi.tune import network
 from edgecsi.tune.isolated import Isolated
 from edgecsi.tune.measure import Bench
-from edgecsi.tune.network import TuneResult, tune
+from edgecsi.tune.network import tune
+from edgecsi.tune.result import TuneResult
 from edgecsi.tune.search import Setting
 
 NET = """

@@ -1,5 +1,5 @@
 """Layers: convolutions, products, normalisations, pooling, softmax. Those that a kernel of ours takes are emitted in the
-form that `edgecsi.lower.relax_operators` knows."""
+form that `edgecsi.lower.operators.of_relax` knows."""
 
 from __future__ import annotations
 
