@@ -40,6 +40,7 @@ from edgecsi.results.bars import code_digest
 from edgecsi.results.cycles import estimate_cycles
 from edgecsi.results.files import KINDS, own_folder, page_of, read_all, write_json
 from edgecsi.results.page import outcome, page
+from edgecsi.results.readme import write_readme
 from edgecsi.results.scenarios import FACTS, SCENARIOS, Fact, Scenario
 
 QUIET = 0.05
@@ -78,7 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 require_quiet()
             folder.mkdir(parents=True, exist_ok=True)
             measure_all(folder, chosen.only, None if chosen.quick else chosen.seconds, _say)
-        disk.write(page_of(chosen.docs, folder), page(read_all(folder)))
+        stored = read_all(folder)
+        disk.write(page_of(chosen.docs, folder), page(stored))
+        if folder == chosen.docs / "results":
+            write_readme(chosen.docs.parent / "README.md", stored)
     except EdgecsiError as error:
         _say(f"error: {error}")
         return error.exit_code

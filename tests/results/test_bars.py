@@ -11,6 +11,7 @@ import pytest
 from edgecsi.results import bars
 from edgecsi.results.files import own_folder, page_of, write_json
 from edgecsi.results.page import page
+from edgecsi.results.readme import write_readme
 from edgecsi.results.scenarios import FACTS, SCENARIOS
 
 MAIN = next(s for s in SCENARIOS if s.bar is not None and s.device == "local" and not s.batch)
@@ -89,3 +90,22 @@ def test_another_kind_of_cpu_is_added_beside(tmp_path: Path) -> None:
     assert other == folder / "intel-xeon"
     assert page_of(tmp_path, folder) == tmp_path / "results.md"
     assert page_of(tmp_path, other) == tmp_path / "results-intel-xeon.md"
+
+
+def test_the_figures_of_the_readme_are_those_of_the_results(tmp_path: Path) -> None:
+    row = entry(0.5)
+    row["result"] |= {
+        "machine": {"cpu": "Zen 4", "cores": 2, "architecture": "x86_64", "system": "Linux", "hypervisor": False,
+                    "caches": {}, "versions": {}},
+        "engines": [{"name": "edgecsi", "warm": {"median": 10.0}}, {"name": "onnxruntime", "warm": {"median": 20.0}}],
+    }  # fmt: skip
+    readme = tmp_path / "README.md"
+    readme.write_text("# x\n<!-- report -->\nold 99\n<!-- /report -->\nrest\n")
+    write_readme(readme, {"csinet-cr4-full": row})
+    text = readme.read_text()
+    assert "| fp32 | 10.0 | 20.0 | 0.500 of its time |" in text
+    assert "Zen 4" in text
+    assert "old 99" not in text
+    assert text.endswith("<!-- /report -->\nrest\n")
+    write_readme(readme, {"csinet-cr4-full": row | {"code": "older"}})
+    assert "measured before a change" in readme.read_text()
