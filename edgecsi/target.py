@@ -9,27 +9,31 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from edgecsi import cpu
 from edgecsi.errors import TargetError
 from edgecsi.names import suggestion
+from edgecsi.schema import Line, between, convert, matching, parse_toml, read_bytes
 
 Arch = Literal["x86_64", "aarch64"]
 TRIPLES: dict[str, str] = {"x86_64": "x86_64-linux-gnu", "aarch64": "aarch64-linux-gnu"}
-DOTS = ("", "avx512_vnni", "avx_vnni", "avx2", "sdot", "neon")
 
 _FOLDER = Path(__file__).parent / "_targets"  # in a checkout a link to targets/
 
 _MAX_FILE_BYTES = 64 * 1024
 _MAX_EXTENDS = 8
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_ATTRIBUTE = re.compile(r"[+-][a-z0-9][a-z0-9._-]*")
-_FEATURE = re.compile(r"[a-z0-9][a-z0-9_]*")
-_GLIBC = re.compile(r"2\.[0-9]{1,2}")
+CpuName = Annotated[str, matching(_NAME.pattern, "a CPU name of LLVM, like cortex-a72")]
+Attribute = Annotated[str, matching("[+-][a-z0-9][a-z0-9._-]{0,60}", "an attribute like +dotprod or -aes")]
+Feature = Annotated[str, matching("[a-z0-9][a-z0-9_]{0,60}", "a name as in /proc/cpuinfo")]
+Glibc = Annotated[str, matching(r"2\.[0-9]{1,2}", "a version like 2.28")]
+Dot = Literal["", "avx512_vnni", "avx_vnni", "avx2", "sdot", "neon"]
+Bytes = Annotated[int, between(1, 1 << 40)]
+Rate = Annotated[float, between(1e-6, 1e6)]
+"""10^9 a second."""
 
 
 @dataclass(frozen=True)
@@ -38,41 +42,41 @@ class Target:
 
     id: str
     """Name of the target: the file's name without ``.toml``."""
-    description: str
+    description: Line
     """What it is, in a line."""
     arch: Arch
     """``x86_64`` or ``aarch64``."""
     triple: str
     """LLVM triple, for example ``aarch64-linux-gnu``."""
-    mcpu: str
+    mcpu: CpuName
     """LLVM's name of the CPU."""
-    features: tuple[str, ...]
+    features: tuple[Feature, ...]
     """What the CPU must have to run the code, as named in /proc/cpuinfo."""
     lanes_f32: int
     """Floats in one vector register: 16, 8 or 4."""
     vector_registers: int
     """How many vector registers there are: 16 or 32."""
-    l1_bytes: int
+    l1_bytes: Bytes
     """Size of a core's first-level data cache in bytes."""
-    l2_bytes: int
+    l2_bytes: Bytes
     """Size of the second-level cache in bytes."""
-    l1_gbps: float
+    l1_gbps: Rate
     """Bandwidth of reads from the first-level cache in GB/s (10^9 bytes)."""
-    l2_gbps: float
+    l2_gbps: Rate
     """Bandwidth of reads from the second-level cache in GB/s."""
-    l3_gbps: float
+    l3_gbps: Rate
     """Bandwidth of reads from the third-level cache in GB/s (that of memory, where there is none)."""
-    peak_gmacs_f32: float
+    peak_gmacs_f32: Rate
     """Multiply-adds in float32, 10^9 a second."""
-    mattr: tuple[str, ...] = ()
+    mattr: tuple[Attribute, ...] = ()
     """LLVM attributes on top of ``mcpu``, for example ``-prefer-256-bit``."""
-    dot: str = ""
+    dot: Dot = ""
     """Int8 dot product: ``avx512_vnni``, ``avx_vnni``, ``avx2``, ``sdot``, ``neon`` or ``""`` for none."""
-    glibc: str = "2.28"
+    glibc: Glibc = "2.28"
     """Oldest C library the compiled library has to load with."""
-    emulate: str = ""
+    emulate: Annotated[str, matching(f"({_NAME.pattern})?", "a CPU of QEMU")] = ""
     """QEMU's name of this very CPU, or ``""`` where it is not emulated."""
-    cores: int = 1
+    cores: Annotated[int, between(1, 4096)] = 1
     """CPU cores of the board."""
     factors: tuple[tuple[str, float], ...] = ()
     """By kernel, its measured over its estimated time on this CPU (`edgecsi targets calibrate`); a table in the file."""
@@ -170,22 +174,11 @@ def _read(path: Path, seen: list[Path]) -> tuple[str, dict[str, Any]]:
 
 
 def _parse(path: Path) -> dict[str, Any]:
-    try:
-        if not path.is_file():
-            raise TargetError(
-                f"{path}: no such target file", "", "check the path; `edgecsi targets` lists names"
-            )
-        with path.open("rb") as file:
-            data = file.read(_MAX_FILE_BYTES + 1)
-        if len(data) > _MAX_FILE_BYTES:
-            raise TargetError(
-                f"{path}: not a target file",
-                f"it is larger than {_MAX_FILE_BYTES // 1024} KiB",
-                "give the path of a target's .toml",
-            )
-        return tomllib.loads(data.decode("utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise TargetError(f"{path}: cannot be read as TOML", str(error), "correct the file") from error
+    fix = "give the path of a target's .toml; `edgecsi targets` lists names"
+    data = read_bytes(path, error=TargetError, fix=fix, max_bytes=_MAX_FILE_BYTES)
+    return parse_toml(
+        data, what=str(path), error=TargetError, fix="correct the file", max_bytes=_MAX_FILE_BYTES
+    )
 
 
 def _detect(path: Path, bases: Any, known_cpus: Any) -> dict[str, Any]:
@@ -235,55 +228,29 @@ def _check(name: str, fields: dict[str, Any], path: Path) -> Target:
             "the file's name is the target's name",
             "use letters, digits, dots and dashes",
         )
-    kinds = {field.name: field.type for field in dataclasses.fields(Target) if field.name != "id"}
-    needed = {field.name for field in dataclasses.fields(Target) if field.default is dataclasses.MISSING}
-    if unknown := sorted(set(fields) - set(kinds)):
+    if unknown := sorted(
+        set(fields) - {field.name for field in dataclasses.fields(Target)} | {"id"} & set(fields)
+    ):
         raise TargetError(
             f"{path}: unknown key {', '.join(unknown)}",
-            f"a target has the keys alias, extends, detect, cpu, {', '.join(kinds)}",
+            f"a target has the keys alias, extends, detect, cpu, {', '.join(_keys())}",
             "correct the spelling or remove the key",
         )
-    if missing := sorted(needed - {"id"} - set(fields)):
-        raise TargetError(
-            f"{path}: the target has no {', '.join(missing)}",
-            "these have no default",
-            'add them, or extend a target that has them (extends = "rpi4")',
-        )
-    values: dict[str, Any] = {"id": name}
-    for key, value in fields.items():
-        match kinds[key]:
-            case "str" | "Arch":
-                values[key] = _text(path, fields, key)
-            case "int":
-                if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1 << 40:
-                    raise _wrong(path, key, "expected a whole number from 1 to 2^40")
-                values[key] = value
-            case "float":
-                if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1e6:
-                    raise _wrong(path, key, "expected a number above 0 and up to 1e6")
-                values[key] = float(value)
-            case "tuple[tuple[str, float], ...]":
-                values[key] = _factors(path, key, value)
-            case _:
-                values[key] = _texts(path, key, value)
-    target = Target(**values)
+    fix = 'correct the file; what is missing may be taken from another target (extends = "rpi4")'
+    target = convert({"id": name, **fields}, Target, what=str(path), error=TargetError, fix=fix)
     rules = {
-        "arch": (target.arch in TRIPLES, f"expected {' or '.join(TRIPLES)}"),
-        "triple": (target.triple == TRIPLES.get(target.arch), f"expected {TRIPLES.get(target.arch)}"),
-        "mcpu": (bool(_NAME.fullmatch(target.mcpu)), "expected a CPU name of LLVM, like cortex-a72"),
-        "mattr": (all(map(_ATTRIBUTE.fullmatch, target.mattr)), "expected attributes like +dotprod or -aes"),
-        "features": (all(map(_FEATURE.fullmatch, target.features)), "expected names as in /proc/cpuinfo"),
+        "triple": (target.triple == TRIPLES[target.arch], f"expected {TRIPLES[target.arch]}"),
         "lanes_f32": (target.lanes_f32 in (4, 8, 16), "expected 4, 8 or 16"),
         "vector_registers": (target.vector_registers in (16, 32), "expected 16 or 32"),
-        "dot": (target.dot in DOTS, f"expected one of {', '.join(map(repr, DOTS))}"),
-        "glibc": (bool(_GLIBC.fullmatch(target.glibc)), "expected a version like 2.28"),
-        "emulate": (not target.emulate or bool(_NAME.fullmatch(target.emulate)), "expected a CPU of QEMU"),
-        "cores": (target.cores <= 4096, "expected at most 4096"),
     }
-    for key, (fine, expected) in rules.items():
-        if not fine:
+    for key, (holds, expected) in rules.items():
+        if not holds:
             raise _wrong(path, key, expected)
     return target
+
+
+def _keys() -> list[str]:
+    return [field.name for field in dataclasses.fields(Target) if field.name != "id"]
 
 
 def _text(path: Path, fields: dict[str, Any], key: str) -> str:
@@ -302,12 +269,6 @@ def _factors(path: Path, key: str, value: Any) -> tuple[tuple[str, float], ...]:
     ):
         raise _wrong(path, key, "expected a table of kernels with numbers from 0.01 to 100")
     return tuple(sorted((name, float(number)) for name, number in value.items()))
-
-
-def _texts(path: Path, key: str, value: Any) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or len(value) > 200:
-        raise _wrong(path, key, "expected a list of names")
-    return tuple(_text(path, {key: item}, key) for item in value)
 
 
 def _wrong(path: Path, key: str, expected: str) -> TargetError:
