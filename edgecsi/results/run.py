@@ -79,14 +79,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 require_quiet()
             folder.mkdir(parents=True, exist_ok=True)
             measure_all(folder, chosen.only, None if chosen.quick else chosen.seconds, _say)
-        stored = read_all(folder)
-        disk.write(page_of(chosen.docs, folder), page(stored))
-        if folder == chosen.docs / "results":
-            write_readme(chosen.docs.parent / "README.md", stored)
+        write_pages(chosen.docs)
     except EdgecsiError as error:
         _say(f"error: {error}")
         return error.exit_code
     return 0
+
+
+def write_pages(docs: Path) -> None:
+    """The pages of all kinds of CPU, and the figures of README.md, from the raw results there are."""
+    first = docs / "results"
+    for folder in (first, *(sub for sub in sorted(first.glob("*")) if sub.is_dir())):
+        if (stored := read_all(folder)) or folder == first:
+            disk.write(page_of(docs, folder), page(stored))
+    write_readme(docs.parent / "README.md", read_all(first))
 
 
 def require_quiet(seconds: float = 2.0) -> None:
