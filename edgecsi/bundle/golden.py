@@ -85,4 +85,4 @@ def _member(archive: zipfile.ZipFile, name: str) -> NDArray[Any]:
         if np.lib.format.read_magic(stream) != (1, 0):
             raise ValueError(f"{name} is not as it was written")
         shape, _, dtype = np.lib.format.read_array_header_1_0(stream)
-        return np.frombuffer(stream.read(), dtype).reshape(shape)
+        return np.frombuffer(bytearray(stream.read()), dtype).reshape(shape)  # writable, as PyTorch wants it
