@@ -146,12 +146,11 @@ def scratch(runs: bool = False) -> Iterator[Path]:
         folder = parent / f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}"
         folder.mkdir(mode=0o700)
     except OSError as error:
-        where = tempfile.tempdir or "the temporary folder"
-        raise refusal(
-            error,
-            Path(where),
+        where = Path(tempfile.tempdir or "the temporary folder")
+        raise ToolchainError(
+            f"{where} takes no temporary files",
+            refusal(error, where).why,
             "make room, or set TMPDIR to another folder",
-            "has no room for temporary files",
         ) from error
     with held(folder):
         yield folder

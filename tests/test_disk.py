@@ -162,7 +162,7 @@ def test_a_temporary_folder_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         (folder / "a").write_text("x")
     assert names(tmp_path) == []
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
-    with pytest.raises(InputError, match="TMPDIR"), disk.scratch():
+    with pytest.raises(ToolchainError, match="TMPDIR"), disk.scratch():
         pass
 
 

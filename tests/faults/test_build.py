@@ -117,10 +117,10 @@ def test_a_full_disk_while_the_library_is_made(
     write_bytes, write_text = Path.write_bytes, Path.write_text
 
     def full(original):  # type: ignore[no-untyped-def]
-        def write(self, content):  # type: ignore[no-untyped-def]
+        def write(self, content, **options):  # type: ignore[no-untyped-def]
             if self.name == name:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
-            return original(self, content)
+            return original(self, content, **options)
 
         return write
 
