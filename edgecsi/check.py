@@ -17,6 +17,7 @@ from edgecsi import disk, several, verdict
 from edgecsi import target as targets
 from edgecsi.errors import CheckFailed, TargetError
 from edgecsi.names import split_batch
+from edgecsi.several import check_inputs
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -76,22 +77,6 @@ def cannot_run(target: targets.Target) -> str:
         return f"this CPU lacks {', '.join(missing)}"
     names = (f"qemu-{target.arch}", f"qemu-{target.arch}-static")
     return "" if any(map(shutil.which, names)) else "QEMU is missing (apt-get install qemu-user)"
-
-
-def check_inputs(model: LoadedModel, samples: int) -> tuple[NDArray[Any], str]:
-    """Inputs to check with: shipped channels if the model takes channels, else seeded random numbers.
-
-    Returns:
-        float32 ``[samples, *shape]``, and what they are.
-    """
-    shape = tuple(model.example_input.shape)
-    samples = -(-samples // shape[0]) * shape[0]
-    if shape[1:] == (2, 32, 32):
-        from edgecsi.channels.shipped import test_set
-
-        return test_set(samples), "shipped UMi channels"
-    numbers = np.random.default_rng(0).standard_normal((samples, *shape[1:]), np.float32)
-    return numbers, "normally distributed numbers"
 
 
 def golden_values(
