@@ -14,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYOUT = ROOT / "docs" / "layout.md"
 MAX_LINES, MAX_FILES = 450, 25
+MORE_FILES = {"cli": 30}  # one file a verb
 # Tables: rows of one kind, to be looked up and not to be read.
 TABLES = {
     "kernels/emit.py", "lower/operators/elementwise.py", "lower/operators/moves.py", "results/reliability/damage.py",
@@ -126,7 +127,10 @@ def test_every_room_exists_and_is_described() -> None:
         # checkpoints of others hold an argparse.Namespace
         (("click", "argparse", "rich"), (*TALKS, "models/checkpoint_files.py")),
         (("socket", "socketserver", "http", "urllib", "ssl"), ("device",)),
-        (("tempfile",), ("disk.py", "device", "deploy/here.py", "codegen/library.py", "results/reliability")),
+        (
+            ("tempfile",),
+            ("disk.py", "doctor.py", "device", "deploy/here.py", "codegen/library.py", "results/reliability"),
+        ),
         # to make hostile files of
         (("pickle", "marshal", "shelve"), ("results/reliability/damage.py",)),
     ],
@@ -167,4 +171,5 @@ def test_nothing_is_too_long() -> None:
     full = defaultdict(int)
     for path in files().values():
         full[path.parent] += 1
-    assert not {within(folder): count for folder, count in full.items() if count > MAX_FILES}
+    crowded = {within(f): n for f, n in full.items() if n > MORE_FILES.get(within(f), MAX_FILES)}
+    assert not crowded
