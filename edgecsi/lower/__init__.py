@@ -25,10 +25,10 @@ from edgecsi.lower.import_torch import import_torch
 from edgecsi.lower.integers_in_fp32 import integers_in_fp32
 from edgecsi.lower.leave_to_tvm import leave_to_tvm
 from edgecsi.lower.merge_views import merge_views
-from edgecsi.lower.net import net
 from edgecsi.lower.plan_calls import Planner, describe
 from edgecsi.lower.recognise_activations import recognise_activations
 from edgecsi.lower.recognise_layers import recognise_layers
+from edgecsi.lower.refuse import net
 from edgecsi.lower.select_kernels import Choice, select_kernels
 from edgecsi.lower.use_records import use_records
 from edgecsi.names import batch_entry

@@ -18,8 +18,8 @@ from edgecsi.kernels.base import constant_bytes
 from edgecsi.kernels.variants import candidates
 from edgecsi.lower.fallback import legalise
 from edgecsi.lower.graph import Graph, Node, Value
-from edgecsi.lower.net import net
 from edgecsi.lower.plan_memory import Need, plan_memory, sample_stride
+from edgecsi.lower.refuse import net
 from edgecsi.lower.select_kernels import Choice, used_density
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Dense, Op

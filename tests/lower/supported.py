@@ -1,0 +1,72 @@
+"""Makes `docs/supported.md` of the operators under test: ``python -m tests.lower.supported``.
+
+Each function of `tests.lower.operators` is lowered by itself; what computes it is what the plan calls.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+
+from edgecsi import target as targets
+from edgecsi.codegen.program import Entry
+from edgecsi.lower import lower
+from tests.lower import operators
+
+PAGE = Path(__file__).parents[2] / "docs" / "supported.md"
+BEGIN = "<!-- made by `python -m tests.lower.supported` -->"
+HEAD = f"""# Operators
+
+What of PyTorch a network may use. Each line is a test: the library answers what PyTorch answers, to 1e-5 of the largest
+output, NaN and infinity included. Shapes are compiled in; inputs and outputs are float32, or int32 for integers and
+booleans of any width; half precision inside is rounded after every operation, as PyTorch does on a CPU.
+
+Three things can compute an operator: **own** kernels (written for the target, their knobs can be tuned), nothing at all
+(**folded**: it goes into weights, into the kernel before it, or is only another view of the same memory), or **TVM**'s
+loops, vectorised but not tuned. What depends on parameters alone is computed when the library is built.
+
+Not supported, and refused by name: random numbers and dropout that is left on, results whose size depends on data
+(`nonzero`, `x[x > 0]`, `unique`, `item()`), branches on values, decompositions of matrices (`svd`, `inv`), special
+functions (`i0`, `digamma`), complex inputs and outputs (pass `view_as_real`).
+
+{BEGIN}
+"""
+
+
+def computed_by(entry: Entry) -> str:
+    """Who computes the calls of a plan, apart from copies of the caller's tensors."""
+    own = {call.kernel for call in entry.calls if call.kernel not in ("tvm", "elementwise")}
+    own |= {"elementwise" for call in entry.calls if call.kernel == "elementwise"} if not own else set()
+    foreign = any(call.kernel == "tvm" for call in entry.calls)
+    parts = [f"own: {', '.join(f'`{kernel}`' for kernel in sorted(own))}"] if own else []
+    return "; ".join([*parts, *(["TVM"] if foreign else [])]) or "folded"
+
+
+def rows(theme: str) -> list[str]:
+    """The lines of a theme's table."""
+    found = []
+    for name in operators.THEMES[theme]:
+        module, example = operators.network(theme, name)
+        entry = lower(module, [example], "full", targets.load("x86"))[0]
+        found.append(f"| {name.replace('|', '/')} | {computed_by(entry)} |")
+        print(found[-1], file=sys.stderr, flush=True)
+    return found
+
+
+def main() -> None:
+    """Write the page."""
+    torch.set_num_threads(1)
+    text = HEAD
+    for theme in operators.THEMES:
+        text += (
+            f"\n## {theme.capitalize()}\n\n| operator | computed by |\n|---|---|\n"
+            + "\n".join(rows(theme))
+            + "\n"
+        )
+        PAGE.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,65 @@
+"""What cannot be compiled is refused by the name its author knows, with the line of the file; nothing is called a bug."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edgecsi.errors import ModelError
+from tests._builds import lowered
+
+
+class Does(nn.Module):
+    def __init__(self, function: Callable[[Any, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+        self.register_buffer("count", torch.zeros(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self, x)
+
+
+@pytest.mark.parametrize(
+    ("function", "words"),
+    [
+        (
+            lambda s, x: F.dropout(x, 0.1),
+            ["dropout is left on", "training=self.training", "test_refusals.py:"],
+        ),
+        (lambda s, x: F.scaled_dot_product_attention(x, x, x, dropout_p=0.1), ["dropout is left on"]),
+        (lambda s, x: x + torch.randn_like(x), ["random numbers", "randn_like", "test_refusals.py:"]),
+        (lambda s, x: x[x > 0], ["indexing with a mask", "torch.where", "test_refusals.py:"]),
+        (lambda s, x: x.unique(), ["unique"]),
+        (lambda s, x: x * x.max().item(), ["item()"]),
+        (lambda s, x: x * 2 if x.sum() > 0 else x, ["decides by the values", "torch.where"]),
+        (lambda s, x: torch.fft.fft(x), ["complex", "view_as_real"]),
+        (lambda s, x: torch.linalg.svd(x[0])[1], ["_linalg_svd", "test_refusals.py:"]),
+    ],
+)
+def test_refusals_name_what_why_and_where(
+    function: Callable[[Any, Tensor], Tensor], words: list[str]
+) -> None:
+    with pytest.raises(ModelError) as caught:
+        lowered(Does(function), torch.randn(1, 4, 8))
+    text = str(caught.value)
+    assert all(word in text for word in words), text
+    assert "bug" not in text
+
+
+def test_a_network_that_keeps_state_is_refused() -> None:
+    def counts(self: Any, x: Tensor) -> Tensor:
+        self.count.add_(1)
+        return x * self.count
+
+    with pytest.raises(ModelError, match="state"):
+        lowered(Does(counts), torch.randn(1, 8))
+
+
+def test_dropout_of_probability_zero_and_in_eval_mode_is_no_dropout() -> None:
+    network = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), Does(lambda s, x: F.dropout(x, 0.0)))
+    assert lowered(network, torch.randn(1, 8)).calls
