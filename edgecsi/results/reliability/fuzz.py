@@ -23,10 +23,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from edgecsi.errors import EdgecsiError
+from edgecsi.errors import EdgecsiError, Notice
 from edgecsi.results.reliability.readers import Reader, make_samples, readers
 
 SECONDS, GIGABYTES = 2.0, 2
+PATIENCE = 600  # seconds for a process to start and end on a busy machine; each read has its own limit
 BATCH = 20
 
 
@@ -126,7 +127,7 @@ def fuzz(
                 process.start()
                 theirs.close()
                 try:
-                    if ours.poll(share + 120):
+                    if ours.poll(share + PATIENCE):
                         tally.add(ours.recv())
                 except EOFError:
                     pass
@@ -220,6 +221,7 @@ def read(reader: Reader, content: bytes, work: Path) -> EdgecsiError | None:
     try:
         with warnings.catch_warnings(), _at_most(10 * SECONDS):
             warnings.simplefilter("error")
+            warnings.simplefilter("ignore", Notice)  # lines for the user, on purpose
             reader.read(path)
     except EdgecsiError as error:
         refused = error
