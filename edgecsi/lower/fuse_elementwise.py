@@ -130,6 +130,9 @@ def _through_view(graph: Graph, node: Node) -> bool:
             return False
         if first.operand.shape != node.inputs[0].shape or not _hosted(graph, view.inputs[0]):
             return False
+        order = {id(n.output): i for i, n in enumerate(graph.nodes)}
+        if order[id(view.inputs[0])] < order.get(id(_viewed(graph, node.inputs[0])), -1):
+            return False  # the later of the two takes it; without this rule they would pass it to and fro
         node.inputs[0], first.operand = first.operand, node.inputs[0]
     inner = view.inputs[0]
     if inner.data is not None or graph.producer(inner) is None or node.output.shape != view.output.shape:
