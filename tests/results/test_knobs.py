@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -15,7 +16,10 @@ from edgecsi.errors import ToolchainError, UsageError
 from edgecsi.results import knobs
 from edgecsi.tune import harness
 
-QUIET = Snapshot("2026-01-02T03:04:05+00:00", 0.0, None, None, None, None, 0, 0.0, 0.0, 0.0)
+QUIET = Snapshot(
+    "2026-01-02T03:04:05+00:00", 0.0, (0.0, 0.0, 0.0), "performance", (3000.0,), 40.0, 0, 0.0, 0.0, 0.0
+)
+LATER = dataclasses.replace(QUIET, clock=10.0)
 LINEAR = "linear-90-16x4-int8-host"
 NETWORK = "mlp-joint90-host"
 
@@ -35,7 +39,8 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[harness.Case]]:
 
     monkeypatch.setattr(harness, "run_cases", run_cases)
     monkeypatch.setattr(knobs, "_MOST", 4)
-    monkeypatch.setattr(knobs, "snapshot", lambda: QUIET)
+    snapshots = itertools.cycle((QUIET, LATER))
+    monkeypatch.setattr(knobs, "snapshot", lambda: next(snapshots))
     return asked
 
 
@@ -95,7 +100,7 @@ def test_the_layers_of_a_network_are_summed_up(tmp_path: Path, timed: list[Seque
 def test_what_cannot_be_believed_is_marked(
     tmp_path: Path, timed: list[Any], monkeypatch: pytest.MonkeyPatch, after: dict[str, Any], said: str
 ) -> None:
-    snapshots: Iterator[Snapshot] = iter((QUIET, dataclasses.replace(QUIET, **after)))
+    snapshots: Iterator[Snapshot] = iter((QUIET, dataclasses.replace(LATER, **after)))
     monkeypatch.setattr(knobs, "snapshot", lambda: next(snapshots))
     assert run(tmp_path, LINEAR) == 0
     assert kept(tmp_path)[LINEAR]["validity"]["state"] == said.split(";")[0]
