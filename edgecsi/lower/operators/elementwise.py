@@ -339,6 +339,8 @@ def _to(call: Call) -> Any:
     x = call["self"]
     if dtype == "bool" and str(x.ty.dtype) != "bool":
         return call.emit(relax.op.not_equal(x, call.cast(0, str(x.ty.dtype))))
+    if str(x.ty.dtype) in FLOATS and dtype in ("int8", "uint8", "int16"):
+        x = call.cast(x, "int32")  # too large a number keeps its low bits; by itself that is undefined
     return call.cast(x, dtype)
 
 
