@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -32,6 +33,12 @@ DEBIAN_PACKAGE = {
 
 INSTRUCTIONS = {"avx2", "avx512f", "avx512_vnni", "avx512vbmi", "avx_vnni"}
 """Of x86, that kernels are written for."""
+
+
+def pytest_configure() -> None:
+    """Ctrl-C reaches tests also where they were started in the background, which makes programs ignore it."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

@@ -16,6 +16,7 @@ from edgecsi.codegen.interface import C_TYPES, environment
 from edgecsi.codegen.program import ALIGN, Call, Entry, Place
 from edgecsi.codegen.target_features import feature_bits
 from edgecsi.codegen.zig import zig_cc
+from edgecsi.errors import ToolchainError
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -127,6 +128,10 @@ def build_library(
                  "driver.c", "blob.S", "kernels.o", "-lm"],
                 triple=f"{target.arch}-linux-gnu.{target.glibc}", cwd=where,
             )  # fmt: skip
+            if not (where / "library.so").is_file():
+                raise ToolchainError(
+                    "the linker wrote no library.so", "it said that all went well", "run `edgecsi doctor`"
+                )
             return (where / "library.so").read_bytes()
 
     except OSError as error:

@@ -18,6 +18,7 @@ from edgecsi.bench import api, peers
 from edgecsi.bench import result as report
 from edgecsi.bench.peers.conversion import converting, missing, silent_streams
 from edgecsi.bench.peers.litert import CONVERTER
+from edgecsi.bench.peers.protocol import entry_module
 from edgecsi.bench.result import Protocol
 from edgecsi.bundle import Bundle, Manifest
 from edgecsi.errors import BundleError, CheckFailed, DataError, ToolchainError, UsageError
@@ -66,7 +67,7 @@ class Fake:
     def prepare(self, module: nn.Module, example: peers.Array, entry: str) -> peers.Run:
         if self.refuses:
             raise ToolchainError("fake cannot take this network", "it has corners", "leave it out")
-        part = peers.entry_module(module, entry)
+        part = entry_module(module, entry)
 
         def run(x: peers.Array) -> peers.Array:
             with torch.inference_mode():
@@ -263,9 +264,9 @@ def test_a_model_with_methods_has_entries_too() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.encode(x)
 
-    assert peers.entry_module(Methods(), "encoder")(torch.ones(1)).item() == 2
+    assert entry_module(Methods(), "encoder")(torch.ones(1)).item() == 2
     with pytest.raises(UsageError, match="no entry 'decoder'"):
-        peers.entry_module(Methods(), "decoder")
+        entry_module(Methods(), "decoder")
 
 
 def test_a_converter_is_silent_and_its_failure_named(capfd: pytest.CaptureFixture[str]) -> None:

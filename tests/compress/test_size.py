@@ -14,12 +14,19 @@ ALL = 64 * 128
 def dense(kept: torch.Tensor) -> nn.Sequential:
     layer = nn.Linear(128, 64, bias=False)
     with torch.no_grad():
-        layer.weight.copy_(torch.where(kept, 1.0, 0.0))
+        layer.weight.copy_(torch.where(kept, 0.1, 0.0))
     return nn.Sequential(layer)
 
 
 def test_a_full_layer_takes_all_its_weights() -> None:
     assert stored_bytes(dense(torch.ones(64, 128) > 0)) == 4 * ALL
+
+
+def test_half_precision_numbers_take_two_bytes() -> None:
+    net = dense(torch.ones(64, 128) > 0)
+    with torch.no_grad():
+        net[0].weight.copy_(net[0].weight.half().float())
+    assert stored_bytes(net) == 2 * ALL
 
 
 def test_rows_and_columns_of_zeros_are_left_out_and_the_others_listed() -> None:
