@@ -23,6 +23,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value from a file or a command line, as an error may show it: on one line, and not longer than that."""
+    text = repr(value)
+    return text if len(text) <= most else f"{text[:most]}…"
+
+
 class EdgecsiError(Exception):
     """Base of all errors that are the user's to act on.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from edgecsi import cpu
-from edgecsi.errors import TargetError
+from edgecsi.errors import TargetError, shown
 from edgecsi.names import suggestion
 from edgecsi.schema import Line, between, convert, matching, parse_toml, read_bytes
 
@@ -140,7 +140,7 @@ def _find(name: str, beside: Path | None = None) -> Path:
     path = _FOLDER / f"{name}.toml"
     if not all(_NAME.fullmatch(part) for part in name.split("/")) or not path.is_file():
         raise TargetError(
-            f"there is no target {name!r}",
+            f"there is no target {shown(name)}",
             f"the targets are {', '.join(list_targets())}",
             suggestion(name, list_targets(), "name one of these, or give the path of a .toml file"),
         )

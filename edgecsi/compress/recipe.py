@@ -22,7 +22,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from edgecsi.errors import RecipeError
+from edgecsi.errors import RecipeError, shown
 from edgecsi.names import suggestion
 from edgecsi.schema import Fraction, between, convert, decode_toml, read_bytes
 
@@ -65,7 +65,7 @@ class Pattern:
         if (match := re.fullmatch(r"(\d{1,2}):(\d{1,2})", name)) and 0 < int(match[1]) < int(match[2]):
             return Pattern(name, keep=int(match[1]), group=int(match[2]))
         raise RecipeError(
-            f"there is no pattern {name!r}",
+            f"there is no pattern {shown(name)}",
             "patterns are unstructured, rows, columns, bsr{ROWS}x{COLUMNS} and N:M with N < M",
             "for example bsr16x1 (16 neighbouring outputs, 1 input) or 2:4",
         )
@@ -307,7 +307,7 @@ def load(name: str | Path) -> Recipe:
         return parse(resources.files("edgecsi").joinpath("recipes", f"{text}.toml").read_text("utf-8"), text)
     if path.suffix != ".toml":
         raise RecipeError(
-            f"there is no recipe {text!r}",
+            f"there is no recipe {shown(text)}",
             suggestion(text, known, f"there are {', '.join(known)}"),
             "see `edgecsi recipes`, or give a .toml file",
         )
@@ -352,7 +352,7 @@ def _step(where: str, raw: dict[str, Any]) -> Step:
     kind = _KINDS.get(raw["do"]) if isinstance(raw.get("do"), str) else None
     if kind is None:
         raise RecipeError(
-            f"{where}: do = {raw.get('do')!r}",
+            f"{where}: do = {shown(raw.get('do'))}",
             f"a step does one of {', '.join(_KINDS)}",
             "choose one of them",
         )

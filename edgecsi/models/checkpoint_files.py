@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecsi import file_kinds
-from edgecsi.errors import ModelError
+from edgecsi.errors import ModelError, shown
 from edgecsi.models import sparse_tensors
 
 if TYPE_CHECKING:
@@ -246,9 +246,9 @@ def _safetensors_header(path: Path) -> dict[str, Any]:
             begin, end = tensor["data_offsets"]
             inside = 0 <= begin <= end <= size - 8 - length
         except (TypeError, KeyError, ValueError) as error:
-            raise damaged(path, f"the entry of {name!r} has no offsets") from error
+            raise damaged(path, f"the entry of {shown(name)} has no offsets") from error
         if not inside:
-            raise damaged(path, f"{name!r} claims bytes {begin} to {end} outside the file")
+            raise damaged(path, f"{shown(name)} claims bytes {begin} to {end} outside the file")
     return header
 
 
@@ -311,7 +311,7 @@ def _refusal(path: Path, error: Exception) -> ModelError:
 def _holds_modules(path: Path) -> bool:
     """Whether a file of torch.save holds modules themselves; their dictionaries have names. Nothing is executed."""
     try:
-        if zipfile.is_zipfile(path):
+        if _is_archive(path):
             with zipfile.ZipFile(path) as archive:
                 name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
                 with archive.open(name) as file:
@@ -324,6 +324,14 @@ def _holds_modules(path: Path) -> bool:
     return all(word in data for word in (b"_parameters", b"_buffers", b"_modules"))
 
 
+def _is_archive(path: Path) -> bool:
+    """Whether a file ends as a zip archive does; one of several disks raises before it says so."""
+    try:
+        return zipfile.is_zipfile(path)
+    except zipfile.BadZipFile:
+        return True
+
+
 def _check_archive(path: Path) -> None:
     """Refuse programs and zip bombs before torch opens the file."""
     kind = file_kinds.describe(path) or ""
@@ -334,7 +342,7 @@ def _check_archive(path: Path) -> None:
             "loading one can run code that it brings",
             "save model.state_dict() and give that file",
         )
-    if not zipfile.is_zipfile(path):
+    if not _is_archive(path):
         return
     try:
         with zipfile.ZipFile(path) as archive:
