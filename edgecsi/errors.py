@@ -42,7 +42,7 @@ class EdgecsiError(Exception):
 
     def __init__(self, what: str, why: str = "", fix: str = "") -> None:
         # Parts of a message may come from a stranger's file: a terminal must not obey them.
-        self.what, self.why, self.fix = map(_printable, (what, why, fix))
+        self.what, self.why, self.fix = _printable(what, 600), _printable(why, 2800), _printable(fix, 590)
         super().__init__(self.what)
 
     def __str__(self) -> str:
@@ -53,8 +53,10 @@ class Notice(UserWarning):
     """Something the user should know although the work goes on: a Python warning; the command line prints a line."""
 
 
-def _printable(text: str) -> str:
-    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+def _printable(text: str, most: int) -> str:
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() or c == "\n" else "?" for c in text)
+    return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 class UsageError(EdgecsiError):

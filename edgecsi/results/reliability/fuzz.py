@@ -191,7 +191,10 @@ def _batch(
     @hypothesis.given(st.data())
     def read_one(data: Any) -> None:
         nonlocal last
-        damaged = last = way(good, lambda strategy: data.draw(strategy))
+        try:
+            damaged = last = way(good, lambda strategy: data.draw(strategy))
+        except (MemoryError, RecursionError):
+            hypothesis.reject()  # so deep that it cannot even be made
         counts.executions += 1
         error = read(reader, damaged, work)
         counts.read += error is None
