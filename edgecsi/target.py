@@ -236,6 +236,8 @@ def _check(name: str, fields: dict[str, Any], path: Path) -> Target:
             f"a target has the keys alias, extends, detect, cpu, {', '.join(_keys())}",
             "correct the spelling or remove the key",
         )
+    if "factors" in fields:
+        fields = {**fields, "factors": _factors(path, "factors", fields["factors"])}
     fix = 'correct the file; what is missing may be taken from another target (extends = "rpi4")'
     target = convert({"id": name, **fields}, Target, what=str(path), error=TargetError, fix=fix)
     rules = {

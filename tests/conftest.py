@@ -36,9 +36,10 @@ INSTRUCTIONS = {"avx2", "avx512f", "avx512_vnni", "avx512vbmi", "avx_vnni"}
 
 
 def pytest_configure() -> None:
-    """Ctrl-C reaches tests also where they were started in the background, which makes programs ignore it."""
-    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Signals reach tests also where they were started in the background, which makes programs ignore some."""
+    for number, handler in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
