@@ -50,7 +50,7 @@ def _zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-    except (zipfile.BadZipFile, OSError, ValueError):
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError):
         return "a zip archive that was cut short: copy or download it again"
     if any(name.endswith(("archive_format", "serialized_exported_program.json")) for name in names):
         return "an exported program (torch.export.save)"

@@ -319,7 +319,7 @@ def _holds_modules(path: Path) -> bool:
         else:
             with path.open("rb") as plain:
                 data = plain.read(_MAX_HEADER)
-    except (OSError, ValueError, StopIteration, zipfile.BadZipFile):
+    except (OSError, ValueError, StopIteration, NotImplementedError, zipfile.BadZipFile):
         return False
     return all(word in data for word in (b"_parameters", b"_buffers", b"_modules"))
 
@@ -347,7 +347,7 @@ def _check_archive(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError) as error:
+    except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
         raise damaged(path, str(error)) from error
     # torch.save stores without compression, so the parts can never be larger than the whole
     total, size = sum(member.file_size for member in members), path.stat().st_size
