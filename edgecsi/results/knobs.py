@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgecsi import disk
 from edgecsi.bench.environment import judge, machine, snapshot
@@ -74,13 +73,14 @@ def search(scenario: Scenario) -> list[Searched]:
 
 def _search_layer(choice: Any, target: Any) -> Searched:
     from edgecsi.tune.harness import Case, run_cases
+    from edgecsi.tune.measure import random_input
 
     kernel, op, default = choice.kernel, choice.op, dict(choice.knobs)
     space = kernel.space(op, target)
     settings = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
     rng = np.random.default_rng(0)
     some = [settings[i] for i in sorted(rng.permutation(len(settings))[:_MOST].tolist())]
-    inputs = [_random(rng, layout.shape, layout.dtype) for layout in op.inputs]
+    inputs = [random_input(rng, layout.shape, layout.dtype) for layout in op.inputs]
     cases = [Case(kernel, op, inputs, default)]
     for knobs in some:
         if knobs == default:
@@ -94,12 +94,6 @@ def _search_layer(choice: Any, target: Any) -> Searched:
     best = min(range(len(cases)), key=times.__getitem__)
     found = dict(cases[best].knobs or {})
     return Searched(op.name, kernel.name, default, times[0], found, times[best])
-
-
-def _random(rng: np.random.Generator, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    if dtype == "float32":
-        return rng.standard_normal(shape, np.float32)
-    return rng.integers(0, 256, shape).astype(dtype)
 
 
 def searched(only: str = "") -> list[Scenario]:

@@ -71,7 +71,7 @@ class Bench:
 
     def __post_init__(self) -> None:
         numbers = np.random.default_rng(0)
-        self._inputs = [_random(numbers, layout.shape, layout.dtype) for layout in self.op.inputs]
+        self._inputs = [random_input(numbers, layout.shape, layout.dtype) for layout in self.op.inputs]
         with np.errstate(all="ignore"):
             self._expected = self.op.reference(*self._inputs)
         memory = [lay.store(x) for lay, x in zip(self.op.inputs, self._inputs, strict=True)]
@@ -217,7 +217,8 @@ def _wrong(y: NDArray[Any], expected: NDArray[Any]) -> str:
     )
 
 
-def _random(numbers: np.random.Generator, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+def random_input(numbers: np.random.Generator, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
+    """A layer's input to time it with: normally distributed fp32, or codes of the whole range."""
     if dtype == "float32":
         return numbers.standard_normal(shape, np.float32)
     return numbers.integers(0, 256, shape).astype(dtype)
