@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,33 +12,13 @@ from edgecsi.bench.statistics import ratio
 from edgecsi.codegen.program import Entry
 from edgecsi.target import Target
 from edgecsi.tune.isolated import Timer
+from edgecsi.tune.result import Compared
 from edgecsi.tune.trial_bundle import NAME, trial_bundle
 
 TURNS, CALLS = 40, 40
 
 Turns = list[NDArray[np.float64]]
 """µs of single calls, one array a turn; for counted networks one turn of one number, in millions of instructions."""
-
-
-@dataclass(frozen=True)
-class Compared:
-    """A network with the default choices and with those that were found.
-
-    Attributes:
-        default_us, tuned_us: medians (millions of instructions, if counted). ratio: tuned to default; below 1 is a
-            gain. low, high: the ratio's 95 % interval.
-    """
-
-    default_us: float
-    tuned_us: float
-    ratio: float
-    low: float
-    high: float
-
-    @property
-    def faster(self) -> bool:
-        """Whether the gain is more than noise."""
-        return self.high < 1.0
 
 
 def measure(

@@ -17,24 +17,26 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from edgecsi import cpu, disk
 from edgecsi import target as targets
 from edgecsi.device import open_device
 from edgecsi.errors import CheckFailed, ConnectionLost, TargetError, Unreachable, UsageError
 from edgecsi.kernels.records import Means, Record, append, own_file, read_records
-from edgecsi.kernels.variants import all_kernels, candidates
+from edgecsi.kernels.tiling import read_gbps
+from edgecsi.kernels.variants import all_kernels, candidates, estimate
 from edgecsi.kernels.workload import code, workload
 from edgecsi.lower import choose
 from edgecsi.lower.graph import Graph, Node
 from edgecsi.lower.plan_calls import Planner
 from edgecsi.lower.select_kernels import Choice
+from edgecsi.ops.operators import Op
 from edgecsi.target import Target
 from edgecsi.tune import in_place
 from edgecsi.tune.isolated import Isolated, Timer
 from edgecsi.tune.measure import Bench
-from edgecsi.tune.result import TunedLayer, TuneResult
+from edgecsi.tune.result import Candidate, Compared, TunedLayer, TuneResult
 from edgecsi.tune.search import Found, Setting, Space, Time, search
 
 Progress = Callable[[float, float, str], None]
@@ -327,9 +329,9 @@ def _confirm(
     target: Target,
     device: Timer,
     counted: bool,
-) -> dict[str, in_place.Compared]:
+) -> dict[str, Compared]:
     """Compare every entry with defaults and with choices; what loses in place becomes the default again."""
-    compared: dict[str, in_place.Compared] = {}
+    compared: dict[str, Compared] = {}
     for name, (graph, chosen) in networks.items():
         keys = [workload(c.op) if isinstance(c, Choice) else "" for c in chosen]
 
@@ -406,10 +408,33 @@ def _layer(work: Work) -> TunedLayer:
         if taken is not None:
             times.setdefault(setting.kernel, []).append(taken.median)
     statuses = [outcome.status for outcome in work.bench.outcomes.values()]
+    op = work.choice.op
+    bound, share = (None, None) if work.bench.count else _bound(op, work.bench.target, found)
     return TunedLayer(
-        layer=work.names[0], others=tuple(work.names[1:]), workload=workload(work.choice.op),
-        default=Setting.of(work.choice.kernel.name, work.choice.knobs), best=found.best,
+        layer=work.names[0], others=tuple(work.names[1:]), workload=workload(op),
+        default=_named(Setting.of(work.choice.kernel.name, work.choice.knobs)), best=_named(found.best),
         default_us=found.default_time.median, best_us=found.best_time.median, kept=_wins(found),
         tried=sum(len(v) for v in times.values()),
-        failed=sum(status in ("wrong", "crashed", "hung") for status in statuses), times=times,
+        failed=sum(status in ("wrong", "crashed", "hung") for status in statuses),
+        times={kernel: tuple(taken) for kernel, taken in times.items()}, bound=bound, share=share,
     )  # fmt: skip
+
+
+def _named(setting: Setting) -> Candidate:
+    return Candidate(setting.kernel, dict(setting.knobs))
+
+
+def _bound(op: Op, target: Target, found: Found) -> tuple[Literal["bytes", "MACs"] | None, float | None]:
+    """What takes longest in the best setting by the target's own figures, and its share of the time."""
+    cost = estimate(all_kernels()[found.best.kernel], op, target, dict(found.best.knobs))
+    integer = found.best.kernel.startswith(("qd8", "qs8")) and target.dot in (
+        "avx512_vnni",
+        "avx_vnni",
+        "sdot",
+    )
+    peak = target.peak_gmacs_f32 * (4 if integer else 1)
+    reading, multiplying = cost.bytes / read_gbps(target, cost.bytes) / 1e3, cost.macs / peak / 1e3
+    if not reading and not multiplying:
+        return None, None
+    least = max(reading, multiplying)
+    return "bytes" if reading >= multiplying else "MACs", min(1.0, least / found.best_time.median)

@@ -18,6 +18,7 @@ import pytest
 
 from edgecsi import target as targets
 from edgecsi.bundle import read_bundle
+from edgecsi.cli.output import as_json
 from edgecsi.device import open_device
 from edgecsi.errors import CheckFailed, ConnectionLost, DeviceError, UsageError
 from edgecsi.kernels.records import Record, append, read_records
@@ -29,7 +30,7 @@ from edgecsi.tune import network
 from edgecsi.tune.isolated import Isolated
 from edgecsi.tune.measure import Bench
 from edgecsi.tune.network import tune
-from edgecsi.tune.result import TuneResult
+from edgecsi.tune.result import TuneResult, read_tuned
 from edgecsi.tune.search import Setting
 
 NET = """
@@ -56,6 +57,8 @@ def test_a_network_is_tuned_and_the_next_build_uses_it(model: str, tmp_path: Pat
     assert len(result.layers) == 2
     assert all(layer.best_us <= layer.default_us for layer in result.layers)
     assert result.measured == sum(r.kind == "trial" for r in read_records([file]).lines)
+    (tmp_path / "tuned.json").write_text(as_json(result))
+    assert read_tuned(tmp_path / "tuned.json") == result
     options = BuildOptions(model=model, target="x86", out=tmp_path / "tuned", records=(file,))
     build(options)
     manifest = read_bundle(tmp_path / "tuned").manifest
