@@ -79,6 +79,7 @@ class Sustained:
         change: median of the last tenth over the first tenth, less 1.
         since: after how many seconds it had become slower, None if it did not.
         energy_uj: a call's share of the energy that a declared meter counted, in µJ.
+        meter: the file that was declared.
     """
 
     rate: float | None
@@ -87,6 +88,7 @@ class Sustained:
     change: float
     since: float | None
     energy_uj: float | None
+    meter: str | None = None
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Literal
 import numpy as np
 
 from edgecsi.bench.result import LayerTime, Limits
+from edgecsi.bench.statistics import Floats, median_interval
 from edgecsi.bundle import Bundle, Entry, Layer, read_golden
 from edgecsi.device import Device, Local
 
@@ -40,7 +41,7 @@ def measure_layers(
 def layer_times(
     device: Device, bundle: Bundle, entry: str, limits: Limits | None = None, passes: int = PASSES
 ) -> tuple[LayerTime, ...]:
-    """The median time of every layer over ``passes`` calls (fewer if they take more than 2 s, at least 5).
+    """Every layer's median, with its interval, over ``passes`` calls (fewer if they take more than 2 s, at least 5).
 
     Args:
         device: where.
@@ -54,14 +55,14 @@ def layer_times(
     measured = device.profile(bundle, entry, inputs, passes, SECONDS)
     if not len(measured):  # the device cannot tell
         return ()
-    medians = np.median(measured, axis=0) / 1e3
     return tuple(
-        _layer_time(layer, described, float(us), limits)
-        for layer, us in zip(described.layers, medians, strict=True)
+        _layer_time(layer, described, times / 1e3, limits)
+        for layer, times in zip(described.layers, np.asarray(measured).T, strict=True)
     )
 
 
-def _layer_time(layer: Layer, entry: Entry, us: float, limits: Limits | None) -> LayerTime:
+def _layer_time(layer: Layer, entry: Entry, times: Floats, limits: Limits | None) -> LayerTime:
+    us = float(np.median(times))
     carried_out = layer.macs * layer.density
     bound: Literal["bytes", "MACs"] | None = None
     share = None
@@ -78,6 +79,7 @@ def _layer_time(layer: Layer, entry: Entry, us: float, limits: Limits | None) ->
         gmacs=carried_out / max(1e3 * us, 1e-3),
         bound=bound,
         share=share,
+        interval=median_interval(times),
     )
 
 

@@ -18,7 +18,7 @@ from edgecsi.errors import DataError
 from edgecsi.schema import convert, one_line
 from edgecsi.verdict import Difference
 
-SCHEMA = 2
+SCHEMA = 3
 MAX_BYTES = 128 << 20
 _FIX = "write one with edgecsi bench --json FILE"
 State = Literal["valid", "suspect", "invalid"]
@@ -183,13 +183,14 @@ class LayerTime:
 
     Attributes:
         name, kernel: as in the manifest.
-        us: measured.
+        us: median over the passes.
         predicted_us: what the choice of the kernel was based on; None for kernels without an estimate.
         gbps: GB/s of weights.
         gmacs: GMAC/s, zeros that are left out not counted.
         bound: what this machine's limits say must take longest: reading the weights or multiplying; None if
             there is neither, or the limits are not known.
         share: the least possible time, by that limit, over ``us``.
+        interval: of ``us``; None in results of older schemas.
     """
 
     name: str
@@ -200,6 +201,7 @@ class LayerTime:
     gmacs: float
     bound: Literal["bytes", "MACs"] | None = None
     share: float | None = None
+    interval: Interval | None = None
 
 
 @dataclass(frozen=True)
@@ -412,7 +414,7 @@ def decode_result(tree: Any, path: Path) -> Result:
     """
     if not isinstance(tree, dict) or tree.get("kind") != "edgecsi bench":
         raise _no_result(path, "it has no kind 'edgecsi bench'")
-    # Schema 2 only added fields that may be left out.
+    # Schemas 2 and 3 only added fields that may be left out.
     schema = tree.get("schema")
     if type(schema) is not int or not 1 <= schema <= SCHEMA:
         raise _no_result(path, f"it has schema {one_line(schema)}, this edgecsi reads 1 to {SCHEMA}")

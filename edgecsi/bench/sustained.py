@@ -126,7 +126,8 @@ def sustained(
     trend, change, since = judge_trend(rows)
     calls = sum(row.calls for row in rows)
     energy = (meter.microjoules - used_before) / calls if meter is not None else None
-    return Sustained(rate, tuple(rows), trend, change, since, energy)
+    named = None if meter is None else str(meter.path)
+    return Sustained(rate, tuple(rows), trend, change, since, energy, named)
 
 
 def judge_trend(rows: Sequence[Second]) -> tuple[Trend, float, float | None]:

@@ -13,6 +13,7 @@ from edgecsi.cli.output import json_option, report
 from edgecsi.errors import CheckFailed, DataError
 
 if TYPE_CHECKING:
+    from edgecsi.report.compare import Compared
     from edgecsi.report.read import Shown
 
 
@@ -43,32 +44,46 @@ def _share(_context: click.Context, _option: click.Parameter, value: str | None)
 def command(results: tuple[Path, ...], fail_above: float | None, metric: str, json_to: str | None) -> None:
     """Hold a result of `edgecsi bench --json` against an earlier one: better, worse, same, or cannot tell.
 
-    Results of different machines, protocols or kinds are refused. With more than two results, or a folder of
-    them, the latencies are listed by date and steps are found.
+    Two folders (of `bench --save`) are compared entry by entry, the latest result of each. Results of different
+    machines, protocols or kinds are refused. With one folder, or more than two results, the latencies are listed by
+    date and steps are found.
 
     \b
     Example:
       edgecsi compare before.json after.json --fail-above 5%
+      edgecsi compare before/ after/
       edgecsi compare history/
     """
-    from edgecsi.report.compare import certain, compare, text
+    from edgecsi.report.compare import compare, pairs, text
     from edgecsi.report.read import read_shown
 
-    found = read_shown(results)
-    if len(found) != 2:
-        _trend(found, fail_above, json_to)
-        return
-    compared = compare(found[0], found[1], metric)
-    report(compared, lambda: text(compared), json_to)
-    if fail_above is None:
-        return
-    if worse := compared.worse_than(fail_above):
+    if len(results) == 2 and all(path.is_dir() for path in results):
+        both, notes = pairs(*(read_shown([path]) for path in results))
+        entries = [compare(*pair, metric) for pair in both]
+        words = "\n\n".join([*map(text, entries), *(f"NOTE: {note}" for note in notes)])
+        report({"entries": entries, "notes": notes}, lambda: words, json_to)
+    else:
+        found = read_shown(results)
+        if len(found) != 2:
+            _trend(found, fail_above, json_to)
+            return
+        entries = [compare(found[0], found[1], metric)]
+        report(entries[0], lambda: text(entries[0]), json_to)
+    if fail_above is not None:
+        _gate(entries, fail_above)
+
+
+def _gate(entries: Sequence[Compared], fail_above: float) -> None:
+    """Exit code 6 for what is certainly slower by more."""
+    from edgecsi.report.compare import certain
+
+    if worse := [(one, found) for one in entries if (found := one.worse_than(fail_above))]:
         raise CheckFailed(
-            f"{found[1].label} is slower than {found[0].label} by more than {100 * fail_above:g}%",
-            "; ".join(f"{change.what}: {change.before} -> {change.after}" for change in worse),
+            f"{', '.join(one.after for one, _ in worse)} is slower than before by more than {100 * fail_above:g}%",
+            "; ".join(f"{c.what}: {c.before} -> {c.after}" for _, found in worse for c in found),
             "look at the layers above, or at both with edgecsi report",
         )
-    if not certain(compared.changes):
+    if not all(certain(one.changes) for one in entries):
         click.echo("not certain, so it does not fail: measure longer, or on a quieter machine", err=True)
 
 

@@ -56,7 +56,9 @@ def over_time(result: Result) -> list[Part]:
     }[run.trend]
     rate = "" if run.rate is None else f" It was called {run.rate:g} times a second."
     energy = (
-        "" if run.energy_uj is None else f" One call took {number(run.energy_uj)} µJ by the declared meter."
+        ""
+        if run.energy_uj is None
+        else f" One call took {number(run.energy_uj)} µJ by the declared meter{f', {run.meter}' if run.meter else ''}."
     )
     parts: list[Part] = [
         Text(words + rate + energy),

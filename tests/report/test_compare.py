@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgecsi.bench.result import Result, Validity
+from edgecsi.bench.result import LayerTime, Result, Validity
+from edgecsi.bench.statistics import Interval, median_interval
 from edgecsi.cli import main
 from edgecsi.errors import DataError
 from edgecsi.report.compare import Compared, compare
@@ -27,7 +28,7 @@ def verdicts(change: float, pairs: int, peer: float | None = None, wander: float
     """Pairs of runs, the second slower by ``change``; from run to run the machine wanders a little."""
     generator = np.random.default_rng(7)
     runs = [
-        _results.result(45 * (1 + change * (i % 2)), i, peer, float(generator.normal(0, wander)))
+        _results.result(45 * (1 + change * (i % 2)), i, peer, float(generator.normal(0, wander)), cheap=True)
         for i in range(2 * pairs)
     ]
     return [compare(shown(a), shown(b)) for a, b in zip(runs[::2], runs[1::2], strict=True)]
@@ -40,7 +41,7 @@ def test_two_runs_of_one_library_are_the_same_in_95_of_100() -> None:
 
 
 def test_five_percent_are_found() -> None:
-    found = verdicts(0.05, 40)
+    found = verdicts(0.05, 20)
     assert all(one.changes[0].verdict == "worse" for one in found)
     assert all(one.worse_than(0.03) for one in found)
     assert not any(one.worse_than(0.10) for one in found)
@@ -48,8 +49,8 @@ def test_five_percent_are_found() -> None:
 
 
 def test_three_thousandths_are_the_same() -> None:
-    found = verdicts(0.003, 40)
-    assert sum(one.changes[0].verdict == "same" for one in found) >= 38
+    found = verdicts(0.003, 20)
+    assert sum(one.changes[0].verdict == "same" for one in found) >= 19
 
 
 def test_what_the_machine_did_cancels_against_an_engine_measured_in_both_runs() -> None:
@@ -116,7 +117,7 @@ def test_what_makes_it_doubtful_is_said() -> None:
 
 def test_bytes_nmse_and_layers_are_compared_and_never_fail() -> None:
     bundle = dataclasses.replace(NORMAL.bundle, library_bytes=800_000, nmse_db=-19.0)
-    layer = dataclasses.replace(NORMAL.layers[0], us=40.0)
+    layer = dataclasses.replace(NORMAL.layers[0], us=40.0, interval=Interval(39.9, 40.1))
     other = dataclasses.replace(NORMAL, bundle=bundle, layers=(layer,))
     found = compare(shown(NORMAL), shown(other))
     assert {c.what: c.verdict for c in found.changes[1:]} == {
@@ -127,9 +128,76 @@ def test_bytes_nmse_and_layers_are_compared_and_never_fail() -> None:
     assert not found.worse_than(0.0)
 
 
+def timed_layer(us: float, seed: int, name: str = "encoder.fc") -> LayerTime:
+    """A layer as it is measured: 200 passes, and where it lies in memory this time."""
+    generator = np.random.default_rng([seed, len(name)])
+    placed = us * float(np.exp(generator.normal(0, 0.015))) + float(generator.normal(0, 0.02))
+    passes = np.round(placed * np.exp(np.abs(generator.normal(0, 0.02, 200))), 2)
+    return dataclasses.replace(
+        NORMAL.layers[0], name=name, us=float(np.median(passes)), interval=median_interval(passes)
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "expected", "least"),
+    [(1.0, "same", 95), (1.003, "same", 95), (1.25, "worse", 95), (0.75, "better", 95)],
+)
+@pytest.mark.parametrize("us", [2.0, 15.0])
+def test_layers_are_judged_by_their_intervals(change: float, expected: str, least: int, us: float) -> None:
+    found = [
+        compare(
+            shown(dataclasses.replace(NORMAL, engines=(), layers=(timed_layer(us, 2 * pair),))),
+            shown(dataclasses.replace(NORMAL, engines=(), layers=(timed_layer(us * change, 2 * pair + 1),))),
+        ).changes[-1]
+        for pair in range(100)
+    ]
+    assert sum(one.verdict == expected for one in found) >= least
+    assert all(one.interval is not None for one in found)
+
+
+def test_a_layer_in_between_is_not_decided_and_one_without_interval_neither() -> None:
+    wide = dataclasses.replace(NORMAL.layers[0], us=15.0, interval=Interval(13.0, 18.0))
+    narrow = dataclasses.replace(NORMAL.layers[0], us=15.5, interval=Interval(15.4, 15.6))
+    old = dataclasses.replace(narrow, us=40.0, interval=None)
+    results = [shown(dataclasses.replace(NORMAL, layers=(layer,))) for layer in (wide, narrow, old)]
+    for pair in ((results[0], results[1]), (results[1], results[2])):
+        assert compare(*pair).changes[-1].verdict == "cannot tell"
+
+
+def test_layers_that_only_one_has_are_named() -> None:
+    one = dataclasses.replace(NORMAL, layers=(timed_layer(5, 0), timed_layer(2, 1, "encoder.conv")))
+    other = dataclasses.replace(NORMAL, layers=(timed_layer(5, 2), timed_layer(2, 3, "encoder.relu")))
+    notes = compare(shown(one), shown(other)).notes
+    assert "layers only before: encoder.conv" in notes
+    assert "layers only after: encoder.relu" in notes
+
+
+def test_two_folders_are_compared_entry_by_entry(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    times = {"before": {"encoder": 10, "decoder": 45, "full": 60}, "after": {"encoder": 10, "decoder": 55}}
+    for seed, (folder, entries) in enumerate(times.items()):
+        (tmp_path / folder).mkdir()
+        for entry, us in entries.items():
+            found = dataclasses.replace(_results.result(us, seed), entry=entry)
+            _results.written(tmp_path / folder, entry, found)
+    both = [str(tmp_path / folder) for folder in times]
+    assert main(["compare", *both, "--json", "-"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {e["after"].split()[0]: e["changes"][0]["verdict"] for e in found["entries"]} == {
+        "encoder": "same",
+        "decoder": "worse",
+    }
+    assert found["notes"] == ["only before: full"]
+    assert main(["compare", *both, "--fail-above", "5%"]) == 6
+    assert "decoder is slower" in capsys.readouterr().err
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    _results.written(empty, "other", dataclasses.replace(NORMAL, entry="other"))
+    assert main(["compare", both[0], str(empty)]) == 3
+
+
 def test_calls_of_one_layer_are_told_apart_by_their_order() -> None:
     (layer,) = NORMAL.layers
-    calls = (dataclasses.replace(layer, kernel="elementwise", us=0.3), layer)
+    calls = (dataclasses.replace(layer, kernel="elementwise", us=0.3, interval=Interval(0.3, 0.3)), layer)
     found = compare(
         shown(dataclasses.replace(NORMAL, layers=calls)), shown(dataclasses.replace(NORMAL, layers=calls))
     )
