@@ -2,7 +2,8 @@
 a ``<title>``, which browsers show as a hint and read aloud.
 
 Charts are drawn 400 units wide, so that their text is as large as the page's on a phone and grows on a screen.
-Lengths start at zero; where an axis cannot, its start is broken and says so.
+Lengths start at zero; where an axis cannot, its start is broken and says so. Where a drawing decides where its texts
+come to lie, no two lie over one another (:class:`_Labels`).
 """
 
 from __future__ import annotations
@@ -87,7 +88,8 @@ def histogram(title: str, distribution: Distribution, marks: Sequence[tuple[str,
     x = _Scale(low, high, _left, WIDTH - _right)
     densities = [c / (b - a) for c, a, b in zip(counts, edges, edges[1:], strict=False)]
     y = _Scale(0, max(densities) or 1.0, 150, 44)
-    parts = [_x_axis(x, 150, "µs", broken=not from_zero)]
+    labels = _Labels()
+    parts = [_x_axis(labels, x, 150, "µs", broken=not from_zero)]
     for count, density, a, b in zip(counts, densities, edges, edges[1:], strict=False):
         if count:
             hint = f"{number(a)} to {number(b)} µs: {count:,} calls"
@@ -95,7 +97,7 @@ def histogram(title: str, distribution: Distribution, marks: Sequence[tuple[str,
                 f'<rect class="f0" x="{x(a):.1f}" y="{y(density):.1f}" width="{max(x(b) - x(a) - 0.3, 0.4):.1f}" '
                 f'height="{150 - y(density):.1f}"><title>{escape(hint)}</title></rect>'
             )
-    parts.append(_marks(x, [(n, v) for n, v in marks if v <= high], 150))
+    parts.append(_marks(labels, x, [(n, v) for n, v in marks if v <= high], 150))
     return _svg(title, 150 + _bottom, parts)
 
 
@@ -105,10 +107,11 @@ def cumulative(
     """Shares of calls at most as slow, from zero, one curve an engine."""
     most = max(share[0] for _, d in curves for share in d.shares if share[1] <= 0.995 or len(d.shares) == 1)
     x, y = _Scale(0, most * 1.05 or 1.0, _left, WIDTH - _right), _Scale(0, 1, 170, 44)
-    parts = [_x_axis(x, 170, "µs")]
+    labels = _Labels()
+    parts = [_x_axis(labels, x, 170, "µs")]
     for share in (0.25, 0.5, 0.75, 1.0):
         parts.append(f'<path class="grid" d="M{_left} {y(share):.1f}H{WIDTH - _right}"/>')
-        parts.append(_text(_left - 4, y(share) + 3, f"{share:.0%}", "e"))
+        parts.append(labels.put(f"{share:.0%}", [(_left - 4, y(share) + 3, "e")]))
     for index, (label, distribution) in enumerate(curves):
         path, last = f"M{x(0):.1f} {y(0):.1f}", 0.0
         for at, share in distribution.shares:
@@ -118,7 +121,7 @@ def cumulative(
             last = share
         path += f"H{WIDTH - _right}" if last >= 0.999 else ""
         parts.append(f'<path class="s{index % COLOURS}" d="{path}"><title>{escape(label)}</title></path>')
-    parts.append(_marks(x, [(n, v) for n, v in marks if v <= most * 1.05], 170))
+    parts.append(_marks(labels, x, [(n, v) for n, v in marks if v <= most * 1.05], 170))
     return _svg(
         title, 170 + _bottom + 16 * math.ceil(len(curves) / 2), parts + _legend([n for n, _ in curves], 212)
     )
@@ -130,21 +133,21 @@ def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str) -> 
     margin = 0.15 * (max(ys) - min(ys)) or 1.0
     x = _Scale(0, 1.12 * max(point.x for point in points) or 1.0, _left, WIDTH - _right)
     y = _Scale(min(ys) - margin, max(ys) + margin, 220, 24)
-    parts = [_x_axis(x, 220, x_label, always_unit=True), _text(2, 12, y_label)]
-    for tick in y.ticks(5):
-        parts.append(f'<path class="grid" d="M{_left} {y(tick):.1f}H{WIDTH - _right}"/>')
-        parts.append(_text(_left - 4, y(tick) + 3, _tick(tick), "e"))
+    labels = _Labels()
+    parts = [_x_axis(labels, x, 220, x_label), _y_axis(labels, y, y_label, 5)]
     front = sorted((p.x, p.y) for p in points if not p.faded)
     parts.append(f'<path class="front" d="M{"L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in front)}"/>')
-    for index, point in enumerate(points, 1):
+    at = [(x(point.x), y(point.y)) for point in points]
+    for right, down in at:
+        labels.keep_free(right - 5, down - 5, right + 5, down + 5)
+    for index, (point, (right, down)) in enumerate(zip(points, at, strict=True), 1):
         css = "faded" if point.faded else "f0"
-        hint = f"{point.label}: {point.hint}"
+        hint = f"{index}, {point.label}: {point.hint}"
         parts.append(
-            f'<circle class="{css}" cx="{x(point.x):.1f}" cy="{y(point.y):.1f}" r="5">'
-            f"<title>{escape(hint)}</title></circle>"
+            f'<circle class="{css}" cx="{right:.1f}" cy="{down:.1f}" r="5"><title>{escape(hint)}</title></circle>'
         )
         # Labels are numbers that the table below explains: names would lie over one another.
-        parts.append(_text(x(point.x) + 7, y(point.y) - 4, str(index)))
+        parts.append(labels.put(str(index), _around(right, down)))
     return _svg(title, 220 + _bottom, parts)
 
 
@@ -153,10 +156,8 @@ def over_time(title: str, lines: Sequence[Line], unit: str, along: str = "s") ->
     seconds = max([1.0, *(at for line in lines for at, _ in line.points)])
     most = max([1e-12, *(value for line in lines for _, value in line.points if value is not None)])
     x, y = _Scale(0, seconds, _left, WIDTH - _right), _Scale(0, 1.1 * most, 150, 20)
-    parts = [_x_axis(x, 150, along), _text(2, 12, unit)]
-    for tick in y.ticks(4):
-        parts.append(f'<path class="grid" d="M{_left} {y(tick):.1f}H{WIDTH - _right}"/>')
-        parts.append(_text(_left - 4, y(tick) + 3, _tick(tick), "e"))
+    labels = _Labels()
+    parts = [_x_axis(labels, x, 150, along), _y_axis(labels, y, unit, 4)]
     for line in lines:
         path, pen = "", "M"
         for at, value in line.points:
@@ -192,35 +193,101 @@ class _Scale:
         return [step * i for i in range(first, first + 2 * about + 2) if step * i <= self.high * (1 + 1e-9)]
 
 
-def _x_axis(x: _Scale, y: float, unit: str, broken: bool = False, always_unit: bool = False) -> str:
+Place = tuple[float, float, str]
+"""Of a text: x, y of its baseline, and its class, which says what of it lies at x."""
+
+
+class _Labels:
+    """Texts whose place depends on the data: one that would lie over another goes elsewhere, or is left out."""
+
+    def __init__(self) -> None:
+        self.taken: list[tuple[float, float, float, float]] = []
+
+    def keep_free(self, left: float, top: float, right: float, bottom: float) -> None:
+        """Nothing may lie there."""
+        self.taken.append((left, top, right, bottom))
+
+    def free(self, left: float, top: float, right: float, bottom: float) -> bool:
+        """Whether nothing lies there, and it is inside of the drawing."""
+        if left < 0 or right > WIDTH or top < 0:
+            return False
+        return not any(
+            left < box[2] and box[0] < right and top < box[3] and box[1] < bottom for box in self.taken
+        )
+
+    def find(self, text: str, places: Sequence[Place]) -> Place | None:
+        """The first of these places that is free for a text, which takes it."""
+        for place in places:
+            if self.free(*(box := _box(text, *place))):
+                self.taken.append(box)
+                return place
+        return None
+
+    def put(self, text: str, places: Sequence[Place]) -> str:
+        """The text at the first place that is free; nothing if none is."""
+        found = self.find(text, places)
+        return "" if found is None else _text(found[0], found[1], text, found[2])
+
+
+def _box(text: str, x: float, y: float, css: str) -> tuple[float, float, float, float]:
+    """Where a text of 12 px lies: left, top, right, bottom. Digits are 6.7 wide, few letters more than 7."""
+    width = sum(10.5 if letter in "mwMW%@" else 6.8 for letter in text)
+    left = x - (width if css == "e" else width / 2 if css == "m" else 0)
+    return left, y - 10, left + width, y + 3
+
+
+def _around(x: float, y: float) -> list[Place]:
+    """Places for the name of a point, the nearest first."""
+    return [
+        place
+        for far in (7, 14, 24)
+        for place in (
+            (x + far, y - far / 2, ""),
+            (x - far, y - far / 2, "e"),
+            (x + far, y + far + 3, ""),
+            (x - far, y + far + 3, "e"),
+            (x, y - far - 1, "m"),
+            (x, y + far + 9, "m"),
+        )
+    ]
+
+
+def _x_axis(labels: _Labels, x: _Scale, y: float, unit: str, broken: bool = False) -> str:
     parts = [f'<path class="axis" d="M{x.begin:.0f} {y:.0f}H{x.end:.0f}"/>']
     for tick in x.ticks(5):
-        parts.append(
-            f'<path class="axis" d="M{x(tick):.1f} {y:.0f}v4"/>'
-            + _text(min(x(tick), WIDTH - 24), y + 15, _tick(tick), "m")
-        )
+        parts.append(f'<path class="axis" d="M{x(tick):.1f} {y:.0f}v4"/>')
+        parts.append(labels.put(_tick(tick), [(x(tick), y + 15, "m"), (WIDTH, y + 15, "e")]))
     if broken:
         parts.append(f'<path class="axis" d="M{x.begin:.0f} {y:.0f}h4l2 -5l4 10l2 -5"/>')
     words = f"{unit}; the axis starts at {_tick(x.low, 3)}, not at 0" if broken else unit
-    parts.append(_text(x.end, y + 29, words, "e"))
+    parts.append(labels.put(words, [(x.end, y + 29, "e")]))
     return "".join(parts)
 
 
-def _marks(x: _Scale, marks: Sequence[tuple[str, float]], bottom: float) -> str:
-    """Vertical lines with their names above, on rows so that neighbours stay apart."""
+def _y_axis(labels: _Labels, y: _Scale, unit: str, about: int) -> str:
+    parts = [labels.put(unit, [(2, 12, "")])]
+    for tick in y.ticks(about):
+        parts.append(f'<path class="grid" d="M{_left} {y(tick):.1f}H{WIDTH - _right}"/>')
+        parts.append(labels.put(_tick(tick), [(_left - 4, y(tick) + 3, "e"), (0, y(tick) + 3, "")]))
+    return "".join(parts)
+
+
+def _marks(labels: _Labels, x: _Scale, marks: Sequence[tuple[str, float]], bottom: float) -> str:
+    """Vertical lines with their names above, on rows so that neighbours stay apart; a line without room for its name
+    still has its hint."""
     parts: list[str] = []
-    free = [0.0] * 3  # where the last name of each row ends
     for name, value in sorted(marks, key=lambda mark: mark[1]):
-        text = f"{name} {number(value)}"
-        width, at = 6.6 * len(text), x(value)
-        row = next((i for i, end in enumerate(free) if end < at), 2)
-        to_left = at + width > WIDTH
-        free[row] = at if to_left else at + 6 + width
-        level = 12 + 13 * row
+        text, at = f"{name} {number(value)}", x(value)
+        # A line begins beside its name, and must not cross another's.
+        rows = [row for row in (12, 25, 38) if labels.free(at - 1, row - 8, at + 1, 48)]
+        sides = [(at + 3, ""), (at - 3, "e")]
+        found = labels.find(text, [(side, row, css) for row in rows for side, css in sides])
+        top = (46 if found is None else found[1]) - 8
+        labels.keep_free(at - 1, top, at + 1, 48)
         parts.append(
-            f'<path class="mark" d="M{at:.1f} {level - 8}V{bottom:.0f}"/>'
-            + _text(at + (-3 if to_left else 3), level, text, "e" if to_left else "")
+            f'<path class="mark" d="M{at:.1f} {top:.0f}V{bottom:.0f}"><title>{escape(text)}</title></path>'
         )
+        parts.append("" if found is None else _text(found[0], found[1], text, found[2]))
     return "".join(parts)
 
 

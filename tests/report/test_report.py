@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import html
 import html.parser
 import io
+import itertools
 import json
 import re
 import time
@@ -187,10 +189,62 @@ def test_an_axis_that_does_not_start_at_zero_says_so() -> None:
     assert "the axis starts" not in svg.histogram("calls", wide, [])
 
 
+def overlaps(drawing: str) -> list[tuple[str, str]]:
+    """Texts of a drawing that lie over one another, or outside of it; letters are at least 5.8 wide, of 12."""
+    _, _, width, height = map(float, re.findall(r'viewBox="([^"]*)"', drawing)[0].split())
+    boxes = []
+    for css, x, y, text in re.findall(
+        r'<text(?: class="(\w*)")? x="([-\d.]+)" y="([-\d.]+)">(.*?)</text>', drawing
+    ):
+        wide = 5.8 * len(html.unescape(text))
+        left = float(x) - (wide if css == "e" else wide / 2 if css == "m" else 0)
+        boxes.append((text, left, float(y) - 9, left + wide, float(y) + 2))
+    outside = [
+        (b[0], "outside") for b in boxes if min(b[1], b[2]) < -1 or b[3] > width + 1 or b[4] > height + 1
+    ]
+    return outside + [
+        (one[0], two[0])
+        for one, two in itertools.combinations(boxes, 2)
+        if one[1] < two[3] and two[1] < one[3] and one[2] < two[4] and two[2] < one[4]
+    ]
+
+
+def test_no_label_lies_over_another() -> None:
+    generator = np.random.default_rng(5)
+    for _ in range(60):
+        scale = 10 ** generator.uniform(-1, 6)
+        values = scale * (
+            1 + generator.uniform(0, 1) * generator.lognormal(0, generator.uniform(0.01, 2), 40)
+        )
+        calls = of_samples(np.rint(1e3 * values).astype(np.int64))
+        marks = [
+            (name, float(np.percentile(values, q))) for name, q in (("p50", 50), ("p90", 90), ("p99", 99))
+        ]
+        points = [
+            svg.Point(str(v), float(v), float(generator.normal(-19, 1e-3 * scale)), "")
+            for v in values[: generator.integers(2, 12)]
+        ]
+        seconds = [(float(i), float(v)) for i, v in enumerate(values)]
+        for drawing in (
+            svg.histogram("", calls, marks),
+            svg.cumulative("", [("one", calls), ("another one with a long name", calls)], marks),
+            svg.scatter("", points, "median µs", "NMSE dB, lower is better"),
+            svg.over_time("", [svg.Line("median", seconds), svg.Line("p99", seconds, 1)], "µs"),
+            svg.bars("", [svg.Bar("a layer", float(v), f"{v:,.0f} µs", v, 1.2 * v) for v in values[:3]]),
+        ):
+            assert overlaps(drawing) == []
+    close = [svg.Point(str(i), 50 + i / 100, -19.0, "") for i in range(4)]
+    assert [text for text in "1234" if f">{text}</text>" not in svg.scatter("", close, "µs", "dB")] == []
+
+
 def test_results_of_the_project_can_all_be_shown() -> None:
     found = read_shown([DOCS])
     assert len(found) > 40
-    text = Page(as_html(make_report(found))).text
+    page = as_html(make_report(found))
+    assert [
+        lying for drawing in re.findall(r"<svg.*?</svg>", page, re.S) for lying in overlaps(drawing)
+    ] == []
+    text = Page(page).text
     assert "never held against times" in text
     assert "samples a second" in text
 
