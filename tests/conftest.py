@@ -31,6 +31,10 @@ DEBIAN_PACKAGE = {
     "sshd": "openssh-server",
 }
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+"""For PyTorch here and in programs that tests start: with as many threads as cores in each of several processes, small
+networks spend most of their time waiting for each other."""
+
 INSTRUCTIONS = {"avx2", "avx512f", "avx512_vnni", "avx512vbmi", "avx_vnni"}
 """Of x86, that kernels are written for."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -29,15 +28,6 @@ def simple_paths(member: str, seed: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generator, "_paths", simple_paths)
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Small tensors: on a busy machine several threads mostly wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def strongest_tap(samples: np.ndarray) -> list[int]:
@@ -140,7 +130,6 @@ def test_the_closed_form_is_the_ifft_over_all_tones() -> None:
     np.testing.assert_allclose(generator._truncated_ifft(delays), expected, atol=1e-12)
 
 
-@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("subset", SUBSETS)
 def test_the_shipped_set_is_what_the_generator_makes(subset: str) -> None:
     """The real generator, once: a few of the shipped samples, up to their rounding to 13 bits."""
@@ -150,7 +139,6 @@ def test_the_shipped_set_is_what_the_generator_makes(subset: str) -> None:
     assert torch.equal(state, torch.random.get_rng_state()), "the caller's random numbers moved"
 
 
-@pytest.mark.usefixtures("one_thread")
 def test_urban_micro_drops_differ_from_each_other() -> None:
     samples = generate("umi:8:seed=1", cache=False)
     angles = np.square(samples - 0.5).sum(axis=(1, 3)).argmax(axis=1)

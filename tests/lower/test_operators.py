@@ -11,7 +11,6 @@ from tests.lower._answers import Answers
 
 @pytest.mark.parametrize("theme", operators.THEMES)
 def test_operators_answer_what_pytorch_answers(theme: str) -> None:
-    torch.set_num_threads(1)
     module, example = operators.network(theme)
     compiled = Answers(module, [example])
     names = list(operators.THEMES[theme])

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import torch
 
 from tests.lower.random_networks import SEEDS, verdict_of
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_random_network_answers_what_pytorch_answers(seed: int) -> None:
-    torch.set_num_threads(1)
     assert verdict_of(seed) == "right"
