@@ -1,5 +1,6 @@
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -128,3 +129,35 @@ def test_versions_are_compared_as_numbers(version: str, wanted: str, fine: bool)
 def test_doctor_does_not_import_what_it_examines() -> None:
     source = "import sys, edgecsi.doctor; sys.exit(any(m in sys.modules for m in ('torch', 'tvm', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", source]).returncode == 0
+
+
+def test_a_report_has_graph_and_error_and_no_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch)
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.secret = torch.nn.Linear(4, 3)\n"
+        "        torch.nn.init.constant_(self.secret.weight, 0.123456789)\n"
+        "    def forward(self, x):\n"
+        "        y = self.secret(x)\n"
+        "        return torch.linalg.svd(y[None])[1]\n"
+        "def make():\n"
+        "    return Net().eval(), torch.ones(1, 4)\n"
+    )
+    out = tmp_path / "report.zip"
+    assert main(["doctor", "--report", f"{tmp_path / 'net.py'}:make", "-o", str(out)]) == 0
+    with zipfile.ZipFile(out) as archive:
+        held = {name: archive.read(name).decode() for name in archive.namelist()}
+    assert {"error.txt", "machine.txt", "build.txt", "export-full.txt"} <= set(held)
+    assert "svd" in held["error.txt"]
+    assert "Traceback" in held["error.txt"]
+    assert "torch 2." in held["machine.txt"]
+    assert "return torch.linalg.svd(y[None])[1]" in held["export-full.txt"]
+    assert not [name for name, text in held.items() if "0.1234" in text]
+    good = tmp_path / "good.zip"
+    assert (
+        main(["doctor", "--report", f"{tmp_path / 'net.py'}:make", "-o", str(tmp_path / "no" / "x.zip")]) == 2
+    )
+    assert not good.exists()

@@ -2,15 +2,54 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import click
 
-from edgecsi.cli.output import columns, json_option, progress, report
+from edgecsi.cli import complete
+from edgecsi.cli.build import shape
+from edgecsi.cli.output import can_be_written, columns, json_option, progress, report
 from edgecsi.errors import ToolchainError
 
 
 @click.command()
+@click.option(
+    "--report",
+    "model",
+    metavar="MODEL",
+    shell_complete=complete.models,
+    help="Build MODEL and pack what a maintainer needs to know: its graph without weights, the error, this machine.",
+)
+@click.option(
+    "--target",
+    default="host",
+    show_default=True,
+    metavar="TARGET",
+    shell_complete=complete.targets,
+    help="What to build the report's model for.",
+)
+@click.option("--recipe", shell_complete=complete.recipes, help="With which compression.")
+@click.option("--input-shape", callback=shape, metavar="1,2,32,32", help="As for `edgecsi build`.")
+@click.option(
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(path_type=Path),
+    default=Path("edgecsi-report.zip"),
+    show_default=True,
+    callback=can_be_written,
+    metavar="FILE",
+    help="Where the report goes.",
+)
 @json_option
-def command(json_to: str | None) -> None:
+def command(
+    model: str | None,
+    target: str,
+    recipe: str | None,
+    input_shape: tuple[int, ...] | None,
+    out: Path,
+    json_to: str | None,
+) -> None:
     """Examine this machine: every part that is needed or useful, and the command that fixes each fault.
 
     The exit code is 4 if something is broken that edgecsi needs, 0 if only optional parts are missing.
@@ -18,11 +57,26 @@ def command(json_to: str | None) -> None:
     \b
     Example:
       edgecsi doctor
+      edgecsi doctor --report my_net.py:make --target rpi4
     """
     from edgecsi.doctor import examine
 
     with progress("examining") as update:
         findings = examine(update)
+    if model is not None:
+        from edgecsi.pipeline import BuildOptions
+        from edgecsi.problem import pack
+
+        with progress(f"building {model} for {target}"):
+            asked = BuildOptions(model, target, recipe=recipe, input_shape=input_shape, allow_random=True)
+            became = pack(asked, findings, out)
+        said = {"model": model, "build": became, "report": out}
+        report(
+            said,
+            lambda: f"{model} for {target}: {became}\nwritten to {out}; read it before you send it",
+            json_to,
+        )
+        return
 
     def text() -> str:
         rows = [

@@ -5,12 +5,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgecsi import disk
+from edgecsi.codegen.child import ChildFailed, in_child
 from edgecsi.codegen.compile import compile_object
 from edgecsi.codegen.interface import C_TYPES, environment
 from edgecsi.codegen.program import ALIGN, Call, Entry, Place
@@ -36,10 +38,14 @@ class Loop:
 
 @dataclass
 class Linked:
-    """What goes into the object file, each kernel and each constant once."""
+    """What goes into the object file, each kernel and each constant once.
+
+    By its name: a function, the count of its arguments, the first layer that calls it.
+    """
 
     functions: dict[str, PrimFunc] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
+    layers: dict[str, str] = field(default_factory=dict)
     weights: bytearray = field(default_factory=bytearray)
     loops: dict[str, list[Loop]] = field(default_factory=dict)
 
@@ -82,6 +88,7 @@ def gather(entries: Sequence[Entry]) -> Linked:
                 symbols[key] = f"k{len(symbols)}_{call.kernel}"
                 linked.functions[symbols[key]] = call.function
                 linked.counts[symbols[key]] = len(call.arguments)
+                linked.layers[symbols[key]] = call.layer
             pointers = ", ".join(pointer(call, p) for p in call.arguments)
             comment = "".join(ch if ch.isalnum() or ch in "._- " else "_" for ch in call.layer)
             if call.segment != segment:
@@ -115,7 +122,7 @@ def build_library(
     exports = f"{{ global: {name}_*; __tvm_ffi_*; local: *; }};\n"
     try:
         with disk.scratch() as where:
-            (where / "kernels.o").write_bytes(compile_object(linked.functions, target))
+            (where / "kernels.o").write_bytes(_kernels(linked, target))
             (where / "weights.bin").write_bytes(linked.weights)
             (where / "manifest.json").write_bytes(manifest)
             (where / "blob.S").write_text(blob)
@@ -140,6 +147,36 @@ def build_library(
             Path(tempfile.gettempdir()),
             "make room for temporary files, or set TMPDIR to another folder",
         ) from error
+
+
+def _kernels(linked: Linked, target: Target) -> bytes:
+    """The object file of all kernels, compiled in a process of its own.
+
+    Raises:
+        ToolchainError: a kernel cannot be compiled; naming its layer.
+    """
+    try:
+        return in_child(lambda: compile_object(linked.functions, target))
+    except ChildFailed as error:
+        raise ToolchainError(
+            f"the compiler cannot make code for {', '.join(_culprits(linked, target))}",
+            f"LLVM or TVM for {target.id}: {error}",
+            "write these layers with other operators (docs/supported.md); `edgecsi doctor --report MODEL` packs what "
+            "we need to mend it",
+        ) from error
+
+
+def _culprits(linked: Linked, target: Target) -> list[str]:
+    """The layers whose kernels fail by themselves, and the kernels; all of them if none does."""
+    guilty = []
+    for name, function in linked.functions.items():
+        try:
+            in_child(partial(compile_object, {name: function}, target))
+        except ChildFailed:
+            guilty.append(name)
+    most = 5
+    shown = [f"{linked.layers[n]} ({n.partition('_')[2]})" for n in guilty or linked.functions]
+    return [*shown[:most], *([f"and {len(shown) - most} more"] if len(shown) > most else [])]
 
 
 def _driver(name: str, entries: Sequence[Entry], linked: Linked, target: Target) -> str:
