@@ -37,7 +37,8 @@ def command(
     csv: str | None,
     json_to: str | None,
 ) -> None:
-    """Make one page of one or many RESULTs of `edgecsi bench --json`, or of folders of them (`bench --save`).
+    """Make one page of one or many RESULTs of `edgecsi bench --json`, or of folders of them (`bench --save`). What
+    `edgecsi tune --json` wrote has a section of its own.
 
     The page is one file that loads nothing, works without scripts, on a phone and in print.
 
@@ -46,14 +47,16 @@ def command(
       edgecsi bench csinet-host --against onnxruntime --json bench.json
       edgecsi report bench.json -o report.html
       edgecsi report history/ --markdown -
+      edgecsi report bench.json tuned.json
     """
     from edgecsi.report.export import as_csv, as_json
     from edgecsi.report.export import markdown as as_markdown
     from edgecsi.report.html import html
     from edgecsi.report.make import make_report
-    from edgecsi.report.read import read_shown
+    from edgecsi.report.read import read
 
-    report = make_report(read_shown(results), title=title, baseline=baseline)
+    found, tuned = read(results)
+    report = make_report(found, tuned, title=title, baseline=baseline)
     others = [(markdown, as_markdown), (csv, as_csv), (json_to, as_json)]
     if output is not None or not any(target for target, _ in others):
         page = output or Path("report.html")

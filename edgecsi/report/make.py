@@ -6,28 +6,51 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from edgecsi.errors import UsageError
-from edgecsi.report import one, several, trend
+from edgecsi.report import one, several, trend, tuning
 from edgecsi.report.content import Report, Text
 from edgecsi.report.read import Shown
 from edgecsi.report.text import number
+from edgecsi.tune.result import TuneResult
 
 _WORST = ("invalid", "suspect", "valid")
 
 
-def make_report(found: Sequence[Shown], *, title: str | None = None, baseline: str | None = None) -> Report:
-    """The report of one result or of many.
+def make_report(
+    found: Sequence[Shown],
+    tuned: Sequence[TuneResult] = (),
+    *,
+    title: str | None = None,
+    baseline: str | None = None,
+) -> Report:
+    """The report of one result or of many, and of what tuning found.
 
     Args:
-        found: see :func:`edgecsi.report.read.read_shown`.
+        found, tuned: see :func:`edgecsi.report.read.read`; one of both at least.
         title: instead of the name of what was measured.
         baseline: an engine, or with several results the name of one of them.
 
     Raises:
         UsageError: nothing is called ``baseline``.
     """
-    first = found[0]
+    alone = len(tuned) == 1 and not found
+    searches = [section for search in tuned for section in tuning.sections(search, alone=alone)]
+    if not found:
+        first = tuned[0]
+        return Report(
+            title or f"{first.model}, tuned for {first.target}",
+            first.means,
+            tuple(sentence for search in tuned for sentence in tuning.verdict(search)),
+            tuple(searches),
+            tuple(row for search in tuned for row in tuning.rows(search)),
+        )
+    report = _of_results(found, title, baseline)
+    return replace(report, sections=(*report.sections, *searches))
+
+
+def _of_results(found: Sequence[Shown], title: str | None, baseline: str | None) -> Report:
     rows = tuple(row for shown in found for row in _rows(shown))
     if len(found) == 1:
+        first = found[0]
         names = [engine.name for engine in first.result.engines]
         if baseline is not None and baseline not in names:
             raise UsageError(

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from edgecsi.bench.result import Result, decode_result, read_tree
 from edgecsi.errors import DataError
 from edgecsi.report.distribution import Distribution, of_samples, of_summary
+from edgecsi.tune.result import TuneResult, decode_tuned
 
 MOST = 500
 """Results that are looked at together."""
@@ -57,17 +58,34 @@ def read_shown(paths: Sequence[Path]) -> list[Shown]:
     Raises:
         DataError: no result among them, a broken one, or too many.
     """
+    found, _ = read(paths, tuned=False)
+    return found
+
+
+def read(paths: Sequence[Path], *, tuned: bool = True) -> tuple[list[Shown], list[TuneResult]]:
+    """As :func:`read_shown`; with ``tuned``, also what `edgecsi tune --json` wrote, which may be all there is."""
     found: list[Shown] = []
+    searches: list[TuneResult] = []
     for path in paths:
-        if path.is_dir():
-            files = sorted(path.glob("*.json"))
-            if len(files) > MOST:
-                raise DataError(f"{path} has {len(files)} files", f"{MOST} can be shown", "name fewer")
-            inside = [shown for file in files if (shown := _decode(read_tree(file), file)) is not None]
-            found += sorted(inside, key=lambda shown: shown.result.after.date)
-        else:
-            found.append(read_one(path))
-    if not found:
+        folder = path.is_dir()
+        files = sorted(path.glob("*.json")) if folder else [path]
+        if len(files) > MOST:
+            raise DataError(f"{path} has {len(files)} files", f"{MOST} can be shown", "name fewer")
+        inside = []
+        for file in files:
+            tree = read_tree(file)
+            if tuned and isinstance(tree, dict) and tree.get("kind") == "edgecsi tune":
+                searches.append(_decode_tuned(tree, file))
+            elif (shown := _decode(tree, file)) is not None:
+                inside.append(shown)
+            elif not folder:
+                raise DataError(
+                    f"{path} is not a result of edgecsi bench",
+                    "it has no kind 'edgecsi bench' or 'scenario'",
+                    "write one with edgecsi bench --json FILE",
+                )
+        found += sorted(inside, key=lambda shown: shown.result.after.date) if folder else inside
+    if not found and not searches:
         raise DataError(
             "there is no result of edgecsi bench to show",
             f"{', '.join(map(str, paths)) or 'nothing'} has none",
@@ -75,23 +93,15 @@ def read_shown(paths: Sequence[Path]) -> list[Shown]:
         )
     if len(found) > MOST:
         raise DataError(f"{len(found)} results were given", f"{MOST} can be shown", "name fewer")
-    return _unique(found)
+    return _unique(found), searches
 
 
-def read_one(path: Path) -> Shown:
-    """One result.
-
-    Raises:
-        DataError: it is none, or broken.
-    """
-    shown = _decode(read_tree(path), path)
-    if shown is None:
-        raise DataError(
-            f"{path} is not a result of edgecsi bench",
-            "it has no kind 'edgecsi bench' or 'scenario'",
-            "write one with edgecsi bench --json FILE",
-        )
-    return shown
+def _decode_tuned(tree: Any, path: Path) -> TuneResult:
+    try:
+        _check_texts(tree)
+    except ValueError as error:
+        raise DataError(f"{path} is not a result of edgecsi tune", str(error), "tune again") from None
+    return decode_tuned(tree, path)
 
 
 def _decode(tree: Any, path: Path) -> Shown | None:

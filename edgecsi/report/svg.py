@@ -175,6 +175,28 @@ def over_time(title: str, lines: Sequence[Line], unit: str, along: str = "s") ->
     )
 
 
+def strips(
+    title: str, rows: Sequence[tuple[str, Sequence[float]]], mark: tuple[str, float], most: float, unit: str
+) -> Markup:
+    """Values as dots on a line, one line a row with its label above, from zero; a stroke at ``mark``. Values
+    above ``most`` are counted in the label of their row."""
+    labels = _Labels()
+    most = min(most, max([1.02 * mark[1], *(1.05 * value for _, values in rows for value in values)]))
+    x, bottom = _Scale(0, most, _left, WIDTH - _right), 22.0 + 34 * len(rows)
+    parts = [_x_axis(labels, x, bottom, unit), _marks(labels, x, [mark], 20)]
+    for index, (label, values) in enumerate(rows):
+        y = 34.0 + 34 * index
+        beyond = sum(value > most for value in values)
+        words = f"; {beyond} beyond {_tick(most, 3)}" if beyond else ""
+        parts.append(_text(2, y, _short(label, 54 - len(words)) + words))
+        parts.append(f'<path class="grid" d="M{_left} {y + 12:.0f}H{WIDTH - _right}"/>')
+        at = sorted({round(2 * x(value)) / 2 for value in values if value <= most})  # equal dots once
+        dots = "".join(f"M{right:.1f} {y + 12:.0f}h0" for right in at)
+        parts.append(f'<path class="mark" d="M{x(mark[1]):.1f} {y + 4:.0f}v16"/>')
+        parts.append(f'<path class="dots s{index % COLOURS}" d="{dots}"/>' if dots else "")
+    return _svg(title, bottom + _bottom, parts)
+
+
 class _Scale:
     """From values to units of the drawing."""
 
