@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from edgecsi import target as targets
 from edgecsi.errors import CheckFailed
 from edgecsi.kernels.variants import candidates
+from edgecsi.tune.isolated import Devices
 from edgecsi.tune.measure import Bench
 from edgecsi.tune.network import open_timer, works_of
 from edgecsi.tune.search import Setting
@@ -81,7 +82,7 @@ def calibrate(
                 for kernel, knobs, cost in found
                 if cost.seconds <= _CLOSE * found[0][2].seconds
             }
-            times = Bench(op, chosen, timer, work.beside).quick(list(settings))
+            times = Bench(op, chosen, Devices([timer]), work.beside).quick(list(settings))
             default = Setting.of(work.choice.kernel.name, work.choice.knobs)
             rows += [
                 (setting.kernel, estimated, time.median, setting == default)

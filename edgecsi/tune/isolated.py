@@ -1,14 +1,18 @@
 """A device in a process of its own: what a candidate does to it, it does not do to the search.
 
 A candidate may crash, never end, or write where it should not. So the process that measures is another one, which is
-ended and started afresh when it dies or misses its deadline. It keeps to one CPU, the last this process may use, and
-compiling goes on on the others.
+ended and started afresh when it dies or misses its deadline. It keeps to one CPU, and :func:`compiling_elsewhere` leaves
+that alone.
 """
 
 from __future__ import annotations
 
 import multiprocessing
 import os
+import queue
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.connection import Connection
 from typing import Any, Protocol
 
@@ -38,16 +42,38 @@ class Timer(Protocol):
     def close(self) -> None: ...
 
 
+class Devices:
+    """Equal devices, each of which measures for one at a time."""
+
+    def __init__(self, timers: Sequence[Timer]) -> None:
+        self.count = len(timers)
+        self._free: queue.SimpleQueue[Timer] = queue.SimpleQueue()
+        for timer in timers:
+            self._free.put(timer)
+
+    @contextmanager
+    def one(self) -> Iterator[Timer]:
+        """A device that nobody uses, as soon as there is one."""
+        timer = self._free.get()
+        try:
+            yield timer
+        finally:
+            self._free.put(timer)
+
+
 class Isolated:
     """A device of this machine, in a child process.
 
     Args:
         spec: as for :func:`edgecsi.device.open_device`.
         deadline: seconds for one request.
+        number: with several of them, which this is; each has a CPU of its own, as far as there are some.
     """
 
-    def __init__(self, spec: str, deadline: float = 20.0) -> None:
+    def __init__(self, spec: str, deadline: float = 20.0, number: int = 0) -> None:
         self.spec, self.deadline = spec, deadline
+        cpus = sorted(os.sched_getaffinity(0))
+        self.cpu = cpus[-1 - number % len(cpus)]
         self._inner: Device = open_device(spec)
         self._process: Any = None
         self._pipe: Connection | None = None
@@ -102,7 +128,7 @@ class Isolated:
         if self._pipe is None:
             context = multiprocessing.get_context("spawn")
             self._pipe, theirs = context.Pipe()
-            self._process = context.Process(target=_serve, args=(theirs, self.spec), daemon=True)
+            self._process = context.Process(target=_serve, args=(theirs, self.spec, self.cpu), daemon=True)
             self._process.start()
             theirs.close()
             if not self._pipe.poll(_START_SECONDS):
@@ -121,16 +147,29 @@ class Isolated:
         return f"signal {-code}" if code is not None and code < 0 else f"exit code {code}"
 
 
-def _serve(pipe: Connection, spec: str) -> None:
+@contextmanager
+def compiling_elsewhere(timers: Sequence[Timer]) -> Iterator[None]:
+    """What this thread does meanwhile, and threads and processes it starts, keeps off the CPUs that measure."""
+    cpus = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cpus - {timer.cpu for timer in timers if isinstance(timer, Isolated)} or cpus)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cpus)
+
+
+def _serve(pipe: Connection, spec: str, cpu: int) -> None:
     """The child: answers until nobody asks any more."""
-    cpus = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, {cpus[-1]})
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches all of a terminal's processes; who asked ends us
+    os.sched_setaffinity(0, {cpu})
     device = open_device(spec)
     pipe.send("ready")
     while True:
         try:
             method, bundle, arguments, options = pipe.recv()
-        except (EOFError, KeyboardInterrupt):
+        except EOFError:
             return
         try:
             answer: Any = getattr(device, method)(bundle, *arguments, **options)

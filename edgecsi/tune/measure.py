@@ -7,6 +7,7 @@ timed is made by the code that makes libraries for users.
 
 from __future__ import annotations
 
+import signal
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -27,7 +28,7 @@ from edgecsi.kernels.variants import all_kernels
 from edgecsi.kernels.workload import code, workload
 from edgecsi.ops.operators import Op
 from edgecsi.target import Target
-from edgecsi.tune.isolated import Timer
+from edgecsi.tune.isolated import Devices, Timer
 from edgecsi.tune.search import Setting, Time
 from edgecsi.tune.trial_bundle import NAME, trial_bundle
 
@@ -36,7 +37,7 @@ TOGETHER = 16
 QUICK, CAREFUL = (3, 40), (12, 60)
 """Turns, and calls in a turn."""
 EVICTION_BYTES = 8 << 20
-_COMPILING = threading.RLock()  # TVM's builder is not for several threads; measuring is not held up by it
+_COMPILING = threading.RLock()  # TVM's builder is not for several threads; meanwhile others measure
 CLOCK_US = 0.01
 """What the clock of a usual machine cannot tell apart."""
 
@@ -56,7 +57,7 @@ class Bench:
     """Measures the settings of one layer on a device.
 
     Attributes:
-        op: the layer. target: what to compile for. device: where to run.
+        op: the layer. target: what to compile for. devices: where to run; the candidates of one library on one of them.
         beside: bytes that the rest of the network reads between two calls of this layer; as many are read before
             every call, so that a candidate meets the caches it will meet in place.
         count: count instructions instead of measuring time.
@@ -64,7 +65,7 @@ class Bench:
 
     op: Op
     target: Target
-    device: Timer
+    devices: Devices
     beside: int = 0
     count: bool = False
     outcomes: dict[Setting, Measured] = field(default_factory=dict)
@@ -122,17 +123,18 @@ class Bench:
                 if not entries:
                     return
                 bundle = trial_bundle(folder / NAME, list(entries.values()), self.target)
-            good = [s for s, e in entries.items() if self._answers(bundle, s, e.name)]
-            if self.count:
-                for setting in good:
-                    self._count(bundle, setting, entries[setting].name)
-            else:
-                self._time(bundle, {s: entries[s].name for s in good}, turns, calls)
+            with self.devices.one() as device:
+                good = [s for s, e in entries.items() if self._answers(device, bundle, s, e.name)]
+                if self.count:
+                    for setting in good:
+                        self._count(device, bundle, setting, entries[setting].name)
+                else:
+                    self._time(device, bundle, {s: entries[s].name for s in good}, turns, calls)
 
-    def _answers(self, bundle: bundles.Bundle, setting: Setting, entry: str) -> bool:
+    def _answers(self, device: Timer, bundle: bundles.Bundle, setting: Setting, entry: str) -> bool:
         """Whether a candidate returns what the reference does; if not, that is its outcome."""
         try:
-            raw = np.asarray(self.device.run(bundle, entry, self._given))
+            raw = np.asarray(device.run(bundle, entry, self._given))
         except EdgecsiError as error:
             self.outcomes[setting] = _failure(setting, error)
             return False
@@ -143,14 +145,16 @@ class Bench:
             self.outcomes[setting] = Measured(setting, "wrong", why=reason)
         return not reason
 
-    def _time(self, bundle: bundles.Bundle, entries: dict[Setting, str], turns: int, calls: int) -> None:
+    def _time(
+        self, device: Timer, bundle: bundles.Bundle, entries: dict[Setting, str], turns: int, calls: int
+    ) -> None:
         medians: dict[Setting, list[float]] = {setting: [] for setting in entries}
         for _ in range(turns):
             for setting, entry in entries.items():
                 if setting not in medians:
                     continue
                 try:
-                    taken = self.device.time(
+                    taken = device.time(
                         bundle, entry, self._given, calls, flush_bytes=min(self.beside, EVICTION_BYTES)
                     )
                 except EdgecsiError as error:
@@ -166,9 +170,9 @@ class Bench:
             )  # of the median of so many turns
             self.outcomes[setting] = Measured(setting, "ok", Time(middle, float(noise)))
 
-    def _count(self, bundle: bundles.Bundle, setting: Setting, entry: str) -> None:
+    def _count(self, device: Timer, bundle: bundles.Bundle, setting: Setting, entry: str) -> None:
         try:
-            counted = self.device.count_instructions(bundle, entry, self._given) or 0
+            counted = device.count_instructions(bundle, entry, self._given) or 0
             self.outcomes[setting] = Measured(setting, "ok", Time(counted / 1e6))
         except EdgecsiError as error:
             self.outcomes[setting] = _failure(setting, error)
@@ -197,7 +201,8 @@ def _kernel(setting: Setting) -> Kernel:
 
 def _failure(setting: Setting, error: EdgecsiError) -> Measured:
     """What a device's error says of a candidate; an error that is the device's own goes on to the caller."""
-    if not isinstance(error, DeviceError) or isinstance(error, Unreachable | ConnectionLost):
+    interrupted = str(signal.strsignal(signal.SIGINT)) in error.why  # Ctrl-C in a terminal reaches QEMU, too
+    if not isinstance(error, DeviceError) or isinstance(error, Unreachable | ConnectionLost) or interrupted:
         raise error
     hung = "no end after" in error.why
     return Measured(setting, "hung" if hung else "crashed", why=f"{error.what}: {error.why}")

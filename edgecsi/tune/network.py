@@ -8,11 +8,11 @@ trials and measures only what is left. A choice that wins alone and loses in the
 
 from __future__ import annotations
 
-import queue
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -34,7 +34,7 @@ from edgecsi.lower.select_kernels import Choice
 from edgecsi.ops.operators import Op
 from edgecsi.target import Target
 from edgecsi.tune import in_place
-from edgecsi.tune.isolated import Isolated, Timer
+from edgecsi.tune.isolated import Devices, Isolated, Timer, compiling_elsewhere
 from edgecsi.tune.measure import Bench
 from edgecsi.tune.result import Candidate, Compared, TunedLayer, TuneResult
 from edgecsi.tune.search import Found, Setting, Space, Time, search
@@ -93,9 +93,10 @@ def tune(
     began = time.monotonic()
     chosen_target = targets.load(target)
     devices = [device] if isinstance(device, str) or not isinstance(device, Sequence) else list(device)
-    timers = [open_timer(one, chosen_target) for one in devices]
-    opened, counted = timers[0]
-    if any(also != counted for _, also in timers):
+    opens = [open_timer(one, chosen_target, number) for number, one in enumerate(devices)]
+    timers = [timer for timer, _ in opens]
+    opened, counted = opens[0]
+    if any(also != counted for _, also in opens):
         raise UsageError(
             "instructions and times do not mix", "one of the devices is `emulate`", "leave it away"
         )
@@ -111,9 +112,10 @@ def tune(
     complete = True
 
     lock = threading.Lock()
-    free: queue.SimpleQueue[Timer] = queue.SimpleQueue()
-    for timer, _ in timers:
-        free.put(timer)
+    # An emulator measures no time, so it may do so on every CPU.
+    pool = Devices(timers * (len(os.sched_getaffinity(0)) if counted else 1))
+
+    ended = threading.Event()
 
     def search_one(number: int, work: Work) -> None:
         nonlocal measured, complete, total
@@ -130,17 +132,14 @@ def tune(
                     measured += 1
             progress(number, len(works), f"{work.names[0]}: {measured} measured")
 
-        timer = free.get()
-        try:
-            progress(number, len(works), work.names[0])
-            found = _search(work, chosen_target, timer, counted, known, trials, deadline, tell)
-            with lock:
-                total += found
-        finally:
-            free.put(timer)
+        progress(number, len(works), work.names[0])
+        found = _search(work, chosen_target, pool, counted, known, trials, deadline, tell, ended)
+        with lock:
+            total += found
 
     try:
-        _each(works, search_one, len(timers))
+        with compiling_elsewhere(timers):
+            _each(works, search_one, pool.count + 1, ended)
         searched = [work for work in works.values() if work.found is not None]
         if not searched:
             raise CheckFailed(
@@ -152,10 +151,10 @@ def tune(
         entries = _confirm(networks, works, chosen_target, opened, counted)
         append(path, [_choice(work, chosen_target, cpu_name, means) for work in searched])
     finally:
-        for one, (timer, _) in zip(devices, timers, strict=True):
+        for one, timer in zip(devices, timers, strict=True):
             if isinstance(one, str):
                 timer.close()
-    names = ", ".join(timer.spec for timer, _ in timers)
+    names = ", ".join(timer.spec for timer in timers)
     return TuneResult(
         model=model, target=chosen_target.id, cpu=cpu_name, device=names, means=means,
         date=datetime.now(UTC).isoformat(timespec="seconds"), layers=tuple(_layer(w) for w in searched),
@@ -164,24 +163,24 @@ def tune(
     )  # fmt: skip
 
 
-def _each(works: Mapping[str, Work], search_one: Callable[[int, Work], None], devices: int) -> None:
-    """Search every layer, as many at a time as there are devices; the first error ends it."""
-    if devices == 1:
-        for number, work in enumerate(works.values()):
-            search_one(number, work)
-        return
-    pool = ThreadPoolExecutor(devices)
+def _each(
+    works: Mapping[str, Work], search_one: Callable[[int, Work], None], together: int, ended: threading.Event
+) -> None:
+    """Search every layer, one more at a time than can measure, so that something is compiled meanwhile; the first error
+    ends it."""
+    pool = ThreadPoolExecutor(together)
     try:
         for done in [pool.submit(search_one, number, work) for number, work in enumerate(works.values())]:
             done.result()
     finally:
+        ended.set()
         pool.shutdown(cancel_futures=True)
 
 
-def open_timer(device: str | Timer, target: Target) -> tuple[Timer, bool]:
-    """The device, and whether it counts."""
+def open_timer(device: str | Timer, target: Target, number: int = 0) -> tuple[Timer, bool]:
+    """The device, and whether it counts; of several on this machine, the one of that number."""
     if isinstance(device, str):
-        opened: Timer = Isolated(device) if device == "local" else open_device(device)
+        opened: Timer = Isolated(device, number=number) if device == "local" else open_device(device)
     else:
         opened = device
     if opened.spec == "emulate":
@@ -260,17 +259,18 @@ def _works(networks: Mapping[str, tuple[Graph, list[Choice | Node]]]) -> dict[st
 def _search(
     work: Work,
     target: Target,
-    device: Timer,
+    devices: Devices,
     counted: bool,
     known: Mapping[tuple[Any, ...], Record],
     trials: int,
     deadline: float,
     tell: Callable[[Setting, Time | None], None],
+    ended: threading.Event,
 ) -> int:
     """Search one layer; returns how many of its trials were known."""
     op = work.choice.op
     found, _ = candidates(op, target)
-    work.bench = bench = Bench(op, target, device, work.beside, counted)
+    work.bench = bench = Bench(op, target, devices, work.beside, counted)
 
     def predict(setting: Setting) -> float:
         kernel = all_kernels()[setting.kernel]
@@ -291,8 +291,8 @@ def _search(
             before[setting] = Time(record.us) if record.status == "ok" else None
     work.found = search(
         space,
-        lambda settings: _patiently(lambda: bench.quick(settings)),
-        lambda settings: _patiently(lambda: bench.careful(settings)),
+        lambda settings: _patiently(lambda: bench.quick(settings), ended),
+        lambda settings: _patiently(lambda: bench.careful(settings), ended),
         max(trials - len(before), 0),
         known=before,
         stop=lambda: time.monotonic() > deadline,
@@ -309,17 +309,19 @@ def _still(record: Record, setting: Setting, bench: Bench) -> bool:
         return False
 
 
-def _patiently(measure: Callable[[], list[Time | None]]) -> list[Time | None]:
-    """Measure, waiting for a device that went away."""
+def _patiently(measure: Callable[[], list[Time | None]], ended: threading.Event) -> list[Time | None]:
+    """Measure, waiting for a device that went away; nothing is told any more once the search was ended."""
     gone = time.monotonic()
     wait = 1.0
     while True:
+        if ended.is_set():
+            raise CancelledError
         try:
             return measure()
         except (Unreachable, ConnectionLost):
             if time.monotonic() - gone > AWAY_SECONDS:
                 raise
-            time.sleep(wait)
+            ended.wait(wait)
             wait = min(2 * wait, 30.0)
 
 

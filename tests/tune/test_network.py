@@ -27,7 +27,7 @@ from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Dense
 from edgecsi.pipeline import BuildOptions, build
 from edgecsi.tune import network
-from edgecsi.tune.isolated import Isolated
+from edgecsi.tune.isolated import Devices, Isolated
 from edgecsi.tune.measure import Bench
 from edgecsi.tune.network import tune
 from edgecsi.tune.result import TuneResult, read_tuned
@@ -126,6 +126,22 @@ class Broken:
         pass
 
 
+class Counting(Broken):
+    """A device that notices how many use it at a time."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+        self.now = self.most = 0
+
+    def time(self, *arguments: Any, **options: Any) -> Any:
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            return super().time(*arguments, **options)
+        finally:
+            self.now -= 1
+
+
 def test_candidates_that_crash_or_hang_are_recorded_as_that_and_not_chosen(
     model: str, tmp_path: Path
 ) -> None:
@@ -141,27 +157,16 @@ def test_candidates_that_crash_or_hang_are_recorded_as_that_and_not_chosen(
     assert not failed & {r.setting for r in lines if r.kind == "choice"}
 
 
-def test_several_devices_share_the_search(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    used: dict[int, set[str]] = {}
-    real = network._search
-
-    def search(work: Any, target: Any, timer: Any, *rest: Any) -> int:
-        used.setdefault(id(timer), set()).add(work.names[0])
-        return real(work, target, timer, *rest)
-
-    monkeypatch.setattr(network, "_search", search)
-    result = quickly(model, tmp_path / "x86.jsonl", device=("local", "local"))
+def test_several_devices_share_the_search(model: str, tmp_path: Path) -> None:
+    """Each measures; none for two searches at a time."""
+    boards = [Counting(), Counting()]
+    result = quickly(model, tmp_path / "x86.jsonl", device=boards)
     assert len(result.layers) == 2
-    assert sorted(map(len, used.values())) == [1, 1]
-    assert result.device == "local, local"
+    assert all(board.most == 1 for board in boards)
+    assert result.device == "broken, broken"
 
 
-def test_a_device_that_comes_back_is_waited_for(
-    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("edgecsi.tune.network.time.sleep", lambda seconds: None)
+def test_a_device_that_comes_back_is_waited_for(model: str, tmp_path: Path) -> None:
     assert quickly(model, tmp_path / "x86.jsonl", device=Broken({}, away=3)).measured > 0
 
 
@@ -185,7 +190,7 @@ def test_a_wrong_answer_is_no_record_to_choose(monkeypatch: pytest.MonkeyPatch) 
     op = Dense(x=Layout((1, 48)), y=Layout((1, 40)), weight=np.ones((40, 48), np.float32))
     target = targets.load("x86")
     kernel = all_kernels()["f32_dense"]
-    bench = Bench(op, target, open_device("local"))
+    bench = Bench(op, target, Devices([open_device("local")]))
     bench._expected = bench._expected * np.float32(1.001)
     setting = Setting.of(kernel.name, kernel.knobs(op, target))
     assert bench.quick([setting]) == [None]
