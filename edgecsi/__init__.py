@@ -20,16 +20,22 @@ if TYPE_CHECKING:
     from edgecsi.api import bench as bench
     from edgecsi.api import build as build
     from edgecsi.api import compress as compress
+    from edgecsi.api import deploy as deploy
     from edgecsi.api import evaluate as evaluate
     from edgecsi.api import load as load
     from edgecsi.api import models as models
+    from edgecsi.api import report as report
     from edgecsi.api import targets as targets
     from edgecsi.api import train as train
+    from edgecsi.api import tune as tune
 
     __version__: str
 
-FUNCTIONS = ("bench", "build", "compress", "evaluate", "load", "models", "targets", "train")
-__all__ = ["__version__", *FUNCTIONS]
+__all__ = [
+    "__version__", "bench", "build", "compress", "deploy", "evaluate", "load", "models", "report", "targets", "train",
+    "tune",
+]  # fmt: skip
+FUNCTIONS = __all__[1:]
 
 
 class _AlsoFunction(ModuleType):

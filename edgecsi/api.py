@@ -21,9 +21,12 @@ if TYPE_CHECKING:
     from edgecsi.bench.result import Result
     from edgecsi.bundle import Loaded, Manifest
     from edgecsi.compress.run import CompressResult
+    from edgecsi.deploy import Deployed
     from edgecsi.evaluate import Evaluation
     from edgecsi.pipeline import BuildResult
+    from edgecsi.report.content import Report
     from edgecsi.training.train import TrainResult
+    from edgecsi.tune.result import TuneResult
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -232,6 +235,110 @@ def bench(
         bundle, entry=entry, device=device, quick=quick, seconds=seconds, against=against, batch=batch,
         threads=threads, load_module=load_module, progress=progress,
     )  # fmt: skip
+
+
+@_in_python
+def deploy(
+    bundle: str | Path,
+    device: str,
+    *,
+    root: str | None = None,
+    keep: int = 3,
+    allowed_signers: str | Path | None = None,
+    downgrade: bool = False,
+    deadline: float = 20.0,
+    dry_run: bool = False,
+    progress: Progress = lambda done, total, what: None,
+) -> Deployed:
+    """Copy a bundle to a device, prove it there with its golden values, and activate it in one step.
+
+    Args:
+        bundle: its folder.
+        device: ``ssh://[user@]host[:port]``, a name from a ``devices.toml``, or ``local``.
+        root: folder of all bundles there; by default ``~/.edgecsi/bundles``.
+        keep: how many releases stay there, the active and the previous one among them.
+        allowed_signers: refuse a bundle that nobody in this file has signed, before anything is copied.
+        downgrade: allow a lower build number than the active one's.
+        deadline: seconds that an entry's trial run may take there.
+        dry_run: look, and change nothing.
+
+    Raises:
+        BundleError: it is damaged, not signed, or older than what is active. DeviceError: the device cannot run it,
+            cannot be reached, has no room, or refused a step. CheckFailed: it answered wrongly there. What was active
+            is active still, in each of these cases.
+    """
+    from edgecsi.bundle import read_bundle, signature
+    from edgecsi.deploy import Options, destination
+    from edgecsi.deploy import deploy as run
+
+    found = read_bundle(Path(bundle))
+    if allowed_signers is not None:
+        signature.verify(found, Path(allowed_signers))
+    there = destination(device, root)
+    options = Options(
+        there.root, there.folder, keep, deadline, lease=deadline + 20, downgrade=downgrade, dry_run=dry_run
+    )
+    with closing(there.connection):
+        return run(found, there.connection, options, progress)
+
+
+@_in_python
+def tune(
+    model: str,
+    target: str,
+    *,
+    device: str | Sequence[str] = "local",
+    entry: str | None = None,
+    weights: str | None = None,
+    random_weights: bool = False,
+    recipe: str | None = None,
+    calib: str | None = None,
+    input_shape: Sequence[int] | None = None,
+    trials: int = 64,
+    minutes: float | None = None,
+    records: str | Path | None = None,
+    progress: Progress = lambda done, total, what: None,
+) -> TuneResult:
+    """Measure on a device which kernels and knobs are best for a model's layers, and keep that for the next build;
+    arguments and errors as for :func:`edgecsi.tune.network.tune`."""
+    from edgecsi.tune.network import tune as run
+
+    return run(
+        model, target, device=device, entry=entry, weights=weights, recipe=recipe, calib=calib, input_shape=input_shape,
+        allow_random=random_weights, trials=trials, minutes=minutes, records=None if records is None else Path(records),
+        progress=progress,
+    )  # fmt: skip
+
+
+@_in_python
+def report(
+    results: str | Path | Sequence[str | Path],
+    out: str | Path | None = None,
+    *,
+    title: str | None = None,
+    baseline: str | None = None,
+) -> Report:
+    """One page of one or many results: a file that loads nothing and works without scripts.
+
+    Args:
+        results: files of ``edgecsi bench --json``, or folders of them.
+        out: the page, HTML; by default none is written.
+        title: instead of the name of what was measured.
+        baseline: an engine, or one of the results, that the others are held against.
+
+    Raises:
+        DataError: something is no result, or broken. UsageError: nothing is called ``baseline``.
+    """
+    from edgecsi import disk
+    from edgecsi.report.html import html
+    from edgecsi.report.make import make_report
+    from edgecsi.report.read import read_shown
+
+    several = [results] if isinstance(results, str | Path) else results
+    made = make_report(read_shown([Path(path) for path in several]), title=title, baseline=baseline)
+    if out is not None:
+        disk.write(Path(out), html(made))
+    return made
 
 
 @_in_python

@@ -16,7 +16,10 @@ from edgecsi import api
 from edgecsi.errors import EdgecsiError
 
 DOCS = Path(__file__).parents[1] / "docs" / "api.md"
-PUBLIC = ["__version__", "bench", "build", "compress", "evaluate", "load", "models", "targets", "train"]
+PUBLIC = [
+    "__version__", "bench", "build", "compress", "deploy", "evaluate", "load", "models", "report", "targets", "train",
+    "tune",
+]  # fmt: skip
 
 
 def test_the_public_names_are_these() -> None:
@@ -37,7 +40,7 @@ def test_importing_edgecsi_is_cheap() -> None:
     assert not {"torch", "tvm", "click", "scipy"} & set(done.stdout.split())
 
 
-@pytest.mark.parametrize("name", ["bench", "compress", "evaluate", "models"])
+@pytest.mark.parametrize("name", ["bench", "compress", "deploy", "evaluate", "models", "report", "tune"])
 def test_packages_of_the_same_name_stay_packages(name: str) -> None:
     program = (
         f"import edgecsi, edgecsi.{name} as package; from edgecsi import {name}; from types import ModuleType\n"
@@ -48,6 +51,7 @@ def test_packages_of_the_same_name_stay_packages(name: str) -> None:
 
 def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))  # where `local` keeps what is deployed
     blocks = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.S)
     assert len(blocks) >= 5
     names: dict[str, object] = {}
@@ -56,14 +60,14 @@ def test_the_examples_of_the_page_run(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_long_examples_call_what_there_is() -> None:
-    """Training takes minutes; here its arguments must exist."""
-    (block,) = re.findall(r"```python long\n(.*?)```", DOCS.read_text(), re.S)
+    """Training and tuning take minutes, a board is not at hand; here their arguments must exist."""
     calls = [
         node
+        for block in re.findall(r"```python long\n(.*?)```", DOCS.read_text(), re.S)
         for node in ast.walk(ast.parse(block))
         if isinstance(node, ast.Call) and ast.unparse(node.func).startswith("edgecsi.")
     ]
-    assert len(calls) == 3
+    assert len(calls) >= 5
     for call in calls:
         function = getattr(api, ast.unparse(call.func).removeprefix("edgecsi."))
         named = {key.arg: ast.literal_eval(key.value) for key in call.keywords if key.arg}

@@ -157,12 +157,13 @@ def status(device: str, root: str | None, json_to: str | None) -> None:
     Example:
       edgecsi device status pi4
     """
-    from edgecsi import deploy
+    from edgecsi.deploy import destination
+    from edgecsi.deploy import status as read_status
     from edgecsi.device import install
 
-    there = deploy.destination(device, root)
+    there = destination(device, root)
     with contextlib.closing(there.connection):
-        bundles = deploy.status(there.connection, there.root)
+        bundles = read_status(there.connection, there.root)
         held = install.held(there.connection, there.folder)
     done = {"device": device, "folder": there.folder, "bytes": held, "bundles": bundles}
     sizes = {f"{name} B": size for name, size in held.items()}
@@ -190,11 +191,13 @@ def rollback(device: str, bundle: str | None, root: str | None, json_to: str | N
       edgecsi device rollback pi4
       edgecsi device rollback pi4 csinet-cr4
     """
-    from edgecsi import deploy
+    from edgecsi.deploy import Options, destination
+    from edgecsi.deploy import rollback as go_back
+    from edgecsi.deploy import status as read_status
 
-    there = deploy.destination(device, root)
+    there = destination(device, root)
     with contextlib.closing(there.connection):
-        names = [bundle] if bundle else [found.name for found in deploy.status(there.connection, there.root)]
+        names = [bundle] if bundle else [found.name for found in read_status(there.connection, there.root)]
         if len(names) != 1:
             raise UsageError(
                 f"{device} has {len(names)} bundles, not one"
@@ -205,7 +208,7 @@ def rollback(device: str, bundle: str | None, root: str | None, json_to: str | N
                 if names
                 else "deploy one: edgecsi deploy",
             )
-        done = deploy.rollback(there.connection, names[0], deploy.Options(root=there.root))
+        done = go_back(there.connection, names[0], Options(root=there.root))
     shown = {"device": device, "current": done.digest[:12], "previous": done.previous[:12], "in": done.place}
     report(done, lambda: pairs(shown), json_to)
 
