@@ -15,7 +15,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -124,6 +124,26 @@ def _children(parent: int) -> list[int]:
             if int(rest[1]) == parent and name.startswith("sshd"):
                 found += [*_children(pid), pid]
     return found
+
+
+def running(folder: Path, words: str = "") -> list[str]:
+    """Command lines, with these words in them, of programs of ours that run from a folder of a device."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
+            if text.startswith(str(folder)) and words in text:
+                found.append(text)
+    return found
+
+
+def until(holds: Callable[[], object]) -> None:
+    """Wait for this, at most half a minute."""
+    for _ in range(600):
+        if holds():
+            return
+        time.sleep(0.05)
+    raise AssertionError("it did not come to that in 30 s")
 
 
 @contextlib.contextmanager

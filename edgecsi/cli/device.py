@@ -191,13 +191,12 @@ def rollback(device: str, bundle: str | None, root: str | None, json_to: str | N
       edgecsi device rollback pi4
       edgecsi device rollback pi4 csinet-cr4
     """
-    from edgecsi.deploy import Options, destination
+    from edgecsi.deploy import Options, bundles, destination
     from edgecsi.deploy import rollback as go_back
-    from edgecsi.deploy import status as read_status
 
     there = destination(device, root)
     with contextlib.closing(there.connection):
-        names = [bundle] if bundle else [found.name for found in read_status(there.connection, there.root)]
+        names = [bundle] if bundle else bundles(there.connection, there.root)
         if len(names) != 1:
             raise UsageError(
                 f"{device} has {len(names)} bundles, not one"

@@ -183,7 +183,12 @@ def deploy(
 
 def place_of(root: str, name: str) -> str:
     """The folder of a bundle on a device; relative to the user's home unless it begins with ``/``."""
-    return f"{root.removeprefix('~/').rstrip('/') or '/'}/{name}"
+    return f"{folder_of(root)}/{name}"
+
+
+def folder_of(root: str) -> str:
+    """The folder of all bundles, as the device's half takes it."""
+    return root.removeprefix("~/").rstrip("/") or "/"
 
 
 def refuse_downgrade(new: Manifest, active: Manifest | None, name: str) -> None:
@@ -290,8 +295,17 @@ class RolledBack:
     previous: str
 
 
+def bundles(remote: Connection, root: str = ROOT) -> list[str]:
+    """Names of the bundles that were deployed; what is in them is not looked at.
+
+    Raises:
+        DeviceError: the device cannot be reached.
+    """
+    return FarSide(remote, folder_of(root), secrets.token_hex(8)).do("names").splitlines()
+
+
 def rollback(remote: Connection, name: str, options: Options = Options()) -> RolledBack:  # frozen
-    """Activate the previous release of a bundle again; a second rollback comes back.
+    """Activate the previous release of a bundle again, in one message; a second rollback comes back.
 
     Args:
         remote: the way to the device.
@@ -303,11 +317,8 @@ def rollback(remote: Connection, name: str, options: Options = Options()) -> Rol
         BundleError: the device trusts no signer of it. What was active is active still, in each of these cases.
     """
     far = FarSide(remote, place_of(options.root, name), secrets.token_hex(8))
-    lock.acquire(far, options.lease, options.wait)
     try:
-        old, new = far.do("rollback").split()
-        lock.release(far)
-    except BaseException as error:
-        _give_up(far, None, error)
-        raise
+        old, new = lock.acquire(far, options.lease, options.wait, "rollback").split()
+    finally:
+        lock.abandon(far)
     return RolledBack(remote.name, far.place, new.partition(".")[0], old.partition(".")[0])

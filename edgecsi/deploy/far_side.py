@@ -124,6 +124,7 @@ _DOING = {
     "activate": "activate the release",
     "prune": "remove old releases",
     "rollback": "go back",
+    "names": "say what it has",
     "status": "say what is active",
 }
 

@@ -227,8 +227,16 @@ prune() { # KEEP: as many releases stay, the newest, and always `current` and `p
     rm -rf incoming/*
 }
 
-rollback() { # to what `previous` means
-    owned
+names() { # PLACE is the folder of all bundles
+    for folder in "$place"/*/; do
+        [ ! -d "$folder/releases" ] || (name=${folder%/} && echo "${name##*/}")
+    done
+}
+
+rollback() { # OWNER SECONDS SEEN: locks, goes to what `previous` means, and unlocks
+    [ -d "$place/releases" ] || die $NOTHING "it has no such bundle"
+    lock "$@"
+    trap unlock EXIT
     old=$(target_of current) to=$(target_of previous)
     [ -n "$to" ] || die $NOTHING "nothing was active before"
     whole "releases/$to" "${to%%.*}"
@@ -262,5 +270,5 @@ status() { # PLACE is the folder of all bundles: what is active there, and is it
 step=$1 place=$2 token=$3
 shift 3
 case $place in /*) ;; *) place=$HOME/$place ;; esac
-case $step in lock | survey | status) ;; *) cd "$place" ;; esac
+case $step in lock | rollback | survey | status | names) ;; *) cd "$place" ;; esac
 "$step" "$@"

@@ -6,7 +6,6 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from edgecsi.bundle import Bundle
@@ -18,6 +17,8 @@ from edgecsi.device.transport import Connection
 from edgecsi.errors import EdgecsiError, UsageError
 
 Progress = Callable[[float, float, str], None]
+STOPPING_SECONDS = 5.0
+"""How long Ctrl-C waits for what is being done to come to an end."""
 
 
 @dataclass(frozen=True)
@@ -100,29 +101,62 @@ def deploy_all(
 
     Returns:
         An outcome for each device, in the same order.
+
+    Ctrl-C stops all of them: within seconds each device runs what it ran, or the new release, whole.
     """
-    failures, finished = 0, 0
+    outcomes = [Outcome(device.name, None, None, 0.0) for device in devices]
+    waiting = list(reversed(range(len(devices))))
+    at_work: set[int] = set()
+    failures, stopped = 0, False
     guard = threading.Lock()
 
-    def one(device: Destination) -> Outcome:
-        nonlocal failures, finished
+    def next_one() -> int | None:
         with guard:
-            if failures > max_failures:
-                return Outcome(device.name, None, None, 0.0)
-        begin = time.monotonic()
-        done, error = None, None
-        try:
-            own = dataclasses.replace(options, root=device.root, folder=device.folder)
-            done = deploy(bundle, device.connection, own)
-        except EdgecsiError as caught:
-            error = caught
-        finally:
-            device.connection.close()
-        with guard:
-            failures += error is not None
-            finished += 1
-            progress(finished, len(devices), device.name)
-        return Outcome(device.name, done, error, time.monotonic() - begin)
+            if stopped or failures > max_failures or not waiting:
+                return None
+            at_work.add(waiting[-1])
+            return waiting.pop()
 
-    with ThreadPoolExecutor(max(1, parallel), "deploy") as pool:
-        return list(pool.map(one, devices))
+    def go_on(done: float, total: float, what: str) -> None:
+        if stopped:
+            raise KeyboardInterrupt  # between two steps, where everything can be left as it was
+
+    def work() -> None:
+        nonlocal failures
+        while (number := next_one()) is not None:
+            device, begin, done, error = devices[number], time.monotonic(), None, None
+            try:
+                own = dataclasses.replace(options, root=device.root, folder=device.folder)
+                done = deploy(bundle, device.connection, own, go_on)
+            except EdgecsiError as caught:
+                error = caught
+            except KeyboardInterrupt:
+                return
+            finally:
+                device.connection.close()
+            with guard:
+                outcomes[number] = Outcome(device.name, done, error, time.monotonic() - begin)
+                at_work.remove(number)
+                failures += error is not None
+                finished = sum(outcome.tried for outcome in outcomes)
+            progress(finished, len(devices), device.name)
+
+    workers = [
+        threading.Thread(target=work, name=f"deploy-{number}", daemon=True)
+        for number in range(min(max(1, parallel), len(devices)))
+    ]
+    for worker in workers:
+        worker.start()
+    try:
+        for worker in workers:
+            worker.join()
+    except KeyboardInterrupt:
+        stopped = True
+        # A step that is being taken ends when its connection does; what was active there is active still.
+        for number in list(at_work):
+            devices[number].connection.close()
+        end = time.monotonic() + STOPPING_SECONDS
+        for worker in workers:
+            worker.join(max(0.0, end - time.monotonic()))
+        raise
+    return outcomes

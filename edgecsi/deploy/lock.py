@@ -55,13 +55,17 @@ class Holder:
         return self.start != _start(self.pid)
 
 
-def acquire(far: FarSide, lease: float, wait: float) -> None:
+def acquire(far: FarSide, lease: float, wait: float, step: str = "lock") -> str:
     """Take the lock.
 
     Args:
         far: where.
         lease: after how many seconds without a change others may think that we are gone.
         wait: how many seconds to wait for somebody who is at work.
+        step: what takes it, and may do more in the same message.
+
+    Returns:
+        What the step printed.
 
     Raises:
         DeviceError: somebody else deploys there, or the device refused.
@@ -72,11 +76,11 @@ def acquire(far: FarSide, lease: float, wait: float) -> None:
     _ours.add(far.token)
     try:
         while True:
-            done = far.ask("lock", owner, f"{lease:g}", seen)
+            done = far.ask(step, owner, f"{lease:g}", seen)
             if done.code == 0:
-                return
+                return done.text
             if done.code != LOCKED:
-                raise far.refusal("lock", done)
+                raise far.refusal(step, done)
             now = time.monotonic()
             if done.text != before:
                 before, unchanged_since = done.text, now

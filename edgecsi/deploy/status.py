@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from edgecsi.bundle import Manifest, parse_manifest
 from edgecsi.bundle.manifest import MANIFEST
+from edgecsi.deploy.deploy import folder_of
 from edgecsi.deploy.far_side import FarSide
 from edgecsi.deploy.lock import Holder
 from edgecsi.device.transport import Connection
@@ -68,7 +69,7 @@ def status(remote: Connection, root: str) -> list[Status]:
     Raises:
         DeviceError: it cannot be reached, or cannot be read.
     """
-    far = FarSide(remote, root.removeprefix("~/").rstrip("/") or "/", secrets.token_hex(8))
+    far = FarSide(remote, folder_of(root), secrets.token_hex(8))
     found: dict[str, _Found] = {}
     here, link = _Found(), ""
     for line in far.do("status", timeout=_SECONDS).splitlines():

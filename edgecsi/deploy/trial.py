@@ -40,8 +40,9 @@ def prove(remote: Remote, bundle: Bundle, runner: str, release: str, deadline: f
         inputs, wanted = read_golden(bundle, name)
         sizes = [",".join(str(tensor.size) for tensor in group) for group in (entry.inputs, entry.outputs)]
         argv = [runner, "run", f"{release}/{manifest.library}", manifest.cname, name, *sizes]
-        argv += [f"workspace={entry.workspace}", f"layers={len(entry.layers)}", f"deadline={deadline:g}"]
-        done = remote.run(argv, input=_joined(inputs).tobytes(), timeout=deadline + _GRACE_SECONDS)
+        given = _joined(inputs)
+        argv += [f"calls={len(given)}", f"deadline={deadline:g}"]
+        done = remote.run(argv, input=given.tobytes(), timeout=deadline + _GRACE_SECONDS)
         expected = _joined(wanted)
         if done.code or len(done.stdout) != expected.nbytes:
             raise _failed(bundle, name, remote.name, _why(done, deadline))

@@ -107,7 +107,7 @@ class Remote:
         sizes = [tensor.size for tensor in described.outputs]
         joined = np.empty((count, sum(sizes)), np.float32)
         seconds = 60 + count * (0.05 + 1e-7 * described.macs) + (fed.nbytes + joined.nbytes) / SLOWEST
-        with self._job(bundle, entry, "run", fed, seconds) as job:
+        with self._job(bundle, entry, "run", fed, seconds, {"calls": count}) as job:
             job.read_into(memoryview(joined.data).cast("B"))
         parts = np.split(joined, np.cumsum(sizes)[:-1], axis=1)
         return from_calls(
@@ -247,7 +247,12 @@ class Remote:
         argv = [runner, mode, library, bundle.manifest.cname, entry]
         for tensors in (described.inputs, described.outputs):
             argv.append(",".join(str(tensor.size) for tensor in tensors))
-        given = {"deadline": deadline, "workspace": described.workspace, "layers": len(described.layers)}
+        given = {
+            "held": 1,
+            "deadline": deadline,
+            "workspace": described.workspace,
+            "layers": len(described.layers),
+        }
         given |= {"cpu": self._cpu} if self._cpu is not None else {}
         argv += [f"{name}={value}" for name, value in {**given, **options}.items()]
         job = _Job(self.connection.start(argv), fed, deadline + _GRACE)
@@ -267,7 +272,8 @@ class _Ended(Exception):
 
 
 class _Job:
-    """A session with the runner: a thread feeds it while its results are read; a clock ends both."""
+    """A session with the runner: a thread feeds it while its results are read; a clock ends both. Its standard input
+    stays open until it has ended: should we die, the runner sees that at once."""
 
     def __init__(self, session: Session, fed: Array, seconds: float) -> None:
         self._session = session
@@ -303,6 +309,9 @@ class _Job:
 
     def finish(self) -> Done:
         """How it ended."""
+        rest = memoryview(bytearray(_CHUNK))
+        while self._read(rest):
+            pass
         self._feeder.join(_GRACE)
         return self._session.finish(_GRACE)
 
@@ -333,7 +342,6 @@ class _Job:
                 piece = data[at : at + _CHUNK]
                 while piece:
                     piece = piece[stdin.write(piece) :]
-            stdin.close()
 
 
 _REPORT = "if another bundle runs there, this is a bug of edgecsi: please report it"

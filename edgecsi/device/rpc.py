@@ -8,7 +8,9 @@ times, ``FOLDER/turns`` the turns of a measurement as soon as they are there.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -67,6 +69,7 @@ class Job:
     empty: str = ""
 
 
+_PR_SET_PDEATHSIG = 1
 # Started by TVM with the numbers of two descriptors at the end of its arguments.
 _PIPE = """import os, sys
 read, write = map(int, sys.argv[-2:])
@@ -167,6 +170,7 @@ class _Work:
 
 def main(arguments: Sequence[str]) -> int:
     """The program; returns its exit code."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # however our parent dies, the session ends
     channel = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever TVM prints is no message of ours
     folder = Path(arguments[0])

@@ -6,7 +6,6 @@ import sys
 import threading
 import time
 from contextlib import closing
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from edgecsi.device import Local, Remote, open_device
 from edgecsi.device.protocol import Plan
 from edgecsi.errors import ConnectionLost, DataError, DeviceError
 from tests import _tiny
-from tests._sshd import serving
+from tests._sshd import running, serving, until
 
 pytestmark = pytest.mark.needs("ssh", "sshd")
 
@@ -135,7 +134,7 @@ def test_an_endless_kernel_ends_in_bounded_time(sshd, make):
     with pytest.raises(DeviceError, match="no end after 1 s"):
         device.run(make("-DHANG"), "full", X)
     assert time.monotonic() - begin < 20
-    assert _ours(sshd) == []
+    assert running(sshd.home) == []
     np.testing.assert_allclose(device.run(make("-DHANG"), "encoder", X), _tiny.encoder(X), rtol=2e-5)
     device.close()
 
@@ -159,7 +158,7 @@ def test_interrupting_ends_the_program_there(sshd, make):
     with pytest.raises(DeviceError):
         device.run(make("-DHANG"), "full", X)
     killer.join()
-    _until(lambda: not _ours(sshd))
+    until(lambda: not running(sshd.home))
 
 
 @pytest.mark.needs("busybox")
@@ -183,19 +182,38 @@ def test_ctrl_c_ends_the_program_there_too(sshd, make, tmp_path):
     command = [sys.executable, "-m", "edgecsi", "run", str(make("-DHANG").path), "--device", sshd.spec]
     command += ["-i", str(tmp_path / "x.npy"), "-o", str(tmp_path / "y.npy")]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        _until(lambda: any(" run " in line for line in _ours(sshd)))
+        until(lambda: running(sshd.home, " run "))
         process.send_signal(signal.SIGINT)
         _, said = process.communicate(timeout=60)
     assert (process.returncode, said.strip()) == (130, "interrupted")
     assert not (tmp_path / "y.npy").exists()
-    _until(lambda: not _ours(sshd))
+    until(lambda: not running(sshd.home))
+
+
+@pytest.mark.parametrize("way", ["", "rpc+"])
+def test_the_program_there_ends_when_ours_is_killed(sshd, make, tmp_path, way):
+    """kill -9 here, while a kernel that never ends runs there: it is noticed at once, not at a deadline."""
+    if way:
+        assert main(["device", "setup", sshd.spec, "--rpc"]) == 0
+    np.save(tmp_path / "x.npy", X)
+    command = [sys.executable, "-m", "edgecsi", "run", str(make("-DHANG").path), "--device", way + sshd.spec]
+    command += ["-i", str(tmp_path / "x.npy"), "-o", str(tmp_path / "y.npy")]
+    work = "/agent " if way else " run "
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        until(lambda: running(sshd.home, work))
+        time.sleep(2.0 if way else 0.2)  # until TVM has loaded it
+        process.kill()
+        process.wait()
+        begin = time.monotonic()
+        until(lambda: not running(sshd.home))
+    assert time.monotonic() - begin < 10
 
 
 def test_an_idle_device_runs_nothing_of_ours(sshd, remote, bundle):
     remote.run(bundle, "full", X)
     remote.close()
-    _until(lambda: not _ours(sshd))
-    _until(lambda: sshd.drop() == 0)
+    until(lambda: not running(sshd.home))
+    until(lambda: sshd.drop() == 0)
 
 
 def test_bench_writes_the_same_result_as_here(sshd, bundle, tmp_path, monkeypatch):
@@ -273,24 +291,3 @@ def test_throttling_on_the_device_makes_the_times_invalid(bundle, tmp_path, monk
 def test_inspect_measures_layers_there(sshd, bundle, capsys):
     assert main(["inspect", str(bundle.path), "--measure", "--device", sshd.spec]) == 0
     assert "measured on ssh://board" in capsys.readouterr().out
-
-
-def _until(holds):
-    for _ in range(600):
-        if holds():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it did not come to that in 30 s")
-
-
-def _ours(sshd):
-    """Command lines of our runner that still run on the device."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            text = path.read_bytes().replace(b"\0", b" ").decode(errors="replace")
-        except OSError:
-            continue
-        if text.startswith(f"{sshd.home}/.edgecsi"):
-            found.append(text)
-    return found

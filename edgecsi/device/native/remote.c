@@ -6,17 +6,18 @@
  * NAME is the bundle's name as a C identifier; the sizes are those of the entry's tensors in floats, comma separated.
  * Standard input holds calls, one after the other, each with all inputs as float32. MODE is
  *
- *   run      every call of the input, until it ends; the outputs go to standard output in the same layout
+ *   run      `calls` calls of the input; the outputs go to standard output in the same layout
  *   time     `repeats` single calls, on the calls of the input in turn, reading `flush` bytes before each
  *   measure  the whole protocol (see measure() below), on the first call of the input
  *   profile  the layers, `passes` times or `seconds` long
  *   cold     `starts` fresh processes that load the library and call it once
  *
  * All but `run` write frames: four letters, the length in bytes (uint32), then int64 or doubles. OPTIONs of all modes:
- * `calls` in the input, `workspace` bytes, `layers`, `cpu` to keep to, `deadline` in seconds.
+ * `calls` in the input, `workspace` bytes, `layers`, `cpu` to keep to, `deadline` in seconds; `held=1`, whoever waits
+ * for the result holds the standard input open until it has it.
  *
  * The work is done by a child process, which is watched: whether it crashes, never ends, or whether whoever waits for
- * the result has gone. Exit: 0; 1 (the message is on standard error); 3, the library returned a code; 4, the deadline
+ * the result has gone (nobody reads it, or a held input ended). Exit: 0; 1 (the message is on standard error); 3, the library returned a code; 4, the deadline
  * passed; 5, nobody is there any more; 128 + signal, the child crashed. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -71,7 +72,7 @@ static void frame(const char *kind, const void *data, size_t bytes) {
     put(kind, 4), put(&length, sizeof length), put(data, bytes);
 }
 
-/* Fills `data` from standard input; 0 if that ended before, which must not be in the middle. */
+/* Fills `data` from standard input; 0 if that ended before. */
 static int get(void *data, size_t bytes) {
     size_t got = 0;
     while (got < bytes) {
@@ -80,7 +81,6 @@ static int get(void *data, size_t bytes) {
         if (part <= 0) break;
         got += (size_t)part;
     }
-    if (got && got < bytes) die("the input ends in the middle of a call");
     return got == bytes;
 }
 
@@ -90,7 +90,7 @@ static struct job {
     const char *mode, *library, *name, *entry;
     size_t sizes[MAX_TENSORS], in_bytes, out_bytes;
     int inputs, tensors;
-    double calls, repeats, flush, workspace, layers, cpu, deadline, passes, starts;
+    double calls, repeats, flush, workspace, layers, cpu, deadline, passes, starts, held;
     double samples, seconds, limit, turn, turn_calls, settle, cold; /* of the protocol, as in bench/measure.py */
 } job = {.calls = 1, .cpu = -1, .deadline = 60};
 
@@ -113,6 +113,7 @@ static void parse(int argc, char **argv) {
         {"layers", &job.layers}, {"cpu", &job.cpu}, {"deadline", &job.deadline}, {"passes", &job.passes},
         {"starts", &job.starts}, {"samples", &job.samples}, {"seconds", &job.seconds}, {"limit", &job.limit},
         {"turn", &job.turn}, {"turn_calls", &job.turn_calls}, {"settle", &job.settle}, {"cold", &job.cold},
+        {"held", &job.held},
     };
     for (int i = 7; i < argc; i++) {
         char *value = strchr(argv[i], '=');
@@ -190,9 +191,10 @@ static void run(void *library, entry_function function) {
     /* Many calls at once, so that reading and writing cost little; not more than some 4 MB. */
     size_t call_bytes = job.in_bytes + job.out_bytes, at_once = ((size_t)4 << 20) / (call_bytes ? call_bytes : 1) + 1;
     char *in = allocate(at_once * job.in_bytes), *out = allocate(at_once * job.out_bytes);
-    for (int more = 1; more;) {
+    for (size_t left = (size_t)job.calls; left;) {
         size_t calls = 0;
-        while (calls < at_once && (more = get(in + calls * job.in_bytes, job.in_bytes))) {
+        for (; calls < at_once && left; calls++, left--) {
+            if (!get(in + calls * job.in_bytes, job.in_bytes)) die("the input ends before its last call");
             void *pointers[MAX_TENSORS] = {0};
             char *from = in + calls * job.in_bytes, *to = out + calls * job.out_bytes;
             for (int t = 0; t < job.tensors; t++) {
@@ -200,7 +202,6 @@ static void run(void *library, entry_function function) {
                 pointers[t] = *place, *place += job.sizes[t] * sizeof(float);
             }
             check(library, call_entry(function, pointers));
-            calls++;
         }
         put(out, calls * job.out_bytes);
     }
@@ -321,6 +322,7 @@ static void cold_start(void) {
         pid_t child = fork();
         if (child < 0) die("fork: %s", strerror(errno));
         if (!child) {
+            prctl(PR_SET_PDEATHSIG, SIGKILL);
             double before = resident_bytes(), begin = nanoseconds();
             void *library = load();
             entry_function function = (entry_function)(uintptr_t)symbol(library, job.entry);
@@ -363,15 +365,16 @@ static void work(void) {
 
 /* ---- the watch ------------------------------------------------------------------------------------------ */
 
-/* Until the child ends, the deadline passes or nobody reads our output; all without waking up in between. */
+/* Until the child ends, the deadline passes or whoever waits has gone; all without waking up in between. */
 static int watch(pid_t child, int alive) {
     double end = nanoseconds() + 1e9 * job.deadline;
     for (;;) {
         double left = 1e-6 * (end - nanoseconds());
-        struct pollfd watched[] = {{.fd = alive}, {.fd = results}};
-        int events = poll(watched, 2, left > 0 ? (int)fmin(left + 1, 1e9) : 0);
+        struct pollfd watched[] = {{.fd = alive}, {.fd = results}, {.fd = job.held ? 0 : -1, .events = POLLRDHUP}};
+        int events = poll(watched, 3, left > 0 ? (int)fmin(left + 1, 1e9) : 0);
         if (events < 0 && errno == EINTR) continue;
-        int ended = watched[0].revents != 0, alone = watched[1].revents & (POLLERR | POLLHUP | POLLNVAL);
+        int ended = watched[0].revents != 0;
+        int alone = (watched[1].revents | watched[2].revents) & (POLLERR | POLLHUP | POLLRDHUP | POLLNVAL);
         if (!ended && !alone && nanoseconds() < end) continue;
         if (!ended) kill(child, SIGKILL);
         int status = 0;
