@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgecsi.cli.build import shape
-from edgecsi.cli.output import columns, json_option, pairs, progress, report
+from edgecsi.cli.output import can_be_written, columns, json_option, pairs, progress, report
 
 if TYPE_CHECKING:
     from edgecsi.tune.result import TunedLayer, TuneResult
@@ -48,6 +48,14 @@ if TYPE_CHECKING:
     metavar="FILE",
     help="Keep the records there  [default: yours, for this target and CPU].",
 )
+@click.option(
+    "--report",
+    "page",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    callback=can_be_written,
+    help="Also as a page: every layer's default and best, all that was tried, what limits it now.",
+)
 @json_option
 def command(
     model: str,
@@ -62,6 +70,7 @@ def command(
     trials: int,
     minutes: float | None,
     records: Path | None,
+    page: Path | None,
     json_to: str | None,
 ) -> None:
     """Measure on a device which kernels, formats and knobs are best for MODEL's layers.
@@ -94,6 +103,12 @@ def command(
             records=records,
             progress=update,
         )
+    if page is not None:
+        from edgecsi import disk
+        from edgecsi.report.html import html
+        from edgecsi.report.make import make_report
+
+        disk.write(page, html(make_report([], [result])))
     report(result, lambda: _text(result), json_to)
 
 

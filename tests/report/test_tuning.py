@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from edgecsi.cli import main
+from edgecsi.tune import network
 from edgecsi.tune.result import Candidate, Compared, TunedLayer, TuneResult
 from tests import _results
 from tests.report.test_report import Page, overlaps
@@ -89,3 +90,13 @@ def test_a_hostile_search_is_refused_or_escaped(tmp_path: Path) -> None:
     ):
         (tmp_path / "bad.json").write_text(json.dumps(tree | change))
         assert main(["report", str(tmp_path / "bad.json"), "-o", str(page)]) == 3
+
+
+def test_tune_writes_the_page_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(network, "tune", lambda *arguments, **options: FOUND)
+    page = tmp_path / "page.html"
+    assert main(["tune", "csinet-cr4", "--target", "host", "--report", str(page)]) == 0
+    assert "83% (MACs)" in page.read_text()
+    assert (
+        main(["tune", "csinet-cr4", "--target", "host", "--report", str(tmp_path / "no" / "page.html")]) == 2
+    )
