@@ -11,6 +11,10 @@ from typing import Any
 from edgecsi.results.scenarios import FACTS, SCENARIOS, Fact, Scenario
 
 Json = dict[str, Any]
+LEAST = 0.93
+"""Of the runs of a library against itself, whose interval must hold 1."""
+CLOSE = 0.02
+"""Largest difference between bench's C call and what the bundle's own program prints."""
 _COMPILER = ("kernels", "lower", "codegen", "ops", "_targets")
 
 
@@ -37,7 +41,7 @@ def doubts(entry: Json | None) -> str:
         return "not measured"
     if "error" in entry:
         return f"failed: {(entry['error'][1] or entry['error'][0])[:120]}"
-    validity = entry["validity"] if entry["kind"] == "fact" else entry["result"]["validity"]
+    validity = entry["validity"] if "result" not in entry else entry["result"]["validity"]
     emulated = entry["kind"] == "scenario" and entry["result"]["instructions"] is not None
     if validity["state"] != "valid" and not emulated:  # instructions are counted, not timed
         return f"{validity['state']}: {'; '.join(validity['reasons'])}"
@@ -92,3 +96,13 @@ def open_bars(stored: Mapping[str, Json]) -> Iterator[tuple[Scenario | Fact, str
         found = reached(stored.get(scenario.name), scenario)
         if found and found != "yes":
             yield scenario, found
+
+
+def held(check: Json) -> bool:
+    """Whether enough intervals of the self-check hold the truth."""
+    return bool(check["held"] >= LEAST * check["runs"])
+
+
+def program_difference(check: Json) -> float:
+    """The figure of the bundle's program over that of bench, less 1."""
+    return float(check["program"]["us"] / check["program"]["bench_us"] - 1)

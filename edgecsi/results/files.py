@@ -10,7 +10,7 @@ from typing import Any
 from edgecsi import disk
 from edgecsi.errors import DataError
 
-KINDS = ("scenario", "fact", "limits", "cycles", "shipped", "knobs")
+KINDS = ("scenario", "fact", "limits", "cycles", "shipped", "knobs", "self-check")
 Json = dict[str, Any]
 
 
@@ -60,6 +60,15 @@ def read_all(folder: Path) -> dict[str, Json]:
 def write_json(path: Path, value: Json) -> None:
     """Writes a raw result, one line per list of numbers; whole or not at all."""
     disk.write(path, _compact(value, 0) + "\n")
+
+
+def write_between(path: Path, begin: str, end: str, text: str) -> None:
+    """Put a text between two marks of a page, if it has them."""
+    page = path.read_text("utf-8") if path.is_file() else ""
+    before, opened, rest = page.partition(begin)
+    _, closed, after = rest.partition(end)
+    if opened and closed:
+        disk.write(path, before + begin + text + end + after)
 
 
 def _compact(value: Any, depth: int) -> str:

@@ -7,7 +7,18 @@ from typing import Any
 
 from edgecsi.bench.result import Machine
 from edgecsi.report.text import number
-from edgecsi.results.bars import figure, open_bars, reached, stale, to_onnxruntime
+from edgecsi.results.bars import (
+    CLOSE,
+    LEAST,
+    doubts,
+    figure,
+    held,
+    open_bars,
+    program_difference,
+    reached,
+    stale,
+    to_onnxruntime,
+)
 from edgecsi.results.scenarios import FACTS, KERNELS, MAIN, SCENARIOS, Scenario
 from edgecsi.results.tables import cycles_table, knobs_table, markdown, shipped_table, why_not
 
@@ -358,7 +369,27 @@ def _facts(stored: Mapping[str, Json]) -> str:
         value = float(entry["value"])
         state = entry["validity"]["state"]
         rows.append([fact.title, f"**{number(value)} {fact.unit}**", bar, reached(entry, fact), state])
-    return markdown(rows)
+    return markdown([*rows, *_self_check(stored.get("self_check"))])
+
+
+def _self_check(check: Json | None) -> list[list[str]]:
+    """The measurement against itself: `python -m edgecsi.results.self_check`."""
+    rows = [
+        ("a library measured against itself: intervals that hold 1", f"≥ {LEAST:.0%}"),
+        ("the bundle's own C program against the C call of `edgecsi bench`", f"≤ {CLOSE:.0%} apart"),
+    ]
+    if check is None:
+        return [[title, "not measured", bar, "", ""] for title, bar in rows]
+    found = [
+        (f"{check['held']} of {check['runs']}", held(check)),
+        (f"{program_difference(check):+.1%}", abs(program_difference(check)) <= CLOSE),
+    ]
+    doubt = doubts(check)
+    yes = f"not shown: {doubt}" if doubt else "yes"
+    return [
+        [title, f"**{figure}**", bar, yes if fine else "no", check["validity"]["state"]]
+        for (title, bar), (figure, fine) in zip(rows, found, strict=True)
+    ]
 
 
 def _validity(entry: Json) -> str:

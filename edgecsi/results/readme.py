@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from edgecsi import disk
 from edgecsi.bench.result import Machine
 from edgecsi.report.text import number
 from edgecsi.results.bars import doubts, to_onnxruntime
+from edgecsi.results.files import Json, write_between
 from edgecsi.results.tables import markdown
 
-Json = dict[str, Any]
 BEGIN, END = "<!-- report -->\n", "<!-- /report -->"
 ROWS = {
     "csinet-cr4-full": "fp32",
@@ -46,8 +44,4 @@ def figures(stored: Mapping[str, Json]) -> str:
 
 def write_readme(path: Path, stored: Mapping[str, Json]) -> None:
     """Put the figures between the marks of a README, if it has them."""
-    text = path.read_text("utf-8") if path.is_file() else ""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if begin and end:
-        disk.write(path, before + begin + figures(stored) + end + after)
+    write_between(path, BEGIN, END, figures(stored))

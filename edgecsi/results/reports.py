@@ -1,7 +1,8 @@
 """The reports in docs/reports, made of fresh measurements: ``python -m edgecsi.results.reports``.
 
-Every step is a command of edgecsi that a reader can repeat, and stands in the report it made. ``--only TEXT`` makes a
-part again; ``--anyway`` measures on a busy machine, and the reports say so.
+Every step is a command of edgecsi that a reader can repeat, and stands in the report it made. At the end their pictures
+are taken, where Chromium is installed. ``--only TEXT`` makes a part again; ``--anyway`` measures on a busy machine, and
+the reports say so. It takes some ten minutes, and what ``--sustained`` adds.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from edgecsi import disk
 from edgecsi.errors import EdgecsiError
+from edgecsi.results.pictures import PICTURES, browser, take
 from edgecsi.results.run import require_quiet, run_edgecsi
 
 BEST = "csinet-cr4+prune90-bsr16x4-int8-dynamic"
@@ -71,11 +73,11 @@ PAGES = (
     Page("invalid", "An emulated result is no latency", (Bench(BEST, "rpi5", ("--device", "emulate")),)),
     Page(
         "sustained",
-        "An encoder for two minutes, and at the rate of reports",
+        "An encoder over {time}, and at the rate of reports",
         (
             Bench(
                 BEST,
-                options=("--entry", "encoder", "--sustained", "2m", "--deadline", "0.5ms:p99"),
+                options=("--entry", "encoder", "--sustained", "{time}", "--deadline", "0.5ms:p99"),
             ),
             Bench(BEST, options=("--entry", "encoder", "--rate", "200/s")),
         ),
@@ -89,25 +91,35 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder that holds reports/")
     parser.add_argument("--only", default="", metavar="TEXT", help="reports whose name has it")
     parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="for every engine, at least")
+    parser.add_argument("--sustained", default="2m", metavar="TIME", help="of the long run, 30m say")
+    parser.add_argument("--pictures", action="store_true", help="measure nothing, take the pictures again")
     parser.add_argument("--anyway", action="store_true", help="measure on a busy machine; reports say so")
     chosen = parser.parse_args(arguments)
     try:
-        if not chosen.anyway:
-            require_quiet()
-        with disk.scratch(runs=True) as scratch:
-            for page in PAGES:
-                if chosen.only in page.name:
-                    print(f"{page.name} ...", flush=True)
-                    target = chosen.docs.resolve() / "reports" / f"{page.name}.html"
-                    make(page, scratch, target, chosen.seconds)
+        folder = chosen.docs.resolve() / "reports"
+        if not chosen.pictures:
+            if not chosen.anyway:
+                require_quiet()
+            with disk.scratch(runs=True) as scratch:
+                for page in PAGES:
+                    if chosen.only in page.name:
+                        print(f"{page.name} ...", flush=True)
+                        make(page, scratch, folder / f"{page.name}.html", chosen.seconds, chosen.sustained)
+        if browser() is None:
+            print("no pictures: Chromium is not installed")
+            return 0
+        for picture in PICTURES:
+            if chosen.only in picture.page:
+                print(f"{picture.name}.png ...", flush=True)
+                take(picture, folder)
     except EdgecsiError as error:
         print(f"error: {error}")
         return error.exit_code
     return 0
 
 
-def make(page: Page, scratch: Path, target: Path, seconds: float) -> None:
-    """Builds what is not built yet, measures, writes the report to ``target``.
+def make(page: Page, scratch: Path, target: Path, seconds: float, sustained: str) -> None:
+    """Builds what is not built yet, measures, writes the report to ``target``; ``sustained`` is how long the long run is.
 
     Raises:
         EdgecsiError: a step failed.
@@ -121,10 +133,14 @@ def make(page: Page, scratch: Path, target: Path, seconds: float) -> None:
         results.mkdir(exist_ok=True)
         same = sum(bench.folder == other.folder for other in page.results[:number])
         file = results / f"{bench.folder}{f'-{same + 1}' if same else ''}.json"
-        command = ["bench", bench.folder, "--seconds", f"{seconds:g}", *bench.options, "--json", str(file)]
+        options = [option.format(time=sustained) for option in bench.options]
+        command = ["bench", bench.folder, "--seconds", f"{seconds:g}", *options, "--json", str(file)]
         run_edgecsi(command, scratch)
         files.append(str(file))
-    run_edgecsi(["report", *files, "-o", str(target), "--title", page.title, *page.options], scratch)
+    run_edgecsi(
+        ["report", *files, "-o", str(target), "--title", page.title.format(time=sustained), *page.options],
+        scratch,
+    )
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import io
 import itertools
 import json
 import re
+import subprocess
 import time
 from pathlib import Path
 
@@ -235,6 +236,31 @@ def test_no_label_lies_over_another() -> None:
             assert overlaps(drawing) == []
     close = [svg.Point(str(i), 50 + i / 100, -19.0, "") for i in range(4)]
     assert [text for text in "1234" if f">{text}</text>" not in svg.scatter("", close, "µs", "dB")] == []
+
+
+BROWSED = """<script>onload = function () {
+  var bad = [], lie = function (a, b) {
+    return a.x < b.x + b.width && b.x < a.x + a.width && a.y + 3 < b.y + b.height - 3 && b.y + 3 < a.y + a.height - 3 }
+  document.querySelectorAll("svg").forEach(function (s) {
+    var t = [].map.call(s.querySelectorAll("text"), function (e) { return [e.textContent, e.getBBox()] })
+    t.forEach(function (a, i) {
+      t.slice(i + 1).forEach(function (b) { if (lie(a[1], b[1])) bad.push(a[0] + "|" + b[0]) })})})
+  var scroll = document.documentElement.scrollWidth - document.documentElement.clientWidth
+  document.body.innerHTML = "<p id=found></p>"
+  document.getElementById("found").textContent = "scroll " + scroll + ", over one another: " + bad.join("; ") + "." }
+</script></body>"""
+
+
+@pytest.mark.needs("chromium")
+def test_in_a_browser_nothing_scrolls_sideways_and_no_text_lies_over_another(tmp_path: Path) -> None:
+    text = as_html(make_report(read_shown([DOCS])))
+    text = re.sub(r"<meta http-equiv[^>]*>", "", text).replace("</body>", BROWSED)
+    (tmp_path / "page.html").write_text(text)
+    for width in (500, 1280):  # no window is narrower than 500; the page's own limit for phones is 640
+        command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", f"--user-data-dir={tmp_path}/profile",
+                   f"--window-size={width},900", "--dump-dom", (tmp_path / "page.html").as_uri()]  # fmt: skip
+        dom = subprocess.run(command, capture_output=True, text=True, timeout=100, check=True).stdout
+        assert re.findall(r'<p id="found">(.*?)</p>', dom) == ["scroll 0, over one another: ."]
 
 
 def test_results_of_the_project_can_all_be_shown() -> None:
