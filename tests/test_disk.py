@@ -194,7 +194,7 @@ def test_a_cache_that_cannot_be_made_names_the_variable(
 def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) -> None:
     program = (
         "import sys, time; from edgecsi import cli, disk\n"
-        "cli._end_on_signals()\n"
+        "cli.end_on_signals()\n"
         "with disk.scratch() as folder:\n"
         " print(folder, flush=True); time.sleep(60)\n"
     )

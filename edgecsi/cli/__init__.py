@@ -132,7 +132,7 @@ cli.params += _settings()
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program ``edgecsi``: run it on these arguments (the process's by default), return its exit code."""
     settings = Settings()
-    _end_on_signals()
+    end_on_signals()
     with warnings.catch_warnings():
         warnings.simplefilter("always", Notice)
         warnings.showwarning = _say
@@ -179,7 +179,7 @@ def _run(arguments: Sequence[str] | None, settings: Settings) -> int:
         return _report_bug(error)
 
 
-def _end_on_signals() -> None:
+def end_on_signals() -> None:
     """SIGTERM and SIGHUP end the program as Ctrl-C does: everything that is temporary is removed first."""
 
     def end(number: int, _frame: object) -> None:

@@ -293,7 +293,7 @@ def _search(
         space,
         lambda settings: _patiently(lambda: bench.quick(settings), ended),
         lambda settings: _patiently(lambda: bench.careful(settings), ended),
-        max(trials - len(before), 0),
+        trials,
         known=before,
         stop=lambda: time.monotonic() > deadline,
         tell=tell,

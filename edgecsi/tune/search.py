@@ -100,8 +100,9 @@ def search(
         space: what competes.
         measure: quick times of several settings, None for one that failed.
         confirm: careful times of a few settings, measured in turns.
-        trials: settings to measure at most, those in `known` not counted.
-        known: what an interrupted search measured before.
+        trials: settings to measure at most, those in `known` that it comes to included.
+        known: what an interrupted search measured before. The search comes to each as if it measured it now, so that it
+            ends where an unbroken one does.
         stop: asked between measurements, whether time is up.
         tell: told of every new measurement.
         seed: of what is drawn at random.
@@ -109,17 +110,21 @@ def search(
     Returns:
         What was found, or None if the default itself cannot be measured.
     """
-    times: dict[Setting, Time | None] = dict(known or {})
-    left = trials
+    times: dict[Setting, Time | None] = {}
+    known, left = known or {}, trials
 
     def look(settings: Sequence[Setting]) -> None:
         nonlocal left
         fresh = [s for s in dict.fromkeys(settings) if s not in times]
-        fresh = fresh[: max(left, 0)] if not stop() else []
-        for setting, time in zip(fresh, measure(fresh) if fresh else [], strict=True):
-            times[setting] = time
-            left -= time is not None
-            tell(setting, time)
+        fresh = fresh[: max(left, 0)]
+        new = [s for s in fresh if s not in known]
+        measured = dict(zip(new, measure(new), strict=True)) if new and not stop() else {}
+        for setting in fresh:
+            if setting in known or setting in measured:
+                times[setting] = time = known[setting] if setting in known else measured[setting]
+                left -= time is not None
+            if setting in measured:
+                tell(setting, time)
 
     def ranked(kernel: str = "") -> list[Setting]:
         good = [(t.median, s) for s, t in times.items() if t is not None and kernel in ("", s.kernel)]
@@ -148,6 +153,7 @@ def search(
                 _descend(space, min(good, key=median), look, times)
         vain = 0 if ranked()[0] != best else vain + 1
 
+    times |= {setting: time for setting, time in known.items() if setting not in times}
     finalists = list(dict.fromkeys([space.default, *ranked()[:FINALISTS]]))
     final = dict(zip(finalists, confirm(finalists), strict=True))
     default = final[space.default] or times[space.default]

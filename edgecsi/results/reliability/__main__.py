@@ -90,11 +90,29 @@ def memory(minutes: float, to: Path) -> None:
 
 
 @main.command()
+@click.option(
+    "--kills", type=click.IntRange(1), default=50, show_default=True, help="With made-up measurements."
+)
+@click.option("--real", type=click.IntRange(0), default=0, help="So many more of real searches; minutes.")
+def tuning(kills: int, real: int) -> None:
+    """Searches that are killed and go on; files of records that are torn, shared and of elsewhere."""
+    from edgecsi.results.reliability.tuning import kill_for_real, simulate
+
+    found = simulate(kills)
+    if real:
+        found = {**found, **{f"{what}, really": number for what, number in kill_for_real(real).items()}}
+    _write(RESULTS / "reliability-tuning.json", found)
+    click.echo(", ".join(f"{number} {what}" for what, number in found.items()))
+
+
+@main.command()
 def page() -> None:
     """Write docs/reliability.md."""
     from edgecsi.results.reliability.page import page as made
 
-    stored = [RESULTS / f"reliability-{name}.json" for name in ("fuzz", "faults", "memory", "deployment")]
+    stored = [
+        RESULTS / f"reliability-{name}.json" for name in ("fuzz", "faults", "memory", "deployment", "tuning")
+    ]
     results = [json.loads(path.read_text()) if path.exists() else {} for path in stored]
     Path("docs/reliability.md").write_text(made(*results), encoding="utf-8")
 

@@ -8,6 +8,7 @@ from typing import Any
 from edgecsi.results.reliability.damage import ways
 from edgecsi.results.reliability.deployment import section
 from edgecsi.results.reliability.fuzz import Kind, Tally
+from edgecsi.results.reliability.tuning import section as tuning_section
 
 MENDED = (
     "golden values that end early or claim another shape gave an EOFError, and left the file open",
@@ -29,8 +30,9 @@ def page(
     faults: Mapping[str, Any],
     memory: Mapping[str, Any],
     deployment: Mapping[str, int],
+    tuning: Mapping[str, int],
 ) -> str:
-    """The text of the page, from the four files of results."""
+    """The text of the page, from the five files of results."""
     parts = [
         "# What edgecsi survives",
         (
@@ -42,6 +44,7 @@ def page(
         *(_fuzz(Tally.of(dict(fuzz))) if fuzz else []),
         *(_faults(faults) if faults else []),
         *section(deployment),
+        *tuning_section(tuning),
         *_memory(memory),
         "## Found and mended",
         "\n".join(f"- {text}" for text in MENDED),
