@@ -174,6 +174,7 @@ def evaluate(
     device: str = "local",
     model: str | None = None,
     weights: str | None = None,
+    calib: str | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """How well a bundle does on channels, and how far it is from PyTorch.
@@ -183,7 +184,8 @@ def evaluate(
         data: channels (``test`` is the shipped set), ``.npy`` of what the network takes, or ``mimo:COUNT``.
         samples: take only the first so many.
         device: ``local``, ``emulate``, ``ssh://HOST``, …
-        model, weights: the PyTorch model to compare with, where the bundle's is none of the zoo.
+        model, weights: the PyTorch model to compare with, where the bundle's is none of the zoo. calib: what the build
+            was given, to make its network again.
 
     Raises:
         CheckFailed: it differs from PyTorch by more than rounding can explain. BundleError, DataError, DeviceError.
@@ -194,7 +196,7 @@ def evaluate(
 
     found = read_bundle(Path(bundle))
     with closing(open_device(device)) as opened:
-        result, _ = evaluate_data(found, str(data), opened, samples, model, weights, progress)
+        result, _ = evaluate_data(found, str(data), opened, samples, model, weights, progress, calib)
     judge(found, result)
     return result
 
@@ -203,7 +205,7 @@ def evaluate(
 def bench(
     bundle: str | Path,
     *,
-    entry: str = "full",
+    entry: str | None = None,
     device: str = "local",
     against: Sequence[str] = (),
     quick: bool = False,
@@ -226,7 +228,9 @@ def bench(
         CheckFailed: a wrong answer is not timed. BundleError, DeviceError, UsageError.
     """
     from edgecsi.bench.api import run_bench
-    from edgecsi.bench.competitors import fp32_model
+    from edgecsi.bench.competitors import fp32_model, require_installed
+
+    require_installed(against)
 
     def load_module(manifest: Manifest) -> nn.Module:
         return fp32_model(manifest, model, weights)

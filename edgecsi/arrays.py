@@ -39,7 +39,7 @@ def read_npy(path: Path) -> NDArray[Any]:
 def read_samples(path: Path, shape: Sequence[int]) -> NDArray[Any]:
     """Samples for an input of this shape, its first axis being the batch: from whatever ``eval`` takes.
 
-    They lie in a ``.npy``, channels also in a ``.npz`` or ``.mat``, as ``[N, ...]``, flattened, or a single sample.
+    They lie in a ``.npy``, ``.npz`` or ``.mat``, as ``[N, ...]``, flattened, or a single sample.
 
     Raises:
         DataError: the file cannot be read, or its shape is another.
@@ -49,8 +49,8 @@ def read_samples(path: Path, shape: Sequence[int]) -> NDArray[Any]:
     from edgecsi.channels import files
 
     sample = tuple(shape[1:])
-    archive = sample == files.SAMPLE and path.suffix.lower() in (".npz", ".mat")
-    array = files.read(path) if archive else read_npy(path)
+    archive = path.suffix.lower() in (".npz", ".mat") or (not path.is_file() and "#" in path.name)
+    array = files.load(path, shape=sample) if archive else read_npy(path)
     if array.shape[1:] == sample or array.ndim == len(shape) + 1:
         return array
     if array.shape == sample:

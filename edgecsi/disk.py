@@ -25,6 +25,8 @@ from edgecsi.errors import EdgecsiError, InputError, ToolchainError
 PREFIX, SUFFIX = ".edgecsi-", ".tmp"
 _ABANDONED = 60
 """Seconds after which what nobody holds is taken for a dead process's: before, it may just not be locked yet."""
+_TRIED = 1 << 16
+"""Bytes that are written to learn whether a disk has room."""
 _NOT_THERE = {
     errno.ENOENT: "its folder does not exist",
     errno.ENOTDIR: "a part of its path is no folder",
@@ -117,8 +119,29 @@ class _Enough(Exception):
 
 def check(path: Path, fix: str = ANOTHER) -> None:
     """Learn before long work whether its result can be written; errors as for :func:`whole`."""
-    with suppress(_Enough), whole(path, fix):
+    with suppress(_Enough), whole(path, fix) as beside:
+        if beside.name.startswith(PREFIX):
+            beside.write_bytes(bytes(_TRIED))
         raise _Enough
+
+
+def check_file(path: Path, fix: str = ANOTHER) -> None:
+    """As :func:`check`, for a file that the user named: its folder has to be there, as a name may be mistyped."""
+    parent = path.absolute().parent
+    if not parent.is_dir():
+        raise refusal(FileNotFoundError(errno.ENOTDIR if parent.exists() else errno.ENOENT, ""), path, fix)
+    check(path, fix)
+
+
+def check_folder(folder: Path, fix: str = ANOTHER) -> None:
+    """Learn before long work whether a folder can be written or made; nothing is made yet."""
+    there = next(p for p in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(p))
+    if not there.is_dir():
+        raise refusal(NotADirectoryError(errno.ENOTDIR, ""), folder, fix)
+    try:
+        check(there / f"{PREFIX}tried{SUFFIX}", fix)
+    except EdgecsiError as error:
+        raise type(error)(f"{folder} cannot be written", error.why, error.fix) from error
 
 
 def write(path: Path, content: str | bytes, fix: str = ANOTHER) -> None:

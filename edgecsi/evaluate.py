@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -9,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgecsi import verdict
-from edgecsi.bundle import Bundle, Manifest
+from edgecsi.bundle import Bundle, Manifest, read_golden
 from edgecsi.channels import files, metrics
 from edgecsi.device import Device
-from edgecsi.errors import BundleError, CheckFailed, DataError, ModelError, UsageError
+from edgecsi.errors import BundleError, CheckFailed, DataError, EdgecsiError, ModelError, Notice, UsageError
 from edgecsi.verdict import Difference, difference
 
 if TYPE_CHECKING:
@@ -38,10 +40,12 @@ class Evaluation:
     samples: int
     nmse_db: float | None
     nmse_db_pytorch: float | None
+    nmse_db_fp32: float | None
+    """Of the network before it was compressed, in PyTorch."""
     rho: float | None
     sgcs: float | None
     differences: dict[str, Difference]
-    """By entry; empty without a PyTorch model to compare with."""
+    """To PyTorch, by entry; empty without anything to compare with."""
     bit_error_rates: dict[str, list[float]] | None = None
     """Of a detector, as :func:`edgecsi.models.fullycon.error_rates` gives them."""
 
@@ -92,6 +96,7 @@ def evaluate(
     *,
     device: Device,
     reference: LoadedModel | None = None,
+    fp32: Entry | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Run a bundle on channels and compare with these, and with PyTorch.
@@ -101,7 +106,7 @@ def evaluate(
         samples: float32 ``[N, *shape]``, inputs of its ``full`` or ``encoder`` entry.
         data: what to call the samples in the result.
         device: where to run it.
-        reference: the PyTorch model, if it is to be compared with.
+        reference: the PyTorch model, if it is to be compared with. fp32: the whole network before compression.
         progress: called with (done, total, what is being done).
 
     Raises:
@@ -143,7 +148,7 @@ def evaluate(
 
     full = outputs.get("full")
     if full is not None and full.shape != samples.shape:
-        full = expected_full = None  # nothing is reconstructed, so these figures have no meaning
+        full = expected_full = fp32 = None  # nothing is reconstructed, so these figures have no meaning
     channels = full if full is not None and full.shape[1:] == files.SAMPLE else None
     return Evaluation(
         bundle=bundle.manifest.name,
@@ -153,6 +158,9 @@ def evaluate(
         samples=len(samples),
         nmse_db=None if full is None else metrics.nmse_db(samples, full),
         nmse_db_pytorch=None if expected_full is None else metrics.nmse_db(samples, expected_full),
+        nmse_db_fp32=None
+        if full is None or fp32 is None
+        else metrics.nmse_db(samples, pytorch(fp32, samples)),
         rho=None if channels is None else metrics.rho(samples, channels),
         sgcs=None if channels is None else metrics.sgcs(samples, channels),
         differences=differences,
@@ -202,11 +210,13 @@ def evaluate_data(
     model: str | None = None,
     weights: str | None = None,
     progress: Progress | None = None,
+    calib: str | None = None,
 ) -> tuple[Evaluation, str]:
     """Evaluate on what a user calls data: channels, the path of a ``.npy``, or ``mimo:COUNT``.
 
     Args:
         samples: take only the first so many. model, weights: see :func:`reference_model`.
+        calib: what the build fitted its recipe to.
 
     Returns:
         What was found; and why PyTorch was not asked, if it was not.
@@ -220,13 +230,72 @@ def evaluate_data(
         reference = reference_model(bundle.manifest, model, weights)
     except UsageError as error:  # the figures on the data do not need it
         reference, note = None, f"not compared with PyTorch: {error.what} ({error.fix})"
+    recipe, fp32 = bundle.manifest.model.recipe, None
+    if reference is not None and recipe is not None:
+        fp32 = reference.fp32
+        if _recipe_of(reference) != recipe:  # the build applied it
+            tell(0, 0, f"applying {recipe}")
+            fp32, reference = reference.entries.get("full"), _compressed_again(bundle, reference, calib)
+            if reference is None:
+                note = (
+                    f"the network that {recipe} made in PyTorch is not here: --calib DATA gives it, with the data "
+                    "that the build had"
+                )
     if data.startswith("mimo:"):
-        return evaluate_detector(bundle, data, device=device, reference=reference, progress=progress), note
+        found = evaluate_detector(bundle, data, device=device, reference=reference, progress=progress)
+        return _with_golden(found, bundle, device), note
     shape = _input_shape(bundle)[1:]
     x = files.load(data, shape=shape, progress=lambda done, total: tell(done, total, f"reading {data}"))[
         :samples
     ]
-    return evaluate(bundle, x, data, device=device, reference=reference, progress=progress), note
+    found = evaluate(bundle, x, data, device=device, reference=reference, fp32=fp32, progress=progress)
+    return _with_golden(found, bundle, device), note
+
+
+def _recipe_of(model: LoadedModel) -> str | None:
+    """What a network was compressed by before it was loaded."""
+    recipe: str | None = json.loads(model.metadata.get("compression", "{}")).get("recipe")
+    return recipe
+
+
+def _compressed_again(bundle: Bundle, model: LoadedModel, calib: str | None) -> LoadedModel | None:
+    """What a build made of a network by a recipe that ships; None if that is something else than the bundle has."""
+    from edgecsi.compress import recipe as recipes
+    from edgecsi.compress.post_training import compressed
+
+    recipe = bundle.manifest.model.recipe
+    if recipe not in recipes.list_recipes():
+        return None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)  # the build said it
+        try:
+            again = compressed(model, recipe, calib)
+        except EdgecsiError:
+            if calib is None:  # it needs data
+                return None
+            raise
+    for name, entry in again.entries.items():
+        if name in bundle.manifest.entries and name != "decoder":
+            (x,), (y,) = ([a.reshape(-1, *a.shape[2:]) for a in side] for side in read_golden(bundle, name))
+            if not difference(pytorch(entry, x), y).max_rel_diff <= verdict.SAME_WEIGHTS:
+                return None
+    return again
+
+
+def _with_golden(found: Evaluation, bundle: Bundle, device: Device) -> Evaluation:
+    """Without a PyTorch model, the library is held against the answers that PyTorch gave when it was built."""
+    if found.differences:
+        return found
+    differences = {}
+    for name in bundle.manifest.entries:
+        inputs, expected = (
+            [array.reshape(-1, *array.shape[2:]) for array in arrays] for arrays in read_golden(bundle, name)
+        )
+        answers = device.run(bundle, name, inputs)
+        several = answers if isinstance(answers, tuple) else (answers,)
+        apart = [difference(np.asarray(y), e) for y, e in zip(several, expected, strict=True)]
+        differences[name] = max(apart, key=lambda d: d.max_rel_diff)
+    return replace(found, differences=differences)
 
 
 def _input_shape(bundle: Bundle) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from edgecsi import bundle as bundles
 from edgecsi import disk
 from edgecsi import target as targets
 from edgecsi.bundle.signature import sign_bytes
-from edgecsi.check import Draft, golden_values
+from edgecsi.check import Draft, channel_nmse, golden_values
 from edgecsi.check import check as compare
 from edgecsi.describe import manifest_of
 from edgecsi.errors import UsageError
@@ -93,6 +93,12 @@ def build(
         CheckFailed: the library does not answer what PyTorch answers; nothing is written.
         BundleError: the folder holds something else than a bundle.
     """
+    if options.calib is not None and options.recipe is None:
+        raise UsageError(
+            "--calib does nothing without --recipe",
+            "the network is built as it is, and there are no int8 layers to fit to the data",
+            "add --recipe int8-dynamic, say (edgecsi recipes), or leave --calib away",
+        )
     done, total = 0, 3 if options.dry_run else len(STAGES)
 
     def run(stage: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
@@ -154,6 +160,8 @@ def load(options: BuildOptions, target: Target, note: Callable[[str], None]) -> 
             note(f"{out} holds {before[0]} for {before[1]}, which this build replaces")
     if o.sign is not None:
         sign_bytes(b"", o.sign)
+    if not o.allow_random and (nmse := channel_nmse(model)) is not None and nmse > 0:
+        note(f"{model.name} looks untrained: NMSE {nmse:.2f} dB; an answer without content has 0 dB")
     return Source(model, name, out)
 
 
@@ -161,18 +169,9 @@ def compress(options: BuildOptions, model: LoadedModel) -> LoadedModel:
     """Apply the recipe."""
     if options.recipe is None:
         return model
-    import torch
+    from edgecsi.compress.post_training import compressed
 
-    from edgecsi.channels import files
-    from edgecsi.compress import apply_post_training
-    from edgecsi.models.entries import entries_of
-
-    shape = model.example_input.shape[1:]
-    calibration = torch.from_numpy(files.load(options.calib, shape=shape)) if options.calib else None
-    module = apply_post_training(model.module, model.example_input, options.recipe, calibration)
-    return replace(
-        model, module=module, entries=entries_of(model.name, module, model.example_input, *model.more_inputs)
-    )
+    return compressed(model, options.recipe, options.calib)
 
 
 def lower(options: BuildOptions, name: str, model: LoadedModel, target: Target) -> Plan:

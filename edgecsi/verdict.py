@@ -6,6 +6,7 @@ judges can ask here.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +37,55 @@ KERNEL = 2e-5
 """A kernel against its reference in numpy."""
 NMSE_DB = 0.01
 """How far the NMSE (or the bit error rate, in dB) may be from PyTorch's."""
+WORTH_SAYING_DB = 1.0
+"""A loss of accuracy beyond this is said in words."""
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """The NMSE in dB of one network on its way into a library, None where it is not known; the same figures under the
+    same names wherever accuracy is shown.
+
+    Attributes:
+        fp32: of the network before compression. compressed: of the compressed network in PyTorch; None as well if
+            nothing was compressed. library: of the library.
+    """
+
+    fp32: float | None
+    compressed: float | None
+    library: float | None
+
+    @classmethod
+    def of(
+        cls, recipe: str | None, fp32: float | None, pytorch: float | None, library: float | None
+    ) -> Accuracy:
+        """Of a library whose network had this `recipe` applied, if any: PyTorch's answer is then the compressed one."""
+        return cls(pytorch, None, library) if recipe is None else cls(fp32, pytorch, library)
+
+    @property
+    def loss(self) -> float | None:
+        """What the library lost against the fp32 network, in dB; of two perfect answers nothing."""
+        if self.fp32 is None or self.library is None:
+            return None
+        return 0.0 if self.fp32 == self.library else self.library - self.fp32
+
+    def named(self) -> dict[str, str]:
+        """What is known, by its name; a loss worth saying is said in words."""
+        steps = {
+            "fp32 network": self.fp32,
+            "compressed network in PyTorch": self.compressed,
+            "library": self.library,
+        }
+        lines = {name: f"NMSE {value:.2f} dB" for name, value in steps.items() if value is not None}
+        if self.loss is not None:
+            lines["loss"] = f"{self.loss + 0.0:.2f} dB{self._in_words(self.loss)}"
+        return lines
+
+    @staticmethod
+    def _in_words(loss: float) -> str:
+        if not WORTH_SAYING_DB < loss < math.inf:
+            return ""
+        return f": its errors have {10 ** (loss / 10):.1f} times the power of the fp32 network's"
 
 
 @dataclass(frozen=True)

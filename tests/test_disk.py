@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
-import resource
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -87,17 +85,6 @@ def test_a_place_that_cannot_be_is_refused_before_and_after_work(tmp_path: Path)
                 attempt(path)
     disk.check(tmp_path / "new")
     assert names(tmp_path) == ["file"]
-
-
-@pytest.fixture
-def small_files() -> Iterator[None]:
-    """No file may be larger than 4 KB, which is how a full disk feels to those who write."""
-    before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
-    signal.signal(signal.SIGXFSZ, handler)
 
 
 def test_libraries_that_write_meet_a_full_disk(tmp_path: Path, small_files: None) -> None:

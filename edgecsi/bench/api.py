@@ -56,7 +56,7 @@ FEW, MANY = 0.9, 1.1
 def run_bench(
     path: str | Path,
     *,
-    entry: str = "full",
+    entry: str | None = None,
     device: str | Device = "local",
     quick: bool = False,
     seconds: float | None = None,
@@ -71,7 +71,7 @@ def run_bench(
 
     Args:
         path: the bundle's folder.
-        entry: ``encoder``, ``decoder``, ``full``, ...
+        entry: ``encoder``, ``decoder``, ``full``, ...; default: ``full``, or the only one.
         device: where; a name or a device.
         quick: the cut-down protocol.
         seconds: spend so many on every engine, instead of what the protocol says.
@@ -104,6 +104,7 @@ def run_bench(
     opened = device
     peers = find_peers(against)  # before anything takes long
     bundle = read_bundle(Path(path))
+    entry = bundle.chosen(entry)
     protocol = QUICK if quick else FULL
     if seconds is not None:
         protocol = replace(protocol, seconds=seconds)
@@ -434,5 +435,6 @@ def _measured(bundle: Bundle, entry: str) -> MeasuredBundle:
         macs=described.macs,
         nmse_db=checked.nmse_db if checked is not None else None,
         nmse_db_pytorch=checked.nmse_db_pytorch if checked is not None else None,
+        nmse_db_fp32=checked.nmse_db_fp32 if checked is not None else None,
         data=manifest.check.data,
     )

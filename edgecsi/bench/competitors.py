@@ -77,6 +77,19 @@ def prepare_peers(
     return Prepared(runs, answers, versions, skipped)
 
 
+def require_installed(names: Sequence[str]) -> None:
+    """Refuse before the work an engine that could not be measured in it.
+
+    Raises:
+        UsageError: an unknown engine. ToolchainError: one that is not installed.
+    """
+    for peer in find_peers(names):
+        if (reason := peer.available()) is not None:
+            raise ToolchainError(
+                f"{peer.name} cannot be measured: {reason}", "it was asked for with --against", peer.install
+            )
+
+
 def pytorch_output(module: nn.Module, x: Array, entry: str) -> Array:
     """What PyTorch answers, float32."""
     from edgecsi.bench.peers.pytorch import PyTorch

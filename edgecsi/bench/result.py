@@ -16,7 +16,7 @@ from edgecsi.bench.behaviour import Deadline, Periodic, SelfCheck, Sustained
 from edgecsi.bench.statistics import Interval, Ratio, Summary
 from edgecsi.errors import DataError
 from edgecsi.schema import convert, one_line
-from edgecsi.verdict import Difference
+from edgecsi.verdict import Accuracy, Difference
 
 SCHEMA = 3
 MAX_BYTES = 128 << 20
@@ -124,7 +124,13 @@ class MeasuredBundle:
     macs: int | None = None
     nmse_db: float | None = None
     nmse_db_pytorch: float | None = None
+    nmse_db_fp32: float | None = None
     data: str = ""
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """What the build found."""
+        return Accuracy.of(self.recipe, self.nmse_db_fp32, self.nmse_db_pytorch, self.nmse_db)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +19,7 @@ from edgecsi.bundle.call import Array, Call, describe, short_way, to_samples
 from edgecsi.bundle.manifest import Entry, Manifest
 from edgecsi.bundle.read import Bundle, read_bundle
 from edgecsi.bundle.shared_library import check_runs_here, open_library
-from edgecsi.errors import DataError, DeviceError, UsageError
+from edgecsi.errors import BundleError, DataError, DeviceError, UsageError
 from edgecsi.names import split_batch
 
 if TYPE_CHECKING:
@@ -66,7 +67,9 @@ class Loaded:
         self._calls = {
             name: Call(library, prefix, name, entry, self._fail) for name, entry in self.entries.items()
         }
-        self._runs = {name: short_way(call) for name, call in self._calls.items()}
+        self._runs: dict[str | None, Any] = {name: short_way(call) for name, call in self._calls.items()}
+        with suppress(BundleError):
+            self._runs[None] = self._runs[bundle.chosen(None)]
 
     def __enter__(self) -> Loaded:
         return self
@@ -93,13 +96,13 @@ class Loaded:
         """The functions of the library, with the names and shapes of their inputs and outputs."""
         return self.bundle.manifest.entries
 
-    def run(self, *inputs: ArrayLike, entry: str = "full", out: Array | None = None) -> Any:
+    def run(self, *inputs: ArrayLike, entry: str | None = None, out: Array | None = None) -> Any:
         """Call one entry once.
 
         Args:
             inputs: one array per input, of exactly the entry's shapes. C-contiguous float32 is passed as it
                 is; other real numbers are converted.
-            entry: ``encoder``, ``decoder``, ``full``, or whatever ``entries`` lists.
+            entry: ``encoder``, ``decoder``, ``full``, or whatever ``entries`` lists; default: ``full``, or the only one.
             out: where to write the (only) output: writable, contiguous float32 of its shape, apart from the
                 inputs.
 
@@ -115,11 +118,11 @@ class Loaded:
         try:
             run = self._runs[entry]
         except KeyError:
-            self._call(entry)  # raises, saying why
+            self._call(self.bundle.chosen(entry))  # raises, saying why
             raise
         return run(inputs, out)
 
-    def run_many(self, x: ArrayLike, entry: str = "full", threads: int = 1) -> Array:
+    def run_many(self, x: ArrayLike, entry: str | None = None, threads: int = 1) -> Array:
         """Call one entry for many samples: fast where the bundle was built with ``--batch``.
 
         Each thread takes an equal share of the samples, and for these the largest batch entries
@@ -141,6 +144,7 @@ class Loaded:
             UsageError: an impossible number of threads.
             BundleError, DeviceError: as :meth:`run` does.
         """
+        entry = self.bundle.chosen(entry)
         first = self._single(entry)
         if not isinstance(threads, int) or not 1 <= threads <= _MAX_THREADS:
             raise UsageError(
@@ -205,7 +209,7 @@ class Loaded:
         """The C function of an entry itself (a ctypes function taking addresses), for measuring it alone."""
         return self._call(entry).function
 
-    def profile(self, *inputs: ArrayLike, entry: str = "full") -> list[float]:
+    def profile(self, *inputs: ArrayLike, entry: str | None = None) -> list[float]:
         """Call one entry once and time its layers; measuring slows the call itself down.
 
         Args:
@@ -218,7 +222,7 @@ class Loaded:
         Raises:
             DataError, BundleError, DeviceError: as :meth:`run` does.
         """
-        return self._call(entry).profile(inputs)
+        return self._call(self.bundle.chosen(entry)).profile(inputs)
 
     def _call(self, entry: str) -> Call:
         self.bundle.entry(entry)

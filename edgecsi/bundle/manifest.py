@@ -27,6 +27,7 @@ from edgecsi.schema import (
     parse_json,
     to_tree,
 )
+from edgecsi.verdict import Accuracy
 
 SCHEMA = 1
 MANIFEST = "manifest.json"
@@ -34,7 +35,7 @@ SIGNATURE = "manifest.json.sig"  # lies beside the manifest, if the bundle is si
 MAX_BYTES = 8 << 20
 
 NEVER_EDIT = "build the bundle again; never edit the manifest by hand"
-_LEFT_OUT = frozenset({"build_number", "allowed"})  # not written where they have no value
+_LEFT_OUT = frozenset({"build_number", "allowed", "nmse_db_fp32"})  # not written where they have no value
 _NOT_EMBEDDED = frozenset({"check", "files", "digest", "build_number"})
 
 
@@ -140,13 +141,15 @@ class Entry:
 @dataclass(frozen=True)
 class EntryCheck:
     """Library against PyTorch: largest difference, absolute and relative to the largest output; NMSE in dB of
-    both against the true channel (``None`` where that has no meaning); and the relative difference that was allowed."""
+    both against the true channel (``None`` where that has no meaning); the relative difference that was allowed; and
+    the NMSE of the network before it was compressed, if it was and that is known."""
 
     max_abs_diff: NonNegative
     max_rel_diff: NonNegative
     nmse_db: float | None = None
     nmse_db_pytorch: float | None = None
     allowed: NonNegative | None = None
+    nmse_db_fp32: float | None = None
 
 
 @dataclass(frozen=True)
@@ -187,6 +190,12 @@ class Manifest:
     digest: str = ""
     schema: int = SCHEMA
     build_number: Count | None = None
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """The NMSE of ``full`` on the data of the check."""
+        full = self.check.entries.get("full", EntryCheck(0.0, 0.0))
+        return Accuracy.of(self.model.recipe, full.nmse_db_fp32, full.nmse_db_pytorch, full.nmse_db)
 
     @property
     def cname(self) -> str:

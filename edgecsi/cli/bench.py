@@ -13,14 +13,15 @@ import click
 
 from edgecsi import disk
 from edgecsi.cli import complete
-from edgecsi.cli.output import can_be_written, json_option, progress, report
+from edgecsi.cli.output import can_be_written, folder_can_be_written, json_option, note, progress, report
 from edgecsi.errors import CheckFailed, UsageError
+from edgecsi.names import split_batch
 
 if TYPE_CHECKING:
     from torch import nn
 
     from edgecsi.bench.result import Result
-    from edgecsi.bundle import Manifest
+    from edgecsi.bundle import Bundle, Manifest
 
 
 @click.command()
@@ -33,10 +34,17 @@ if TYPE_CHECKING:
 @click.option(
     "--device",
     default="local",
+    shell_complete=complete.devices,
     show_default=True,
     help="local, ssh://HOST, or emulate (counts instructions).",
 )
-@click.option("--against", default="", metavar="ENGINES", help="onnxruntime,openvino,litert,executorch,torch")
+@click.option(
+    "--against",
+    multiple=True,
+    metavar="ENGINES",
+    shell_complete=complete.engines,
+    help="onnxruntime,openvino,litert,executorch,torch",
+)
 @click.option(
     "--batch",
     type=click.IntRange(1, 1024),
@@ -85,6 +93,7 @@ if TYPE_CHECKING:
 @click.option(
     "--save",
     type=click.Path(path_type=Path, file_okay=False),
+    callback=folder_can_be_written,
     metavar="FOLDER",
     help="Add the result to a folder of results, for edgecsi report and compare.",
 )
@@ -106,7 +115,7 @@ def command(
     bundle: Path | None,
     entry: str | None,
     device: str,
-    against: str,
+    against: tuple[str, ...],
     batch: int | None,
     threads: int,
     seconds: float | None,
@@ -151,7 +160,7 @@ def command(
         _limits(json_to)
         return
     from edgecsi.bench.api import BrokenOff, run_bench
-    from edgecsi.bench.competitors import fp32_model
+    from edgecsi.bench.competitors import fp32_model, require_installed
     from edgecsi.bench.deadline import held, parse_limit
     from edgecsi.bench.observe import Wanted, observe, repeatable
     from edgecsi.bench.result import to_json
@@ -173,7 +182,10 @@ def command(
         return fp32_model(manifest, model, weights)
 
     entry = read_bundle(bundle).chosen(entry)
-    engines = [name.strip() for name in against.split(",") if name.strip()]
+    engines = [name.strip() for name in ",".join(against).split(",") if name.strip()]
+    require_installed(engines)
+    if batch is not None and batch > 1:
+        _say_calls(read_bundle(bundle), entry, batch)
     broken: BrokenOff | None = None
     with contextlib.closing(open_device(device, cpu=cpu)) as opened, progress("measuring") as update:
         try:
@@ -224,6 +236,19 @@ def command(
         )
 
 
+def _say_calls(bundle: Bundle, entry: str, batch: int) -> None:
+    """What a batch is, if the bundle has no entry that takes it at once."""
+    sizes = [split_batch(name)[1] for name in bundle.manifest.entries if split_batch(name)[0] == entry]
+    largest = max(size for size in sizes if size <= batch)
+    if largest != batch:
+        calls = (
+            f"each batch is {-(-batch // largest)} calls of {f'{entry}_b{largest}' if largest > 1 else entry}"
+        )
+        note(
+            f"{bundle.manifest.name} has no entry that takes {batch} at once: {calls} (build --batch {batch})"
+        )
+
+
 def _save(result: Result, folder: Path) -> None:
     """Adds a result to a folder; a file of another run is never replaced."""
     from edgecsi.bench.result import to_json
@@ -246,7 +271,8 @@ def _arguments(context: click.Context) -> list[str]:
             continue
         source = context.get_parameter_source(name)
         if source is click.core.ParameterSource.COMMANDLINE and name not in ("json_to", "plot", "save"):
-            given += [option.opts[0]] if option.is_flag else [option.opts[0], str(value)]
+            value = ",".join(value) if isinstance(value, tuple) else str(value)
+            given += [option.opts[0]] if option.is_flag else [option.opts[0], value]
     return given
 
 

@@ -9,7 +9,7 @@ import click
 
 from edgecsi.cli import complete
 from edgecsi.cli.inspect import TimedLayers, plan_table, time_layers
-from edgecsi.cli.output import columns, json_option, pairs, progress, report
+from edgecsi.cli.output import columns, folder_can_be_written, json_option, note, pairs, progress, report
 
 if TYPE_CHECKING:
     from edgecsi.pipeline import BuildResult
@@ -39,6 +39,7 @@ def shape(_context: click.Context, _option: click.Parameter, text: str | None) -
     "--output",
     "out",
     type=click.Path(path_type=Path),
+    callback=folder_can_be_written,
     metavar="DIR",
     help="Folder of the bundle  [default: NAME-TARGET].",
 )
@@ -106,7 +107,11 @@ def shape(_context: click.Context, _option: click.Parameter, text: str | None) -
 @click.option("--no-records", is_flag=True, help="Use no tuning records: every choice is the predicted one.")
 @click.option("--dry-run", is_flag=True, help="Plan only: nothing is compiled or written.")
 @click.option(
-    "--dump-ir", type=click.Path(path_type=Path), metavar="DIR", help="Write the IR after every pass."
+    "--dump-ir",
+    type=click.Path(path_type=Path),
+    callback=folder_can_be_written,
+    metavar="DIR",
+    help="Write the IR after every pass.",
 )
 @json_option
 def command(
@@ -168,7 +173,7 @@ def command(
         records=None if no_records else records,
     )
     with progress(f"building {model} for {target}") as update:
-        result = build(options, update, lambda text: click.echo(text, err=True))
+        result = build(options, update, note)
     measured = time_layers(result.bundle) if measure and result.bundle is not None else None
     tree = to_json(result.manifest) | ({"measured": measured.layers} if measured else {})
     report(tree, lambda: _text(result, explain, measured), json_to)
@@ -195,14 +200,13 @@ def _text(result: BuildResult, explain: bool, measured: TimedLayers | None) -> s
     if bundle is None:
         parts.append(f"{manifest.name} for {manifest.target.id}: a dry run, nothing was written")
         return "\n\n".join(parts)
-    check, full = manifest.check, manifest.check.entries.get("full")
+    check = manifest.check
     verdict = f"{check.status} on {check.samples} samples of {check.data}" if check.samples else check.reason
     summary: dict[str, object] = {
         "bundle": bundle.path,
         "target": f"{manifest.target.id} ({manifest.target.mcpu})",
-        "library": f"{manifest.library}, {manifest.files[manifest.library].bytes:,} bytes",
+        "file": f"{manifest.library}, {manifest.files[manifest.library].bytes:,} bytes",
         "check": verdict if check.status == "passed" else f"not run: {verdict}",
     }
-    if full is not None and full.nmse_db is not None:
-        summary["NMSE"] = f"{full.nmse_db:.2f} dB (PyTorch {full.nmse_db_pytorch:.2f} dB)"
+    summary |= manifest.accuracy.named()
     return "\n\n".join([*parts, pairs(summary)])

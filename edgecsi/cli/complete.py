@@ -58,6 +58,25 @@ def entries(context: click.Context, _parameter: click.Parameter, word: str) -> l
     return _matching(word, names)
 
 
+def devices(_context: click.Context, _parameter: click.Parameter, word: str) -> list[CompletionItem]:
+    """Where a bundle can run: names of the user's own, and what is always there."""
+    from edgecsi.device import names
+
+    own: list[str] = []
+    with suppress(Exception):  # a broken devices.toml is not told of at the Tab key
+        own = [named.name for named in names.listed()]
+    return _matching(word, [*own, "local", "emulate", "ssh://"])
+
+
+def engines(_context: click.Context, _parameter: click.Parameter, word: str) -> list[CompletionItem]:
+    """Other engines; several stand with commas between them."""
+    from edgecsi.bench.peers import all_peers
+
+    before, comma, last = word.rpartition(",")
+    found = _matching(last, [peer.name for peer in all_peers()])
+    return [CompletionItem(f"{before}{comma}{item.value}") for item in found]
+
+
 def verbs(_context: click.Context, _parameter: click.Parameter, word: str) -> list[CompletionItem]:
     """What edgecsi can do."""
     from edgecsi.cli import VERBS

@@ -114,14 +114,10 @@ def command(
 
 
 def _text(result: CompressResult, model: str) -> str:
-    from edgecsi.compress.loss import loss_db
-
     share = result.bytes_after / result.bytes_before
     summary = {
         "model": result.path,
-        "network as given": f"{result.metric} {result.before:.4g} on held-out data",
-        "compressed network in PyTorch": f"{result.metric} {result.after:.4g}",
-        "loss": f"{loss_db(result.metric, result.before, result.after):.2f} dB",
+        **_accuracy(result),
         "weights": f"{result.bytes_before:,} bytes before, {result.bytes_after:,} after ({share:.1%})",
     }
     steps = columns(("step", result.metric), [(step.kind, step.score) for step in result.steps])
@@ -130,6 +126,22 @@ def _text(result: CompressResult, model: str) -> str:
     given = f"{shlex.quote(model)} --weights {shlex.quote(str(result.path))}" if ":" in model else result.path
     build = f"next: edgecsi build {given} --target rpi4"
     return "\n\n".join([pairs(summary), steps, layers, build])
+
+
+def _accuracy(result: CompressResult) -> dict[str, str]:
+    from edgecsi.compress.loss import loss_db
+    from edgecsi.verdict import Accuracy
+
+    if result.metric == "nmse_db":
+        lines = Accuracy(result.before, result.after, None).named()
+        lines["loss"] = Accuracy(result.before, None, result.after).named()["loss"]
+    else:
+        lines = {
+            "fp32 network": f"{result.metric} {result.before:.4g}",
+            "compressed network in PyTorch": f"{result.metric} {result.after:.4g}",
+            "loss": f"{loss_db(result.metric, result.before, result.after):.2f} dB",
+        }
+    return lines | {"fp32 network": lines["fp32 network"] + " on held-out data"}
 
 
 def _costs_text(costs: LayerCosts) -> str:

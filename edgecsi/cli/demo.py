@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgecsi.cli.output import progress
+from edgecsi.cli.output import folder_can_be_written, progress
 
 
 @click.command()
@@ -16,6 +16,7 @@ from edgecsi.cli.output import progress
     "out",
     type=click.Path(path_type=Path),
     default=Path("demo"),
+    callback=folder_can_be_written,
     show_default=True,
     metavar="DIR",
     help="Where to put the bundles and reports.",

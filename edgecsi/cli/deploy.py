@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgecsi.cli import complete
 from edgecsi.cli.output import columns, json_option, pairs, progress, report
 
 if TYPE_CHECKING:
@@ -15,8 +16,8 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
-@click.argument("devices", metavar="DEVICE...", nargs=-1, required=True)
+@click.argument("bundle", type=click.Path(path_type=Path), shell_complete=complete.bundles)
+@click.argument("devices", metavar="DEVICE...", nargs=-1, required=True, shell_complete=complete.devices)
 @click.option(
     "--root", metavar="DIR", help="Folder of all bundles on the device  [default: ~/.edgecsi/bundles]."
 )

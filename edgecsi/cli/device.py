@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecsi.cli.output import columns, json_option, pairs, progress, report
+from edgecsi.cli import complete
+from edgecsi.cli.output import can_be_written, columns, json_option, pairs, progress, report
 from edgecsi.errors import CheckFailed, DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def list_(json_to: str | None) -> None:
 
 
 @command.command()
-@click.argument("name")
+@click.argument("name", shell_complete=complete.devices)
 def remove(name: str) -> None:
     """Forget NAME; the device itself is left as it is.
 
@@ -82,10 +83,11 @@ def remove(name: str) -> None:
 
 
 @command.command()
-@click.argument("device")
+@click.argument("device", shell_complete=complete.devices)
 @click.option(
     "--write-target",
     type=click.Path(path_type=Path),
+    callback=can_be_written,
     metavar="FILE.toml",
     help="Measure the board's limits and write a target file for it.",
 )
@@ -121,7 +123,7 @@ def probe(device: str, write_target: Path | None, json_to: str | None) -> None:
 
 
 @command.command()
-@click.argument("device")
+@click.argument("device", shell_complete=complete.devices)
 @click.option("--rpc", is_flag=True, help="Also what TVM's RPC needs: its runtime (5 MB) and our agent.")
 @json_option
 def setup(device: str, rpc: bool, json_to: str | None) -> None:
@@ -146,7 +148,7 @@ def setup(device: str, rpc: bool, json_to: str | None) -> None:
 
 
 @command.command()
-@click.argument("device")
+@click.argument("device", shell_complete=complete.devices)
 @click.option("--root", metavar="DIR", help="Folder of all bundles there  [default: ~/.edgecsi/bundles].")
 @json_option
 def status(device: str, root: str | None, json_to: str | None) -> None:
@@ -178,7 +180,7 @@ def status(device: str, root: str | None, json_to: str | None) -> None:
 
 
 @command.command()
-@click.argument("device")
+@click.argument("device", shell_complete=complete.devices)
 @click.argument("bundle", required=False)
 @click.option("--root", metavar="DIR", help="Folder of all bundles there  [default: ~/.edgecsi/bundles].")
 @json_option
@@ -213,7 +215,7 @@ def rollback(device: str, bundle: str | None, root: str | None, json_to: str | N
 
 
 @command.command()
-@click.argument("device")
+@click.argument("device", shell_complete=complete.devices)
 @click.argument("tracker")
 def share(device: str, tracker: str) -> None:
     """Register DEVICE with TVM's tracker, tracker://HOST:PORT/KEY, and serve it until Ctrl-C. No port opens on the
@@ -236,7 +238,7 @@ def share(device: str, tracker: str) -> None:
 
 
 @command.command()
-@click.argument("device")
+@click.argument("device", shell_complete=complete.devices)
 @click.option("--bundles", is_flag=True, help="Also remove the bundles that were deployed there.")
 @json_option
 def clean(device: str, bundles: bool, json_to: str | None) -> None:

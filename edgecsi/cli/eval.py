@@ -21,9 +21,18 @@ if TYPE_CHECKING:
     "--data", required=True, help="Channels (see `edgecsi data`), or a .npy of what the network takes."
 )
 @click.option("--samples", type=click.IntRange(min=1), help="Take only the first so many.")
-@click.option("--device", default="local", show_default=True, help="local, emulate (QEMU), ssh://HOST.")
+@click.option(
+    "--device",
+    default="local",
+    show_default=True,
+    shell_complete=complete.devices,
+    help="local, emulate (QEMU), ssh://HOST.",
+)
 @click.option("--model", help="PyTorch model to compare with, where the bundle's is none of the zoo.")
 @click.option("--weights", metavar="FILE", help="Weights of the model, if the bundle was built with others.")
+@click.option(
+    "--calib", metavar="DATA", help="What the build was given as --calib, to make its network again."
+)
 @json_option
 def command(
     bundle: Path,
@@ -32,6 +41,7 @@ def command(
     device: str,
     model: str | None,
     weights: str | None,
+    calib: str | None,
     json_to: str | None,
 ) -> None:
     """Run BUNDLE on channels: NMSE, rho and SGCS of what it reconstructs, and its difference to PyTorch.
@@ -50,18 +60,20 @@ def command(
 
     found = read_bundle(bundle)
     with closing(open_device(device)) as runner, progress(f"reading {data}") as update:
-        result, note = evaluate_data(found, data, runner, samples, model, weights, update)
-    report(result, lambda: _text(result, note), json_to)
+        result, note = evaluate_data(found, data, runner, samples, model, weights, update, calib)
+    report(result, lambda: _text(result, found.manifest.model.recipe, note), json_to)
 
     judge(found, result)
 
 
-def _text(result: Evaluation, note: str) -> str:
+def _text(result: Evaluation, recipe: str | None, note: str) -> str:
+    from edgecsi.verdict import Accuracy
+
+    accuracy = Accuracy.of(recipe, result.nmse_db_fp32, result.nmse_db_pytorch, result.nmse_db)
     head = {
         "bundle": f"{result.bundle}, for {result.target}, on {result.device}",
         "data": f"{result.data}, {result.samples} samples",
-        "NMSE": f"{result.nmse_db:.2f} dB" if result.nmse_db is not None else None,
-        "NMSE of PyTorch": f"{result.nmse_db_pytorch:.2f} dB" if result.nmse_db_pytorch is not None else None,
+        **accuracy.named(),
         "rho": f"{result.rho:.4f}" if result.rho is not None else None,
         "SGCS": f"{result.sgcs:.4f}" if result.sgcs is not None else None,
     }

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from edgecsi import disk
+from edgecsi.cli.output import folder_can_be_written
+from edgecsi.errors import UsageError
 from edgecsi.results.papers import NAMES, TIMED
 
 if TYPE_CHECKING:
@@ -38,12 +42,11 @@ def command() -> None:
     "--output",
     "out",
     type=click.Path(path_type=Path, file_okay=False),
-    default=Path("docs/results"),
-    show_default=True,
+    callback=folder_can_be_written,
     metavar="DIR",
-    help="Folder of the results.",
+    help="Folder of the results  [default: docs/results, or quick-results with --quick].",
 )
-def run(name: str, quick: bool, latency: bool, out: Path) -> None:
+def run(name: str, quick: bool, latency: bool, out: Path | None) -> None:
     """Run the experiment NAME and write its results.
 
     What is finished lies in edgecsi's cache ($EDGECSI_CACHE): a run that was killed goes on with the same command
@@ -60,6 +63,13 @@ def run(name: str, quick: bool, latency: bool, out: Path) -> None:
 
     from edgecsi.results.papers.common import write
 
+    out = out or Path("quick-results" if quick else "docs/results")
+    if quick and (out / f"{name}.json").exists() and not _is_quick(out / f"{name}.json"):
+        raise UsageError(
+            f"{out} holds the whole {name}",
+            "a small part of it would take its place",
+            "give another folder with -o",
+        )
     if latency and name not in TIMED:
         raise click.UsageError(f"{name} has no latencies; --latency is for {', '.join(TIMED)}")
     torch.set_num_threads(1)
@@ -68,6 +78,13 @@ def run(name: str, quick: bool, latency: bool, out: Path) -> None:
     options = f"{' --quick' if quick else ''}{' --latency' if latency else ''}"
     for path in write(result, out, f"edgecsi experiments run {name}{options}"):
         click.echo(path)
+
+
+def _is_quick(path: Path) -> bool:
+    """Whether results are of a small part only."""
+    with suppress(ValueError, KeyError, TypeError, AttributeError):
+        return "--quick" in json.loads(path.read_text(encoding="utf-8"))["command"]
+    return False
 
 
 def _time(model: str, before: Row | None) -> Row:

@@ -22,7 +22,13 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=click.Path(path_type=Path), shell_complete=complete.bundles)
 @click.option("--layers", is_flag=True, help="List the layers of every entry, with kernel and reason.")
 @click.option("--measure", is_flag=True, help="Time the layers of every entry, where BUNDLE runs.")
-@click.option("--device", default="local", show_default=True, help="Where to --measure: local, ssh://HOST.")
+@click.option(
+    "--device",
+    default="local",
+    show_default=True,
+    shell_complete=complete.devices,
+    help="Where to --measure: local, ssh://HOST.",
+)
 @click.option(
     "--allowed-signers",
     type=click.Path(path_type=Path),
@@ -78,11 +84,12 @@ def _text(bundle: Bundle, layers: bool, measured: TimedLayers | None, signer: st
         "checkpoint": f"sha256 {model.sha256}" if model.sha256 else "none",
         "target": f"{target.id}: {target.mcpu} {' '.join(target.mattr)}",
         "needs": f"{target.arch}, glibc {target.glibc}, {' '.join(target.features)}",
-        "library": f"{manifest.library}, {manifest.files[manifest.library].bytes:,} bytes",
+        "file": f"{manifest.library}, {manifest.files[manifest.library].bytes:,} bytes",
         "made with": ", ".join(f"{name} {value}" for name, value in vars(manifest.created_with).items()),
         "check": f"{check.status} on {check.samples} samples of {check.data}"
         if check.status == "passed"
         else f"{check.status}: {check.reason}",
+        **manifest.accuracy.named(),
         "digest": manifest.digest,
         "build number": manifest.build_number,
         "signature": signer or None,
@@ -96,8 +103,6 @@ def _text(bundle: Bundle, layers: bool, measured: TimedLayers | None, signer: st
             "weights B",
             "workspace B",
             "max diff",
-            "NMSE dB",
-            "PyTorch dB",
         ),
         [_entry_row(bundle, name, entry) for name, entry in sorted(manifest.entries.items())],
     )
@@ -162,9 +167,9 @@ def _rates(read_gbps: Mapping[int, float]) -> str:
 
 def _entry_row(bundle: Bundle, name: str, entry: Entry) -> tuple[object, ...]:
     checked = bundle.manifest.check.entries.get(name)
-    measured = (checked.max_abs_diff, checked.nmse_db, checked.nmse_db_pytorch) if checked else (None,) * 3
+    apart = checked.max_abs_diff if checked else None
     shapes = (" ".join(map(_shape, tensors)) for tensors in (entry.inputs, entry.outputs))
-    return (name, *shapes, entry.macs, entry.weight_bytes, entry.workspace, *measured)
+    return (name, *shapes, entry.macs, entry.weight_bytes, entry.workspace, apart)
 
 
 def _shape(tensor: Tensor) -> str:

@@ -25,14 +25,27 @@ Update = Callable[[float, float, str], None]
 
 
 def can_be_written(_context: click.Context, _option: click.Parameter, value: Any) -> Any:
-    """Click callback for a file to be written: refuse before the work what could not be written after it."""
-    if value is not None and value != "-":
-        path = Path(value)
-        if path.is_dir() or not path.absolute().parent.is_dir():
-            raise click.BadParameter(
-                f"{path} cannot be written: its folder does not exist, or it is one itself"
-            )
+    """Click callback for files to be written: refuse before the work what could not be written after it."""
+    for path in value if isinstance(value, tuple) else (value,):
+        if path is not None and path != "-":
+            disk.check_file(Path(path))
     return value
+
+
+def folder_can_be_written(
+    _context: click.Context, _option: click.Parameter, value: Path | None
+) -> Path | None:
+    """Click callback for a folder to be written, which is made if need be."""
+    if value is not None:
+        disk.check_folder(value)
+    return value
+
+
+def note(text: str) -> None:
+    """A line for the user beside the result; not with ``--quiet``."""
+    context = click.get_current_context(silent=True)
+    if not getattr(getattr(context, "obj", None), "quiet", False):
+        click.echo(f"note: {text}", err=True)
 
 
 json_option = click.option(

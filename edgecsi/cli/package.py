@@ -7,12 +7,15 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
+from edgecsi.cli import complete
+from edgecsi.cli.output import folder_can_be_written
+
 if TYPE_CHECKING:
     from edgecsi.deploy.package import Format
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path), shell_complete=complete.bundles)
 @click.option("--format", "kind", type=click.Choice(["deb", "tar"]), default="deb", show_default=True)
 @click.option(
     "-o",
@@ -20,6 +23,7 @@ if TYPE_CHECKING:
     "out",
     type=click.Path(path_type=Path),
     default=Path("."),
+    callback=folder_can_be_written,
     metavar="DIR",
     help="Folder of the package  [default: this one].",
 )

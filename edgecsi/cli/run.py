@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from edgecsi.cli import complete
-from edgecsi.cli.output import json_option, pairs, progress, report
+from edgecsi.cli.output import can_be_written, json_option, pairs, progress, report
 from edgecsi.errors import UsageError
 
 
@@ -22,7 +22,7 @@ from edgecsi.errors import UsageError
     multiple=True,
     required=True,
     metavar="X.npy",
-    help="Samples, [N, ...] or a single one, in a .npy or .npz (channels in a .mat too); once for every input.",
+    help="Samples, [N, ...] or a single one, in a .npy, .npz or .mat; once for every input.",
 )
 @click.option(
     "-o",
@@ -30,6 +30,7 @@ from edgecsi.errors import UsageError
     "outputs",
     multiple=True,
     required=True,
+    callback=can_be_written,
     metavar="Y.npy",
     help="Where to write the result, float32 [N, ...]; once for every output.",
 )
@@ -38,7 +39,13 @@ from edgecsi.errors import UsageError
     shell_complete=complete.entries,
     help="encoder, decoder or full  [default: full, or the only one].",
 )
-@click.option("--device", default="local", show_default=True, help="local, emulate (QEMU), ssh://HOST.")
+@click.option(
+    "--device",
+    default="local",
+    show_default=True,
+    shell_complete=complete.devices,
+    help="local, emulate (QEMU), ssh://HOST.",
+)
 @json_option
 def command(
     bundle: Path,

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import click
 
+from edgecsi.cli import complete
+
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path))
+@click.argument("bundle", type=click.Path(path_type=Path), shell_complete=complete.bundles)
 @click.option(
     "--key",
     required=True,

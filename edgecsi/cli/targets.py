@@ -62,7 +62,7 @@ def show(name: str, json_to: str | None) -> None:
 
 
 @command.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...")
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete.targets)
 @json_option
 def check(names: tuple[str, ...], json_to: str | None) -> None:
     """Hold the features that targets declare against those the compiler will use (all targets by default).
@@ -92,8 +92,10 @@ def check(names: tuple[str, ...], json_to: str | None) -> None:
 
 
 @command.command()
-@click.argument("name")
-@click.option("--device", default="local", show_default=True, help="Where to measure.")
+@click.argument("name", shell_complete=complete.targets)
+@click.option(
+    "--device", default="local", show_default=True, shell_complete=complete.devices, help="Where to measure."
+)
 @click.option(
     "-o",
     "--output",

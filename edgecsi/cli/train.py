@@ -7,17 +7,24 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecsi.cli.output import json_option, pairs, progress, report, resumable
+from edgecsi.cli import complete
+from edgecsi.cli.output import can_be_written, json_option, pairs, progress, report, resumable
 
 if TYPE_CHECKING:
     from edgecsi.training.loop import Epoch
 
 
 @click.command()
-@click.argument("model")
+@click.argument("model", shell_complete=complete.models)
 @click.option("--data", required=True, help="Channels: a .npy, .npz or .mat file, or a spec.")
 @click.option(
-    "-o", "--output", "out", type=click.Path(path_type=Path), required=True, metavar="OUT.safetensors"
+    "-o",
+    "--output",
+    "out",
+    type=click.Path(path_type=Path),
+    required=True,
+    callback=can_be_written,
+    metavar="OUT.safetensors",
 )
 @click.option("--epochs", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option(
@@ -31,7 +38,11 @@ if TYPE_CHECKING:
     "--batch", type=click.IntRange(min=1), default=100, show_default=True, help="Samples in a batch."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--init", help="Begin with these weights: a name or a file  [default: random].")
+@click.option(
+    "--init",
+    shell_complete=complete.models,
+    help="Begin with these weights: a name or a file  [default: random].",
+)
 @click.option(
     "--freeze", multiple=True, metavar="GLOB", help="Layers whose weights do not train; may be repeated."
 )

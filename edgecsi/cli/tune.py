@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from edgecsi.cli import complete
 from edgecsi.cli.build import shape
 from edgecsi.cli.output import can_be_written, columns, json_option, pairs, progress, report
 
@@ -15,20 +16,31 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("model")
-@click.option("--target", required=True, metavar="TARGET", help="Board or CPU to compile for.")
+@click.argument("model", shell_complete=complete.models)
+@click.option(
+    "--target",
+    required=True,
+    metavar="TARGET",
+    shell_complete=complete.targets,
+    help="Board or CPU to compile for.",
+)
 @click.option(
     "--device",
     "devices",
     multiple=True,
     default=("local",),
+    shell_complete=complete.devices,
     show_default=True,
     help="Where to measure; `emulate` ranks by instructions where there is no board. Several boards share the work.",
 )
-@click.option("--entry", help="Search only this one  [default: encoder and decoder, or full].")
+@click.option(
+    "--entry",
+    shell_complete=complete.entries,
+    help="Search only this one  [default: encoder and decoder, or full].",
+)
 @click.option("--weights", metavar="FILE", help="As for build.")
 @click.option("--random-weights", is_flag=True, help="As for build.")
-@click.option("--recipe", help="As for build.")
+@click.option("--recipe", shell_complete=complete.recipes, help="As for build.")
 @click.option("--calib", metavar="DATA", help="As for build.")
 @click.option("--input-shape", callback=shape, metavar="1,2,32,32", help="As for build.")
 @click.option(
@@ -45,6 +57,7 @@ if TYPE_CHECKING:
 @click.option(
     "--records",
     type=click.Path(path_type=Path, dir_okay=False),
+    callback=can_be_written,
     metavar="FILE",
     help="Keep the records there  [default: yours, for this target and CPU].",
 )

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from edgecsi.errors import Notice
+from edgecsi.verdict import WORTH_SAYING_DB
 
-WORTH_SAYING_DB = 1.0
-"""A loss beyond this is said in words."""
 TOO_MUCH_DB = 3.0
 """A loss beyond this is refused unless it is accepted."""
 _NOTICED_DIFFERENCE_DB = -13.0  # of answers, to those of before: 3 dB more are as bad as 3 dB of NMSE

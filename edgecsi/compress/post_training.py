@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from edgecsi.channels import files
 from edgecsi.channels.files import SAMPLE
 from edgecsi.channels.shipped import test_set
 from edgecsi.compress import recipe as recipes
@@ -17,7 +20,27 @@ from edgecsi.compress.quantize import quantize
 from edgecsi.compress.recipe import Halve, Quantize, Recipe
 from edgecsi.errors import RecipeError
 
+if TYPE_CHECKING:
+    from edgecsi.models.load import LoadedModel
+
 _JUDGED_SAMPLES = 64
+
+
+def compressed(model: LoadedModel, recipe: str | Path | Recipe, calib: str | None) -> LoadedModel:
+    """A network with a recipe that needs no training applied, and the one before beside it; errors as for
+    :func:`apply_post_training`.
+
+    Args:
+        calib: data to fit layers to, see :func:`edgecsi.channels.files.load`.
+    """
+    from edgecsi.models.entries import entries_of
+
+    shape = model.example_input.shape[1:]
+    calibration = torch.from_numpy(files.load(calib, shape=shape)) if calib else None
+    module = apply_post_training(model.module, model.example_input, recipe, calibration)
+    entries = entries_of(model.name, module, model.example_input, *model.more_inputs)
+    fp32 = model.fp32 if "compression" in model.metadata else model.entries.get("full")
+    return replace(model, module=module, entries=entries, fp32=fp32)
 
 
 def apply_post_training(

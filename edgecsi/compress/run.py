@@ -20,7 +20,7 @@ from edgecsi.compress import recipe as recipes
 from edgecsi.compress.cluster import finish_sharing, start_sharing
 from edgecsi.compress.codeword import change_codeword, mix_unless_pruned
 from edgecsi.compress.halve import halve
-from edgecsi.compress.loss import TOO_MUCH_DB, WORTH_SAYING_DB, loss_db
+from edgecsi.compress.loss import TOO_MUCH_DB, loss_db
 from edgecsi.compress.low_rank import factor_layers
 from edgecsi.compress.prune import Pruner
 from edgecsi.compress.quantize import finish_rounding, quantize, start_rounding
@@ -32,6 +32,7 @@ from edgecsi.errors import CheckFailed, ModelError, Notice, RecipeError
 from edgecsi.models.compressed.store import rebuild, structure
 from edgecsi.training.loop import Hooks, Plan, State, fit, frozen, keep_freed_memory, score
 from edgecsi.training.tasks import Task, first_inputs, make_task
+from edgecsi.verdict import WORTH_SAYING_DB
 
 if TYPE_CHECKING:
     from edgecsi.models.load import LoadedModel

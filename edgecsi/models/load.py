@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,7 +28,8 @@ class LoadedModel:
     """A network ready to be compiled or compressed.
 
     ``sha256`` is that of the checkpoint, None if the weights came from no file; ``metadata`` is what a
-    ``.safetensors`` says about itself (model, config, command, seed, data, NMSE, versions).
+    ``.safetensors`` says about itself (model, config, command, seed, data, NMSE, versions). ``fp32`` is the whole
+    network before it was compressed, None if it was not, or if its weights are not at hand.
     """
 
     name: str
@@ -37,6 +39,7 @@ class LoadedModel:
     more_inputs: tuple[Tensor, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
     sha256: str | None = None
+    fp32: Entry | None = None
 
 
 def load_model(
@@ -72,8 +75,11 @@ def load_model(
     name, module, examples, family, own_weights = _make(spec, has_weights=bool(weights))
     files = files or own_weights
     metadata: dict[str, str] = {}
+    before: nn.Module | None = None
     if files:
-        module, metadata = _with_weights(module, files, family)
+        given = module
+        module, metadata = _with_weights(copy.deepcopy(module), files, family)
+        before = _before_compression(given, name, family, metadata)
     elif family is not None:
         if not allow_random:
             raise ModelError(
@@ -103,7 +109,30 @@ def load_model(
         more_inputs=examples[1:],
         metadata=metadata,
         sha256=sha256(files) if files else None,
+        fp32=entries_of(name, before, *examples)["full"] if before is not None else None,
     )
+
+
+def _before_compression(
+    made: nn.Module, name: str, family: str | None, metadata: Mapping[str, str]
+) -> nn.Module | None:
+    """The network that a compressed one was made from; None if nothing was compressed, or its weights are others than
+    those that ship or that the factory gives.
+
+    Args:
+        made: as zoo or factory make it. metadata: of the file of weights.
+    """
+    if "compression" not in metadata:
+        return None
+    source = json.loads(metadata["compression"]).get("weights_sha256")
+    if family is not None:
+        shipped = registry.find(name).weights if name not in registry.FAMILIES else None
+        if shipped is None or source != sha256([shipped]):
+            return None
+        load_weights(made, [shipped], family=family)
+    elif source is not None:
+        return None
+    return made.eval()
 
 
 def _make(spec: str, has_weights: bool) -> tuple[str, nn.Module, tuple[Tensor, ...], str | None, list[Path]]:

@@ -332,10 +332,10 @@ def conditions(result: Result) -> list[Part]:
         ("bundle", f"{bundle.name}, digest {bundle.digest[:16]}…"),
         ("model", bundle.model + (f", recipe {bundle.recipe}" if bundle.recipe else "")),
         ("target, device", f"{bundle.target} on {result.device}"),
-        ("library", f"{bundle.library_bytes:,} bytes"),
+        ("size of the library", f"{bundle.library_bytes:,} bytes"),
     ]
-    if bundle.nmse_db is not None:
-        rows.append(("NMSE", f"{bundle.nmse_db:.2f} dB on {bundle.data or 'the data of the build'}"))
+    if accuracy := bundle.accuracy.named():
+        rows += [*accuracy.items(), ("NMSE on", bundle.data or "the data of the build")]
     if result.cold_starts:
         load, first = (
             sorted(getattr(start, name) for start in result.cold_starts)[len(result.cold_starts) // 2]

@@ -34,6 +34,11 @@ def _head(result: Result) -> str:
         f"differs from PyTorch by {result.answer.max_rel_diff:.1e} of the largest output",
         f"validity: {result.validity.state}" + "".join(f"\n  {reason}" for reason in result.validity.reasons),
     ]
+    if accuracy := result.bundle.accuracy.named():
+        lines += [
+            f"NMSE on {result.bundle.data or 'the data of the build'}:",
+            *(f"  {a}: {b}" for a, b in accuracy.items()),
+        ]
     if result.instructions is not None:
         lines.append(
             f"instructions per inference under emulation: {result.instructions:,} (a proxy, no latency)"

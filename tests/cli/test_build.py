@@ -1,6 +1,7 @@
 """``build`` on a small network of the user's own, and on what cannot be built."""
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -169,3 +170,76 @@ def test_a_detector_is_evaluated_by_its_bit_errors(
     assert rates["snr_db"] == [8, 9, 10, 11, 12, 13]
     assert rates["zero_forcing"][-1] < rates["zero_forcing"][0] < rates["matched_filter"][0]
     assert main(["eval", out, "--data", "mimo:0"]) == 3
+
+
+CHANNELS = """
+import numpy as np
+import torch
+from edgecsi.channels.shipped import test_set
+
+class Codec(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(2048, 16))
+        self.decoder = torch.nn.Sequential(torch.nn.Linear(16, 2048), torch.nn.Unflatten(1, (2, 32, 32)))
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
+def make():
+    x = torch.from_numpy(test_set(64)).flatten(1)
+    mean = x.mean(0)
+    axes = torch.linalg.svd(x - mean, full_matrices=False)[2][:16]
+    net = Codec()
+    with torch.no_grad():
+        net.encoder[1].weight.copy_(axes)
+        net.encoder[1].bias.copy_(-axes @ mean)
+        net.decoder[0].weight.copy_(axes.T)
+        net.decoder[0].bias.copy_(mean)
+    return net.eval(), torch.zeros(1, 2, 32, 32)
+
+def untrained():
+    torch.manual_seed(0)
+    return Codec().eval(), torch.zeros(1, 2, 32, 32)
+"""
+FOUR = ("fp32 network", "compressed network in PyTorch", "library", "loss")
+
+
+@pytest.mark.filterwarnings("default")
+def test_accuracy_has_the_same_figures_wherever_it_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "codec.py").write_text(CHANNELS)
+    build = ["build", "codec.py:make", "--target", "host", "--entry", "full", "-o", "b"]
+    assert main([*build, "--recipe", "int8-weights"]) == 0
+    shown = {"build": capsys.readouterr()}
+    assert "untrained" not in shown["build"].err
+    for verb, *options in (
+        ("inspect",),
+        ("eval", "--data", "test", "--samples", "64", "--model", "codec.py:make"),
+        ("bench", "--quick", "--seconds", "0.02", "--json", "bench.json"),
+    ):
+        assert main([verb, "b", *options]) == 0
+        shown[verb] = capsys.readouterr()
+    assert main(["report", "bench.json", "--markdown", "-"]) == 0
+    shown["report"] = capsys.readouterr()
+    for verb, said in shown.items():
+        lines = [line.strip(" |").replace(" | ", "  ") for line in said.out.splitlines()]
+        for name in FOUR:
+            (line,) = [text for text in lines if re.match(rf"{name}:?\s+(NMSE )?-?\d", text)]
+            assert " dB" in line, (verb, line)
+
+
+def test_calibration_without_a_recipe_is_refused_before_the_work(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["build", "csinet-cr16", "--target", "host", "--calib", "no.npy", "--dry-run"]) == 2
+    assert "--recipe" in capsys.readouterr().err
+
+
+def test_an_untrained_network_is_noted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "codec.py").write_text(CHANNELS)
+    build = ["build", f"{tmp_path}/codec.py:untrained", "--target", "host", "--dry-run"]
+    assert main(build) == 0
+    assert "looks untrained: NMSE" in capsys.readouterr().err
+    assert main([*build, "--quiet"]) == 0
+    assert "untrained" not in capsys.readouterr().err

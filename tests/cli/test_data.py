@@ -29,7 +29,7 @@ def test_generate_and_convert(tmp_path: Path, capsys: pytest.CaptureFixture[str]
         (["generate", "cdl-z:5", "-o", "{}/x.npz"], 3),
         (["generate", "cdl-c:0", "-o", "{}/x.npz"], 3),
         (["generate", "cdl-c:5", "-o", "{}/x.csv"], 2),
-        (["generate", "cdl-c:5", "-o", "{}/no/x.npz"], 2),
+        (["generate", "cdl-c:5", "-o", "{}/no/x.npz"], 3),
         (["generate", "cdl-c:5"], 2),
         (["convert", "{}/missing.mat", "-o", "{}/x.npz"], 3),
         (["info", "{}/missing.npz"], 3),

@@ -164,8 +164,8 @@ def test_json_to_a_file_is_written_beside_the_text(
 
 
 def test_json_where_nothing_can_be_written(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["targets", "--json", str(tmp_path / "no" / "x.json")]) == 2
-    assert cli.main(["targets", "--json", str(tmp_path)]) == 2
+    assert cli.main(["targets", "--json", str(tmp_path / "no" / "x.json")]) == 3
+    assert cli.main(["targets", "--json", str(tmp_path)]) == 3
     assert "Traceback" not in capsys.readouterr().err
 
 

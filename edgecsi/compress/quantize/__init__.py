@@ -75,10 +75,10 @@ def start_rounding(
             module.set_submodule(name, Rounded(dense, step, Input()))
         return
     samples = samples[: step.samples]
-    if step.mode == "static" and len(samples) < _FEW_SAMPLES:
+    if step.mode != "weights" and len(samples) < _FEW_SAMPLES:
         warnings.warn(
             Notice(
-                f"ranges are measured on {len(samples)} samples only; give some hundred (--calib, samples)"
+                f"layers are fitted to {len(samples)} sample(s) only; give some hundred (--calib, samples)"
             ),
             stacklevel=2,
         )

@@ -1,0 +1,28 @@
+"""The figures of accuracy, under the names they have everywhere."""
+
+import math
+
+from edgecsi.verdict import Accuracy
+
+
+def test_a_compressed_network_has_four_figures_and_a_large_loss_is_said_in_words() -> None:
+    assert Accuracy.of("int8-static", -20.26, -11.99, -11.98).named() == {
+        "fp32 network": "NMSE -20.26 dB",
+        "compressed network in PyTorch": "NMSE -11.99 dB",
+        "library": "NMSE -11.98 dB",
+        "loss": "8.28 dB: its errors have 6.7 times the power of the fp32 network's",
+    }
+
+
+def test_an_fp32_network_is_not_called_compressed() -> None:
+    assert Accuracy.of(None, None, -20.0, -20.0).named() == {
+        "fp32 network": "NMSE -20.00 dB",
+        "library": "NMSE -20.00 dB",
+        "loss": "0.00 dB",
+    }
+
+
+def test_what_is_not_known_is_left_out() -> None:
+    assert Accuracy.of("mine", None, None, -8.0).named() == {"library": "NMSE -8.00 dB"}
+    assert Accuracy.of(None, None, None, None).named() == {}
+    assert Accuracy(-math.inf, None, -math.inf).loss == 0
