@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Any
 
 from edgecsi.errors import EdgecsiError, Notice
+from edgecsi.models import load as loading
+from edgecsi.results.reliability import damage
 from edgecsi.results.reliability.readers import Reader, make_samples, readers
 
 SECONDS, GIGABYTES = 2.0, 2
@@ -110,18 +112,19 @@ def fuzz(
         only: a part of the names of readers to be tried. save: called now and then with the tally so far.
     """
     end = time.monotonic() + 60 * minutes
-    spawn = multiprocessing.get_context("spawn")
+    server = multiprocessing.get_context("forkserver")
+    server.set_forkserver_preload([damage.__name__, loading.__name__])  # what takes long to import, once
     with tempfile.TemporaryDirectory(prefix="edgecsi-fuzz-") as name:
         samples = Path(name) / "samples"
         make_samples(samples)
         chosen = [reader.name for reader in readers(samples) if only in reader.name]
-        while (left := end - time.monotonic()) > 0:
+        while time.monotonic() < end:
             # A process for each reader: it may crash, and what its libraries keep goes with it.
-            for reader in chosen:
+            for number, reader in enumerate(chosen):
                 work = Path(tempfile.mkdtemp(dir=name))
-                share = max(min(left / len(chosen), 60.0), 0.5)
-                ours, theirs = spawn.Pipe(duplex=False)
-                process = spawn.Process(
+                share = max(min((end - time.monotonic()) / (len(chosen) - number), 60.0), 0.5)
+                ours, theirs = server.Pipe(duplex=False)
+                process = server.Process(
                     target=_work, args=(samples, work, keep, reader, share, tally.batches, theirs)
                 )
                 process.start()
@@ -161,7 +164,6 @@ def _work(samples: Path, work: Path, keep: Path, name: str, seconds: float, seed
     good = (samples / reader.sample).read_bytes()
     tally, end, start = Tally(), time.monotonic() + seconds, time.process_time()
     reader.read(_put(work, reader, good))  # a good file is read, and what is imported late is imported
-    from edgecsi.results.reliability import damage
 
     number = 0
     while time.monotonic() < end:
@@ -217,8 +219,6 @@ def read(reader: Reader, content: bytes, work: Path) -> EdgecsiError | None:
     Raises:
         Finding: something else happened.
     """
-    from edgecsi.results.reliability.damage import MARK
-
     path = _put(work, reader, content)
     start, refused = time.monotonic(), None
     try:
@@ -240,8 +240,8 @@ def read(reader: Reader, content: bytes, work: Path) -> EdgecsiError | None:
         raise Finding(f"{type(error).__name__} at {place}: {_plain(str(error))[:120]}") from error
     if (took := time.monotonic() - start) > SECONDS:
         raise Finding(f"it takes more than {SECONDS:g} s ({took:.0f} s)")
-    if (work / MARK).exists():
-        (work / MARK).unlink()
+    if (work / damage.MARK).exists():
+        (work / damage.MARK).unlink()
         raise Finding("something from the file was run")
     return refused
 
