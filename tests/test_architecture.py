@@ -14,11 +14,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYOUT = ROOT / "docs" / "layout.md"
 MAX_LINES, MAX_FILES = 450, 25
-MORE_FILES = {"cli": 30}  # one file a verb
 # Tables: rows of one kind, to be looked up and not to be read.
-TABLES = {
-    "kernels/emit.py", "lower/operators/elementwise.py", "lower/operators/moves.py", "results/reliability/damage.py",
-}  # fmt: skip
+TABLES = {"kernels/emit.py"}
 TVM = ("lower", "kernels", "tune", "codegen", "device/rpc.py")
 TALKS = ("cli", "results")
 
@@ -132,7 +129,7 @@ def test_every_room_exists_and_is_described() -> None:
             ("disk.py", "doctor.py", "device", "deploy/here.py", "codegen/library.py", "results/reliability"),
         ),
         # to make hostile files of
-        (("pickle", "marshal", "shelve"), ("results/reliability/damage.py",)),
+        (("pickle", "marshal", "shelve"), ("results/reliability/damage/archives.py",)),
     ],
 )
 def test_what_has_rooms_of_its_own_is_imported_nowhere_else(
@@ -171,5 +168,5 @@ def test_nothing_is_too_long() -> None:
     full = defaultdict(int)
     for path in files().values():
         full[path.parent] += 1
-    crowded = {within(f): n for f, n in full.items() if n > MORE_FILES.get(within(f), MAX_FILES)}
+    crowded = {within(f): n for f, n in full.items() if n > MAX_FILES}
     assert not crowded

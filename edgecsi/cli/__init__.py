@@ -129,6 +129,36 @@ def cli() -> None:
 cli.params += _settings()
 
 
+def _verbs(_context: click.Context, _parameter: click.Parameter, word: str) -> list[str]:
+    return [name for name in VERBS if name.startswith(word)]
+
+
+@cli.command("help")
+@click.argument("words", nargs=-1, metavar="[VERB]...", shell_complete=_verbs)
+@click.pass_context
+def show_help(context: click.Context, words: tuple[str, ...]) -> None:
+    """Show what VERB does and takes.
+
+    \b
+    Example:
+      edgecsi help build
+      edgecsi help data generate
+    """
+    top = context.find_root()
+    here, found = top, top.command
+    for word in words:
+        if not isinstance(found, click.Group):
+            raise click.UsageError(f"{here.info_name} has no {word!r}", here)
+        _, inner, _ = found.resolve_command(here, [word])
+        assert inner is not None
+        found = inner
+        here = click.Context(found, info_name=word, parent=here, obj=top.obj)
+    click.echo(found.get_help(here))
+
+
+_with_settings(show_help)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """The program ``edgecsi``: run it on these arguments (the process's by default), return its exit code."""
     settings = Settings()

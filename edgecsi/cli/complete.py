@@ -77,13 +77,6 @@ def engines(_context: click.Context, _parameter: click.Parameter, word: str) -> 
     return [CompletionItem(f"{before}{comma}{item.value}") for item in found]
 
 
-def verbs(_context: click.Context, _parameter: click.Parameter, word: str) -> list[CompletionItem]:
-    """What edgecsi can do."""
-    from edgecsi.cli import VERBS
-
-    return _matching(word, VERBS)
-
-
 def _matching(
     word: str, names: Iterable[str], otherwise: CompletionItem | None = None
 ) -> list[CompletionItem]:
