@@ -78,6 +78,8 @@ class Target:
     """QEMU's name of this very CPU, or ``""`` where it is not emulated."""
     cores: Annotated[int, between(1, 4096)] = 1
     """CPU cores of the board."""
+    call_us: Annotated[float, between(0, 1000)] = 0.0
+    """What every kernel takes however little it does, in µs (`edgecsi targets calibrate`)."""
     factors: tuple[tuple[str, float], ...] = ()
     """By kernel, its measured over its estimated time on this CPU (`edgecsi targets calibrate`); a table in the file."""
 

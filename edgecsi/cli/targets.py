@@ -123,6 +123,7 @@ def calibrate(name: str, device: str, out: Path, json_to: str | None) -> None:
     lines = [
         f'extends = "{found.target}"',
         f'description = "{found.target}, estimates measured on {device}"',
+        f"call_us = {found.call_us}",
         "",
         "[factors]",
     ]
@@ -133,7 +134,15 @@ def calibrate(name: str, device: str, out: Path, json_to: str | None) -> None:
         before = f"rank correlation {found.rank_before:.3f}, {found.within_before:.0%} of the choices within 1.3 times"
         after = f"rank correlation {found.rank_after:.3f}, {found.within_after:.0%} within 1.3 times"
         settings = f"{found.measured} settings on {device}"
-        summary = pairs({"measured": settings, "before": before, "after": after, "written": out})
+        summary = pairs(
+            {
+                "measured": settings,
+                "every call": f"{found.call_us:.3f} µs",
+                "before": before,
+                "after": after,
+                "written": out,
+            }
+        )
         return f"{columns(('kernel', 'measured over estimated'), list(found.factors.items()))}\n\n{summary}"
 
     report(found, text, json_to)

@@ -49,7 +49,7 @@ def estimate(kernel: Kernel, op: Op, target: Target, knobs: Knobs) -> Cost:
     """Predicted cost of a kernel, corrected by what was measured of it on this CPU."""
     cost = kernel.cost(op, target, knobs)
     factor = dict(target.factors).get(kernel.name, 1.0)
-    return replace(cost, seconds=cost.seconds * factor)
+    return replace(cost, seconds=cost.seconds * factor + target.call_us * 1e-6)
 
 
 def candidates(op: Op, target: Target) -> tuple[list[tuple[Kernel, Knobs, Cost]], dict[str, str]]:

@@ -25,8 +25,9 @@ from edgecsi.results.files import write_json
 from edgecsi.target import Target
 from edgecsi.tune.isolated import Devices, Timer
 from edgecsi.tune.measure import TOGETHER, Bench
-from edgecsi.tune.network import Work, open_timer, works_of
+from edgecsi.tune.network import open_timer
 from edgecsi.tune.search import Setting
+from edgecsi.tune.work import Work, works_of
 
 LAYERS = (
     ("winograd", "csinet-cr4", "refine.0.path.expand2.conv", "winograd"),

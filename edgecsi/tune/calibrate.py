@@ -1,24 +1,27 @@
 """What a CPU's kernels take, measured, against what they are estimated to take: so that untuned choices get better.
 
-The layers of a few networks are measured with their default kernels and with every kernel that competes. The median
-of measured over estimated, kernel by kernel, is what the target file keeps.
+The layers of a few networks are measured with their default kernels and with every kernel that competes. A target file
+keeps a constant that every call takes, however little it does, and kernel by kernel the median of what is measured beyond
+that over what is estimated.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi import target as targets
 from edgecsi.errors import CheckFailed
-from edgecsi.kernels.variants import candidates
+from edgecsi.kernels.variants import candidates, estimate
+from edgecsi.target import Target
 from edgecsi.tune.isolated import Devices
 from edgecsi.tune.measure import Bench
-from edgecsi.tune.network import open_timer, works_of
+from edgecsi.tune.network import open_timer
 from edgecsi.tune.search import Setting
+from edgecsi.tune.work import works_of
 
 NETWORKS = (
     "csinet-cr4",
@@ -35,18 +38,30 @@ Progress = Callable[[float, float, str], None]
 
 
 @dataclass(frozen=True)
+class Row:
+    """A setting measured; times in µs. ``default``: it is the layer's choice without measuring."""
+
+    kernel: str
+    estimated: float
+    measured: float
+    default: bool
+
+
+@dataclass(frozen=True)
 class Calibration:
     """How estimates fare on a CPU.
 
     Attributes:
-        factors: by kernel, median of measured over estimated time. measured: settings measured.
+        call_us: µs that every call takes. factors: by kernel, median of measured over estimated time beyond that.
+        measured: settings measured.
         rank_before, rank_after: Spearman's rank correlation of estimated and measured times over all of them, with
-            today's estimates and with the factors. within_before, within_after: share of the default choices whose
+            today's estimates and with the new ones. within_before, within_after: share of the default choices whose
             estimate is within 1.3 times of what was measured.
     """
 
     target: str
     device: str
+    call_us: float
     factors: dict[str, float]
     measured: int
     rank_before: float
@@ -68,48 +83,70 @@ def calibrate(
         CheckFailed: nothing could be measured.
     """
     chosen = targets.load(target)
-    timer, _ = open_timer(device, chosen)
-    rows: list[tuple[str, float, float, bool]] = []
+    rows = measured_rows(chosen, device, networks, progress)
+    if not rows:
+        raise CheckFailed(f"nothing could be measured on {device}", "no kernel ran", "run `edgecsi doctor`")
+    return fit(chosen, device, rows)
+
+
+def measured_rows(
+    target: Target, device: str, networks: Sequence[str] = (), progress: Progress | None = None
+) -> list[Row]:
+    """The kernels that compete for the layers of some networks, measured; arguments and errors as above. Estimates are
+    the kernels' own, without what a target knows of an earlier calibration."""
+    timer, _ = open_timer(device, target)
+    plain = replace(target, factors=(), call_us=0.0)
+    rows: list[Row] = []
     try:
-        works = {k: w for model in networks or NETWORKS for k, w in works_of(model, chosen).items()}
+        works = {k: w for model in networks or NETWORKS for k, w in works_of(model, target).items()}
         for number, work in enumerate(works.values()):
             if progress is not None:
                 progress(number, len(works), work.names[0])
             op = work.choice.op
-            found, _ = candidates(op, chosen)
+            found, _ = candidates(op, target)
             settings = {
-                Setting.of(kernel.name, knobs): cost.seconds * 1e6
+                Setting.of(kernel.name, knobs): estimate(kernel, op, plain, knobs).seconds * 1e6
                 for kernel, knobs, cost in found
                 if cost.seconds <= _CLOSE * found[0][2].seconds
             }
-            times = Bench(op, chosen, Devices([timer]), work.beside).quick(list(settings))
+            times = Bench(op, target, Devices([timer]), work.beside).quick(list(settings))
             default = Setting.of(work.choice.kernel.name, work.choice.knobs)
             rows += [
-                (setting.kernel, estimated, time.median, setting == default)
+                Row(setting.kernel, estimated, time.median, setting == default)
                 for (setting, estimated), time in zip(settings.items(), times, strict=True)
                 if time is not None
             ]
     finally:
         timer.close()
-    if not rows:
-        raise CheckFailed(f"nothing could be measured on {device}", "no kernel ran", "run `edgecsi doctor`")
-    return _fit(chosen.id, device, rows, dict(chosen.factors))
+    return rows
 
 
-def _fit(
-    target: str, device: str, rows: Sequence[tuple[str, float, float, bool]], known: dict[str, float]
-) -> Calibration:
-    ratios: dict[str, list[float]] = {}
-    for kernel, estimated, measured, _ in rows:
-        ratios.setdefault(kernel, []).append(measured / estimated)
-    new = {kernel: float(np.median(values)) for kernel, values in ratios.items()}
-    before = np.array([row[1] for row in rows])
-    after = np.array([row[1] * new[row[0]] for row in rows])
-    times, default = np.array([row[2] for row in rows]), np.array([row[3] for row in rows])
-    factors = known | {kernel: round(known.get(kernel, 1.0) * value, 3) for kernel, value in new.items()}
+def fit(target: Target, device: str, rows: Sequence[Row]) -> Calibration:
+    """The constant and the factors with which the logarithms of all times are nearest; factors of kernels that were not
+    measured stay what they were."""
+    kernels = np.array([row.kernel for row in rows])
+    estimated, times = (np.array([getattr(row, name) for row in rows]) for name in ("estimated", "measured"))
+    default = np.array([row.default for row in rows])
+
+    def factors_with(call: float) -> dict[str, float]:
+        beyond = np.maximum(times - call, 0.05 * times) / estimated
+        return {str(kernel): float(np.median(beyond[kernels == kernel])) for kernel in np.unique(kernels)}
+
+    def predicted(call: float, factors: Mapping[str, float]) -> Floats:
+        return np.asarray(call + estimated * np.array([factors.get(kernel, 1.0) for kernel in kernels]))
+
+    def apart(call: float) -> float:
+        return float(np.abs(np.log(predicted(call, factors_with(call)) / times)).mean())
+
+    calls = [float(c) for c in np.linspace(0, np.quantile(times, 0.25), 101)]
+    best = min(calls, key=apart)
+    call = round(best, 4)
+    known = dict(target.factors)
+    factors = known | {kernel: round(value, 3) for kernel, value in factors_with(call).items()}
+    before, after = predicted(target.call_us, known), predicted(call, factors)
     return Calibration(
-        target, device, dict(sorted(factors.items())), len(rows), _spearman(before, times), _spearman(after, times),
-        _within(before[default], times[default]), _within(after[default], times[default]),
+        target.id, device, call, dict(sorted(factors.items())), len(rows), _spearman(before, times),
+        _spearman(after, times), _within(before[default], times[default]), _within(after[default], times[default]),
     )  # fmt: skip
 
 

@@ -13,47 +13,43 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from edgecsi import cpu, disk
 from edgecsi import target as targets
 from edgecsi.device import open_device
 from edgecsi.errors import CheckFailed, ConnectionLost, TargetError, Unreachable, UsageError
 from edgecsi.kernels.records import Means, Record, append, own_file, read_records
-from edgecsi.kernels.tiling import read_gbps
-from edgecsi.kernels.variants import all_kernels, candidates, estimate
-from edgecsi.kernels.workload import code, workload
-from edgecsi.lower import choose
-from edgecsi.lower.graph import Graph, Node
+from edgecsi.kernels.variants import all_kernels, candidates
+from edgecsi.kernels.workload import workload
+from edgecsi.lower.graph import Graph
 from edgecsi.lower.plan_calls import Planner
 from edgecsi.lower.select_kernels import Choice
-from edgecsi.ops.operators import Op
 from edgecsi.target import Target
 from edgecsi.tune import in_place
 from edgecsi.tune.isolated import Devices, Isolated, Timer, compiling_elsewhere
 from edgecsi.tune.measure import Bench
-from edgecsi.tune.result import Candidate, Compared, TunedLayer, TuneResult
+from edgecsi.tune.result import Compared, TuneResult
 from edgecsi.tune.search import Found, Setting, Space, Time, search
+from edgecsi.tune.work import (
+    Networks,
+    Work,
+    choice_record,
+    give_up,
+    kinds_of,
+    networks_of,
+    tuned_layer,
+    wins,
+    with_found,
+)
 
 Progress = Callable[[float, float, str], None]
 TRIALS = 64
 AWAY_SECONDS = 600.0
 """How long a device may be away before the search ends; what was measured is kept."""
-
-
-@dataclass
-class Work:
-    """One kind of layer, wherever it is met."""
-
-    choice: Choice
-    beside: int
-    names: list[str] = field(default_factory=list)
-    found: Found | None = None
-    bench: Bench | None = None
 
 
 def tune(
@@ -70,6 +66,7 @@ def tune(
     trials: int = TRIALS,
     minutes: float | None = None,
     records: Path | None = None,
+    settled: bool = False,
     progress: Progress = lambda done, total, what: None,
 ) -> TuneResult:
     """Search the kernels and knobs of a network's layers on a device, and keep what is found.
@@ -83,6 +80,7 @@ def tune(
         trials: settings to measure for a layer, at most.
         minutes: wall-clock budget.
         records: file to keep them in; by default the user's own for this target and CPU.
+        settled: what was chosen before for a kind of layer stays, unmeasured.
         progress: called with (layers done, layers, what is being done).
 
     Raises:
@@ -103,8 +101,8 @@ def tune(
     means: Means = "counted" if counted else "measured"
     cpu_name = _cpu_of(opened, chosen_target)
     path = records or own_file(chosen_target, cpu_name)
-    networks = _networks(model, chosen_target, entry, weights, recipe, calib, input_shape, allow_random)
-    works = _works(networks)
+    networks = networks_of(model, chosen_target, entry, weights, recipe, calib, input_shape, allow_random)
+    works = kinds_of(networks)
     kept = read_records([path])
     known = kept.trials(chosen_target, cpu_name, means)
     deadline = began + 60 * minutes if minutes else float("inf")
@@ -133,6 +131,13 @@ def tune(
             progress(number, len(works), f"{work.names[0]}: {measured} measured")
 
         progress(number, len(works), work.names[0])
+        if settled and (before := kept.choice(work.choice.op, chosen_target)) is not None:
+            kernel, knobs, record = before
+            default = Time(record.default_us)
+            best = Setting.of(kernel.name, knobs)
+            same = best == Setting.of(work.choice.kernel.name, work.choice.knobs)
+            work.found = Found(best, default if same else Time(record.us), default)
+            return
         found = _search(work, chosen_target, pool, counted, known, trials, deadline, tell, ended)
         with lock:
             total += found
@@ -149,7 +154,9 @@ def tune(
             )
         progress(len(works), len(works), "confirming in place")
         entries = _confirm(networks, works, chosen_target, opened, counted)
-        append(path, [_choice(work, chosen_target, cpu_name, means) for work in searched])
+        append(
+            path, [choice_record(work, chosen_target, cpu_name, means) for work in searched if work.changed]
+        )
     finally:
         for one, timer in zip(devices, timers, strict=True):
             if isinstance(one, str):
@@ -157,7 +164,8 @@ def tune(
     names = ", ".join(timer.spec for timer in timers)
     return TuneResult(
         model=model, target=chosen_target.id, cpu=cpu_name, device=names, means=means,
-        date=datetime.now(UTC).isoformat(timespec="seconds"), layers=tuple(_layer(w) for w in searched),
+        date=datetime.now(UTC).isoformat(timespec="seconds"),
+        layers=tuple(tuned_layer(work, None if counted else chosen_target) for work in searched),
         entries=entries, records=str(path), measured=measured, known=total,
         seconds=time.monotonic() - began, complete=complete,
     )  # fmt: skip
@@ -203,57 +211,6 @@ def _cpu_of(device: Timer, target: Target) -> str:
     if device.spec == "local":
         return cpu.llvm_name() or target.mcpu
     return target.mcpu
-
-
-def _networks(
-    model: str,
-    target: Target,
-    entry: str | None,
-    weights: str | None,
-    recipe: str | None,
-    calib: str | None,
-    input_shape: Sequence[int] | None,
-    allow_random: bool,
-) -> dict[str, tuple[Graph, list[Choice | Node]]]:
-    """The lowered entries to search, with the default choice of every layer."""
-    from edgecsi.models.entries import entries_of
-    from edgecsi.models.load import load_model
-
-    loaded = load_model(model, weights, input_shape, allow_random=allow_random)
-    entries = loaded.entries
-    if recipe is not None:
-        import torch
-
-        from edgecsi.channels import files
-        from edgecsi.compress import apply_post_training
-
-        data = torch.from_numpy(files.load(calib, shape=loaded.example_input.shape[1:])) if calib else None
-        module = apply_post_training(loaded.module, loaded.example_input, recipe, data)
-        entries = entries_of(loaded.name, module, loaded.example_input)
-    halves: list[str] = [name for name in ("encoder", "decoder") if name in entries]
-    names = [entry] if entry else halves or ["full"]
-    if unknown := set(names) - set(entries):
-        raise UsageError(
-            f"{model} has no entry {unknown.pop()!r}", f"it has {', '.join(entries)}", "name one of these"
-        )
-    return {n: choose(entries[n].module, (entries[n].example_input,), n, target) for n in names}
-
-
-def works_of(model: str, target: Target) -> dict[str, Work]:
-    """The kinds of layers of a network that needs no more than its name."""
-    return _works(_networks(model, target, None, None, None, None, None, True))
-
-
-def _works(networks: Mapping[str, tuple[Graph, list[Choice | Node]]]) -> dict[str, Work]:
-    """Equal layers once, those predicted to take longest first."""
-    found: dict[str, Work] = {}
-    for _, chosen in networks.values():
-        choices = [c for c in chosen if isinstance(c, Choice)]
-        total = sum(c.cost.bytes for c in choices)
-        for choice in choices:
-            work = found.setdefault(workload(choice.op), Work(choice, int(total - choice.cost.bytes)))
-            work.names.append(choice.op.name or choice.node.output.name)
-    return dict(sorted(found.items(), key=lambda item: -item[1].choice.cost.seconds))
 
 
 def _search(
@@ -326,7 +283,7 @@ def _patiently(measure: Callable[[], list[Time | None]], ended: threading.Event)
 
 
 def _confirm(
-    networks: Mapping[str, tuple[Graph, list[Choice | Node]]],
+    networks: Networks,
     works: Mapping[str, Work],
     target: Target,
     device: Timer,
@@ -339,12 +296,12 @@ def _confirm(
 
         def planned(label: str, use: set[str], g: Graph = graph, c: Any = chosen, k: Any = keys) -> Any:
             picked = [
-                _with(choice, works[key].found) if key in use and isinstance(choice, Choice) else choice
+                with_found(choice, works[key].found) if key in use and isinstance(choice, Choice) else choice
                 for choice, key in zip(c, k, strict=True)
             ]
             return Planner(g, picked, target).entry(label, 1)
 
-        winners = {k for k in keys if k and (f := works[k].found) is not None and _wins(f)}
+        winners = {k for k in keys if k and (f := works[k].found) is not None and wins(f)}
         plans = {"default": planned("default", set()), "tuned": planned("tuned", winners)}
         if len(winners) > 1 and not counted:
             plans |= {f"without{i}": planned(f"without{i}", winners - {key}) for i, key in enumerate(winners)}
@@ -363,80 +320,10 @@ def _confirm(
                 if not result.faster:
                     lost = winners
             for key in lost:
-                _give_up(works[key])
+                give_up(works[key])
             compared[name] = (
-                result if winners - lost else replace(result, tuned_us=result.default_us, ratio=1.0)
+                result
+                if winners - lost
+                else replace(result, tuned_us=result.default_us, ratio=1.0, low=1.0, high=1.0)
             )
     return compared
-
-
-def _wins(found: Found) -> bool:
-    return found.best_time is not found.default_time
-
-
-def _give_up(work: Work) -> None:
-    """The choice lost in place: the default stays."""
-    assert work.found is not None
-    found = work.found
-    default = Setting.of(work.choice.kernel.name, work.choice.knobs)
-    work.found = replace(found, best=default, best_time=found.default_time)
-
-
-def _with(choice: Choice, found: Found | None) -> Choice:
-    """A choice with the kernel and knobs that were found."""
-    if found is None:
-        return choice
-    kernel, knobs = all_kernels()[found.best.kernel], dict(found.best.knobs)
-    return replace(choice, kernel=kernel, knobs=knobs, why="tuned")
-
-
-def _choice(work: Work, target: Target, cpu_name: str, means: Means) -> Record:
-    assert work.found is not None
-    best = work.found.best
-    op, kernel = work.choice.op, all_kernels()[best.kernel]
-    return Record(
-        "choice", workload(op), work.names[0], best.kernel, dict(best.knobs), code(kernel, op, target, dict(best.knobs)),
-        target.id, cpu_name, version("apache-tvm"), means, round(work.found.best_time.median, 4),
-        round(work.found.default_time.median, 4), date=datetime.now(UTC).isoformat(timespec="seconds"),
-    )  # fmt: skip
-
-
-def _layer(work: Work) -> TunedLayer:
-    assert work.found is not None
-    assert work.bench is not None
-    found = work.found
-    times: dict[str, list[float]] = {}
-    for setting, taken in found.tried.items():
-        if taken is not None:
-            times.setdefault(setting.kernel, []).append(taken.median)
-    statuses = [outcome.status for outcome in work.bench.outcomes.values()]
-    op = work.choice.op
-    bound, share = (None, None) if work.bench.count else _bound(op, work.bench.target, found)
-    return TunedLayer(
-        layer=work.names[0], others=tuple(work.names[1:]), workload=workload(op),
-        default=_named(Setting.of(work.choice.kernel.name, work.choice.knobs)), best=_named(found.best),
-        default_us=found.default_time.median, best_us=found.best_time.median, kept=_wins(found),
-        tried=sum(len(v) for v in times.values()),
-        failed=sum(status in ("wrong", "crashed", "hung") for status in statuses),
-        times={kernel: tuple(taken) for kernel, taken in times.items()}, bound=bound, share=share,
-    )  # fmt: skip
-
-
-def _named(setting: Setting) -> Candidate:
-    return Candidate(setting.kernel, dict(setting.knobs))
-
-
-def _bound(op: Op, target: Target, found: Found) -> tuple[Literal["bytes", "MACs"] | None, float | None]:
-    """What takes longest in the best setting by the target's own figures, and its share of the time."""
-    cost = estimate(all_kernels()[found.best.kernel], op, target, dict(found.best.knobs))
-    integer = found.best.kernel.startswith(("qd8", "qs8")) and target.dot in (
-        "avx512_vnni",
-        "avx_vnni",
-        "sdot",
-    )
-    peak = target.peak_gmacs_f32 * (4 if integer else 1)
-    reading, multiplying = cost.bytes / read_gbps(target, cost.bytes) / 1e3, cost.macs / peak / 1e3
-    if not reading and not multiplying:
-        return None, None
-    least = max(reading, multiplying)
-    return "bytes" if reading >= multiplying else "MACs", min(1.0, least / found.best_time.median)

@@ -2,12 +2,13 @@
 
 The spaces are small grids, tens to thousands of points a kernel, and a point costs a tenth of a second to compile. So:
 
-1. every kernel that can compute the layer is measured with its own default knobs;
-2. from each of those within `CLOSE` of the best, one knob at a time is set to every other value, and the best is kept,
-   until no single change helps (coordinate descent);
-3. the same from settings that the kernels' own estimates like most, of a random draw, until the trials are used up or
+1. every kernel that can compute the layer is measured with its own default knobs; those within `CLOSE` of the best go on;
+2. a Gaussian process over the grids (logarithms of times; near settings take nearly the same) says of every setting what
+   it will take and how sure that is, and the few are measured next that may be fastest, until the trials are used up or
    `VAIN` such rounds brought nothing;
-4. the few best and the default are measured again, in turns, and longer.
+3. the few best and the default are measured again, in turns, and longer.
+
+Of a grid with more than `MANY` settings those compete that the kernel's own estimate likes most.
 
 The default is always among the measured and wins ties: another setting is chosen only if its time is shorter by more
 than the noise of both. The search asks for measurements through a function, so tests replay it on full dumps.
@@ -16,17 +17,21 @@ than the noise of both. The search asks for measurements through a function, so 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 Knobs = Mapping[str, int]
 CLOSE = 1.3
 FINALISTS = 4
-ESTIMATED, DRAWN, VAIN = 256, 4, 3
+MANY, AT_ONCE, VAIN = 2048, 3, 5
 LEAST_GAIN = 0.01
 """A setting that gains less is not worth a difference between two builds."""
+_WIDTH, _APART, _NOISE, _LEAST_VARIANCE = 2.0, 2.0, 1e-3, 0.01
+"""Of the process: a grid's width, two kernels' distance, what of the variance is noise, the least variance."""
+_ALIKE = 1.5  # the distance over which the correlation falls to 1/e
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,6 @@ def search(
     known: Mapping[Setting, Time | None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     tell: Tell = lambda setting, time: None,
-    seed: int = 0,
 ) -> Found | None:
     """Search one layer.
 
@@ -105,7 +109,6 @@ def search(
             ends where an unbroken one does.
         stop: asked between measurements, whether time is up.
         tell: told of every new measurement.
-        seed: of what is drawn at random.
 
     Returns:
         What was found, or None if the default itself cannot be measured.
@@ -126,8 +129,8 @@ def search(
             if setting in measured:
                 tell(setting, time)
 
-    def ranked(kernel: str = "") -> list[Setting]:
-        good = [(t.median, s) for s, t in times.items() if t is not None and kernel in ("", s.kernel)]
+    def ranked() -> list[Setting]:
+        good = [(t.median, s) for s, t in times.items() if t is not None]
         return [s for _, s in sorted(good, key=lambda item: item[0])]
 
     def median(setting: Setting) -> float:
@@ -139,19 +142,18 @@ def search(
     look([space.default, *firsts])
     if times.get(space.default) is None:
         return None
-    close = [s for s in ranked() if median(s) <= CLOSE * median(ranked()[0])]
-    for start in close:
-        _descend(space, start, look, times)
-    numbers, vain = np.random.default_rng(seed), 0
+    close = {s.kernel for s in ranked() if median(s) <= CLOSE * median(ranked()[0])}
+    grids = _Grids(space, [kernel for kernel in space.kernels if kernel in close])
+    vain = 0
     while vain < VAIN and left > 0 and not stop():
-        best = ranked()[0]
-        for kernel in dict.fromkeys(s.kernel for s in close):
-            drawn = _promising(space, kernel, DRAWN, numbers)
-            look(drawn)
-            good = [s for s in drawn if times.get(s) is not None]
-            if good:
-                _descend(space, min(good, key=median), look, times)
-        vain = 0 if ranked()[0] != best else vain + 1
+        best = median(ranked()[0])
+        promising = grids.promising(
+            {s: t.median for s, t in times.items() if t is not None}, set(times), AT_ONCE
+        )
+        if not promising:
+            break
+        look(promising)
+        vain = 0 if median(ranked()[0]) < (1 - LEAST_GAIN) * best else vain + 1
 
     times |= {setting: time for setting, time in known.items() if setting not in times}
     finalists = list(dict.fromkeys([space.default, *ranked()[:FINALISTS]]))
@@ -167,38 +169,57 @@ def search(
     return Found(chosen, time, default, times)
 
 
-def _descend(
-    space: Space,
-    start: Setting,
-    look: Callable[[Sequence[Setting]], None],
-    times: Mapping[Setting, Time | None],
-) -> None:
-    """Change one knob at a time while that helps."""
+class _Grids:
+    """The settings of some kernels, and what is to be expected of them."""
 
-    def median(setting: Setting) -> float:
-        time = times.get(setting)
-        return time.median if time is not None else float("inf")
+    def __init__(self, space: Space, kernels: Sequence[str]) -> None:
+        self.settings = [setting for kernel in kernels for setting in _points(space, kernel)]
+        self._index = {setting: i for i, setting in enumerate(self.settings)}
+        names = sorted({knob for kernel in kernels for knob in space.kernels[kernel][1]})
+        self._at = np.zeros((len(self.settings), len(names)))
+        self._kernel = np.array([kernels.index(setting.kernel) for setting in self.settings], int)
+        for row, setting in zip(self._at, self.settings, strict=True):
+            grid = space.kernels[setting.kernel][1]
+            for knob, value in setting.knobs:
+                if len(grid[knob]) > 1:
+                    row[names.index(knob)] = _WIDTH * list(grid[knob]).index(value) / (len(grid[knob]) - 1)
 
-    here = start
-    while True:
-        before = here
-        for knob, values in space.kernels[start.kernel][1].items():
-            around = [Setting.of(start.kernel, dict(here.knobs) | {knob: value}) for value in values]
-            look(around)
-            here = min([here, *around], key=median)
-        if here == before:
-            return
+    def promising(
+        self, times: Mapping[Setting, float], done: Collection[Setting], count: int
+    ) -> list[Setting]:
+        """The settings not done that may be fastest: expected logarithm of the time less its standard deviation."""
+        known = np.array([self._index[setting] for setting in times if setting in self._index], int)
+        if not len(known):
+            return []
+        logs = np.log([times[self.settings[i]] for i in known])
+        mean = np.full(len(self.settings), logs.mean())
+        for kernel in np.unique(self._kernel[known]):
+            mean[self._kernel == kernel] = logs[self._kernel[known] == kernel].mean()
+        rest = logs - mean[known]
+        variance = max(float(rest.var()), _LEAST_VARIANCE)
+        alike = self._alike(np.arange(len(self.settings)), known)
+        inverse = np.linalg.inv(alike[known] + _NOISE * np.eye(len(known)))
+        expected = mean + alike @ (inverse @ rest)
+        deviation = np.sqrt(variance * np.maximum(1 - ((alike @ inverse) * alike).sum(1), 0))
+        order = np.argsort(expected - deviation, kind="stable")
+        return [self.settings[i] for i in order if self.settings[i] not in done][:count]
+
+    def _alike(self, some: NDArray[np.int_], others: NDArray[np.int_]) -> NDArray[np.float64]:
+        apart = np.abs(self._at[some][:, None] - self._at[others][None]).sum(-1) / _ALIKE
+        other_kernel = self._kernel[some][:, None] != self._kernel[others][None]
+        return np.asarray(np.exp(-apart - _APART * other_kernel))
 
 
-def _promising(space: Space, kernel: str, count: int, numbers: np.random.Generator) -> list[Setting]:
-    """Those of a random draw of settings that the kernel's estimate likes most."""
-    points = list(_points(space, kernel))
-    order = numbers.permutation(len(points))[:ESTIMATED]
-    predicted = sorted((space.predict(points[i]), rank, int(i)) for rank, i in enumerate(order))
-    return [points[i] for estimate, _, i in predicted[:count] if np.isfinite(estimate)]
-
-
-def _points(space: Space, kernel: str) -> Iterator[Setting]:
-    grid = space.kernels[kernel][1]
-    for values in itertools.product(*grid.values()):
-        yield Setting.of(kernel, dict(zip(grid, values, strict=True)))
+def _points(space: Space, kernel: str) -> list[Setting]:
+    """The settings of a grid, the last knob changing fastest; of very many those that the estimate likes most."""
+    default, grid = space.kernels[kernel]
+    every = [
+        Setting.of(kernel, dict(zip(grid, values, strict=True)))
+        for values in itertools.product(*grid.values())
+    ]
+    if len(every) <= MANY:
+        return every
+    estimated = {setting: space.predict(setting) for setting in every}
+    return sorted(every, key=lambda setting: (setting != Setting.of(kernel, default), estimated[setting]))[
+        :MANY
+    ]

@@ -36,7 +36,7 @@ from edgecsi.kernels.workload import workload
 from edgecsi.lower.select_kernels import Choice
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Dense
-from edgecsi.tune import in_place, network
+from edgecsi.tune import in_place, network, work
 from edgecsi.tune.isolated import Timer
 from edgecsi.tune.search import Setting, Time
 
@@ -99,8 +99,7 @@ def _fake_network() -> None:
         chosen.append(Choice(node, op, kernel, knobs, cost, "predicted"))
     fakes: dict[str, Any] = {
         "Bench": _Fake,
-        "code": lambda *arguments: "c0de",
-        "_networks": lambda *arguments: {"full": (None, chosen)},
+        "networks_of": lambda *arguments: {"full": (None, chosen)},
         "Planner": lambda *arguments: SimpleNamespace(entry=lambda label, batch: label),
         "in_place": SimpleNamespace(
             measure=lambda plans, *rest: {
@@ -112,6 +111,7 @@ def _fake_network() -> None:
     }
     for name, fake in fakes.items():
         setattr(network, name, fake)
+    work.__dict__["code"] = lambda *arguments: "c0de"
 
 
 def simulate(kills: int, seed: int = 0) -> dict[str, int]:

@@ -1,0 +1,201 @@
+"""All networks that ship, tuned on this machine: ``python -m edgecsi.results.tuned [--target x86] [--minutes 25]``.
+
+Every network is tuned, equal layers of different networks once, and the whole network timed with its choices and with
+the defaults, in turns. Results are kept network by network in docs/results/tuned-<target>.json, so that a run that was
+interrupted goes on, and shown in docs/results/tuned.md. ``--ship`` writes the choices that gain `WORTH` of a network in
+place to edgecsi/records.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from edgecsi import disk
+from edgecsi import target as targets
+from edgecsi.bench.environment import judge, machine, snapshot
+from edgecsi.errors import EdgecsiError
+from edgecsi.kernels.records import SHIPPED, Record, current, own_file, read_records, write_records
+from edgecsi.models import registry
+from edgecsi.report.text import number
+from edgecsi.results.files import write_json
+from edgecsi.results.tables import markdown
+from edgecsi.schema import convert
+from edgecsi.tune.network import tune
+from edgecsi.tune.result import TuneResult
+
+FOLDER = Path("docs") / "results"
+TRIALS = 32
+WORTH = 0.03
+"""A choice that gains less of a network's time does not ship."""
+_ABOUT = """\
+Made by `python -m edgecsi.results.tuned`, target by target. Every network that ships is tuned (equal layers of different
+networks once), then timed as a whole with the choices and with the defaults, in turns, in one library. Where the choices
+together gain no more than noise in place, all are given up: such a network is the default's very bytes, ratio 1."""
+Json = dict[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The script; returns its exit code."""
+    parser = argparse.ArgumentParser(prog="python -m edgecsi.results.tuned", description=__doc__)
+    parser.add_argument("--target", default="host", help="default: host; rpi4 and rpi5 are emulated")
+    parser.add_argument("--minutes", type=float, default=25.0, help="for all that is left")
+    parser.add_argument("--only", default="", metavar="TEXT", help="networks whose name has it")
+    parser.add_argument("--again", action="store_true", help="also networks that are done")
+    parser.add_argument("--records", type=Path, metavar="FILE", help="default: your own")
+    parser.add_argument("--ship", action="store_true", help="measure nothing; write edgecsi/records")
+    chosen = parser.parse_args(arguments)
+    try:
+        if chosen.ship:
+            ship(chosen.records)
+        else:
+            tune_all(chosen.target, chosen.minutes, chosen.only, chosen.again, chosen.records)
+        disk.write(FOLDER / "tuned.md", page(_stored()))
+    except EdgecsiError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return error.exit_code
+    return 0
+
+
+def networks() -> list[str]:
+    """All that ships weights."""
+    return sorted(path.stem for path in registry.WEIGHTS.glob("*.safetensors"))
+
+
+def tune_all(name: str, minutes: float, only: str, again: bool, records: Path | None) -> None:
+    """Tune what is not done, each network within its share of the time that is left."""
+    target = targets.load(name)
+    file = FOLDER / f"tuned-{target.id}.json"
+    device = "emulate" if target.missing_on_this_cpu() else "local"
+    kept: Json = json.loads(file.read_text()) if file.exists() else {}
+    done: Json = kept.get("networks", {})
+    left = [n for n in networks() if only in n and (again or n not in done)]
+    deadline = time.monotonic() + 60 * minutes
+    for count, network in enumerate(left):
+        share = (deadline - time.monotonic()) / (len(left) - count) / 60
+        if share <= 0:
+            sys.stderr.write(f"time is up with {len(left) - count} networks left; the same command goes on\n")
+            return
+        before = snapshot()
+        # The first networks have most that nobody measured yet.
+        found = tune(
+            network, name, device=device, trials=TRIALS, minutes=2 * share, records=records, settled=True
+        )
+        tree = asdict(found)
+        for layer in tree["layers"]:
+            del layer["times"]
+        done[network] = tree | {"validity": asdict(judge(before, snapshot(), where=machine()))}
+        write_json(file, {
+            "kind": "tuned", "date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": asdict(machine()),
+            "networks": dict(sorted(done.items())),
+        })  # fmt: skip
+        ratios = ", ".join(f"{entry} {c.ratio:.3f}" for entry, c in found.entries.items())
+        sys.stderr.write(f"{network}: {ratios} ({found.measured} settings, {found.seconds:.0f} s)\n")
+
+
+def ship(records: Path | None) -> None:
+    """Write the choices that are worth it, of every target that was tuned here."""
+    for tree in _stored().values():
+        results = [_result(found) for found in tree["networks"].values()]
+        wanted = {w for result in results for w in worth_shipping(result)}
+        some = results[0]
+        lines = current(read_records([records or own_file(targets.load(some.target), some.cpu)]).lines)
+        kept = [r for r in lines if _choice_of(r, some) and r.workload in wanted]
+        if kept:
+            write_records(SHIPPED / f"{some.target}-{some.cpu}.jsonl", sorted(kept, key=lambda r: r.workload))
+        sys.stderr.write(f"{some.target}: {len(kept)} records\n")
+
+
+def worth_shipping(result: TuneResult) -> set[str]:
+    """The workloads whose choices gain `WORTH` of their network's time, the network as a whole gaining that surely."""
+    total = sum(entry.default_us for entry in result.entries.values())
+    sure = all(entry.high <= 1 for entry in result.entries.values())
+    gains = sum(entry.default_us * (1 - entry.high) for entry in result.entries.values()) > WORTH * total
+    return {
+        layer.workload
+        for layer in result.layers
+        if layer.kept and sure and gains
+        and (layer.default_us - layer.best_us) * (1 + len(layer.others)) > WORTH * total
+    }  # fmt: skip
+
+
+def _choice_of(record: Record, some: TuneResult) -> bool:
+    return record.kind == "choice" and (record.target, record.cpu, record.means) == (
+        some.target,
+        some.cpu,
+        some.means,
+    )
+
+
+def _result(tree: Json) -> TuneResult:
+    fields = {key: value for key, value in tree.items() if key != "validity"}
+    layers = [layer | {"times": {}} for layer in tree["layers"]]
+    return convert(fields | {"layers": layers}, TuneResult, what="a tuned network", error=EdgecsiError)
+
+
+def geometric_mean(entries: Sequence[Mapping[str, float]]) -> tuple[float, float, float]:
+    """Of ratios with 95 % intervals that are independent: the mean and its interval."""
+    logs = [math.log(entry["ratio"]) for entry in entries]
+    widths = [(math.log(entry["high"]) - math.log(entry["low"])) / 2 for entry in entries]
+    middle = sum(logs) / len(logs)
+    half = math.sqrt(sum(width**2 for width in widths)) / len(logs)
+    return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
+
+
+def _stored() -> dict[str, Json]:
+    return {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("tuned-*.json"))}
+
+
+def page(stored: Mapping[str, Json]) -> str:
+    """docs/results/tuned.md."""
+    parts = [
+        "# What tuning brings",
+        _ABOUT,
+    ]
+    for tree in stored.values():
+        found = tree["networks"]
+        first = next(iter(found.values()))
+        counted = first["means"] == "counted"
+        unit = "M instructions" if counted else "µs"
+        entries = [entry for network in found.values() for entry in network["entries"].values()]
+        middle, low, high = geometric_mean(entries)
+        worst = max(entry["high"] for entry in entries)
+        states = [network["validity"]["state"] for network in found.values()]
+        valid = "" if counted else f" Of {len(states)} measurements {states.count('valid')} are valid."
+        head = (
+            "network",
+            "entry",
+            f"default, {unit}",
+            f"tuned, {unit}",
+            "ratio",
+            "95 % interval",
+            "kinds of layers changed",
+        )
+        rows = [
+            (name, entry, number(c["default_us"]), number(c["tuned_us"]), f"{c['ratio']:.3f}",
+             f"{c['low']:.3f} to {c['high']:.3f}", f"{sum(layer['kept'] for layer in network['layers'])}")
+            for name, network in found.items()
+            for entry, c in network["entries"].items()
+        ]  # fmt: skip
+        parts += [
+            f"## {first['target']} ({first['cpu']}, {first['means']})",
+            (
+                f"{tree['machine']['cpu']}, {tree['date'][:10]}. Geometric mean of tuned over default: **{middle:.3f}** "
+                f"({low:.3f} to {high:.3f}) over {len(entries)} entries of {len(found)} networks; no interval goes "
+                f"beyond {worst:.3f}.{valid}"
+            ),
+            markdown([head, *rows]),
+        ]
+    return "\n\n".join(parts) + "\n"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,166 @@
+"""What there is to tune in a network: its kinds of layers, each once, with what becomes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Literal
+
+from edgecsi.errors import UsageError
+from edgecsi.kernels.records import Means, Record
+from edgecsi.kernels.tiling import read_gbps
+from edgecsi.kernels.variants import all_kernels, estimate
+from edgecsi.kernels.workload import code, workload
+from edgecsi.lower import choose
+from edgecsi.lower.graph import Graph, Node
+from edgecsi.lower.select_kernels import Choice
+from edgecsi.ops.operators import Op
+from edgecsi.target import Target
+from edgecsi.tune.measure import Bench
+from edgecsi.tune.result import Candidate, TunedLayer
+from edgecsi.tune.search import Found, Setting
+
+Networks = dict[str, tuple[Graph, list[Choice | Node]]]
+"""By entry: its graph, and the default choice of every layer."""
+
+
+@dataclass
+class Work:
+    """One kind of layer, wherever it is met."""
+
+    choice: Choice
+    beside: int
+    names: list[str] = field(default_factory=list)
+    found: Found | None = None
+    bench: Bench | None = None
+    given_up: bool = False
+
+    @property
+    def changed(self) -> bool:
+        """Whether what was chosen is new: measured now, or an old choice that lost in place."""
+        return self.bench is not None or self.given_up
+
+
+def networks_of(
+    model: str,
+    target: Target,
+    entry: str | None,
+    weights: str | None,
+    recipe: str | None,
+    calib: str | None,
+    input_shape: Sequence[int] | None,
+    allow_random: bool,
+) -> Networks:
+    """The lowered entries to search, with the default choice of every layer."""
+    from edgecsi.models.entries import entries_of
+    from edgecsi.models.load import load_model
+
+    loaded = load_model(model, weights, input_shape, allow_random=allow_random)
+    entries = loaded.entries
+    if recipe is not None:
+        import torch
+
+        from edgecsi.channels import files
+        from edgecsi.compress import apply_post_training
+
+        data = torch.from_numpy(files.load(calib, shape=loaded.example_input.shape[1:])) if calib else None
+        module = apply_post_training(loaded.module, loaded.example_input, recipe, data)
+        entries = entries_of(loaded.name, module, loaded.example_input)
+    halves: list[str] = [name for name in ("encoder", "decoder") if name in entries]
+    names = [entry] if entry else halves or ["full"]
+    if unknown := set(names) - set(entries):
+        raise UsageError(
+            f"{model} has no entry {unknown.pop()!r}", f"it has {', '.join(entries)}", "name one of these"
+        )
+    return {n: choose(entries[n].module, (entries[n].example_input,), n, target) for n in names}
+
+
+def kinds_of(networks: Networks) -> dict[str, Work]:
+    """Equal layers once, those predicted to take longest first."""
+    found: dict[str, Work] = {}
+    for _, chosen in networks.values():
+        choices = [c for c in chosen if isinstance(c, Choice)]
+        total = sum(c.cost.bytes for c in choices)
+        for choice in choices:
+            work = found.setdefault(workload(choice.op), Work(choice, int(total - choice.cost.bytes)))
+            work.names.append(choice.op.name or choice.node.output.name)
+    return dict(sorted(found.items(), key=lambda item: -item[1].choice.cost.seconds))
+
+
+def works_of(model: str, target: Target) -> dict[str, Work]:
+    """The kinds of layers of a network that needs no more than its name."""
+    return kinds_of(networks_of(model, target, None, None, None, None, None, True))
+
+
+def wins(found: Found) -> bool:
+    return found.best_time is not found.default_time
+
+
+def give_up(work: Work) -> None:
+    """The choice lost in place: the default stays."""
+    assert work.found is not None
+    found = work.found
+    default = Setting.of(work.choice.kernel.name, work.choice.knobs)
+    work.found, work.given_up = replace(found, best=default, best_time=found.default_time), True
+
+
+def with_found(choice: Choice, found: Found | None) -> Choice:
+    """A choice with the kernel and knobs that were found."""
+    if found is None:
+        return choice
+    kernel, knobs = all_kernels()[found.best.kernel], dict(found.best.knobs)
+    return replace(choice, kernel=kernel, knobs=knobs, why="tuned")
+
+
+def choice_record(work: Work, target: Target, cpu_name: str, means: Means) -> Record:
+    assert work.found is not None
+    best = work.found.best
+    op, kernel = work.choice.op, all_kernels()[best.kernel]
+    return Record(
+        "choice", workload(op), work.names[0], best.kernel, dict(best.knobs), code(kernel, op, target, dict(best.knobs)),
+        target.id, cpu_name, version("apache-tvm"), means, round(work.found.best_time.median, 4),
+        round(work.found.default_time.median, 4), date=datetime.now(UTC).isoformat(timespec="seconds"),
+    )  # fmt: skip
+
+
+def tuned_layer(work: Work, target: Target | None) -> TunedLayer:
+    """What was found; with a target whose peaks its times may be held against."""
+    assert work.found is not None
+    found = work.found
+    times: dict[str, list[float]] = {}
+    for setting, taken in found.tried.items():
+        if taken is not None:
+            times.setdefault(setting.kernel, []).append(taken.median)
+    statuses = [outcome.status for outcome in work.bench.outcomes.values()] if work.bench is not None else []
+    op = work.choice.op
+    bound, share = (None, None) if target is None else _bound(op, target, found)
+    return TunedLayer(
+        layer=work.names[0], others=tuple(work.names[1:]), workload=workload(op),
+        default=_named(Setting.of(work.choice.kernel.name, work.choice.knobs)), best=_named(found.best),
+        default_us=found.default_time.median, best_us=found.best_time.median, kept=wins(found),
+        tried=sum(len(v) for v in times.values()),
+        failed=sum(status in ("wrong", "crashed", "hung") for status in statuses),
+        times={kernel: tuple(taken) for kernel, taken in times.items()}, bound=bound, share=share,
+    )  # fmt: skip
+
+
+def _named(setting: Setting) -> Candidate:
+    return Candidate(setting.kernel, dict(setting.knobs))
+
+
+def _bound(op: Op, target: Target, found: Found) -> tuple[Literal["bytes", "MACs"] | None, float | None]:
+    """What takes longest in the best setting by the target's own figures, and its share of the time."""
+    cost = estimate(all_kernels()[found.best.kernel], op, target, dict(found.best.knobs))
+    integer = found.best.kernel.startswith(("qd8", "qs8")) and target.dot in (
+        "avx512_vnni",
+        "avx_vnni",
+        "sdot",
+    )
+    peak = target.peak_gmacs_f32 * (4 if integer else 1)
+    reading, multiplying = cost.bytes / read_gbps(target, cost.bytes) / 1e3, cost.macs / peak / 1e3
+    if not reading and not multiplying:
+        return None, None
+    least = max(reading, multiplying)
+    return "bytes" if reading >= multiplying else "MACs", min(1.0, least / found.best_time.median)
