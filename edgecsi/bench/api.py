@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from edgecsi import verdict
-from edgecsi.bench import measure, statistics, throughput
+from edgecsi.bench import measure, parts, statistics, throughput
 from edgecsi.bench.competitors import Loader, checked_module, prepare_peers, pytorch_output
 from edgecsi.bench.cross_check import OWN, over_rpc, same_rounds
 from edgecsi.bench.environment import judge, machine, snapshot
 from edgecsi.bench.layers import layer_times
 from edgecsi.bench.limits import kept_limits
-from edgecsi.bench.measure import FULL, QUICK, Call, Progress, Series
+from edgecsi.bench.measure import FULL, QUICK, Call, Progress
 from edgecsi.bench.peers import Array, find_peers
 from edgecsi.bench.result import (
-    ColdStart,
-    Comparison,
-    Engine,
-    MeasuredBundle,
     Protocol,
     Result,
     Skipped,
     Validity,
 )
-from edgecsi.bundle import Bundle, Loaded, Manifest, read_bundle, read_golden
+from edgecsi.bundle import Bundle, Loaded, read_bundle, read_golden
 from edgecsi.device import Device, Remote, open_device
-from edgecsi.device.protocol import Plan
 from edgecsi.errors import ConnectionLost, DeviceError, UsageError
 from edgecsi.verdict import Difference
 
@@ -47,10 +41,6 @@ class BrokenOff(ConnectionLost):
     def __init__(self, lost: DeviceError, result: Result) -> None:
         super().__init__(lost.what, lost.why, lost.fix)
         self.result = result
-
-
-FEW, MANY = 0.9, 1.1
-"""CPU time over elapsed time of an engine that has one core to itself and keeps to it lies between."""
 
 
 def run_bench(
@@ -116,6 +106,9 @@ def run_bench(
             "that compares SSH with RPC on one device",
             "use ssh://HOST",
         )
+    if batch is not None and opened.spec != "local":
+        throughput.refuse_batches(bundle, entry, opened, batch, threads)
+        return _throughput_elsewhere(bundle, entry, opened, protocol, batch, threads)
     if opened.spec != "local":
         return _elsewhere(bundle, entry, opened, protocol, cross_check, progress)
 
@@ -183,23 +176,23 @@ def _latencies(
     c_call = device.time(bundle, entry, once, protocol.samples)
     after = snapshot()
 
-    engines = tuple(_engine(name, versions[name], answers[name], one) for name, one in series.items())
+    engines = tuple(parts.engine(name, versions[name], answers[name], one) for name, one in series.items())
     return Result(
-        bundle=_measured(bundle, entry),
+        bundle=parts.measured(bundle, entry),
         entry=entry,
         device=device.spec,
         protocol=protocol,
         machine=machine(),
         before=before,
         after=after,
-        validity=judge(before, after, where=machine(), notes=_suspicions(series)),
+        validity=judge(before, after, where=machine(), notes=parts.suspicions(series)),
         answer=answers[OWN],
         engines=engines,
-        comparisons=_comparisons(series),
+        comparisons=parts.comparisons(series),
         skipped=tuple(skipped),
         c_call=statistics.summarise(c_call / 1e3),
-        cold_starts=_cold_starts(device, bundle, entry, sample, protocol),
-        layers=layer_times(device, bundle, entry, kept_limits(), _passes(protocol)),
+        cold_starts=parts.cold_starts(device, bundle, entry, sample, protocol),
+        layers=layer_times(device, bundle, entry, kept_limits(), parts.passes(protocol)),
     )
 
 
@@ -219,11 +212,13 @@ def _elsewhere(
     state = device.state()
     where, begin = machine(state), snapshot(state)
     where = where if info.arch == "" else replace(where, cpu=info.description)
-    outputs = device.run(bundle, entry, [_as_samples(array) for array in inputs])
+    outputs = device.run(bundle, entry, [parts.as_samples(array) for array in inputs])
     several = outputs if isinstance(outputs, tuple) else (outputs,)
-    found = _worst(OWN, several, [_as_samples(array) for array in expected], _allowed(bundle.manifest, entry))
+    found = parts.worst(
+        OWN, several, [parts.as_samples(array) for array in expected], parts.allowed(bundle.manifest, entry)
+    )
     result = Result(
-        bundle=_measured(bundle, entry),
+        bundle=parts.measured(bundle, entry),
         entry=entry,
         device=device.spec,
         protocol=protocol,
@@ -239,9 +234,9 @@ def _elsewhere(
             result, after=after, validity=judge(begin, after, where=where, emulated=True), instructions=count
         )
     before = snapshot(device.state())
-    series = device.measure(bundle, entry, sample, _plan(protocol), progress)
+    series = device.measure(bundle, entry, sample, parts.plan(protocol), progress)
     version = bundle.manifest.created_with.edgecsi
-    engine = _engine(OWN, version, found, series)
+    engine = parts.engine(OWN, version, found, series)
     result = replace(result, before=before, after=before, engines=(engine,), c_call=engine.warm)
     if series.lost is not None:
         lost = f"{series.lost.what} after {series.samples.size:,} calls: {series.lost.why}"
@@ -251,46 +246,19 @@ def _elsewhere(
     own = series.cpu_seconds if series.cpu_seconds is not None else after.clock - before.clock
     after = replace(after, own=own)
     if cross_check and isinstance(device, Remote):
-        both = {OWN: series} | over_rpc(series, device, bundle, entry, sample, _plan(protocol), progress)
+        both = {OWN: series} | over_rpc(series, device, bundle, entry, sample, parts.plan(protocol), progress)
         exact = Difference(0.0, 0.0)
         engines = tuple(
-            _engine(name, version, found if OWN in name else exact, one) for name, one in both.items()
+            parts.engine(name, version, found if OWN in name else exact, one) for name, one in both.items()
         )
-        result = replace(result, engines=engines, comparisons=_comparisons(same_rounds(both)))
-    notes = _suspicions({OWN: series})
+        result = replace(result, engines=engines, comparisons=parts.comparisons(same_rounds(both)))
+    notes = parts.suspicions({OWN: series})
     return replace(
         result,
         after=after,
         validity=judge(before, after, where=where, emulated=info.emulated, notes=notes),
-        cold_starts=_cold_starts(device, bundle, entry, sample, protocol),
-        layers=layer_times(device, bundle, entry, None, _passes(protocol)),
-    )
-
-
-def _plan(protocol: Protocol) -> Plan:
-    """The part of the protocol that a device carries out by itself."""
-    return Plan(
-        protocol.samples,
-        protocol.seconds,
-        protocol.limit,
-        protocol.turn,
-        protocol.turn_calls,
-        protocol.settle,
-        protocol.cold_samples,
-    )
-
-
-def _passes(protocol: Protocol) -> int:
-    """How often every layer is timed."""
-    return 20 if protocol.quick else 200
-
-
-def _cold_starts(
-    device: Device, bundle: Bundle, entry: str, sample: Sequence[Array], protocol: Protocol
-) -> tuple[ColdStart, ...]:
-    return tuple(
-        ColdStart(one.load_ms, one.first_call_ms, one.process_peak_bytes, one.bundle_bytes)
-        for one in device.first_calls(bundle, entry, sample, protocol.cold_starts)
+        cold_starts=parts.cold_starts(device, bundle, entry, sample, protocol),
+        layers=layer_times(device, bundle, entry, None, parts.passes(protocol)),
     )
 
 
@@ -306,14 +274,14 @@ def _throughput(
     progress: Progress | None,
 ) -> Result:
     manifest = loaded.manifest
-    inputs, expected = (_as_samples(arrays[0]) for arrays in golden)
+    inputs, expected = (parts.as_samples(arrays[0]) for arrays in golden)
     count = batch * threads
     x = throughput.repeated(inputs, count)
-    found = _worst(
+    found = parts.worst(
         OWN,
         [loaded.run_many(x, entry, threads)],
         [throughput.repeated(expected, count)],
-        _allowed(manifest, entry),
+        parts.allowed(manifest, entry),
     )
     version = manifest.created_with.edgecsi
     call: Call = lambda: loaded.run_many(x, entry, threads)  # noqa: E731
@@ -328,9 +296,9 @@ def _throughput(
     before = snapshot()
     measured, cores = throughput.measure_rates(settings, protocol, progress)
     after = snapshot()
-    notes = [f"edgecsi got {cores:.1f} of {threads} cores"] if cores < FEW * threads else []
+    notes = [f"edgecsi got {cores:.1f} of {threads} cores"] if cores < parts.FEW * threads else []
     return Result(
-        bundle=_measured(loaded.bundle, entry),
+        bundle=parts.measured(loaded.bundle, entry),
         entry=entry,
         device="local",
         protocol=protocol,
@@ -344,9 +312,32 @@ def _throughput(
     )
 
 
-def _as_samples(array: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Golden arrays ``[samples, *shape]`` as devices take them: ``[samples * shape[0], *shape[1:]]``."""
-    return array.reshape(-1, *array.shape[2:])
+def _throughput_elsewhere(
+    bundle: Bundle, entry: str, device: Device, protocol: Protocol, batch: int, threads: int
+) -> Result:
+    info, state = device.info(), device.state()
+    where, before = machine(state), snapshot(state)
+    where = where if info.arch == "" else replace(where, cpu=info.description)
+    allowed = parts.allowed(bundle.manifest, entry)
+    found, cores = throughput.device_rate(
+        bundle, entry, device, parts.plan(protocol), batch, threads,
+        lambda y, expected: verdict.require(OWN, y, expected, allowed),
+    )  # fmt: skip
+    after = snapshot(device.state())
+    after = replace(after, own=cores * (after.clock - before.clock))
+    notes = [f"edgecsi got {cores:.1f} of {threads} cores"] if cores < parts.FEW * threads else []
+    return Result(
+        bundle=parts.measured(bundle, entry),
+        entry=entry,
+        device=device.spec,
+        protocol=protocol,
+        machine=where,
+        before=before,
+        after=after,
+        validity=judge(before, after, where=where, emulated=info.emulated, notes=notes),
+        answer=found.rates[0].answer,
+        throughput=found,
+    )
 
 
 def _check_bundle(
@@ -357,84 +348,5 @@ def _check_bundle(
     for index in range(len(inputs[0])):
         y = loaded.run(*(array[index] for array in inputs), entry=entry)
         outputs.append(y if isinstance(y, tuple) else (y,))
-    stacked = [np.stack(parts) for parts in zip(*outputs, strict=True)]
-    return _worst(OWN, stacked, expected, _allowed(loaded.manifest, entry))
-
-
-def _worst(name: str, outputs: Sequence[Array], expected: Sequence[Array], allowed: float) -> Difference:
-    found = [verdict.require(name, y, e, allowed) for y, e in zip(outputs, expected, strict=True)]
-    return max(found, key=lambda difference: difference.max_rel_diff)
-
-
-def _allowed(manifest: Manifest, entry: str) -> float:
-    """The bar on this device: what the build allowed, and what another device may add."""
-    checked = manifest.check.entries.get(entry)
-    return verdict.elsewhere(
-        checked.allowed if checked is not None else None, manifest.entries[entry].quantised
-    )
-
-
-def _engine(name: str, version: str, answer: Difference, series: Series) -> Engine:
-    return Engine(
-        name=name,
-        version=version,
-        answer=answer,
-        warm=statistics.summarise(series.samples / 1e3),
-        cold=statistics.summarise(series.cold / 1e3),
-        settled=series.settled,
-        complete=series.complete,
-        threads=series.threads,
-        rounds=tuple(turn.size for turn in series.rounds),
-        samples=tuple(series.samples.tolist()),
-        cold_samples=tuple(series.cold.tolist()),
-    )
-
-
-def _comparisons(series: Mapping[str, Series]) -> tuple[Comparison, ...]:
-    own = series[OWN]
-
-    def floats(rounds: Sequence[measure.Nanoseconds]) -> list[statistics.Floats]:
-        return [turn.astype(np.float64) for turn in rounds]
-
-    def singles(series: Series) -> list[statistics.Floats]:
-        return [np.array([value], np.float64) for value in series.cold]
-
-    return tuple(
-        Comparison(
-            name,
-            statistics.ratio(floats(own.rounds), floats(other.rounds)),
-            statistics.ratio(singles(own), singles(other)),
-        )
-        for name, other in series.items()
-        if name != OWN
-    )
-
-
-def _suspicions(series: Mapping[str, Series]) -> list[str]:
-    notes = [f"{name} did not settle while warming up" for name, one in series.items() if not one.settled]
-    if not all(one.complete for one in series.values()):
-        notes.append("the time limit ended it before the protocol's number of samples")
-    notes += [f"{name} used {one.threads:.1f} threads" for name, one in series.items() if one.threads > MANY]
-    scarcest = min(one.threads for one in series.values())
-    if scarcest < FEW:
-        notes.append(f"engines got as little as {scarcest:.2f} of their core")
-    return notes
-
-
-def _measured(bundle: Bundle, entry: str) -> MeasuredBundle:
-    manifest = bundle.manifest
-    described, checked = bundle.entry(entry), manifest.check.entries.get(entry)
-    return MeasuredBundle(
-        name=manifest.name,
-        digest=manifest.digest,
-        model=manifest.model.spec,
-        recipe=manifest.model.recipe,
-        target=manifest.target.id,
-        library_bytes=manifest.files[manifest.library].bytes,
-        weight_bytes=described.weight_bytes,
-        macs=described.macs,
-        nmse_db=checked.nmse_db if checked is not None else None,
-        nmse_db_pytorch=checked.nmse_db_pytorch if checked is not None else None,
-        nmse_db_fp32=checked.nmse_db_fp32 if checked is not None else None,
-        data=manifest.check.data,
-    )
+    stacked = [np.stack(several) for several in zip(*outputs, strict=True)]
+    return parts.worst(OWN, stacked, expected, parts.allowed(loaded.manifest, entry))

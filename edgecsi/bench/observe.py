@@ -17,9 +17,11 @@ from edgecsi.bench.measure import Progress, undisturbed
 from edgecsi.bench.result import Result
 from edgecsi.bench.self_check import self_check
 from edgecsi.bench.statistics import Floats
-from edgecsi.bench.sustained import Meter, paced, periodic, sustained
+from edgecsi.bench.sustained import Meter, paced, periodic, refuse_too_few, sustained
 from edgecsi.bundle import Loaded, read_bundle, read_golden
-from edgecsi.device import Device
+from edgecsi.device import Device, Local, Remote
+from edgecsi.device.protocol import Paced
+from edgecsi.device.rpc_device import Rpc
 from edgecsi.errors import UsageError
 
 LONGEST_PROGRAM = 64 << 10
@@ -32,7 +34,7 @@ class Wanted:
     Attributes:
         rate: calls a second, beside calls in a row.
         sustained: seconds to watch whether it stays as fast; at ``rate`` if there is one.
-        meter: file of sysfs that counts energy, read in the long run.
+        meter: file of the device's sysfs that counts energy, read in the long run.
         self_check: measure the library against itself.
     """
 
@@ -55,37 +57,32 @@ def observe(
         progress: told how far it is.
 
     Raises:
-        UsageError: the device or the result cannot give it.
+        DeviceError: the device is lost.
+        UsageError: as :func:`refuse`.
     """
     if wanted == Wanted():
         return result
     bundle = read_bundle(path)
-    if not result.engines:
-        raise UsageError(
-            f"{bundle.manifest.name} has no latencies to watch",
-            "it ran emulated, or batches were measured",
-            "measure single calls on a real CPU",
-        )
-    if device.spec != "local" and (wanted.rate is not None or wanted.self_check or wanted.meter is not None):
-        raise UsageError(
-            f"--rate, --meter and --self-check work on this machine, not on {device.spec}",
-            "they need clock and files of the machine that calls",
-            "use --device local, or --sustained alone",
-        )
     entry, inputs = result.entry, read_golden(bundle, result.entry)[0]
     tensors = bundle.entry(entry).inputs
     once = [array[:1].reshape(tensor.shape) for array, tensor in zip(inputs, tensors, strict=True)]
+    x = [array[0] for array in inputs]
+    loaded = Loaded(bundle) if wanted.rate is not None and isinstance(device, Local) else None
+
+    def at_rate(rate: float, seconds: float) -> Paced:
+        if isinstance(device, Remote):
+            return device.paced(bundle, entry, once, rate, max(1, round(rate * seconds)))
+        assert loaded is not None  # refuse() saw to that
+        return paced(lambda: loaded.run(*x, entry=entry), rate, seconds)
+
     with undisturbed():
         if wanted.rate is not None:
-            loaded = Loaded(bundle)
-            x = [array[0] for array in inputs]
-            call = lambda: loaded.run(*x, entry=entry)  # noqa: E731
             seconds = max(result.protocol.seconds, 20 / wanted.rate)
-            result = replace(result, periodic=periodic(call, wanted.rate, seconds))
+            result = replace(result, periodic=periodic(wanted.rate, at_rate(wanted.rate, seconds)))
         if wanted.sustained is not None:
             rate = wanted.rate
             if rate is not None:
-                turn = lambda: paced(call, rate, max(1.0, 1 / rate)).calls  # noqa: E731
+                turn = lambda: at_rate(rate, max(1.0, 1 / rate)).calls  # noqa: E731
             else:
                 timed = result.c_call if result.c_call is not None else result.engines[0].warm
                 repeats = max(1, math.ceil(1e6 / timed.median))
@@ -96,7 +93,7 @@ def observe(
                 wanted.sustained,
                 state=lambda: snapshot(None if device.spec == "local" else device.state()),
                 rate=rate,
-                meter=None if wanted.meter is None else Meter(wanted.meter),
+                meter=_meter(wanted, device),
                 progress=progress,
             )
             result = replace(result, sustained=run)
@@ -113,6 +110,53 @@ def observe(
         state = whole.state if whole.state == "invalid" else "suspect" if reasons else "valid"
         result = replace(result, after=after, validity=replace(whole, state=state, reasons=reasons))
     return result
+
+
+def refuse(device: Device, wanted: Wanted, seconds: float, batch: int | None = None) -> None:
+    """Refuse what a device cannot give, before anything is measured.
+
+    Args:
+        device: where.
+        wanted: what.
+        seconds: how long single calls are measured.
+        batch: samples at once, where batches are measured instead.
+
+    Raises:
+        UsageError: the device, or a result of batches, cannot give it; too few calls; no meter.
+        DeviceError: the meter cannot be asked.
+    """
+    if wanted == Wanted():
+        return
+    if device.spec == "emulate" or batch is not None:
+        raise UsageError(
+            "there are no latencies to watch",
+            "batches are measured" if batch is not None else "emulated times mean nothing",
+            "measure single calls on a real CPU",
+        )
+    if wanted.rate is not None:
+        refuse_too_few(wanted.rate, max(seconds, 20 / wanted.rate))
+    if not isinstance(device, Local | Remote) and (wanted.rate is not None or wanted.self_check):
+        raise UsageError(
+            f"--rate and --self-check are not measured on {device.spec}",
+            "TVM's RPC calls a function in a row only, and starts no program",
+            "use --device ssh://HOST, or --sustained alone",
+        )
+    _meter(wanted, device)
+
+
+def _meter(wanted: Wanted, device: Device) -> Meter | None:
+    if wanted.meter is None:
+        return None
+    if isinstance(device, Local):
+        return Meter(wanted.meter)
+    shell = device.shell if isinstance(device, Rpc) else device
+    if not isinstance(shell, Remote):
+        raise UsageError(
+            f"--meter cannot be read on {device.spec}",
+            "there is no way to its files",
+            "use --device ssh://HOST",
+        )
+    return Meter(wanted.meter, shell.read)
 
 
 def repeatable(result: Result, path: Path, bench: Sequence[str]) -> Result:

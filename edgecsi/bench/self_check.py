@@ -3,9 +3,7 @@ its own bundle."""
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,15 +13,18 @@ from edgecsi import disk
 from edgecsi.bench import measure, statistics
 from edgecsi.bench.behaviour import SelfCheck
 from edgecsi.bench.measure import Progress
+from edgecsi.bench.peers import Array
 from edgecsi.bench.result import Protocol
-from edgecsi.bench.statistics import Ratio
-from edgecsi.bundle import Bundle, Loaded, read_golden
+from edgecsi.bench.statistics import Floats, Ratio
+from edgecsi.bundle import Bundle, Loaded, TargetInfo, read_golden
 from edgecsi.codegen.zig import zig_cc
 from edgecsi.device import Device
-from edgecsi.errors import ToolchainError
+from edgecsi.errors import DeviceError, ToolchainError
 
 TURNS = 5
 """Of the C call and the program, one after the other."""
+WARM_CALLS = 50
+"""That are not counted, where every turn is a process."""
 
 
 def self_check(
@@ -32,26 +33,31 @@ def self_check(
     """The library as two engines, in turns by the same protocol; then the C call and the bundle's program, in turns.
 
     Args:
-        bundle: built for this machine.
+        bundle: built for the device.
         entry: which one.
-        device: ``local``.
+        device: ``local``, or one over SSH: there the two are processes, started anew for every turn.
         protocol: how much.
         progress: told how far it is.
     """
-    ratio = against_itself(bundle, entry, protocol, progress)
     samples = [array[:1].reshape(t.shape) for array, t in zip(read_golden(bundle, entry)[0], bundle.entry(entry).inputs,
                                                               strict=True)]  # fmt: skip
+    if device.spec == "local":
+        ratio = against_itself(bundle, entry, protocol, progress)
+    else:
+        ratio = turns_against_itself(bundle, entry, device, samples, protocol, progress)
     turns: list[tuple[float, float]] = []
     own = 0.0
     with disk.scratch(runs=True) as scratch:
         try:
-            binary = compiled_program(bundle, scratch)
+            binary = compiled_program(
+                bundle, scratch, None if device.spec == "local" else bundle.manifest.target
+            )
         except ToolchainError:
             binary = None
         for _ in range(TURNS):
             own = float(np.median(device.time(bundle, entry, samples, protocol.samples))) / 1e3
             if binary is not None:
-                turns.append((own, program_median(bundle, binary, entry)))
+                turns.append((own, program_median(bundle, binary, entry, device)))
     c_call, program = middle_turn(turns) if turns else (own, None)
     return SelfCheck(ratio, c_call, program)
 
@@ -75,8 +81,28 @@ def against_itself(bundle: Bundle, entry: str, protocol: Protocol, progress: Pro
     return statistics.ratio(first, second)
 
 
-def compiled_program(bundle: Bundle, folder: Path) -> Path:
-    """The bundle's ``example/main.c``, compiled as its first lines say.
+def turns_against_itself(
+    bundle: Bundle,
+    entry: str,
+    device: Device,
+    samples: Sequence[Array],
+    protocol: Protocol,
+    progress: Progress | None = None,
+) -> Ratio:
+    """The same on another device: A B B A, each turn a process of its own."""
+    rounds: tuple[list[Floats], list[Floats]] = ([], [])
+    turns = 6 if protocol.quick else 20
+    for turn in range(turns):
+        if progress is not None:
+            progress(turn, turns, "measuring it against itself")
+        for which in (0, 1) if turn % 2 == 0 else (1, 0):
+            times = device.time(bundle, entry, samples, WARM_CALLS + protocol.samples)
+            rounds[which].append(times[WARM_CALLS:])
+    return statistics.ratio(*rounds)
+
+
+def compiled_program(bundle: Bundle, folder: Path, target: TargetInfo | None = None) -> Path:
+    """The bundle's ``example/main.c``, compiled as its first lines say; for this machine, or for a target.
 
     Raises:
         ToolchainError: it cannot be compiled.
@@ -84,32 +110,27 @@ def compiled_program(bundle: Bundle, folder: Path) -> Path:
     binary = folder / "main"
     source = bundle.path.resolve() / "example" / "main.c"
     library = bundle.path.resolve()
-    zig_cc(["-O2", source, "-L", library, f"-l{bundle.manifest.name}", "-lm", "-o", binary], cwd=folder)
+    triple = "" if target is None else f"{target.arch}-linux-gnu.{target.glibc}"
+    zig_cc(
+        ["-O2", source, "-L", library, f"-l{bundle.manifest.name}", "-lm", "-o", binary],
+        triple=triple,
+        cwd=folder,
+    )
     return binary
 
 
-def program_median(bundle: Bundle, binary: Path, entry: str) -> float:
-    """Runs the program: the median in µs that it prints for an entry.
+def program_median(bundle: Bundle, binary: Path, entry: str, device: Device) -> float:
+    """Runs the program on a device: the median in µs that it prints for an entry.
 
     Raises:
-        ToolchainError: it failed, or prints no time.
+        DeviceError: it failed, or prints no time.
     """
-    folder = bundle.path.resolve()
-    environment = {**os.environ, "LD_LIBRARY_PATH": str(folder)}
-    try:
-        done = subprocess.run(
-            [binary, folder / "golden.npz"],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=True,
-        )
-        found = re.search(rf"^{re.escape(entry)}\s+([\d.]+) us ", done.stdout, re.MULTILINE)
-        if found is None:
-            raise ValueError(f"it prints no time of {entry}")
-        return float(found[1])
-    except (OSError, ValueError, subprocess.SubprocessError) as error:
-        raise ToolchainError(
-            f"the example program of {bundle.manifest.name} failed", str(error), "run `edgecsi doctor`"
-        ) from None
+    golden = bundle.path.resolve() / "golden.npz"
+    said = device.run_program(binary, [golden], library=bundle.library.resolve(), timeout=300)
+    found = re.search(rf"^{re.escape(entry)}\s+([\d.]+) us ", said, re.MULTILINE)
+    if found is None:
+        raise DeviceError(
+            f"the example program of {bundle.manifest.name} failed", f"it prints no time of {entry}",
+            "run `edgecsi doctor`",
+        )  # fmt: skip
+    return float(found[1])

@@ -14,6 +14,7 @@ from edgecsi.bench.behaviour import Periodic, Second, Sustained, Trend
 from edgecsi.bench.measure import Call, Progress
 from edgecsi.bench.result import Snapshot
 from edgecsi.bench.statistics import Floats
+from edgecsi.device.protocol import Paced
 from edgecsi.device.state import THROTTLE_BITS
 from edgecsi.errors import DeviceError, UsageError
 
@@ -24,16 +25,26 @@ SMOOTHED = 5
 """Seconds whose median tells whether it had become slower: one disturbed second is no change."""
 
 
+def _text_here(path: str) -> str:
+    return Path(path).read_text(encoding="ascii")
+
+
 @dataclass
 class Meter:
     """A file of sysfs that counts energy in µJ (``energy_uj`` of RAPL, ``energy1_input`` of hwmon) or shows power in
     µW (``power_now``, ``power1_input``, ``power1_average``). Whoever measures says which; none is ever guessed.
 
+    Args:
+        path: of the file, on the machine that is measured.
+        text: reads it; here by default.
+
     Raises:
         UsageError: the file is none of these, or has no number.
+        DeviceError: the machine cannot be asked.
     """
 
     path: Path
+    text: Callable[[str], str] = _text_here
     microjoules: float = 0.0
     power: float | None = None
     _last: tuple[float, float] = field(init=False, repr=False)
@@ -63,7 +74,7 @@ class Meter:
 
     def _read(self) -> float:
         try:
-            return float(self.path.read_text(encoding="ascii"))
+            return float(self.text(str(self.path)))
         except (OSError, ValueError) as error:
             raise UsageError(
                 f"the meter {self.path} cannot be read", str(error), "check the path; RAPL needs root"
@@ -165,16 +176,6 @@ def _fell(frequencies: Sequence[float | None], tenth: int) -> bool:
     return float(np.median(known[-tenth:])) < (1 - FREQUENCY_FELL) * float(np.median(known[:tenth]))
 
 
-@dataclass(frozen=True)
-class Paced:
-    """Calls at a rate: times of the calls, from when they were due to their answers (both µs), and how many were
-    due before the one before had ended."""
-
-    calls: Floats
-    responses: Floats
-    late: int
-
-
 def paced(call: Call, rate: float, seconds: float) -> Paced:
     """Calls ``rate`` times a second for ``seconds``, asleep in between. A call that comes too late is made at once,
     and its delay counts: the network of a real system does not wait either."""
@@ -196,8 +197,8 @@ def paced(call: Call, rate: float, seconds: float) -> Paced:
     return Paced(calls, responses, late)
 
 
-def periodic(call: Call, rate: float, seconds: float) -> Periodic:
-    """The summary of :func:`paced`; refused where it would be too few calls to say anything.
+def refuse_too_few(rate: float, seconds: float) -> None:
+    """Refuses calls at a rate where there would be too few to say anything.
 
     Raises:
         UsageError: fewer than 20 calls.
@@ -208,7 +209,10 @@ def periodic(call: Call, rate: float, seconds: float) -> Periodic:
             "percentiles of fewer than 20 calls say nothing",
             "measure longer with --seconds",
         )
-    found = paced(call, rate, seconds)
+
+
+def periodic(rate: float, found: Paced) -> Periodic:
+    """The summary of calls at a rate."""
     return Periodic(
         rate, statistics.summarise(found.calls), statistics.summarise(found.responses), found.late
     )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -17,9 +17,15 @@ import numpy as np
 from edgecsi import verdict
 from edgecsi.bench import measure, statistics
 from edgecsi.bench.measure import Call, Progress
+from edgecsi.bench.parts import as_samples
 from edgecsi.bench.peers import Array, Batched, find_peers
 from edgecsi.bench.result import Gain, Protocol, Rate, Skipped, Throughput
-from edgecsi.errors import CheckFailed, ToolchainError
+from edgecsi.bundle import Bundle, read_golden
+from edgecsi.device import Device, Remote
+from edgecsi.device.protocol import Plan
+from edgecsi.device.remote import MIN_ROUNDS as ROUNDS
+from edgecsi.device.rpc_device import Rpc
+from edgecsi.errors import CheckFailed, ToolchainError, UsageError
 from edgecsi.verdict import Difference
 
 if TYPE_CHECKING:
@@ -29,8 +35,6 @@ PEER_BATCHES = (1, 8, 64)
 PEER_THREADS = (1, 2)
 REST = 0.005
 """Seconds between two turns: threads of the engine before may still spin, waiting for work."""
-ROUNDS = 20
-"""At least; turns last at least as long as the protocol says."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +99,98 @@ def measure_rates(
         for name, index in best.items()
     )
     return Throughput(rates, gains), computed / max(spent[0], 1e-9)
+
+
+def device_rate(
+    bundle: Bundle,
+    entry: str,
+    device: Device,
+    plan: Plan,
+    batch: int,
+    threads: int,
+    check: Callable[[Array, Array], Difference],
+) -> tuple[Throughput, float]:
+    """Samples a second on another device: over ``ssh://`` on any number of threads, through RPC on one, and only in
+    batches that the bundle has an entry for.
+
+    Args:
+        bundle: what to run.
+        entry: which one.
+        device: where.
+        plan: how much.
+        batch, threads: every thread takes so many samples at once.
+        check: holds outputs against what they should be.
+
+    Returns:
+        What was found, and how many cores were kept busy.
+
+    Raises:
+        CheckFailed: a wrong answer is not timed.
+        DeviceError: the device cannot run it, or is lost.
+    """
+    sizes = bundle.batch_entries(entry)
+    used = used_sizes(sizes, batch)
+    inputs, expected = (as_samples(arrays[0]) for arrays in read_golden(bundle, entry))
+    answers = [
+        check(_one(device.run(bundle, sizes[size], repeated(inputs, size))), repeated(expected, size))
+        for size in used
+    ]
+    x = repeated(inputs, batch)
+    if isinstance(device, Remote):
+        found = device.rates(bundle, [sizes[size] for size in used], x, threads, plan)
+        seconds, cores = found.seconds, found.cores
+    else:
+        series = device.measure(bundle, sizes[batch], x, plan)
+        if series.lost is not None:
+            raise series.lost
+        seconds, cores = np.array([turn.mean() / 1e9 for turn in series.rounds]), 1.0
+    answer = max(answers, key=lambda difference: difference.max_rel_diff)
+    version = bundle.manifest.created_with.edgecsi
+    setting = Setting("edgecsi", version, answer, batch, threads, batch * threads, lambda: None)
+    return Throughput((_rate(setting, (seconds / (batch * threads)).tolist()),), ()), cores
+
+
+def used_sizes(sizes: Iterable[int], batch: int) -> list[int]:
+    """Those batches, largest first, that a number of samples is divided into."""
+    used = []
+    for size in sizes:
+        if batch >= size:
+            used.append(size)
+            batch %= size
+    return used
+
+
+def refuse_batches(bundle: Bundle, entry: str, device: Device, batch: int, threads: int) -> None:
+    """Refuses what a device cannot measure in batches, before anything is measured.
+
+    Raises:
+        UsageError: it has no latencies, or only some ways of calling.
+        BundleError: there is no such entry.
+    """
+    sizes, described = bundle.batch_entries(entry), bundle.entry(entry)
+    if len(described.inputs) > 1 or len(described.outputs) > 1 or batch % min(sizes):
+        raise UsageError(
+            f"{entry} cannot be measured in batches of {batch}",
+            f"it takes {min(sizes)} samples a call, {len(described.inputs)} inputs and gives {len(described.outputs)}"
+            " outputs", "batches are of entries with one of each, in whole calls",
+        )  # fmt: skip
+    if device.spec == "emulate":
+        raise UsageError("batches cannot be measured emulated", "there are no times", "use a real device")
+    if isinstance(device, Rpc) and (threads > 1 or batch not in sizes):
+        why = (
+            "TVM's RPC calls a function on one thread"
+            if threads > 1
+            else f"TVM's RPC calls one function, and the bundle has none for {batch}: it has {sorted(sizes)}"
+        )
+        raise UsageError(
+            f"{device.spec} cannot measure batches of {batch} on {threads} threads", why,
+            f"use ssh://, or a bundle that was built with --batch {batch}, on one thread",
+        )  # fmt: skip
+
+
+def _one(outputs: Array | tuple[Array, ...]) -> Array:
+    assert not isinstance(outputs, tuple)  # refuse_batches saw to that
+    return outputs
 
 
 def peer_settings(

@@ -20,7 +20,6 @@ from edgecsi.bundle.manifest import Entry, Manifest
 from edgecsi.bundle.read import Bundle, read_bundle
 from edgecsi.bundle.shared_library import check_runs_here, open_library
 from edgecsi.errors import BundleError, DataError, DeviceError, UsageError
-from edgecsi.names import split_batch
 
 if TYPE_CHECKING:
     from concurrent.futures import Future, ThreadPoolExecutor
@@ -155,7 +154,7 @@ class Loaded:
         samples = to_samples(x, first.inputs[0])
         outputs: Array = np.empty((len(samples), *first.outputs[0].shape[1:]), first.outputs[0].dtype)
         at_once = first.inputs[0].shape[0]
-        calls = [(size, self._call(name)) for size, name in self.batch_entries(entry).items()]
+        calls = [(size, self._call(name)) for size, name in self.bundle.batch_entries(entry).items()]
         in_bytes, out_bytes = (4 * t.size // at_once for t in (first.inputs[0], first.outputs[0]))
 
         def work(begin: int, end: int) -> None:
@@ -185,20 +184,6 @@ class Loaded:
             _wait_for(others)
             raise
         return outputs
-
-    def batch_entries(self, entry: str) -> dict[int, str]:
-        """The functions that compute an entry, by the samples each takes at once, largest first: for example
-        ``{64: "decoder_b64", 8: "decoder_b8", 1: "decoder"}``.
-
-        Raises:
-            BundleError: the bundle has no such entry.
-        """
-        sizes = {self.bundle.entry(entry).inputs[0].shape[0]: entry}
-        for name, described in self.entries.items():
-            source, batch = split_batch(name)
-            if batch > 1 and source == entry:
-                sizes[described.inputs[0].shape[0]] = name
-        return dict(sorted(sizes.items(), reverse=True))
 
     def strerror(self, code: int) -> str:
         """The library's own words for a code it returned."""

@@ -57,6 +57,20 @@ class Bundle:
         self.entry(entry)
         return entry
 
+    def batch_entries(self, entry: str) -> dict[int, str]:
+        """The functions that compute an entry, by the samples each takes at once, largest first: for example
+        ``{64: "decoder_b64", 8: "decoder_b8", 1: "decoder"}``.
+
+        Raises:
+            BundleError: the bundle has no such entry.
+        """
+        sizes = {self.entry(entry).inputs[0].shape[0]: entry}
+        for name, described in self.manifest.entries.items():
+            source, batch = split_batch(name)
+            if batch > 1 and source == entry:
+                sizes[described.inputs[0].shape[0]] = name
+        return dict(sorted(sizes.items(), reverse=True))
+
 
 def read_bundle(path: str | Path) -> Bundle:
     """Read a bundle's manifest and verify every file against it, without loading the library.

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     default="local",
     shell_complete=complete.devices,
     show_default=True,
-    help="local, ssh://HOST, or emulate (counts instructions).",
+    help="local, ssh://HOST, rpc+ssh://HOST, rpc://HOST:PORT, tracker://HOST:PORT/KEY, or emulate (counts instructions).",
 )
 @click.option(
     "--against",
@@ -76,8 +76,8 @@ if TYPE_CHECKING:
 )
 @click.option(
     "--meter",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="File of /sys that counts energy (energy_uj) or shows power (power1_input), read with --sustained.",
+    type=click.Path(path_type=Path),
+    help="File of the device's /sys that counts energy (energy_uj) or shows power (power1_input), read with --sustained.",
 )
 @click.option("--cpu", type=click.IntRange(0, 4095), metavar="N", help="Keep to CPU N of an ssh:// device.")
 @click.option(
@@ -146,12 +146,13 @@ def command(
       edgecsi bench csinet-host --entry decoder --batch 64 --threads 2 --against onnxruntime
       edgecsi bench csinet-host --entry encoder --deadline 0.5ms:p99
       edgecsi bench csinet-pi --device ssh://pi@raspberrypi --sustained 30m --save history
+      edgecsi bench csinet-pi --device ssh://pi@raspberrypi --batch 8 --threads 4
       edgecsi bench --limits
     """
     if threads > 1 and batch is None:
         raise click.UsageError("--threads needs --batch: a single inference runs on one thread")
-    if batch is not None and device != "local":
-        raise click.UsageError("--batch is measured on --device local only")
+    if cpu is not None and threads > 1:
+        raise click.UsageError("--cpu keeps to one CPU, --threads needs several")
     if cross_check and batch is not None:
         raise click.UsageError("--cross-check compares single calls, --batch measures others")
     if limits is (bundle is not None):
@@ -162,7 +163,8 @@ def command(
     from edgecsi.bench.api import BrokenOff, run_bench
     from edgecsi.bench.competitors import fp32_model, require_installed
     from edgecsi.bench.deadline import held, parse_limit
-    from edgecsi.bench.observe import Wanted, observe, repeatable
+    from edgecsi.bench.measure import FULL, QUICK
+    from edgecsi.bench.observe import Wanted, observe, refuse, repeatable
     from edgecsi.bench.result import to_json
     from edgecsi.bundle import read_bundle
     from edgecsi.device import open_device
@@ -188,6 +190,8 @@ def command(
         _say_calls(read_bundle(bundle), entry, batch)
     broken: BrokenOff | None = None
     with contextlib.closing(open_device(device, cpu=cpu)) as opened, progress("measuring") as update:
+        protocol = QUICK if quick else FULL
+        refuse(opened, wanted, seconds or protocol.seconds, batch)
         try:
             result = run_bench(
                 bundle,

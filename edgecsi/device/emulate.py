@@ -95,7 +95,14 @@ class Emulated:
         """This machine's: the emulator runs on it."""
         return states.read()
 
-    def run_program(self, program: Path, *, timeout: float = 120.0) -> str:
+    def run_program(
+        self,
+        program: Path,
+        files: Sequence[Path] = (),
+        *,
+        library: Path | None = None,
+        timeout: float = 120.0,
+    ) -> str:
         """Raises DeviceError: programs are measured, and here measuring makes no sense."""
         raise _no_latencies()
 

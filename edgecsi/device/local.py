@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import ctypes
 import json
+import os
 import re
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -148,12 +150,21 @@ class Local:
         """See :meth:`edgecsi.device.protocol.Device.state`."""
         return states.read()
 
-    def run_program(self, program: Path, *, timeout: float = 120.0) -> str:
+    def run_program(
+        self,
+        program: Path,
+        files: Sequence[Path] = (),
+        *,
+        library: Path | None = None,
+        timeout: float = 120.0,
+    ) -> str:
         """See :meth:`edgecsi.device.protocol.Device.run_program`."""
+        environment = os.environ | ({} if library is None else {"LD_PRELOAD": str(library)})
         try:
             return subprocess.run(
-                [program], capture_output=True, text=True, errors="replace", timeout=timeout, check=True
-            ).stdout
+                [program, *files], env=environment, capture_output=True, text=True, errors="replace", timeout=timeout,
+                check=True,
+            ).stdout  # fmt: skip
         except (OSError, subprocess.SubprocessError) as error:
             raise DeviceError(f"{program.name} failed", str(error), "run `edgecsi doctor`") from error
 

@@ -96,6 +96,25 @@ class FirstCall:
     bundle_bytes: int
 
 
+@dataclass(frozen=True)
+class Rates:
+    """Batches on several threads: ``seconds`` that each thread's batch took, of every round; ``cores`` that they kept
+    busy."""
+
+    seconds: NDArray[np.float64]
+    cores: float
+
+
+@dataclass(frozen=True)
+class Paced:
+    """Calls at a rate: µs of each call, and from when it was due to its answer; and how many were due before the one
+    before had ended."""
+
+    calls: NDArray[np.float64]
+    responses: NDArray[np.float64]
+    late: int
+
+
 class Device(Protocol):
     """Somewhere a bundle runs. Every method ends in bounded time with a result or a typed error."""
 
@@ -182,8 +201,21 @@ class Device(Protocol):
         """What Linux says about the device now."""
         ...
 
-    def run_program(self, program: Path, *, timeout: float = 120.0) -> str:
+    def run_program(
+        self,
+        program: Path,
+        files: Sequence[Path] = (),
+        *,
+        library: Path | None = None,
+        timeout: float = 120.0,
+    ) -> str:
         """Run a program that was compiled for the device; returns what it printed.
+
+        Args:
+            program: its file here.
+            files: its arguments, files here.
+            library: the shared library that it needs.
+            timeout: seconds.
 
         Raises:
             DeviceError: it cannot be run there, fails, or does not end in time.

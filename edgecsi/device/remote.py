@@ -7,7 +7,7 @@ import contextlib
 import signal
 import struct
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -24,8 +24,10 @@ from edgecsi.device.protocol import (
     DeviceInfo,
     FirstCall,
     Nanoseconds,
+    Paced,
     Plan,
     Progress,
+    Rates,
     Samples,
     Series,
 )
@@ -39,6 +41,8 @@ _FAILED, _CODE, _TOO_LONG, _ALONE, _CRASHED = 1, 3, 4, 5, 128
 _GRACE = 30.0  # seconds that we wait longer than the runner, which should be the first to give up
 _CHUNK = 1 << 20
 _MAX_FRAME = 1 << 30
+MIN_ROUNDS = 20
+"""Of batches: fewer have no interval worth its name."""
 
 
 class Remote:
@@ -204,14 +208,68 @@ class Remote:
         done = self.connection.run(["sh", "-c", states.SCRIPT])
         return states.parse(done.stdout)
 
-    def run_program(self, program: Path, *, timeout: float = 120.0) -> str:
+    def run_program(
+        self,
+        program: Path,
+        files: Sequence[Path] = (),
+        *,
+        library: Path | None = None,
+        timeout: float = 120.0,
+    ) -> str:
         """See :meth:`edgecsi.device.protocol.Device.run_program`."""
         board, _ = self._ready()
-        path = install.keep(self.connection, board.folder, program, mode=0o755)
-        done = self.connection.run([path], timeout=timeout)
+        argv = [install.keep(self.connection, board.folder, program, mode=0o755)]
+        argv += [install.keep(self.connection, board.folder, file) for file in files]
+        if library is not None:  # the loader finds it by the name it says it has, wherever it lies
+            argv = ["env", f"LD_PRELOAD={install.keep(self.connection, board.folder, library)}", *argv]
+        done = self.connection.run(argv, timeout=timeout)
         if done.code:
             raise DeviceError(f"{program.name} failed on {self.connection.name}", done.said, _REPORT)
         return done.stdout.decode(errors="replace")
+
+    def rates(self, bundle: Bundle, entries: Sequence[str], x: Array, threads: int, plan: Plan) -> Rates:
+        """Compute batches over and over on several threads, as :meth:`edgecsi.bundle.Loaded.run_many` divides them.
+
+        Args:
+            bundle: what to run.
+            entries: those that compute one thing in batches, the largest first; each with one input and output.
+            x: float32 ``[N, *shape]``: the batch of each thread, N a multiple of the last entry's first axis.
+            threads: how many.
+            plan: at least ``seconds``, at most ``limit``, in rounds of ``turn``.
+
+        Raises:
+            DataError, DeviceError: as :meth:`run` does.
+        """
+        fed, calls = self._calls(bundle.entry(entries[-1]), x)
+        options = {
+            "calls": calls, "threads": threads, "turn": plan.turn, "seconds": plan.seconds, "limit": plan.limit,
+            "rounds": MIN_ROUNDS,
+        }  # fmt: skip
+        with self._job(bundle, ",".join(entries), "rate", fed, 120 + 3 * plan.limit, options) as job:
+            found = {kind: np.frombuffer(content, np.float64) for kind, content in job.frames()}
+        _, computed, spent = found[b"DONE"]
+        return Rates(found[b"RATE"], computed / max(spent, 1e-9))
+
+    def paced(self, bundle: Bundle, entry: str, x: Samples, rate: float, count: int) -> Paced:
+        """Call ``count`` times, ``rate`` times a second, asleep in between. Raises as :meth:`run` does."""
+        described = bundle.entry(entry)
+        fed, calls = self._calls(described, x)
+        options = {"calls": calls, "repeats": count, "period": 1 / rate}
+        seconds = 60 + count * (1 / rate + 0.05 + 1e-7 * described.macs)
+        with self._job(bundle, entry, "paced", fed, seconds, options) as job:
+            found = {kind: np.frombuffer(content, np.float64) for kind, content in job.frames()}
+        return Paced(found[b"CALL"] / 1e3, found[b"RESP"] / 1e3, int(found[b"LATE"][0]))
+
+    def read(self, path: str) -> str:
+        """The text of a small file there, of ``/sys`` for example.
+
+        Raises:
+            DeviceError: it cannot be read.
+        """
+        done = self.connection.run(["cat", path])
+        if done.code:
+            raise DeviceError(f"{path} cannot be read on {self.connection.name}", done.said, "check the path")
+        return done.text
 
     def close(self) -> None:
         """See :meth:`edgecsi.device.protocol.Device.close`."""
@@ -238,20 +296,20 @@ class Remote:
         seconds: float,
         options: Mapping[str, float] = {},
     ) -> Iterator[_Job]:
-        """The runner at work; at the end of the block it must have succeeded."""
-        described = bundle.entry(entry)
+        """The runner at work on an entry (of ``rate``, several); at the end of the block it must have succeeded."""
+        described = [bundle.entry(name) for name in entry.split(",")]
         board, runner = self._ready()
         board.check(bundle, bundle.library.stat().st_size)
         library = self._library or install.keep(self.connection, board.folder, bundle.library)
         deadline = self._deadline or seconds
         argv = [runner, mode, library, bundle.manifest.cname, entry]
-        for tensors in (described.inputs, described.outputs):
-            argv.append(",".join(str(tensor.size) for tensor in tensors))
+        for several in ([one.inputs for one in described], [one.outputs for one in described]):
+            argv.append(",".join(str(tensor.size) for tensors in several for tensor in tensors))
         given = {
             "held": 1,
             "deadline": deadline,
-            "workspace": described.workspace,
-            "layers": len(described.layers),
+            "workspace": max(one.workspace for one in described),
+            "layers": len(described[0].layers),
         }
         given |= {"cpu": self._cpu} if self._cpu is not None else {}
         argv += [f"{name}={value}" for name, value in {**given, **options}.items()]

@@ -19,7 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,11 @@ class Rpc:
         names.check(spec)
         over_ssh = spec.startswith("rpc+ssh://")
         return Rpc(spec, Remote.over_ssh(spec.removeprefix("rpc+")) if over_ssh else None)
+
+    @property
+    def shell(self) -> Remote | None:
+        """The machine behind it, where there is a way to its shell."""
+        return self._board
 
     def info(self) -> DeviceInfo:
         """See :meth:`edgecsi.device.protocol.Device.info`; a bare server does not say what it is."""
@@ -160,13 +165,20 @@ class Rpc:
         """See :meth:`edgecsi.device.protocol.Device.state`; empty for a bare server."""
         return {} if self._board is None else self._board.state()
 
-    def run_program(self, program: Path, *, timeout: float = 120.0) -> str:
+    def run_program(
+        self,
+        program: Path,
+        files: Sequence[Path] = (),
+        *,
+        library: Path | None = None,
+        timeout: float = 120.0,
+    ) -> str:
         """See :meth:`edgecsi.device.protocol.Device.run_program`; a bare server cannot."""
         if self._board is None:
             raise DeviceError(
                 f"{program.name} cannot run on {self.spec}", "TVM's RPC calls functions only", "use ssh://"
             )
-        return self._board.run_program(program, timeout=timeout)
+        return self._board.run_program(program, files, library=library, timeout=timeout)
 
     def close(self) -> None:
         """See :meth:`edgecsi.device.protocol.Device.close`."""

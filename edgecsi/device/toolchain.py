@@ -42,7 +42,8 @@ def remote_runner(arch: str) -> Path:
     Raises:
         ToolchainError: ziglang is missing or cannot compile it.
     """
-    return _compile("remote.c", f"remote-{arch}", ["-O2", "-s", "-ldl"], f"{arch}-linux-gnu.{GLIBC}")
+    flags = ["-O2", "-s", "-ldl", "-lpthread"]
+    return _compile("remote.c", f"remote-{arch}", flags, f"{arch}-linux-gnu.{GLIBC}")
 
 
 def agent(arch: str) -> Path:

@@ -85,7 +85,7 @@ def check(model: str, entry: str, runs: int) -> Json:
         pairs = [
             (
                 float(np.median(device.time(bundle, entry, samples, 1001))) / 1e3,
-                program_median(bundle, binary, entry),
+                program_median(bundle, binary, entry, device),
             )
             for _ in range(21)
         ]

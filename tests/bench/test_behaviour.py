@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import json
 import time
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from edgecsi.bench.behaviour import Second
 from edgecsi.bench.deadline import Limit, held, parse_limit
 from edgecsi.bench.environment import snapshot
 from edgecsi.bench.result import Protocol
-from edgecsi.bench.sustained import Meter, judge_trend, paced, periodic, sustained
+from edgecsi.bench.sustained import Meter, judge_trend, paced, refuse_too_few, sustained
 from edgecsi.bundle import Bundle
 from edgecsi.cli import main
 from edgecsi.device import open_device
@@ -171,7 +170,7 @@ def test_calls_at_a_rate_come_when_they_are_due() -> None:
     assert busy.late > 10
     assert busy.responses[-1] > busy.calls[-1] + 50_000  # waiting counts
     with pytest.raises(UsageError, match="too few"):
-        periodic(lambda: None, 10, 1)
+        refuse_too_few(10, 1)
 
 
 def test_bench_finds_all_of_it_and_saves_it(
@@ -225,12 +224,3 @@ def test_a_missed_deadline_ends_with_6_and_keeps_the_result(
 )
 def test_what_makes_no_sense_is_a_usage_error(bundle: Bundle, options: list[str]) -> None:
     assert main(["bench", str(bundle.path), "--quick", *options]) == 2
-
-
-def test_what_another_device_cannot_do_is_refused(bundle: Bundle) -> None:
-    class Elsewhere:
-        spec = "ssh://board"
-
-    found = dataclasses.replace(_results.result(), entry="full")
-    with pytest.raises(UsageError, match="work on this machine"):
-        observe.observe(found, bundle.path, Elsewhere(), observe.Wanted(rate=100.0))  # type: ignore[arg-type]

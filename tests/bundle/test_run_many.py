@@ -107,7 +107,7 @@ def test_every_sample_gets_the_answer_of_run(
 
 
 def test_the_largest_batches_that_fit_are_used(marked: Loaded) -> None:
-    assert marked.batch_entries("full") == {16: "full_b16", 4: "full_b4", 1: "full"}
+    assert marked.bundle.batch_entries("full") == {16: "full_b16", 4: "full_b4", 1: "full"}
     x = samples(27)
     extra = marked.run_many(x)[:, -1] - one_by_one(marked, x)[:, -1]
     wanted = np.zeros(27)

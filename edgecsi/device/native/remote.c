@@ -9,6 +9,8 @@
  *   run      `calls` calls of the input; the outputs go to standard output in the same layout
  *   time     `repeats` single calls, on the calls of the input in turn, reading `flush` bytes before each
  *   measure  the whole protocol (see measure() below), on the first call of the input
+ *   rate     samples a second (see rate() below)
+ *   paced    `repeats` single calls, on the calls of the input in turn, one every `period` seconds, asleep in between
  *   profile  the layers, `passes` times or `seconds` long
  *   cold     `starts` fresh processes that load the library and call it once
  *
@@ -20,150 +22,20 @@
  * the result has gone (nobody reads it, or a held input ended). Exit: 0; 1 (the message is on standard error); 3, the library returned a code; 4, the deadline
  * passed; 5, nobody is there any more; 128 + signal, the child crashed. */
 #define _GNU_SOURCE
-#include <dlfcn.h>
-#include <errno.h>
 #include <math.h>
 #include <poll.h>
+#include <pthread.h>
 #include <sched.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
-#include "calls.h"
 #include "cpu.h"
+#include "job.h"
 
 enum { EMPTY_CALLS = 1001 };
-enum { FAILED = 1, CODE = 3, TOO_LONG = 4, ALONE = 5 };
-
-static int results = 1; /* where results go: the standard output we were started with */
-
-static _Noreturn void die(const char *format, ...) {
-    va_list arguments;
-    va_start(arguments, format);
-    vfprintf(stderr, format, arguments);
-    va_end(arguments);
-    fputc('\n', stderr);
-    exit(FAILED);
-}
-
-static void *allocate(size_t bytes) {
-    void *memory = NULL;
-    if (posix_memalign(&memory, 64, bytes ? bytes : 1)) die("out of memory (%zu bytes)", bytes);
-    return memory;
-}
-
-static void put(const void *data, size_t bytes) {
-    for (const char *at = data; bytes;) {
-        ssize_t written = write(results, at, bytes);
-        if (written < 0 && errno == EINTR) continue;
-        if (written <= 0) exit(ALONE);
-        at += written, bytes -= (size_t)written;
-    }
-}
-
-static void frame(const char *kind, const void *data, size_t bytes) {
-    uint32_t length = (uint32_t)bytes;
-    put(kind, 4), put(&length, sizeof length), put(data, bytes);
-}
-
-/* Fills `data` from standard input; 0 if that ended before. */
-static int get(void *data, size_t bytes) {
-    size_t got = 0;
-    while (got < bytes) {
-        ssize_t part = read(0, (char *)data + got, bytes - got);
-        if (part < 0 && errno == EINTR) continue;
-        if (part <= 0) break;
-        got += (size_t)part;
-    }
-    return got == bytes;
-}
-
-/* ---- what was asked for --------------------------------------------------------------------------------- */
-
-static struct job {
-    const char *mode, *library, *name, *entry;
-    size_t sizes[MAX_TENSORS], in_bytes, out_bytes;
-    int inputs, tensors;
-    double calls, repeats, flush, workspace, layers, cpu, deadline, passes, starts, held;
-    double samples, seconds, limit, turn, turn_calls, settle, cold; /* of the protocol, as in bench/measure.py */
-} job = {.calls = 1, .cpu = -1, .deadline = 60};
-
-static int parse_sizes(const char *text, size_t sizes[]) {
-    int count = 0;
-    for (char *end; *text && count < MAX_TENSORS / 2; text = *end ? end + 1 : end)
-        sizes[count++] = strtoul(text, &end, 10);
-    return count;
-}
-
-static void parse(int argc, char **argv) {
-    if (argc < 7) die("the runner was called with %d arguments", argc - 1);
-    job.mode = argv[1], job.library = argv[2], job.name = argv[3], job.entry = argv[4];
-    job.inputs = parse_sizes(argv[5], job.sizes);
-    job.tensors = job.inputs + parse_sizes(argv[6], job.sizes + job.inputs);
-    for (int t = 0; t < job.tensors; t++)
-        *(t < job.inputs ? &job.in_bytes : &job.out_bytes) += job.sizes[t] * sizeof(float);
-    const struct { const char *name; double *value; } options[] = {
-        {"calls", &job.calls}, {"repeats", &job.repeats}, {"flush", &job.flush}, {"workspace", &job.workspace},
-        {"layers", &job.layers}, {"cpu", &job.cpu}, {"deadline", &job.deadline}, {"passes", &job.passes},
-        {"starts", &job.starts}, {"samples", &job.samples}, {"seconds", &job.seconds}, {"limit", &job.limit},
-        {"turn", &job.turn}, {"turn_calls", &job.turn_calls}, {"settle", &job.settle}, {"cold", &job.cold},
-        {"held", &job.held},
-    };
-    for (int i = 7; i < argc; i++) {
-        char *value = strchr(argv[i], '=');
-        size_t known = 0, count = sizeof options / sizeof *options;
-        while (known < count && !(value && !strncmp(options[known].name, argv[i], (size_t)(value - argv[i])) &&
-                                  !options[known].name[value - argv[i]]))
-            known++;
-        if (known == count) die("the runner does not know %s", argv[i]);
-        *options[known].value = strtod(value + 1, NULL);
-    }
-}
-
-/* ---- the library ---------------------------------------------------------------------------------------- */
-
-static void *symbol(void *library, const char *ending) {
-    char name[256];
-    snprintf(name, sizeof name, "%s_%s", job.name, ending);
-    void *found = dlsym(library, name);
-    if (!found) die("the library has no function %s", name);
-    return found;
-}
-
-static void *load(void) {
-    void *library = dlopen(job.library, RTLD_NOW | RTLD_LOCAL);
-    if (!library) die("%s", dlerror());
-    return library;
-}
-
-static void check(void *library, int code) {
-    if (!code) return;
-    const char *(*strerror_of)(int) = (const char *(*)(int))(uintptr_t)symbol(library, "strerror");
-    fprintf(stderr, "%d %s\n", code, strerror_of(code));
-    exit(CODE);
-}
-
-/* Memory for `calls` calls: 16 pointers each, the inputs read from standard input. */
-static void **read_calls(size_t calls) {
-    void **pointers = allocate(calls * MAX_TENSORS * sizeof *pointers);
-    memset(pointers, 0, calls * MAX_TENSORS * sizeof *pointers);
-    for (size_t c = 0; c < calls; c++) {
-        char *in = allocate(job.in_bytes), *out = allocate(job.out_bytes);
-        if (!get(in, job.in_bytes)) die("the input has %zu calls instead of %zu", c, calls);
-        for (int t = 0; t < job.tensors; t++) {
-            char **from = t < job.inputs ? &in : &out;
-            pointers[c * MAX_TENSORS + (size_t)t] = *from;
-            *from += job.sizes[t] * sizeof(float);
-        }
-    }
-    return pointers;
-}
 
 /* ---- the modes ------------------------------------------------------------------------------------------ */
 
@@ -301,6 +173,113 @@ static void time_repeats(void *library, entry_function function) {
     frame("TIME", ns, (size_t)job.repeats * sizeof *ns);
 }
 
+/* One call every `period` seconds, as reports come. One that comes too late is made at once: the next does not wait.
+ * Frames: CALL the ns of each; RESP the ns from when it was due to its answer; LATE how many were due before the one
+ * before had ended. */
+static void paced(void *library, entry_function function) {
+    void **pointers = read_calls((size_t)job.calls);
+    size_t count = (size_t)job.repeats, bytes = count * sizeof(double);
+    double *call = allocate(bytes), *response = allocate(bytes), late = 0, start = nanoseconds() + 1e9 * job.period;
+    for (size_t i = 0; i < count; i++) {
+        double due = start + 1e9 * job.period * (double)i;
+        if (nanoseconds() < due) {
+            struct timespec until = {(time_t)(due / 1e9), (long)fmod(due, 1e9)};
+            while (clock_nanosleep(CLOCK_MONOTONIC, TIMER_ABSTIME, &until, NULL)) {}
+        } else if (i) {
+            late++;
+        }
+        double begin = nanoseconds();
+        check(library, call_entry(function, pointers + (i % (size_t)job.calls) * MAX_TENSORS));
+        double end = nanoseconds();
+        call[i] = end - begin, response[i] = end - due;
+    }
+    frame("CALL", call, bytes), frame("RESP", response, bytes), frame("LATE", &late, sizeof late);
+}
+
+/* ---- samples a second ----------------------------------------------------------------------------------- */
+
+/* The entries of `rate` take so many samples each, the largest first; `in` and `out` hold as many as a thread gets. */
+static struct {
+    entry_function entries[MAX_TENSORS];
+    pthread_barrier_t barrier;
+    const char *input;
+    size_t in_bytes, out_bytes;
+    long batches; /* of each thread in a round */
+    int code;
+} shared;
+
+static int compute(char *in, char *out, void *workspace) {
+    size_t left = shared.in_bytes / sizeof(float);
+    for (int e = 0; e < job.inputs; e++)
+        for (size_t size = job.sizes[e], to = job.sizes[job.inputs + e]; left >= size; left -= size) {
+            void *pointers[MAX_TENSORS] = {in, out, workspace};
+            int code = call_entry(shared.entries[e], pointers);
+            if (code) return code;
+            in += size * sizeof(float), out += to * sizeof(float);
+        }
+    return 0;
+}
+
+static void *worker(void *arrays) {
+    char *in = arrays, *out = in + shared.in_bytes, *workspace = allocate((size_t)job.workspace);
+    for (;;) {
+        pthread_barrier_wait(&shared.barrier);
+        int code = 0;
+        for (long i = 0; i < shared.batches && !code; i++) code = compute(in, out, workspace);
+        if (code) shared.code = code;
+        pthread_barrier_wait(&shared.barrier);
+    }
+}
+
+static double round_of(void *library, long batches) {
+    shared.batches = batches;
+    double begin = nanoseconds(); /* before: we may come back from the first barrier after they are half through */
+    pthread_barrier_wait(&shared.barrier);
+    pthread_barrier_wait(&shared.barrier);
+    double seconds = 1e-9 * (nanoseconds() - begin);
+    check(library, shared.code);
+    return seconds;
+}
+
+/* Every thread computes `calls` calls' worth of samples over and over, each with its own arrays, in rounds that begin
+ * and end together, until there are `rounds` of them and `seconds`, or `limit` seconds.
+ * Frames: RATE seconds that each thread's one batch took, of every round; DONE whether it is complete, CPU seconds and
+ * seconds of the rounds. */
+static void rate(void *library, entry_function function) {
+    (void)function;
+    char *names = strdup(job.entry), ending[128];
+    int entries = 0;
+    for (char *name = strtok(names, ","); name && entries < job.inputs; name = strtok(NULL, ","), entries++) {
+        snprintf(ending, sizeof ending, "%s_ws", name);
+        shared.entries[entries] = (entry_function)(uintptr_t)symbol(library, ending);
+    }
+    /* `calls` are those of the last entry, which takes the fewest samples. */
+    shared.in_bytes = (size_t)job.calls * job.sizes[job.inputs - 1] * sizeof(float);
+    shared.out_bytes = (size_t)job.calls * job.sizes[job.tensors - 1] * sizeof(float);
+    char *input = allocate(shared.in_bytes);
+    if (!get(input, shared.in_bytes)) die("the input ends before its last call");
+    pthread_t thread;
+    pthread_barrier_init(&shared.barrier, NULL, (unsigned)job.threads + 1);
+    for (int t = 0; t < (int)job.threads; t++) {
+        char *arrays = allocate(shared.in_bytes + shared.out_bytes);
+        memcpy(arrays, input, shared.in_bytes);
+        if (pthread_create(&thread, NULL, worker, arrays)) die("no more than %d threads can be started", t);
+    }
+    double once = round_of(library, 1), spent = 0, computed = 0, rounds[1 << 14], begin = nanoseconds();
+    while (nanoseconds() - begin < 0.2e9) once = round_of(library, 1); /* warm up */
+    long batches = (long)fmax(1, ceil(job.turn / once));
+    size_t count = 0;
+    int complete = 0;
+    while (!complete && spent < job.limit && count < sizeof rounds / sizeof *rounds) {
+        double cpu = cpu_seconds(), seconds = round_of(library, batches);
+        computed += cpu_seconds() - cpu, spent += seconds;
+        rounds[count++] = seconds / (double)batches;
+        complete = (double)count >= job.rounds && spent >= job.seconds;
+    }
+    double done[] = {complete, computed, spent};
+    frame("RATE", rounds, count * sizeof *rounds), frame("DONE", done, sizeof done);
+}
+
 static void profile(void *library, entry_function function) {
     (void)function; /* its sibling is called: it takes a workspace and an array for the times besides */
     char ending[128];
@@ -353,11 +332,13 @@ static void work(void) {
         return;
     }
     const struct { const char *name; void (*mode)(void *, entry_function); } modes[] = {
-        {"run", run}, {"time", time_repeats}, {"measure", measure}, {"profile", profile}};
+        {"run", run}, {"time", time_repeats}, {"measure", measure},
+                 {"rate", rate}, {"paced", paced}, {"profile", profile}};
     for (size_t i = 0; i < sizeof modes / sizeof *modes; i++)
         if (!strcmp(job.mode, modes[i].name)) {
             void *library = load();
-            modes[i].mode(library, (entry_function)(uintptr_t)symbol(library, job.entry));
+            entry_function function = strchr(job.entry, ',') ? NULL : (entry_function)(uintptr_t)symbol(library, job.entry);
+            modes[i].mode(library, function);
             return;
         }
     die("the runner has no mode %s", job.mode);
