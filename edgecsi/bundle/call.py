@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edgecsi.bundle import fast_call
 from edgecsi.bundle.manifest import Entry, Tensor
 from edgecsi.bundle.shared_library import SharedLibrary
 from edgecsi.errors import DataError
@@ -46,6 +47,10 @@ class Call:
         self.with_workspace = library.function(f"{symbol}_ws", code, *pointers, pointer)
         self.profiler = library.function(f"{symbol}_profile", code, *pointers, pointer, pointer)
         self.workspace = Workspace(entry.workspace)
+
+    def failed(self, code: int) -> None:
+        """Raise what a code that is not 0 means."""
+        self.fail(self.name, code)
 
     def general(self, inputs: tuple[ArrayLike, ...], out: Array | None) -> Any:
         arrays = self.convert(inputs)
@@ -102,7 +107,21 @@ class Call:
 
 
 def short_way(call: Call) -> Run:
-    """``call.general``, with a short way for the common case: one array that can be passed as it is.
+    """``call.general``, with a short way for arrays that can be passed as they are: compiled where there is a compiler
+    (:mod:`edgecsi.bundle.fast_call`), else in Python."""
+    compiled = fast_call.module()
+    if compiled is not None:
+        entry = call.entry
+        tensors = tuple((np.dtype(t.dtype).num, tuple(t.shape)) for t in (*entry.inputs, *entry.outputs))
+        counts = len(entry.inputs), len(entry.outputs)
+        bound: Run | None = compiled.bind(call, call.function.address, *counts, tensors)
+        if bound is not None:
+            return bound
+    return _short_way_in_python(call)
+
+
+def _short_way_in_python(call: Call) -> Run:
+    """For one array of float32 that can be passed as it is.
 
     What it costs decides how fast small networks are in Python, so every name is a local one, and there is
     nothing between the checks and the C call. Whatever does not fit goes the long way, which converts it or

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import ctypes
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import cache
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,9 +19,6 @@ from edgecsi.bundle.manifest import Entry, Manifest
 from edgecsi.bundle.read import Bundle, read_bundle
 from edgecsi.bundle.shared_library import check_runs_here, open_library
 from edgecsi.errors import BundleError, DataError, DeviceError, UsageError
-
-if TYPE_CHECKING:
-    from concurrent.futures import Future, ThreadPoolExecutor
 
 _MAX_THREADS = 256
 
@@ -143,6 +139,8 @@ class Loaded:
             UsageError: an impossible number of threads.
             BundleError, DeviceError: as :meth:`run` does.
         """
+        from edgecsi.bundle.workers import share  # futures bring logging: not for those who call run only
+
         entry = self.bundle.chosen(entry)
         first = self._single(entry)
         if not isinstance(threads, int) or not 1 <= threads <= _MAX_THREADS:
@@ -171,18 +169,9 @@ class Loaded:
         # Shares of whole calls, as equal as can be.
         units = len(samples) // at_once
         shares = min(threads, max(units, 1))
-        parts = list(pairwise(units * share // shares * at_once for share in range(shares + 1)))
-        others = [_pool(shares - 1).submit(work, *part) for part in parts[1:]]
-        try:
-            work(*parts[0])
-            for other in others:
-                other.result()
-        except BaseException:  # Ctrl-C too
-            # The caller's arrays may change or go after this: nobody may still be at work on them.
-            for other in others:
-                other.cancel()
-            _wait_for(others)
-            raise
+        parts = list(pairwise(units * number // shares * at_once for number in range(shares + 1)))
+        # The caller's arrays may change or go after this: nobody may still be at work on them, whatever happens.
+        share([partial(work, *part) for part in parts])
         return outputs
 
     def strerror(self, code: int) -> str:
@@ -237,30 +226,3 @@ class Loaded:
             self.strerror(code),
             "run `edgecsi doctor`; if it finds nothing, this is a bug of edgecsi: please report it",
         )
-
-
-def _wait_for(futures: Sequence[Future[None]]) -> None:
-    """Wait until no thread works on any of these, however often somebody presses Ctrl-C meanwhile."""
-    from concurrent.futures import wait
-
-    interrupted = False
-    while True:
-        try:
-            wait(futures)
-            break
-        except KeyboardInterrupt:
-            interrupted = True
-    if interrupted:
-        raise KeyboardInterrupt
-
-
-@cache
-def _pool(threads: int) -> ThreadPoolExecutor:
-    """Threads that wait for work; starting them for every call would cost more than a small network."""
-    from concurrent.futures import ThreadPoolExecutor
-
-    return ThreadPoolExecutor(threads, "edgecsi")
-
-
-# A forked process has no threads but the forking one: it needs pools of its own.
-os.register_at_fork(after_in_child=_pool.cache_clear)

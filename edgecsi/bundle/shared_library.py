@@ -44,9 +44,10 @@ class SharedLibrary:
         weakref.finalize(self, dlclose, handle).atexit = False
 
     def function(self, name: str, result: type[Any], *arguments: type[Any]) -> Any:
-        """A C function by its name, result and arguments; called without holding Python's lock."""
-        found: Any = ctypes.CFUNCTYPE(result, *arguments)(dlsym(self._handle, name))
-        found.library = self
+        """A C function by its name, result and arguments, with its ``address``; called without holding Python's lock."""
+        address = dlsym(self._handle, name)
+        found: Any = ctypes.CFUNCTYPE(result, *arguments)(address)
+        found.library, found.address = self, address
         return found
 
 

@@ -23,7 +23,7 @@ from edgecsi.device import state as states
 from edgecsi.device.protocol import Array, DeviceInfo, FirstCall, Plan, Progress, Samples, Series
 from edgecsi.device.samples import from_calls, to_calls
 from edgecsi.device.state import State
-from edgecsi.device.toolchain import timer
+from edgecsi.device.toolchain import prepare_fast_call, timer
 from edgecsi.device.turns import in_turns
 from edgecsi.errors import DeviceError
 
@@ -47,6 +47,7 @@ class Local:
     spec = "local"
 
     def __init__(self) -> None:
+        prepare_fast_call()
         self._loaded: dict[tuple[Path, str], Loaded] = {}
 
     def info(self) -> DeviceInfo:

@@ -6,14 +6,19 @@ import hashlib
 import re
 import shutil
 import subprocess
+import sysconfig
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import cache
 from importlib import metadata
 from pathlib import Path
 
+import numpy as np
+
 from edgecsi import disk
+from edgecsi.bundle import fast_call as source
 from edgecsi.codegen.zig import zig_cc
-from edgecsi.errors import ToolchainError
+from edgecsi.errors import EdgecsiError, ToolchainError
 
 GLIBC = "2.28"
 """The oldest C library of a device."""
@@ -68,6 +73,32 @@ def agent_source() -> bytes:
 def timer() -> Path:
     """The shared library that times calls in this process (``timer.c``)."""
     return _compile("timer.c", "timer.so", ["-shared", "-fPIC", "-O2", "-mcpu=baseline"])
+
+
+def fast_call() -> Path | None:
+    """The module that calls libraries from Python (:mod:`edgecsi.bundle.fast_call`), for this Python and this numpy; None
+    where Python's headers are missing.
+
+    Raises:
+        ToolchainError: ziglang is missing or cannot compile it.
+    """
+    headers = [sysconfig.get_path("include"), np.get_include()]
+    if not Path(headers[0], "Python.h").is_file():
+        return None
+    built = source.place()
+    if not built.is_file():
+        disk.cache("device", runs=True)
+        with disk.whole(built, "set EDGECSI_CACHE to a folder that can be written") as beside:
+            include = [f"-I{folder}" for folder in headers]
+            zig_cc(["-shared", "-fPIC", "-O2", "-mcpu=baseline", *include, source.SOURCE, "-o", beside])
+    return built
+
+
+@cache
+def prepare_fast_call() -> None:
+    """Once a process, :func:`fast_call`; without it calls from Python are slower, which is no reason to fail."""
+    with suppress(EdgecsiError):
+        fast_call()
 
 
 def icount_plugin(emulator: Path) -> Path:

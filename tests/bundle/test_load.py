@@ -14,16 +14,22 @@ import pytest
 
 import edgecsi
 from edgecsi import cpu
-from edgecsi.bundle import call, golden_npz, read_golden, shared_library, write_bundle
+from edgecsi.bundle import call, fast_call, golden_npz, read_golden, shared_library, write_bundle
+from edgecsi.device import toolchain
 from edgecsi.errors import BundleError, DataError, DeviceError, ToolchainError, UsageError
 from tests import _tiny
 
 X = np.random.default_rng(1).normal(size=(1, 8)).astype(np.float32)
 
 
-@pytest.fixture(params=["short", "long"])
+@pytest.fixture(params=["compiled", "short", "long"])
 def loaded(request, bundle, monkeypatch):
-    """A library, called the short way and the way of a Python that does not tell where arrays are."""
+    """A library, called by the compiled module, through ctypes, and as a Python that does not tell where arrays are."""
+    if request.param == "compiled":
+        assert toolchain.fast_call() == fast_call.place()
+        assert fast_call.module() is not None
+    else:
+        monkeypatch.setattr(fast_call, "module", lambda: None)
     if request.param == "long":
         monkeypatch.setattr(call, "_addresses_are_readable", lambda: False)
     return edgecsi.load(bundle.path)
@@ -148,10 +154,40 @@ def test_profile_gives_one_time_per_layer(loaded):
     assert all(0 <= time < 1e9 for time in loaded.profile(X))
 
 
-def test_an_error_code_becomes_words(libraries, tmp_path):
+@pytest.mark.parametrize("compiled", [True, False])
+def test_an_error_code_becomes_words(libraries, tmp_path, monkeypatch, compiled):
     bundle = _tiny.make_bundle(tmp_path / "b", libraries(_tiny.HOST, "-DFAIL"), _tiny.manifest())
+    toolchain.fast_call()
+    if not compiled:
+        monkeypatch.setattr(fast_call, "module", lambda: None)
     with pytest.raises(DeviceError, match="code -2\nthe CPU lacks a required feature"):
         edgecsi.load(bundle.path).run(X)
+
+
+def test_a_call_leaves_no_reference_behind(loaded):
+    x, out = X.copy(), np.zeros((1, 8), np.float32)
+    pair = X[:, :3].copy(), X[:, 3:6].copy()
+    calls = [
+        lambda: loaded.run(x),
+        lambda: loaded.run(x, out=out),
+        lambda: loaded.run(*pair, entry="pair"),
+    ]
+    for one in calls:
+        one()
+    counts = [sys.getrefcount(array) for array in (x, out, *pair)]
+    for one in calls * 50:
+        one()
+    assert [sys.getrefcount(array) for array in (x, out, *pair)] == counts
+    assert sys.getrefcount(loaded.run(x)) <= 2
+
+
+def test_a_broken_or_missing_module_is_done_without(bundle, tmp_path, monkeypatch):
+    broken = tmp_path / "fast_call.so"
+    monkeypatch.setattr(fast_call, "place", lambda: broken)
+    for content in (None, b"", b"no library"):
+        if content is not None:
+            broken.write_bytes(content)
+        np.testing.assert_allclose(edgecsi.load(bundle.path).run(X), _tiny.full(X), rtol=1e-6)
 
 
 def test_eight_threads_agree_with_one(loaded):

@@ -6,6 +6,8 @@ import ctypes
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -183,6 +185,28 @@ def test_after_an_interruption_nobody_works_on_the_arrays(
     assert active() == 0
     for timer in timers:
         timer.join()
+
+
+INTERRUPTED = """
+import sys, threading, numpy as np, edgecsi
+loaded, started = edgecsi.load(sys.argv[1]), threading.Thread.start
+def start(self):
+    started(self)
+    threading.Thread.start = started
+    raise KeyboardInterrupt
+threading.Thread.start = start
+try:
+    loaded.run_many(np.zeros((8, 8), np.float32), threads=3)
+except KeyboardInterrupt:
+    print("interrupted")
+print(loaded.run_many(np.zeros((8, 8), np.float32), threads=3).shape)
+"""
+
+
+def test_a_process_interrupted_while_its_threads_start_still_ends(bundle: Bundle) -> None:
+    command = [sys.executable, "-c", INTERRUPTED, str(bundle.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.split("\n")[:2] == ["interrupted", "(8, 8)"]
 
 
 @pytest.mark.filterwarnings("ignore:This process")
