@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from edgecsi.channels.shipped import test_set as shipped_channels
-from edgecsi.compress import Progress, compress, layer_costs, recipe, run, sensitivity
+from edgecsi.compress import Progress, compress, layer_costs, recipe, round_pair, run, sensitivity
 from edgecsi.compress.size import densities
 from edgecsi.errors import CheckFailed, DataError, ModelError, Notice, RecipeError
 from edgecsi.models.checkpoint_files import read_metadata
@@ -31,10 +31,13 @@ class Killed(Exception):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def short_scores() -> Iterator[None]:
+def short() -> Iterator[None]:
+    """Scores of fewer samples, and weights rounded together in fewer turns."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Detection, "held_out", 1000)
         patch.setattr(Detection, "report", lambda self, model: {})
+        patch.setattr(round_pair, "_TURNS", 2)
+        patch.setattr(round_pair, "_BEGINNINGS", 2)
         yield
 
 
@@ -80,13 +83,15 @@ RECIPES = {
 }
 
 
-def kill_and_resume(model: str, chosen: recipe.Recipe, data: str, folder: Path) -> Path:
-    """Kill a run at some points, start it again, and compare; returns what it writes."""
+def kill_and_resume(
+    model: str, chosen: recipe.Recipe, data: str, folder: Path, at_once: bool = False
+) -> Path:
+    """Kill a run half-way and near its end (and at once), start it again, and compare; returns what it writes."""
     straight, resumed = folder / "a.safetensors", folder / "b.safetensors"
     events: list[Progress] = []
     compress(model, chosen, data, straight, accept_loss=True, progress=events.append)
 
-    for stop in sorted({1, len(events) // 2, len(events) - 1} - {0}):
+    for stop in sorted({1 if at_once else 0, len(events) // 2, len(events) - 1} - {0}):
         seen = 0
 
         def kill(_: Progress, stop: int = stop) -> None:
@@ -107,7 +112,7 @@ def kill_and_resume(model: str, chosen: recipe.Recipe, data: str, folder: Path) 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_killed_run_ends_with_the_same_file(detector: str, tmp_path: Path, name: str) -> None:
-    kill_and_resume(detector, recipe.parse(RECIPES[name], name), "mimo:2000", tmp_path)
+    kill_and_resume(detector, recipe.parse(RECIPES[name], name), "mimo:2000", tmp_path, name == "prune")
 
 
 def test_a_killed_run_ends_with_the_same_clusters_around_a_codeword(
@@ -122,18 +127,24 @@ def test_a_killed_run_ends_with_the_same_clusters_around_a_codeword(
         assert len(layer.table) == 16
 
 
+@pytest.fixture(scope="module")
+def clustered(csi_network: str, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("clustered")
+    np.save(folder / "channels.npy", shipped_channels(80))
+    chosen = recipe.parse('[[steps]]\ndo = "cluster"\nepochs = 0', "cluster")
+    out = folder / "clustered.safetensors"
+    compress(csi_network, chosen, str(folder / "channels.npy"), out, accept_loss=True)
+    return str(out)
+
+
 @pytest.mark.parametrize("target", ["host", "x86-64-v3", "rpi4", "rpi5"])
 def test_clusters_around_a_codeword_are_built_with_their_scales(
-    csi_network: str, tmp_path: Path, target: str
+    clustered: str, tmp_path: Path, target: str
 ) -> None:
-    np.save(tmp_path / "channels.npy", shipped_channels(80))
-    out = tmp_path / "clustered.safetensors"
-    chosen = recipe.parse('[[steps]]\ndo = "cluster"\nepochs = 0', "cluster")
-    compress(csi_network, chosen, str(tmp_path / "channels.npy"), out)
-    module = load_model(str(out)).module
+    module = load_model(clustered).module
     assert module.encoder.fc.gain.shape == (2048,)
     assert module.decoder.fc.scale.shape == (2048,)
-    manifest = build_for(str(out), target, tmp_path / "bundle").manifest
+    manifest = build_for(clustered, target, tmp_path / "bundle").manifest
     assert manifest.check.entries["full"].max_rel_diff < 1e-5
     assert [layer.kernel for layer in manifest.entries["full"].layers].count("f32_lut16_dense") == 2
 
