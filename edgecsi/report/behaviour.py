@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from edgecsi.bench.behaviour import REPORTING_MS, SLOT_MS
+from edgecsi.bench.behaviour import REPORTING_MS, SLOT_MS, Sustained
 from edgecsi.bench.result import Result
 from edgecsi.report import svg
 from edgecsi.report.content import Chart, Part, Table, Text
@@ -41,19 +41,24 @@ def deadline(result: Result) -> list[Part]:
     ]
 
 
+def trend(run: Sustained) -> str:
+    """Whether it stayed as fast, in a sentence."""
+    long = f"{run.seconds[-1].at + 1:.0f} s" if run.seconds else "no time"
+    since = f", after {run.since:.0f} s" if run.since is not None else ""
+    return {
+        "steady": f"It is steady: over {long}, the last tenth is {run.change:+.1%} against the first.",
+        "drifts": f"It drifts: the last tenth of {long} is {run.change:+.1%} against the first.",
+        "throttles": f"It throttles: {run.change:+.1%}{since}.",
+    }[run.trend]
+
+
 def over_time(result: Result) -> list[Part]:
     """A long run second by second."""
     run = result.sustained
     if run is None or not run.seconds:
         return []
     seconds = run.seconds
-    long = f"{seconds[-1].at + 1:.0f} s"
-    words = {
-        "steady": f"It is steady: over {long}, the last tenth is {run.change:+.1%} against the first.",
-        "drifts": f"It drifts: the last tenth of {long} is {run.change:+.1%} against the first.",
-        "throttles": f"It throttles: {run.change:+.1%}"
-        + (f", after {run.since:.0f} s." if run.since is not None else "."),
-    }[run.trend]
+    words = trend(run)
     rate = "" if run.rate is None else f" It was called {run.rate:g} times a second."
     energy = (
         ""

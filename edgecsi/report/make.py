@@ -85,8 +85,15 @@ def _of_results(found: Sequence[Shown], title: str | None, baseline: str | None)
 def _verdict(found: Sequence[Shown]) -> tuple[str, ...]:
     timed = [shown for shown in found if shown.result.engines]
     counted = sum(shown.result.instructions is not None for shown in found)
+    kinds = {
+        "latencies": len(timed),
+        "instruction counts only": counted,
+        "samples a second": len(found) - len(timed) - counted,
+    }
+    words = [f"{count} with {kind}" for kind, count in kinds.items() if count]
     sentences = [
-        f"{len(found)} results: {len(timed)} with latencies, {counted} with instruction counts only."
+        f"{len(found)} results"
+        + (f": {', '.join(words)}." if len(words) > 1 else f", {words[0][len(str(len(found))) + 1 :]}.")
     ]
     states = [shown.result.validity.state for shown in found if shown.result.instructions is None]
     for state in ("suspect", "invalid"):

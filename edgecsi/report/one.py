@@ -68,6 +68,8 @@ def verdict(shown: Shown) -> tuple[str, ...]:
             + ("met" if deadline.met else "missed")
             + f": {number(deadline.found)} µs."
         )
+    if result.sustained is not None:
+        sentences.append(behaviour.trend(result.sustained))
     if result.entry == "encoder" and result.engines:
         time = _tail(result.engines[0])
         sentences.append(

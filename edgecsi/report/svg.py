@@ -139,7 +139,7 @@ def scatter(title: str, points: Sequence[Point], x_label: str, y_label: str) -> 
     parts.append(f'<path class="front" d="M{"L".join(f"{x(a):.1f} {y(b):.1f}" for a, b in front)}"/>')
     at = [(x(point.x), y(point.y)) for point in points]
     for right, down in at:
-        labels.keep_free(right - 5, down - 5, right + 5, down + 5)
+        labels.marks.append((right - 5, down - 5, right + 5, down + 5))
     for index, (point, (right, down)) in enumerate(zip(points, at, strict=True), 1):
         css = "faded" if point.faded else "f0"
         hint = f"{index}, {point.label}: {point.hint}"
@@ -219,29 +219,29 @@ Place = tuple[float, float, str]
 """Of a text: x, y of its baseline, and its class, which says what of it lies at x."""
 
 
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+
 class _Labels:
-    """Texts whose place depends on the data: one that would lie over another goes elsewhere, or is left out."""
+    """Texts whose place depends on the data: one that would lie over another, or over a line that is told of, goes
+    elsewhere or is left out."""
 
     def __init__(self) -> None:
-        self.taken: list[tuple[float, float, float, float]] = []
+        self.texts: list[Box] = []
+        self.marks: list[Box] = []
 
-    def keep_free(self, left: float, top: float, right: float, bottom: float) -> None:
-        """Nothing may lie there."""
-        self.taken.append((left, top, right, bottom))
-
-    def free(self, left: float, top: float, right: float, bottom: float) -> bool:
-        """Whether nothing lies there, and it is inside of the drawing."""
-        if left < 0 or right > WIDTH or top < 0:
-            return False
-        return not any(
-            left < box[2] and box[0] < right and top < box[3] and box[1] < bottom for box in self.taken
-        )
+    def crosses_text(self, box: Box) -> bool:
+        """Whether a text lies there."""
+        return any(_meet(box, other) for other in self.texts)
 
     def find(self, text: str, places: Sequence[Place]) -> Place | None:
         """The first of these places that is free for a text, which takes it."""
         for place in places:
-            if self.free(*(box := _box(text, *place))):
-                self.taken.append(box)
+            box = _box(text, *place)
+            inside = box[0] >= 0 and box[2] <= WIDTH and box[1] >= 0
+            if inside and not self.crosses_text(box) and not any(_meet(box, other) for other in self.marks):
+                self.texts.append(box)
                 return place
         return None
 
@@ -251,7 +251,11 @@ class _Labels:
         return "" if found is None else _text(found[0], found[1], text, found[2])
 
 
-def _box(text: str, x: float, y: float, css: str) -> tuple[float, float, float, float]:
+def _meet(one: Box, other: Box) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _box(text: str, x: float, y: float, css: str) -> Box:
     """Where a text of 12 px lies: left, top, right, bottom. Digits are 6.7 wide, few letters more than 7."""
     width = sum(10.5 if letter in "mwMW%@" else 6.8 for letter in text)
     left = x - (width if css == "e" else width / 2 if css == "m" else 0)
@@ -301,11 +305,11 @@ def _marks(labels: _Labels, x: _Scale, marks: Sequence[tuple[str, float]], botto
     for name, value in sorted(marks, key=lambda mark: mark[1]):
         text, at = f"{name} {number(value)}", x(value)
         # A line begins beside its name, and must not cross another's.
-        rows = [row for row in (12, 25, 38) if labels.free(at - 1, row - 8, at + 1, 48)]
+        rows = [row for row in (12, 25, 38) if not labels.crosses_text((at - 1, row - 8, at + 1, 48))]
         sides = [(at + 3, ""), (at - 3, "e")]
         found = labels.find(text, [(side, row, css) for row in rows for side, css in sides])
         top = (46 if found is None else found[1]) - 8
-        labels.keep_free(at - 1, top, at + 1, 48)
+        labels.marks.append((at - 1, top, at + 1, 48))
         parts.append(
             f'<path class="mark" d="M{at:.1f} {top:.0f}V{bottom:.0f}"><title>{escape(text)}</title></path>'
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from dataclasses import dataclass
@@ -17,20 +18,22 @@ SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Picture:
-    """A file, the page it shows, and how: ``width`` and ``height`` in CSS pixels; printed, of two pages side by side."""
+    """A file, the page it shows, and how: ``width`` and ``height`` in CSS pixels, from ``section`` on; printed, two pages
+    side by side."""
 
     name: str
     page: str
     width: int
     height: int
     how: Literal["light", "dark", "print"] = "light"
+    section: str = ""
 
 
 PICTURES = (
     Picture("one", "csinet-cr4", 1280, 1130),
     Picture("compressions", "compressions", 1280, 1400),
     Picture("devices", "devices", 1280, 1250),
-    Picture("sustained", "sustained", 1280, 1250, "dark"),
+    Picture("sustained", "sustained", 1280, 900, "dark", "Over time"),
     Picture("invalid", "invalid", 1280, 500),
     Picture("phone", "csinet-cr4", 390, 1500),
     Picture("phone-dark", "compressions", 390, 1500, "dark"),
@@ -61,11 +64,18 @@ def take(picture: Picture, reports: Path) -> None:
         text = page.read_text(encoding="utf-8")
         theme = f'<html lang="en" data-theme="{picture.how}"'
         (scratch / "page.html").write_text(text.replace('<html lang="en"', theme, 1), encoding="utf-8")
-        frame = f'<iframe src="page.html" style="border:0;width:{picture.width}px;height:{picture.height}px"></iframe>'
+        found = (
+            re.search(rf'<section id="(\w+)">\s*<h\d>{re.escape(picture.section)}', text)
+            if picture.section
+            else None
+        )
+        anchor = f"#{found[1]}" if found else ""
+        size = f"width:{picture.width}px;height:{picture.height}px"
+        frame = f'<iframe src="page.html{anchor}" style="border:0;{size}"></iframe>'
         (scratch / "frame.html").write_text(f'<body style="margin:0">{frame}</body>', encoding="utf-8")
         shot = scratch / "shot.png"
-        size = f"--window-size={max(picture.width, 600)},{picture.height}"
-        _chromium(scratch, size, f"--screenshot={shot}", (scratch / "frame.html").as_uri())
+        window = f"--window-size={max(picture.width, 600)},{picture.height}"
+        _chromium(scratch, window, f"--screenshot={shot}", (scratch / "frame.html").as_uri())
         _keep([shot], reports / f"{picture.name}.png", picture.width)
 
 

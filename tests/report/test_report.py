@@ -372,7 +372,7 @@ def test_the_verb_writes_a_page_and_prints_the_rest(
     assert main(["report", run, "--csv", "-"]) == 0
     assert capsys.readouterr().out.startswith("result,bundle")
     assert main(["report", str(tmp_path / "missing.json")]) == 3
-    assert main(["report", run, "-o", str(tmp_path / "no" / "page.html")]) == 2
+    assert main(["report", run, "-o", str(tmp_path / "no" / "page.html")]) == 3
 
 
 def test_an_older_schema_is_read_and_a_newer_one_is_not(tmp_path: Path) -> None:

@@ -98,5 +98,5 @@ def test_tune_writes_the_page_itself(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert main(["tune", "csinet-cr4", "--target", "host", "--report", str(page)]) == 0
     assert "83% (MACs)" in page.read_text()
     assert (
-        main(["tune", "csinet-cr4", "--target", "host", "--report", str(tmp_path / "no" / "page.html")]) == 2
+        main(["tune", "csinet-cr4", "--target", "host", "--report", str(tmp_path / "no" / "page.html")]) == 3
     )
