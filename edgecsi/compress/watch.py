@@ -44,6 +44,11 @@ def watching(*looks: tuple[nn.Module, Look]) -> Iterator[None]:
             hook.remove()
 
 
+def rows_of_sequences(parts: Sequence[Tensor]) -> int:
+    """How many rows a dense layer was given, if as sequences, ``[N, T, I]``; else 0: then each sample is one."""
+    return sum(part.numel() // part.shape[-1] for part in parts if part.ndim > 2)
+
+
 @torch.no_grad()
 def in_order(
     module: nn.Module, layers: Iterable[str], example: Tensor

@@ -19,7 +19,7 @@ from edgecsi.results.bars import (
     stale,
     to_onnxruntime,
 )
-from edgecsi.results.scenarios import FACTS, KERNELS, MAIN, SCENARIOS, Scenario
+from edgecsi.results.scenarios import FACTS, KERNELS, MAIN, PAPERS, SCENARIOS, Scenario
 from edgecsi.results.tables import cycles_table, knobs_table, markdown, shipped_table, why_not
 
 Json = dict[str, Any]
@@ -59,6 +59,13 @@ gain it nothing. `x86` is the portable AVX2 build. *Random* weights have the sha
 compressed network, but have learned nothing; latency does not depend on that.
 
 {kernels}
+
+### Networks of other papers
+
+Written from the papers' descriptions (`edgecsi/results/papers/networks.py`), with random weights: attention, grouped
+convolutions, codebooks and bits. `python -m edgecsi.results.run --only papers-` measures them.
+
+{papers}
 
 ### Bars not reached, and why
 
@@ -120,6 +127,7 @@ def page(stored: Mapping[str, Json]) -> str:
         main=_ratios(stored, MAIN),
         engines=_engines(stored),
         kernels=_ratios(stored, KERNELS),
+        papers=_ratios(stored, PAPERS),
         missed=_missed(stored),
         knobs=knobs_table(stored.get("knobs")),
         shipped=shipped_table(stored.get("shipped")),

@@ -2,7 +2,7 @@
 
 A bar is a ratio to ONNX Runtime fp32 in the same interleaved run (of times, at most; of samples a second
 for batches, at least), millions of instructions, or a figure in the unit of its fact. The bars are the
-project's own aims: `main path` for fp32, `kernels` for compressed networks.
+project's own aims: `main path` for fp32, `kernels` for compressed networks, `papers` for networks of others.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from edgecsi.models import registry
 
 MAIN = "main path"
 KERNELS = "kernels"
+PAPERS = "papers"
 ENGINES = ("onnxruntime", "openvino", "litert", "executorch", "torch")
 _WORKLOADS = "edgecsi.results.workloads"
+_PAPERS = "edgecsi.results.papers.networks"
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,18 @@ def _batches(name: str, title: str, network: Network, entry: str, bar: float) ->
     )
 
 
+def _paper(factory: str, title: str) -> list[Scenario]:
+    """Two rows of the table of other papers' networks: fp32, and every layer int8 that can be."""
+    network = f"{_PAPERS}:{factory}"
+    return [
+        Scenario(f"papers-{factory}", f"{title}, fp32", PAPERS, network, "full", "host", 1.0),
+        Scenario(
+            f"papers-{factory}-int8", f"{title}, int8 static", PAPERS, network, "full", "host", 0.5,
+            "int8-static", "test",
+        ),
+    ]  # fmt: skip
+
+
 def _shipped() -> list[Scenario]:
     """The networks that ship pruned and in int8, or trained in int8: no bar, but what their users get. Two of them on
     more targets."""
@@ -196,6 +210,12 @@ _AIMS: tuple[Scenario, ...] = (
     ),
     _count("csinet-cr4-joint90", "CsiNet CR 1/4, full, joint", CR4_JOINT, "rpi4", 1.4, KERNELS),
     _count("csinet-cr4-joint90", "CsiNet CR 1/4, full, joint", CR4_JOINT, "rpi5", 0.8, KERNELS),
+    *_paper("transnet", "TransNet CR 1/4"),
+    *_paper("stnet", "STNet CR 1/4"),
+    *_paper("acrnet", "ACRNet CR 1/4"),
+    *_paper("clnet", "CLNet CR 1/4, dense layers as convolutions"),
+    *_paper("vector_quantised", "Codebook, 32 of 256 vectors"),
+    *_paper("bit_codec", "Bits, 128 values of 4"),
 )
 SCENARIOS: tuple[Scenario, ...] = (*_AIMS, *_shipped())
 

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from edgecsi.compress.least_squares import compensate, solve_rows
 from edgecsi.compress.quantize.rounded import Rounded
 from edgecsi.compress.quantize.weights import quantize_weight
-from edgecsi.compress.watch import gradients, watching
+from edgecsi.compress.watch import gradients, rows_of_sequences, watching
 
 _BATCH = 64
 _FIT_POSITIONS, _FIT_SAMPLES = 1 << 16, 32  # of an image, enough to fit a layer with
+_FIT_ROWS = 1 << 13  # of sequences, which hold many for every sample
 _PROJECTIONS = 4  # random sums of the output whose gradients say how much an error weighs
 _LEAST_IMPORTANCE = 1e-3  # that an error weighs, of the mean
 _MOST_WEIGHTS_FOR_SCALES = 512  # weights of an output; with more of them no scale is lucky
@@ -74,6 +75,8 @@ def fit(
     if rounded.bias.ndim == 1 and y.ndim == 4:  # every position says the same
         enough = max(_FIT_POSITIONS // y[0, 0].numel(), _FIT_SAMPLES)
         x, y, importance = x[:enough], y[:enough], importance[:enough]
+    elif isinstance(layer, nn.Linear):
+        importance = importance[: len(x)]
     border = len(x) * 3 // 4
     if border:
         fit = _Moments(rounded, x[:border], y[:border], importance[:border])
@@ -157,6 +160,8 @@ def _inputs_and_outputs(
         for part in torch.split(samples, _BATCH):
             module(part)
             reference(part)
+            if isinstance(rounded.layer, nn.Linear) and rows_of_sequences(x_parts) >= _FIT_ROWS:
+                break
     x, y = torch.cat(x_parts), torch.cat(y_parts)
     return (x.flatten(0, -2), y.flatten(0, -2)) if isinstance(rounded.layer, nn.Linear) else (x, y)
 

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 from edgecsi.compress.choose import called
 from edgecsi.compress.quantize.weights import quantize_weight
 from edgecsi.compress.recipe import Quantize, matches
-from edgecsi.compress.watch import Look, watching
+from edgecsi.compress.watch import Look, rows_of_sequences, watching
 from edgecsi.errors import DataError, RecipeError
 from edgecsi.models.compressed.layers import evened
 from edgecsi.models.compressed.ops import dynamic_codes
 
 _BATCH = 64
 _KEPT_VALUES = 1 << 19  # of a layer's inputs, enough for a range
+_KEPT_ROWS = 1 << 14  # of the sequences a dense layer is given, enough to see how its inputs differ
 _PERCENTILE = 0.9999
 _SHRINKS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the full range
 _TRIED_SAMPLES = 128
@@ -96,7 +97,11 @@ def calibrate(module: nn.Module, samples: Tensor, step: Quantize) -> dict[str, I
     seen: dict[str, list[Tensor]] = {name: [] for name in watched}
 
     def note(name: str) -> Look:
-        return lambda x, _y: seen[name].append(x)
+        def look(x: Tensor, _y: Tensor) -> None:
+            if isinstance(watched[name], nn.Conv2d) or rows_of_sequences(seen[name]) < _KEPT_ROWS:
+                seen[name].append(x)
+
+        return look
 
     module.eval()
     with watching(*((layer, note(name)) for name, layer in watched.items())):
