@@ -1,7 +1,7 @@
 """Which layers a step can change: those that the network calls as layers, and what it must leave alone.
 
 Attention and recurrent layers of PyTorch take the weights of their parts without calling them, so these parts cannot
-be replaced by others.
+be replaced by others; what quantises takes these layers apart first.
 """
 
 from __future__ import annotations

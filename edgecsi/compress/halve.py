@@ -17,7 +17,8 @@ _LARGEST = torch.finfo(torch.float16).max
 
 @torch.no_grad()
 def halve(module: nn.Module, step: Halve) -> nn.Module:
-    """Round the chosen layers' weights in place: of dense layers, and of the projections within attention.
+    """Round the chosen layers' weights in place: of dense layers, and of the products within attention and
+    recurrent layers.
 
     Raises:
         RecipeError: no layer is chosen, or a weight is larger than half precision goes.
@@ -28,6 +29,9 @@ def halve(module: nn.Module, step: Halve) -> nn.Module:
             found[name] = part.weight
         elif isinstance(part, nn.MultiheadAttention) and part.in_proj_weight is not None:
             found[name] = part.in_proj_weight
+        elif isinstance(part, nn.RNNBase):
+            weights = dict(part.named_parameters())
+            found |= {f"{name}.{key}": weight for key, weight in weights.items() if weight.ndim == 2}
     chosen = {n: w for n, w in found.items() if matches(n, step.layers, step.exclude)}
     if not chosen:
         raise RecipeError(

@@ -30,9 +30,10 @@ from edgecsi.compress.quantize.fit import fit, importance
 from edgecsi.compress.quantize.fold import equalise, fold_batch_norm
 from edgecsi.compress.quantize.ranges import Input, calibrate, kinds_of, layers_of
 from edgecsi.compress.quantize.rounded import Rounded
-from edgecsi.compress.recipe import Quantize
+from edgecsi.compress.recipe import Quantize, matches
 from edgecsi.compress.watch import Tell, in_order, say_nothing
 from edgecsi.errors import DataError, Notice
+from edgecsi.models.compressed.taken_apart import take_apart
 
 _TRIED_SAMPLES = 128
 _FEW_SAMPLES = 8
@@ -63,6 +64,8 @@ def start_rounding(
     Raises:
         RecipeError: nothing to quantise. DataError: static without samples, or with bad ones.
     """
+    kept = [name for name, _ in module.named_modules() if matches(name, step.keep_fp32)]
+    take_apart(module, example, kept, images=step.mode == "static")
     fold_batch_norm(module, example)
     if samples is None or len(samples) == 0:
         if step.mode == "static":

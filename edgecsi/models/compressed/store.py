@@ -1,8 +1,8 @@
 """How a compressed network is written down and rebuilt: its structure as JSON, its numbers as tensors.
 
 The structure lists the layers that differ from the network's own: integer and clustered layers, factored
-ones, convolutions that took in their batch normalisation. Masks are not stored, they are the zeros of the
-weights.
+ones, attention and recurrent layers that were taken apart, convolutions that took in their batch normalisation.
+Masks are not stored, they are the zeros of the weights.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from edgecsi.models.compressed.layers import (
     StaticLinear,
     WeightOnlyLinear,
 )
+from edgecsi.models.compressed.taken_apart import TakenApart, put_apart
 
 _LAYERS: dict[str, type[CompressedLayer]] = {
     kind.__name__: kind
@@ -38,7 +39,9 @@ def structure(module: nn.Module, original: nn.Module) -> list[Record]:
     originals = dict(original.named_modules())
     for path, part in module.named_modules():
         before = originals.get(path)
-        if isinstance(part, CompressedLayer):
+        new_form = isinstance(part, TakenApart) and not isinstance(before, TakenApart)
+        if isinstance(part, CompressedLayer) or new_form:
+            assert isinstance(part, CompressedLayer | TakenApart)
             records.append({"path": path, "kind": type(part).__name__, **part.attributes()})
         elif isinstance(part, nn.Identity) and not isinstance(before, nn.Identity):
             records.append({"path": path, "kind": "Identity"})
@@ -100,6 +103,8 @@ def _replace(module: nn.Module, record: Record, tensors: dict[str, Tensor]) -> N
     if kind == "Identity":
         assert isinstance(before, nn.BatchNorm2d), f"{path} is no batch normalisation"
         module.set_submodule(path, nn.Identity())
+        return
+    if put_apart(module, path, kind, record):
         return
     wanted: Any = nn.Conv2d if kind in _CONVOLUTIONS else nn.Linear
     assert isinstance(before, wanted), f"{path} is no {wanted.__name__}"

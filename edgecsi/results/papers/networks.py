@@ -7,6 +7,7 @@ convolutions between PReLUs, dense layers written as convolutions, a codebook, b
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -333,4 +334,5 @@ def bit_codec() -> Network:
     return _made(module)
 
 
-NETWORKS = (transnet, stnet, acrnet, clnet, vector_quantised, bit_codec)
+Factory = Callable[[], Network]
+NETWORKS: tuple[Factory, ...] = (transnet, stnet, acrnet, clnet, vector_quantised, bit_codec)
