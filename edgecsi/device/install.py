@@ -16,8 +16,12 @@ from edgecsi.device.board import Board
 from edgecsi.device.transport import Connection
 from edgecsi.errors import DeviceError
 
-_KEEP = """[ "$(sha256sum <"$2" | cut -c1-64)" = "$3" ] && mv -f "$2" "$1" && exit
-rm -f "$2"; echo "its sha256 is another there" >&2; exit 1"""
+# What broken connections left of copies goes before the next one; others may be copying right now.
+_LOOK = """mkdir -p "$2" && { [ -e "$1" ] || find "$2" -name '*.*' -mmin +60 -exec rm -f {} +; }
+sha256sum <"$1" 2>/dev/null | cut -c1-64"""
+_KEEP = """if [ "$(sha256sum <"$2" | cut -c1-64)" = "$3" ]; then mv -f "$2" "$1" && exit
+else echo "it did not arrive whole: its sha256 is another there" >&2; fi
+rm -f "$2"; exit 1"""
 
 
 def keep(connection: Connection, folder: str, source: Path | bytes, *, mode: int = 0o644) -> str:
@@ -37,17 +41,16 @@ def keep(connection: Connection, folder: str, source: Path | bytes, *, mode: int
     """
     sha256 = _sha256(source)
     path = f"{folder}/files/{sha256}"
-    look = 'mkdir -p "$2" && sha256sum <"$1" 2>/dev/null | cut -c1-64'
-    if connection.run(["sh", "-c", look, "look", path, f"{folder}/files"]).text == sha256:
+    if connection.run(["sh", "-c", _LOOK, "look", path, f"{folder}/files"]).text == sha256:
         return path
     arriving = f"{path}.{secrets.token_hex(4)}"
     connection.push(source, arriving, mode=mode)
     done = connection.run(["sh", "-c", _KEEP, "keep", path, arriving, sha256])
     if done.code:
         raise DeviceError(
-            f"{path} did not arrive whole on {connection.name}",
+            f"{path} could not be copied to {connection.name}",
             done.said,
-            "try again; if it happens again, its disk or memory is broken",
+            "try again; if it happens again, its disk or memory is full or broken",
         )
     return path
 

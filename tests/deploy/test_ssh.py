@@ -75,7 +75,9 @@ def test_a_changed_byte_on_the_device_is_seen_and_mended(bundles: list[Bundle], 
     there.connection.close()
 
 
-@pytest.mark.parametrize("folder", ["with space", "quo'te\"s", "semi;touch x", "$HOME", "-rf", "ü*?"])
+@pytest.mark.parametrize(
+    "folder", ["with space", "quo'te\"s", "semi;touch x", "$HOME", "-rf", "ü*?", "new\nline"]
+)
 def test_any_folder_name_is_only_a_name(bundles: list[Bundle], sshd: Sshd, folder: str) -> None:
     root = f"{sshd.folder}/{folder}"
     assert main(["deploy", str(bundles[0].path), sshd.spec, "--root", root]) == 0

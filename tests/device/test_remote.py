@@ -18,6 +18,7 @@ from edgecsi.device.protocol import Plan
 from edgecsi.errors import ConnectionLost, DataError, DeviceError
 from tests import _tiny
 from tests._sshd import running, serving, until
+from tests.deploy.faults import count
 
 pytestmark = pytest.mark.needs("ssh", "sshd")
 
@@ -111,6 +112,7 @@ def test_a_changed_file_is_found_and_replaced(remote, bundle, sshd):
     again = open_device(sshd.spec)
     np.testing.assert_allclose(again.run(bundle, "full", X), _tiny.full(X), rtol=2e-5)
     again.close()
+    count("a file changed on the device")
 
 
 @pytest.mark.parametrize(
@@ -125,6 +127,7 @@ def test_a_failing_kernel_is_an_error_and_the_next_run_works(remote, make, bundl
     with pytest.raises(DeviceError, match=message):
         remote.first_calls(broken, "full", X[:1], 1)
     np.testing.assert_allclose(remote.run(broken, "encoder", X), _tiny.encoder(X), rtol=2e-5)
+    count("a kernel that aborts or fails, over SSH")
 
 
 def test_an_endless_kernel_ends_in_bounded_time(sshd, make):
@@ -137,6 +140,7 @@ def test_an_endless_kernel_ends_in_bounded_time(sshd, make):
     assert running(sshd.home) == []
     np.testing.assert_allclose(device.run(make("-DHANG"), "encoder", X), _tiny.encoder(X), rtol=2e-5)
     device.close()
+    count("a kernel without end, over SSH")
 
 
 def test_a_bundle_for_another_cpu_is_refused_by_name(remote, libraries, tmp_path):
@@ -147,6 +151,7 @@ def test_a_bundle_for_another_cpu_is_refused_by_name(remote, libraries, tmp_path
     foreign = _tiny.make_bundle(tmp_path / "f", libraries(other), _tiny.manifest(other))
     with pytest.raises(DeviceError, match=f"built for {other}"):
         remote.run(foreign, "full", X)
+    count("a bundle for another CPU")
 
 
 def test_interrupting_ends_the_program_there(sshd, make):
@@ -159,6 +164,7 @@ def test_interrupting_ends_the_program_there(sshd, make):
         device.run(make("-DHANG"), "full", X)
     killer.join()
     until(lambda: not running(sshd.home))
+    count("our process ends while something runs there")
 
 
 @pytest.mark.needs("busybox")
@@ -188,6 +194,7 @@ def test_ctrl_c_ends_the_program_there_too(sshd, make, tmp_path):
     assert (process.returncode, said.strip()) == (130, "interrupted")
     assert not (tmp_path / "y.npy").exists()
     until(lambda: not running(sshd.home))
+    count("our process ends while something runs there")
 
 
 @pytest.mark.parametrize("way", ["", "rpc+"])
@@ -207,6 +214,7 @@ def test_the_program_there_ends_when_ours_is_killed(sshd, make, tmp_path, way):
         begin = time.monotonic()
         until(lambda: not running(sshd.home))
     assert time.monotonic() - begin < 10
+    count("our process ends while something runs there")
 
 
 def test_an_idle_device_runs_nothing_of_ours(sshd, remote, bundle):
@@ -249,6 +257,7 @@ def test_a_dropped_connection_keeps_what_was_measured(sshd, make, bundle):
     assert not result.engines[0].complete
     np.testing.assert_allclose(device.run(bundle, "full", X), _tiny.full(X), rtol=2e-5)
     device.close()
+    count("connection lost in the middle of a measurement")
 
 
 def test_bench_writes_what_it_has_when_the_connection_drops(sshd, bundle, tmp_path, monkeypatch, capsys):
@@ -286,6 +295,7 @@ def test_throttling_on_the_device_makes_the_times_invalid(bundle, tmp_path, monk
         result = api.run_bench(bundle.path, device=throttling.spec, quick=True)
     assert result.validity.state == "invalid"
     assert any("throttled while measuring" in reason for reason in result.validity.reasons)
+    count("throttling in the middle of a measurement")
 
 
 def test_inspect_measures_layers_there(sshd, bundle, capsys):

@@ -28,6 +28,7 @@ from edgecsi.device.share import share
 from edgecsi.errors import DeviceError, ToolchainError, Unreachable
 from tests import _tiny
 from tests._sshd import serving
+from tests.deploy.faults import count
 
 X = np.random.default_rng(3).normal(size=(5, 8)).astype(np.float32)
 PLAN = Plan(samples=200, seconds=0.02, limit=2.0, turn=0.002, turn_calls=5, settle=2, cold_samples=10)
@@ -122,6 +123,7 @@ def test_a_device_that_is_not_set_up_says_how(board, bundle, tmp_path):
     device = open_device(f"rpc+{board.spec}{tmp_path}/elsewhere")
     with contextlib.closing(device), pytest.raises(DeviceError, match="edgecsi device setup --rpc"):
         device.run(bundle, "full", X)
+    count("a device that is not set up")
 
 
 @pytest.mark.needs("ssh", "sshd")
@@ -135,6 +137,7 @@ def test_kernels_that_crash_or_never_end_cost_one_session(board, libraries, tmp_
             with pytest.raises(DeviceError, match=message):
                 device.run(broken, "full", X)
             assert time.monotonic() - begin < 60
+            count("a kernel that aborts or never ends, over RPC")
         np.testing.assert_allclose(device.run(broken, "encoder", X), _tiny.encoder(X), rtol=1e-5)
     (folder,) = (board.home / ".edgecsi" / "rpc").iterdir()
     for _ in range(100):
@@ -155,6 +158,7 @@ def test_a_tunnel_that_drops_keeps_what_was_measured(board, bundle):
     assert series.lost is not None
     assert not series.complete
     assert series.samples.size > 10
+    count("connection lost in the middle of a measurement")
 
 
 def _drop_when_measuring(board):
@@ -180,6 +184,7 @@ def test_a_server_that_dies_at_any_step(server, bundle, after):
             Rpc(f"rpc://127.0.0.1:{cut}", connect_seconds=5).run(bundle, "full", np.repeat(X, 100, axis=0))
     assert time.monotonic() - begin < 60
     assert len(str(caught.value).splitlines()) == 3
+    count("an RPC server dies: connect, upload, load, run")
 
 
 def test_what_is_no_server_is_refused_in_time(bundle):
@@ -193,6 +198,7 @@ def test_what_is_no_server_is_refused_in_time(bundle):
         with pytest.raises(Unreachable, match="does not answer"):
             Rpc(f"rpc://127.0.0.1:{number}", connect_seconds=2).run(bundle, "full", X)
         assert time.monotonic() - begin < 60
+    count("no RPC server there, or one that never answers")
 
 
 @pytest.mark.needs("ssh", "sshd")
@@ -273,3 +279,4 @@ def test_a_runtime_with_other_contents_is_not_sent(monkeypatch, tmp_path):
     with pytest.raises(ToolchainError, match="sha256"):
         install_rpc.runtime_libraries(other)
     assert not [path for path in (tmp_path / "cache").rglob("*") if path.is_file()]
+    count("TVM's runtime was changed on its way")

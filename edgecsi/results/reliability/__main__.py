@@ -63,10 +63,21 @@ def faults(only: str, every: int, to: Path) -> None:
 @main.command()
 def deployment() -> None:
     """Connections, kills, power and disks that fail while a bundle is deployed."""
-    from edgecsi.results.reliability.deployment import count_faults
+    _count("deployment")
 
-    found = count_faults()
-    _write(RESULTS / "reliability-deployment.json", found)
+
+@main.command()
+def devices() -> None:
+    """Connections, kernels, servers and processes that fail while a bundle runs on a device."""
+    _count("devices")
+
+
+def _count(name: str) -> None:
+    from edgecsi.results.reliability.deployment import SUITES, count_faults
+
+    (suite,) = (suite for suite in SUITES if suite.name == name)
+    found = count_faults(suite)
+    _write(RESULTS / f"reliability-{name}.json", found)
     click.echo(f"{sum(found.values())} fault points of {len(found)} kinds")
 
 
@@ -110,9 +121,8 @@ def page() -> None:
     """Write docs/reliability.md."""
     from edgecsi.results.reliability.page import page as made
 
-    stored = [
-        RESULTS / f"reliability-{name}.json" for name in ("fuzz", "faults", "memory", "deployment", "tuning")
-    ]
+    names = ("fuzz", "faults", "memory", "tuning", "deployment", "devices")
+    stored = [RESULTS / f"reliability-{name}.json" for name in names]
     results = [json.loads(path.read_text()) if path.exists() else {} for path in stored]
     Path("docs/reliability.md").write_text(made(*results), encoding="utf-8")
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from edgecsi.results.reliability.damage import ways
-from edgecsi.results.reliability.deployment import section
+from edgecsi.results.reliability.deployment import SUITES, section
 from edgecsi.results.reliability.fuzz import Kind, Tally
 from edgecsi.results.reliability.tuning import section as tuning_section
 
@@ -29,10 +29,10 @@ def page(
     fuzz: Mapping[str, Any],
     faults: Mapping[str, Any],
     memory: Mapping[str, Any],
-    deployment: Mapping[str, int],
     tuning: Mapping[str, int],
+    *suites: Mapping[str, int],
 ) -> str:
-    """The text of the page, from the five files of results."""
+    """The text of the page, from the files of results; the last ones are those of ``SUITES``."""
     parts = [
         "# What edgecsi survives",
         (
@@ -43,7 +43,7 @@ def page(
         ),
         *(_fuzz(Tally.of(dict(fuzz))) if fuzz else []),
         *(_faults(faults) if faults else []),
-        *section(deployment),
+        *(text for suite, counts in zip(SUITES, suites, strict=True) for text in section(suite, counts)),
         *tuning_section(tuning),
         *_memory(memory),
         "## Found and mended",
