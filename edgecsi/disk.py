@@ -56,7 +56,7 @@ def refusal(
     if (number is None or number == errno.EIO) and is_full(path):
         number = errno.ENOSPC
     if number in _NOT_THERE:
-        return InputError(f"{path} {what}", _NOT_THERE[number], fix)
+        return InputError(f"{path} {what}", _NOT_THERE[number], "check the path" if fix == ANOTHER else fix)
     why = _REFUSED.get(number, said.strip().splitlines()[-1] if said.strip() else type(error).__name__)  # type: ignore[arg-type]
     return ToolchainError(f"{path} {what}", why, fix)
 

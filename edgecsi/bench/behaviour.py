@@ -92,6 +92,18 @@ class Sustained:
 
 
 @dataclass(frozen=True)
+class Runs:
+    """Several whole measurements of one bundle, each in a process of its own. By engine, the median of every run in
+    µs: a run's interval holds that run's median, and says nothing of the next run's."""
+
+    medians: dict[str, tuple[float, ...]]
+
+    def spread(self, engine: str) -> float:
+        """How far the slowest run of an engine lies above its fastest, as a share of the fastest."""
+        return max(self.medians[engine]) / min(self.medians[engine]) - 1
+
+
+@dataclass(frozen=True)
 class SelfCheck:
     """What the measurement finds where there is nothing to find.
 

@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 
 from edgecsi import disk
-from edgecsi.bench.behaviour import Deadline, Periodic, SelfCheck, Sustained
+from edgecsi.bench.behaviour import Deadline, Periodic, Runs, SelfCheck, Sustained
 from edgecsi.bench.statistics import Interval, Ratio, Summary
 from edgecsi.errors import DataError
 from edgecsi.schema import convert, one_line
@@ -279,6 +279,7 @@ class Result:
         periodic: calls at a given rate.
         sustained: a long run, second by second.
         self_check: the library against itself.
+        runs: the medians of several runs, of which this result is the middle one.
         commands: of edgecsi, that build the bundle and measure it again.
         program: the bundle's own example/main.c, which prints the C call's median.
     """
@@ -304,6 +305,7 @@ class Result:
     periodic: Periodic | None = None
     sustained: Sustained | None = None
     self_check: SelfCheck | None = None
+    runs: Runs | None = None
     commands: tuple[str, ...] = ()
     program: str = ""
     schema: int = SCHEMA

@@ -268,7 +268,7 @@ def parse_manifest(data: bytes, source: str) -> Manifest:
         raise BundleError(
             f"{source} has schema {schema}",
             f"this edgecsi reads schema {SCHEMA}",
-            "update edgecsi: pip install --upgrade edgecsi",
+            "update edgecsi: `git pull` in its clone, then `pip install -e .`",
         )
     if type(schema) is not int or schema != SCHEMA:
         _refuse(source, "schema", f"the number {SCHEMA}", schema)

@@ -5,6 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import re
+import subprocess
+import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +16,17 @@ import click
 
 from edgecsi import disk
 from edgecsi.cli import complete
-from edgecsi.cli.output import can_be_written, folder_can_be_written, json_option, note, progress, report
+from edgecsi.cli.output import (
+    Update,
+    can_be_written,
+    folded,
+    folder_can_be_written,
+    json_option,
+    note,
+    progress,
+    report,
+    room,
+)
 from edgecsi.errors import CheckFailed, UsageError
 from edgecsi.names import split_batch
 
@@ -97,6 +110,12 @@ if TYPE_CHECKING:
     metavar="FOLDER",
     help="Add the result to a folder of results, for edgecsi report and compare.",
 )
+@click.option(
+    "--repeat",
+    type=click.IntRange(2, 100),
+    metavar="N",
+    help="Measure N times, each in a process of its own, and say how far the runs lie apart.",
+)
 @click.option("--quick", is_flag=True, help="Measure less; the report says so.")
 @click.option("--model", help="PyTorch model for the other engines, where the bundle's is none of the zoo.")
 @click.option("--weights", metavar="FILE", help="Weights of the model, if the bundle was built with others.")
@@ -132,6 +151,7 @@ def command(
     cross_check: bool,
     self_check: bool,
     save: Path | None,
+    repeat: int | None,
     json_to: str | None,
 ) -> None:
     """Measure the latency of BUNDLE: one thread, one call a sample, percentiles with confidence intervals.
@@ -155,6 +175,10 @@ def command(
         raise click.UsageError("--cpu keeps to one CPU, --threads needs several")
     if cross_check and batch is not None:
         raise click.UsageError("--cross-check compares single calls, --batch measures others")
+    if repeat is not None and (
+        batch or rate or sustained or self_check or cross_check or device == "emulate"
+    ):
+        raise click.UsageError("--repeat compares plain latencies: leave --batch, --rate and their like away")
     if limits is (bundle is not None):
         raise click.UsageError("give either a BUNDLE or --limits")
     if bundle is None:
@@ -189,10 +213,12 @@ def command(
     if batch is not None and batch > 1:
         _say_calls(read_bundle(bundle), entry, batch)
     broken: BrokenOff | None = None
+    again: list[Result] = []
     with contextlib.closing(open_device(device, cpu=cpu)) as opened, progress("measuring") as update:
         protocol = QUICK if quick else FULL
         refuse(opened, wanted, seconds or protocol.seconds, batch)
         try:
+            again = _runs(bundle, repeat - 1, update) if repeat is not None else []
             result = run_bench(
                 bundle,
                 entry=entry,
@@ -209,6 +235,8 @@ def command(
             result = observe(result, bundle, opened, wanted, update)
         except BrokenOff as error:
             broken, result = error, error.result
+    if again and broken is None:
+        result = _middle([*again, result])
     result = repeatable(result, bundle, _arguments(click.get_current_context()))
     undecided: UsageError | None = None
     if limit is not None:
@@ -219,7 +247,7 @@ def command(
     if json_to == "-":
         click.echo(to_json(result), nl=False)
     else:
-        click.echo(table(result))
+        click.echo(folded(table(result, room())))
         if json_to is not None:
             disk.write(Path(json_to), to_json(result))
     if save is not None:
@@ -238,6 +266,36 @@ def command(
             f"at most {missed.limit:,.1f} µs are allowed",
             "edgecsi report shows where the time goes",
         )
+
+
+def _runs(bundle: Path, count: int, update: Update) -> list[Result]:
+    """The same command so many times, each in a process of its own."""
+    from edgecsi.bench.result import read_result
+
+    context = click.get_current_context()
+    arguments = _arguments(context, but=("repeat", "deadline"))
+    found = []
+    with disk.scratch() as folder:
+        for number in range(count):
+            update(number, count + 1, f"run {number + 1} of {count + 1}")
+            path = folder / f"{number}.json"
+            command = [sys.executable, "-m", "edgecsi", "bench", *arguments, "--quiet", "--json", str(path)]
+            done = subprocess.run(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+            if done.returncode:
+                click.echo(done.stderr.rstrip(), err=True)
+                context.exit(done.returncode)
+            found.append(read_result(path))
+    return found
+
+
+def _middle(results: Sequence[Result]) -> Result:
+    """The run with the middle median, and the medians of all."""
+    from edgecsi.bench.behaviour import Runs
+
+    ordered = sorted(results, key=lambda result: result.engines[0].warm.median)
+    names = [engine.name for engine in ordered[0].engines]
+    medians = {name: tuple(r.engine(name).warm.median for r in results) for name in names}
+    return replace(ordered[len(ordered) // 2], runs=Runs(medians))
 
 
 def _say_calls(bundle: Bundle, entry: str, batch: int) -> None:
@@ -266,7 +324,7 @@ def _save(result: Result, folder: Path) -> None:
             return
 
 
-def _arguments(context: click.Context) -> list[str]:
+def _arguments(context: click.Context, but: Sequence[str] = ()) -> list[str]:
     """The options that were given, as one would type them again."""
     given = [str(context.params["bundle"])]
     for option in context.command.params:
@@ -274,7 +332,7 @@ def _arguments(context: click.Context) -> list[str]:
         if name == "bundle" or not isinstance(option, click.Option):
             continue
         source = context.get_parameter_source(name)
-        if source is click.core.ParameterSource.COMMANDLINE and name not in ("json_to", "plot", "save"):
+        if source is click.core.ParameterSource.COMMANDLINE and name not in ("json_to", "plot", "save", *but):
             value = ",".join(value) if isinstance(value, tuple) else str(value)
             given += [option.opts[0]] if option.is_flag else [option.opts[0], value]
     return given

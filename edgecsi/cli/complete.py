@@ -51,7 +51,7 @@ def bundles(_context: click.Context, _parameter: click.Parameter, word: str) -> 
 def entries(context: click.Context, _parameter: click.Parameter, word: str) -> list[CompletionItem]:
     """The entries of the bundle that was written before, else those that most networks have."""
     names = ["encoder", "decoder", "full"]
-    with suppress(OSError, ValueError, AttributeError, TypeError):
+    with suppress(OSError, ValueError, AttributeError, TypeError, KeyError):
         manifest = Path(str(context.params["bundle"])) / "manifest.json"
         if manifest.stat().st_size < 8 << 20:
             names = list(json.loads(manifest.read_text(encoding="utf-8"))["entries"])

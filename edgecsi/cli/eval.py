@@ -74,8 +74,10 @@ def _text(result: Evaluation, recipe: str | None, note: str) -> str:
         "bundle": f"{result.bundle}, for {result.target}, on {result.device}",
         "data": f"{result.data}, {result.samples} samples",
         **accuracy.named(),
-        "rho": f"{result.rho:.4f}" if result.rho is not None else None,
-        "SGCS": f"{result.sgcs:.4f}" if result.sgcs is not None else None,
+        "rho": f"{result.rho:.4f} (cosine similarity by subcarrier; 1 is best)"
+        if result.rho is not None
+        else None,
+        "SGCS": f"{result.sgcs:.4f} (its square, as in 3GPP TR 38.843)" if result.sgcs is not None else None,
     }
     parts = [pairs({name: value for name, value in head.items() if value is not None})]
     if result.differences:

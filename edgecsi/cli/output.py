@@ -68,7 +68,7 @@ def report(result: Any, text: Callable[[], str], json_to: str | None) -> None:
     if json_to == "-":
         click.echo(as_json(result), nl=False)
         return
-    click.echo(text())
+    click.echo(folded(text()))
     if json_to is not None:
         disk.write(Path(json_to), as_json(result))
 
@@ -102,6 +102,8 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     widths = [max(map(len, column)) for column in together]
     least = [max(len(word) for text in column for word in text.split() or [""]) for column in together]
     numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(head))]
+    if sum(least) + 2 * (len(least) - 1) > room():
+        return "\n".join(_block(head, row) for row in cells)
     _narrow(widths, least)
 
     def line(texts: Sequence[str]) -> str:
@@ -119,12 +121,46 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 def _narrow(widths: list[int], least: Sequence[int]) -> None:
     """Make columns narrower until the table fits the terminal, if there is one, but never than their longest word."""
-    room = shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**6
-    while sum(widths) + 2 * (len(widths) - 1) > room:
+    while sum(widths) + 2 * (len(widths) - 1) > room():
         spare = [width - word for width, word in zip(widths, least, strict=True)]
         if max(spare) <= 0:
             return
         widths[max(range(len(widths)), key=lambda i: (spare[i] > 0, widths[i]))] -= 1
+
+
+def room() -> int:
+    """Columns of the terminal; where there is none, as many as one likes."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**6
+
+
+def folded(text: str) -> str:
+    """Text with lines no longer than the terminal, broken between words; commands to be copied stay whole."""
+    lines = []
+    for line in text.split("\n"):
+        if len(line) <= room() or line.startswith("next:"):
+            lines.append(line)
+            continue
+        indent = " " * (len(line) - len(line.lstrip()) + 2)
+        lines += textwrap.wrap(
+            line, room(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        )
+    return "\n".join(lines)
+
+
+def _block(head: Sequence[str], row: Sequence[str]) -> str:
+    """A row that has no room beside its neighbours: its first cell, and below it the others with their names."""
+    others = "  ".join(
+        f"{name} {value}" for name, value in zip(head[1:], row[1:], strict=True) if value != "-"
+    )
+    below = textwrap.wrap(
+        others,
+        room(),
+        initial_indent="  ",
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return "\n".join([row[0], *below])
 
 
 def _folded(text: str, width: int) -> list[str]:
@@ -136,7 +172,12 @@ def _folded(text: str, width: int) -> list[str]:
 def pairs(items: Mapping[str, object]) -> str:
     """One ``name  value`` a line."""
     width = max(map(len, items), default=0)
-    return "\n".join(f"{name.ljust(width)}  {_cell(value)}".rstrip() for name, value in items.items())
+    lines = []
+    for name, value in items.items():
+        first, *more = _folded(_cell(value), max(20, room() - width - 2)) or [""]
+        lines.append(f"{name.ljust(width)}  {first}".rstrip())
+        lines += [" " * (width + 2) + line for line in more]
+    return "\n".join(lines)
 
 
 def _cell(value: object) -> str:

@@ -92,10 +92,12 @@ def factories_in(path: Path) -> list[str]:
         raise ModelError(
             f"{path} cannot be read", f"{type(error).__name__}: {error}", "MODEL is path/file.py:factory"
         ) from error
+    kinds = (ast.FunctionDef, ast.ClassDef)  # a function is the likelier one
     return [
         node.name
+        for kind in kinds
         for node in tree.body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        if isinstance(node, kind) and not node.name.startswith("_")
     ]
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from edgecsi.bench.behaviour import REPORTING_MS, SLOT_MS, Sustained
 from edgecsi.bench.result import Result
 from edgecsi.report import svg
@@ -111,6 +113,26 @@ def periodic(result: Result) -> list[Part]:
             "Between two reports the core may sleep and its caches serve others. The difference is what a real "
             f"system sees and a benchmark in a loop does not. {found.late:,} of {found.call.samples:,} calls were due "
             "before the one before had ended."
+        ),
+    ]
+
+
+def runs(result: Result) -> list[Part]:
+    """Several runs beside each other."""
+    if (found := result.runs) is None:
+        return []
+    rows = [
+        (name, *(number(min(m)), number(float(np.median(m))), number(max(m))), f"{found.spread(name):.1%}")
+        for name, m in found.medians.items()
+    ]
+    count = len(next(iter(found.medians.values())))
+    return [
+        Table(
+            f"Medians of {count} runs, µs", ("engine", "fastest", "middle", "slowest", "spread"), tuple(rows)
+        ),
+        Text(
+            "Each run was a process of its own, with its memory elsewhere. The interval of one run holds that run's "
+            "median only; the spread is what to expect of the next run. The rest of this page is the middle run."
         ),
     ]
 

@@ -97,6 +97,7 @@ def sections(shown: Shown, baseline: str | None) -> list[Section]:
         Section("The deadline", tuple(behaviour.deadline(shown.result))),
         Section("Over time", tuple(behaviour.over_time(shown.result))),
         Section("At the rate of reports", tuple(behaviour.periodic(shown.result))),
+        Section("Run after run", tuple(behaviour.runs(shown.result))),
         Section("The measurement against itself", tuple(behaviour.self_check(shown.result))),
         Section("Conditions", tuple(conditions(shown.result))),
         Section("Do it again", tuple(repeat(shown))),

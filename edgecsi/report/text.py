@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,17 +10,20 @@ import numpy as np
 from edgecsi.bench.result import LayerTime, Limits, Result, Throughput
 from edgecsi.bench.statistics import Ratio
 
+ANY = 10**6
+"""Columns of what is no terminal."""
 
-def table(result: Result) -> str:
-    """The result as plain text for a terminal."""
+
+def table(result: Result, room: int = ANY) -> str:
+    """The result as plain text for a terminal that has room for so many columns."""
     return "\n\n".join(
         part
         for part in (
             _head(result),
-            _latencies(result),
-            _throughput(result.throughput),
+            _latencies(result, room),
+            _throughput(result.throughput, room),
             _notes(result),
-            times_table(result.layers),
+            times_table(result.layers, room),
         )
         if part
     )
@@ -46,7 +50,7 @@ def _head(result: Result) -> str:
     return "\n".join(lines)
 
 
-def _latencies(result: Result) -> str:
+def _latencies(result: Result, room: int) -> str:
     if not result.engines:
         return ""
     rows = [["µs", "median", "95 % interval", "p90", "p95", "p99", "min", "max", "cold L2", "edgecsi is"]]
@@ -68,7 +72,7 @@ def _latencies(result: Result) -> str:
                 "" if compared is None else ratio_text(compared.warm),
             ]
         )
-    return columns(rows)
+    return columns(rows, room=room)
 
 
 def ratio_text(ratio: Ratio) -> str:
@@ -78,6 +82,17 @@ def ratio_text(ratio: Ratio) -> str:
 
 def _notes(result: Result) -> str:
     lines = []
+    if result.engines:
+        lines.append(
+            '"95 % interval" holds the median of this run; another run may lie outside (--repeat N shows it)'
+        )
+        lines.append(
+            '"cold L2" = single calls, each after 8 MB of other data, as in a program that does more than this'
+        )
+    if result.validity.state != "valid":
+        lines.append(
+            f"{result.validity.state}: do not quote these times; end what else runs, and measure again"
+        )
     if result.comparisons:
         lines.append('"edgecsi is" = its time over that engine\'s, with 95 % interval; below 1 it is faster')
     for engine in result.engines:
@@ -122,6 +137,12 @@ def _behaviour(result: Result) -> list[str]:
         lines.append(
             f"over {len(run.seconds)} turns of a second: {run.trend}, {run.change:+.1%}{since}{energy}"
         )
+    if (runs := result.runs) is not None:
+        lines += [
+            f"{name}, {len(medians)} runs in processes of their own: medians {number(min(medians))} to "
+            f"{number(max(medians))} µs, a spread of {runs.spread(name):.1%}; this is the middle run"
+            for name, medians in runs.medians.items()
+        ]
     if (check := result.self_check) is not None:
         lines.append(
             f"against itself: {ratio_text(check.ratio)}" + ("" if check.agrees else ", which should hold 1")
@@ -139,7 +160,7 @@ def _behaviour(result: Result) -> list[str]:
     return lines
 
 
-def _throughput(found: Throughput | None) -> str:
+def _throughput(found: Throughput | None, room: int) -> str:
     if found is None:
         return ""
     rows = [["samples/s", "batch", "threads", "median", "95 % interval"]]
@@ -158,10 +179,10 @@ def _throughput(found: Throughput | None) -> str:
         f"batch {gain.batch} on {gain.threads} thread{'s' if gain.threads > 1 else ''}"
         for gain in found.gains
     ]
-    return "\n".join([columns(rows), *lines])
+    return "\n".join([columns(rows, room=room), *lines])
 
 
-def times_table(layers: Sequence[LayerTime]) -> str:
+def times_table(layers: Sequence[LayerTime], room: int = ANY) -> str:
     """Measured layers as plain text; empty if there are none."""
     if not layers:
         return ""
@@ -182,7 +203,7 @@ def times_table(layers: Sequence[LayerTime]) -> str:
         if known:
             row.append("-" if layer.share is None else f"{layer.share:.0%} {layer.bound}")
         rows.append(row)
-    return columns(rows)
+    return columns(rows, room=room)
 
 
 def limits_table(limits: Limits) -> str:
@@ -199,9 +220,12 @@ def limits_table(limits: Limits) -> str:
     return "\n".join([*lines, *(f"  note: {reason}" for reason in limits.validity.reasons)])
 
 
-def columns(rows: list[list[str]], indent: str = "") -> str:
-    """Rows of text in aligned columns, the first one to the left, the others to the right."""
+def columns(rows: list[list[str]], indent: str = "", room: int = ANY) -> str:
+    """Rows of text in aligned columns, the first one to the left, the others to the right; where they have no room, the
+    cells of a row one after the other with their names."""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    if len(indent) + sum(widths) + 2 * (len(widths) - 1) > room:
+        return "\n".join(_block(rows[0], row, room) for row in rows[1:])
     return "\n".join(
         (
             indent
@@ -211,6 +235,15 @@ def columns(rows: list[list[str]], indent: str = "") -> str:
         ).rstrip()
         for row in rows
     )
+
+
+def _block(head: Sequence[str], row: Sequence[str], room: int) -> str:
+    cells = [f"{name} {cell}" for name, cell in zip(head[1:], row[1:], strict=True) if cell]
+    below = textwrap.wrap(
+        "  ".join(cells), room, initial_indent="  ", subsequent_indent="  ", break_long_words=False,
+        break_on_hyphens=False,
+    )  # fmt: skip
+    return "\n".join([f"{row[0]}, {head[0]}" if head[0] == "µs" else row[0], *below])
 
 
 def number(value: float | None) -> str:

@@ -1,0 +1,77 @@
+"""What the documentation tells to type exists; the cheap commands are typed. `python -m tests.documented` types all."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+
+from edgecsi.cli import main
+from edgecsi.errors import UsageError
+from tests.documented import FILES, PAGES, Command, commands, parse
+
+EVERY = [command for page in PAGES for command in commands(page)]
+OURS = [command for command in EVERY if command.text.startswith("edgecsi ")]
+NOT_COMMANDS = ("edgecsi VERB --help", "edgecsi over RPC")  # a placeholder, and the name of an engine
+CHEAP = ("models", "targets", "recipes", "help", "records list", "device list", "data info")
+
+
+def test_there_are_commands_on_every_page() -> None:
+    assert len(OURS) > 100
+    assert {command.page for command in OURS} == set(PAGES)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_verbs_and_options_of_a_page_exist(page: Path) -> None:
+    wrong = []
+    for command in OURS:
+        if command.page != page or command.text in NOT_COMMANDS:
+            continue
+        for part in command.text.split("&&"):
+            if not (text := part.strip()).startswith("edgecsi "):
+                continue
+            try:
+                parse(text, whole=not command.inline and "…" not in text)
+            except (click.ClickException, UsageError, ValueError) as error:
+                wrong.append(f"{command}: {getattr(error, 'message', error)}")
+    assert not wrong, "\n".join(wrong)
+
+
+def test_a_wrong_option_on_a_page_is_found() -> None:
+    for text in (
+        "edgecsi build a --target host --no-such",
+        "edgecsi bulid",
+        "edgecsi build a",
+        "edgecsi bench b --batch x",
+    ):
+        with pytest.raises((click.ClickException, UsageError)):
+            parse(text)
+    with pytest.raises(click.ClickException):
+        parse("edgecsi build … --no-such", whole=False)
+
+
+def test_cheap_commands_run_as_they_are_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for name, text in FILES.items():
+        Path(name).write_text(text)
+    failed = []
+    for command in {
+        command.text: command for command in OURS if not command.inline and _cheap(command)
+    }.values():
+        code = main(shlex.split(command.text, comments=True)[1:])
+        said = capsys.readouterr()
+        if code or "Traceback" in said.err:
+            failed.append(f"{command}: {code}: {said.err}")
+    assert not failed, "\n".join(failed)
+
+
+def _cheap(command: Command) -> bool:
+    words = command.text.removeprefix("edgecsi ")
+    return (words.startswith(CHEAP) and ".toml" not in words) or (
+        "--dry-run" in words and "deploy" not in words
+    )

@@ -1,0 +1,67 @@
+"""The cheap part of the first hour, without a terminal and on one; `python -m tests.first_hour` replays all of it."""
+
+from __future__ import annotations
+
+import os
+import shlex
+from pathlib import Path
+
+import pytest
+
+from edgecsi import cli
+from tests.first_hour import LIGHT, MEDIUM, Step, on_terminal, prepare, words_of, wrong
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str]]:
+    folder = tmp_path_factory.mktemp("hour")
+    return folder, prepare(folder)
+
+
+@pytest.mark.parametrize("step", [*LIGHT, *MEDIUM], ids=lambda step: step.line)
+@pytest.mark.filterwarnings("default")
+def test_it_ends_as_it_should(
+    step: Step,
+    place: tuple[Path, dict[str, str]],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(place[0])
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(place[0] / "config"))
+    monkeypatch.syspath_prepend(str(place[0]))
+    code = cli.main(words_of(step)[1:])
+    said = capsys.readouterr()
+    found = list(wrong(step, code, said.out + said.err))
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("width", [60])
+@pytest.mark.parametrize(
+    "line",
+    ["models", "recipes", "targets", "targets show rpi5", "recipes show int8-static", "device list", "bulid"],
+)
+def test_tables_fit_the_terminal(line: str, width: int, place: tuple[Path, dict[str, str]]) -> None:
+    step = Step(f"edgecsi {line}", 2 if line == "bulid" else 0)
+    found = list(on_terminal(step, *place, width=width))
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("build csin", "csinet-cr4"), ("build x --target rp", "rpi4"), ("build x --recipe int8-d", "int8-dynamic"),
+        ("build x --entry de", "decoder"), ("bench b --against onnxruntime,op", "onnxruntime,openvino"),
+        ("eval b --device em", "emulate"), ("help da", "data"), ("tune csin", "csinet-cr4"), ("targets show ho", "host"),
+    ],
+)  # fmt: skip
+def test_the_tab_key(
+    words: str, name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As bash asks, by way of the environment."""
+    from click.shell_completion import BashComplete
+
+    typed = ["edgecsi", *shlex.split(words)]
+    monkeypatch.setitem(os.environ, "COMP_WORDS", " ".join(typed))
+    monkeypatch.setitem(os.environ, "COMP_CWORD", str(len(typed) - 1))
+    offered = BashComplete(cli.cli, {"obj": cli.Settings()}, "edgecsi", "_EDGECSI_COMPLETE").complete()
+    assert name in [line.partition(",")[2] for line in offered.splitlines()]
