@@ -27,7 +27,10 @@ import click
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md",
-    *(ROOT / "docs" / f"{name}.md" for name in ("quickstart", "troubleshooting", "choosing-compression")),
+    *(
+        ROOT / "docs" / f"{name}.md"
+        for name in ("quickstart", "troubleshooting", "choosing-compression", "compression")
+    ),
     *sorted((ROOT / "docs" / "how-to").glob("*.md")),
 ]
 

@@ -144,7 +144,7 @@ MEDIUM = [
     ),
 ]
 HEAVY = [
-    Step("edgecsi doctor", 0, ("QEMU",)),
+    Step("edgecsi doctor", 0, ("qemu-aarch64",)),
     Step("edgecsi build codec.py:make --target host --recipe int8-dynamic --calib one.npy -o one", 0, ("1 sample",)),
     Step("edgecsi build codec.py:make --target host", 0, ("codec-host", "fp32 network", "passed")),
     Step("edgecsi build codec.py:make --target rpi4", 0, ("codec-rpi4",)),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import shlex
+from dataclasses import fields
 from pathlib import Path
 
 import click
 import pytest
 
 from edgecsi.cli import main
+from edgecsi.compress import recipe
 from edgecsi.errors import UsageError
-from tests.documented import FILES, PAGES, Command, commands, parse
+from tests.documented import FILES, PAGES, ROOT, Command, commands, parse
 
 EVERY = [command for page in PAGES for command in commands(page)]
 OURS = [command for command in EVERY if command.text.startswith("edgecsi ")]
@@ -37,6 +40,24 @@ def test_verbs_and_options_of_a_page_exist(page: Path) -> None:
             except (click.ClickException, UsageError, ValueError) as error:
                 wrong.append(f"{command}: {getattr(error, 'message', error)}")
     assert not wrong, "\n".join(wrong)
+
+
+def test_every_key_of_a_recipe_is_explained() -> None:
+    page = (ROOT / "docs" / "choosing-compression.md").read_text(encoding="utf-8")
+    for kind in (recipe.Prune, recipe.Quantize, recipe.Cluster, recipe.LowRank, recipe.Distill, recipe.Halve):
+        names = [kind.do, *(field.name.replace("_", "-") for field in fields(kind))]
+        assert [name for name in names if f"`{name}`" not in page] == []
+    (written,) = re.findall(r"```toml\n(.*?)```", page, re.S)
+    assert len(recipe.parse(written, "mine").steps) == 2
+
+
+def test_links_between_pages_lead_somewhere() -> None:
+    lost = []
+    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "how-to").glob("*.md")]:
+        for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
+            if not (page.parent / link).exists():
+                lost.append(f"{page.relative_to(ROOT)}: {link}")
+    assert lost == []
 
 
 def test_a_wrong_option_on_a_page_is_found() -> None:
