@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from edgecsi.cli import complete
 from edgecsi.cli.build import shape
 from edgecsi.cli.output import can_be_written, columns, json_option, pairs, progress, report
+from edgecsi.errors import UsageError
 
 if TYPE_CHECKING:
     from edgecsi.tune.result import TunedLayer, TuneResult
+
+
+def decibels(context: click.Context, option: click.Parameter, text: str) -> float:
+    """``0.1dB`` or ``0.1``."""
+    try:
+        found = float(text.lower().removesuffix("db"))
+    except ValueError:
+        found = -1.0
+    if not 0 <= found <= 100:
+        raise click.BadParameter(f"{text} is no loss such as 0.1dB", context, option)
+    return found
 
 
 @click.command()
@@ -69,6 +81,27 @@ if TYPE_CHECKING:
     callback=can_be_written,
     help="Also as a page: every layer's default and best, all that was tried, what limits it now.",
 )
+@click.option(
+    "--allow",
+    callback=lambda context, option, text: tuple(text.split(",")) if text else (),
+    metavar="F,...",
+    help="Let dense layers have fewer bits: `f16`, `int8`. Which, and where, is decided by time and by --max-loss.",
+)
+@click.option(
+    "--max-loss",
+    callback=decibels,
+    default="0.1dB",
+    show_default=True,
+    metavar="X",
+    help="What that may cost on --data.",
+)
+@click.option("--data", default="test", show_default=True, metavar="DATA", help="Your data, as for eval.")
+@click.option(
+    "--save-recipe",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE.toml",
+    help="The recipe that says which layers have fewer bits, for build  [default: MODEL-TARGET.toml].",
+)
 @json_option
 def command(
     model: str,
@@ -84,6 +117,10 @@ def command(
     minutes: float | None,
     records: Path | None,
     page: Path | None,
+    allow: tuple[str, ...],
+    max_loss: float,
+    data: str,
+    save_recipe: Path | None,
     json_to: str | None,
 ) -> None:
     """Measure on a device which kernels, formats and knobs are best for MODEL's layers.
@@ -97,25 +134,29 @@ def command(
       edgecsi tune csinet-cr4 --target host
       edgecsi tune csinet-cr4 --target rpi4 --device ssh://pi@raspberrypi --minutes 10
       edgecsi tune csinet-cr4 --target rpi4 --device pi-a --device pi-b
+      edgecsi tune csinet-cr4 --target host --allow f16,int8 --max-loss 0.1dB --data my-channels.npz
     """
     from edgecsi.tune.network import tune
+    from edgecsi.tune.precision import tune_with
 
-    with progress(f"tuning {model} for {target}") as update:
-        result = tune(
-            model,
-            target,
-            device=devices,
-            entry=entry,
-            weights=weights,
-            recipe=recipe,
-            calib=calib,
-            input_shape=input_shape,
-            allow_random=random_weights,
-            trials=trials,
-            minutes=minutes,
-            records=records,
-            progress=update,
+    options: dict[str, Any] = {
+        "device": devices, "entry": entry, "weights": weights, "recipe": recipe, "calib": calib,
+        "input_shape": input_shape, "allow_random": random_weights, "trials": trials, "minutes": minutes,
+        "records": records,
+    }  # fmt: skip
+    if allow and recipe is not None:
+        raise UsageError(
+            "--allow and --recipe do not go together", "each makes another network", "choose one"
         )
+    with progress(f"tuning {model} for {target}") as update:
+        if allow:
+            del options["recipe"]
+            name = save_recipe or Path(f"{Path(model.partition(':')[0]).stem}-{Path(target).stem}.toml")
+            result = tune_with(
+                model, target, allow=allow, max_loss_db=max_loss, data=data, recipe_to=name, progress=update, **options
+            )  # fmt: skip
+        else:
+            result = tune(model, target, progress=update, **options)
     if page is not None:
         from edgecsi import disk
         from edgecsi.report.html import html
@@ -144,6 +185,12 @@ def _text(result: TuneResult) -> str:
         "measured": f"{result.measured} settings in {result.seconds:.0f} s{known}",
         "records": result.records,
     }
+    if (fewer := result.precision) is not None:
+        for layer, what in fewer.formats.items():
+            summary[layer] = what
+        summary["loss"] = f"{fewer.loss_db:.3f} dB on {fewer.data}, {fewer.max_loss_db:g} allowed"
+        summary["in fp32"] = f"{fewer.fp32_us:.4g} {unit} tuned, all entries"
+        summary["recipe"] = fewer.recipe or "none: nothing is faster within the loss"
     if not result.complete:
         summary["unfinished"] = "time was up; the same command goes on"
     return "\n\n".join([*parts, pairs(summary)])

@@ -27,31 +27,36 @@ def loss_db(metric: str, before: float, after: float) -> float:
     return 10 * math.log10(max(after, _LEAST_BER) / max(before, _LEAST_BER))
 
 
-@torch.no_grad()
 def say_loss(name: str, before: nn.Module, after: nn.Module, x: Tensor) -> None:
-    """Say in words if a compressed network is worse on inputs ``[N, …]`` than the network was. One that reconstructs is
-    judged by its NMSE, if that is any good; others by how far their answers are from those of before."""
+    """Say in words if a compressed network is much worse on inputs ``[N, …]`` than the network was."""
+    found = loss_of(before, after, x)
+    if found is not None and found[0] > WORTH_SAYING_DB:
+        warnings.warn(Notice(f"{name} loses {found[0]:.1f} dB: {found[1]}"), stacklevel=3)
+
+
+@torch.no_grad()
+def loss_of(before: nn.Module, after: nn.Module, x: Tensor) -> tuple[float, str] | None:
+    """What a compressed network loses on inputs ``[N, …]``, in dB and in words; None if it has nothing to lose there. One
+    that reconstructs is judged by its NMSE, if that is any good; others by how far their answers are from those of
+    before."""
     from edgecsi.channels.metrics import nmse_db
 
     try:
         was, now = before(x), after(x)
     except (RuntimeError, ValueError, AssertionError):  # a network may take its example's batch alone
-        return
+        return None
     if not isinstance(was, Tensor):
-        return
+        return None
     figures = [nmse_db(x.numpy(), y.numpy()) for y in (was, now)] if was.shape == x.shape else [math.inf] * 2
     if figures[0] < 0:
-        lost = loss_db("nmse_db", *figures)
-        of = f"NMSE of the fp32 network {figures[0]:.2f} dB, of the compressed network in PyTorch {figures[1]:.2f} dB"
-    elif was.shape == x.shape and x.shape[1:] == (2, 32, 32):
-        return  # an untrained network for channels has nothing to lose
-    else:
-        power = float((was - was.mean(0)).square().mean() + 1e-6 * was.square().mean())
-        apart = float((now - was).square().mean())
-        if not 0 < apart / max(power, 1e-30) < math.inf:
-            return
-        difference = 10 * math.log10(apart / power)
-        lost = loss_db("difference_db", -math.inf, difference)
-        of = f"its answers in PyTorch differ from the fp32 network's by {difference:.1f} dB of their power"
-    if lost > WORTH_SAYING_DB:
-        warnings.warn(Notice(f"{name} loses {lost:.1f} dB: {of}"), stacklevel=3)
+        text = f"NMSE of the fp32 network {figures[0]:.2f} dB, of the compressed network in PyTorch {figures[1]:.2f} dB"
+        return loss_db("nmse_db", *figures), text
+    if was.shape == x.shape and x.shape[1:] == (2, 32, 32):
+        return None  # an untrained network for channels has nothing to lose
+    power = float((was - was.mean(0)).square().mean() + 1e-6 * was.square().mean())
+    apart = float((now - was).square().mean()) / max(power, 1e-30)
+    if not apart < math.inf:
+        return None
+    difference = 10 * math.log10(max(apart, 1e-30))
+    text = f"its answers in PyTorch differ from the fp32 network's by {difference:.1f} dB of their power"
+    return loss_db("difference_db", -math.inf, difference), text

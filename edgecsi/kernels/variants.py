@@ -52,6 +52,15 @@ def estimate(kernel: Kernel, op: Op, target: Target, knobs: Knobs) -> Cost:
     return replace(cost, seconds=cost.seconds * factor + target.call_us * 1e-6)
 
 
+def grid(kernel: Kernel, op: Op, target: Target) -> dict[str, tuple[int, ...]]:
+    """Values worth trying for every knob, those that are chosen without tuning among them."""
+    default = kernel.knobs(op, target)
+    return {
+        knob: tuple(values) if default[knob] in values else tuple(sorted({*values, default[knob]}))
+        for knob, values in kernel.space(op, target).items()
+    }
+
+
 def candidates(op: Op, target: Target) -> tuple[list[tuple[Kernel, Knobs, Cost]], dict[str, str]]:
     """Kernels that can compute `op` on `target`, fastest predicted first, and why the others cannot."""
     found, refused = [], {}

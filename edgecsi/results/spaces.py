@@ -19,7 +19,7 @@ from edgecsi import cpu, disk
 from edgecsi import target as targets
 from edgecsi.errors import EdgecsiError
 from edgecsi.kernels.records import Record, append, read_records
-from edgecsi.kernels.variants import all_kernels, candidates, estimate
+from edgecsi.kernels.variants import all_kernels, candidates, estimate, grid
 from edgecsi.kernels.workload import workload
 from edgecsi.results.files import write_json
 from edgecsi.target import Target
@@ -71,7 +71,7 @@ def dump(layer: tuple[str, str, str, str], target: Target, timer: Timer, counted
     where = cpu.llvm_name() or target.mcpu if not counted else target.mcpu
     bench = Bench(work.choice.op, target, Devices([timer]), work.beside, counted)
     grids = {
-        kernel.name: (knobs, kernel.space(work.choice.op, target))
+        kernel.name: (knobs, grid(kernel, work.choice.op, target))
         for kernel, knobs, _ in candidates(work.choice.op, target)[0]
         if any(word in kernel.name for word in words.split() or [""])
     }
@@ -98,11 +98,11 @@ def dump(layer: tuple[str, str, str, str], target: Target, timer: Timer, counted
     made = {
         kernel: {
             "default": dict(knobs),
-            "grid": {knob: list(values) for knob, values in grid.items()},
-            "times": [None if t is None else round(t, 4) for t in times(points(kernel, grid))],
-            "predicted": [_predicted(work, target, s) for s in points(kernel, grid)],
+            "grid": {knob: list(some) for knob, some in values.items()},
+            "times": [None if t is None else round(t, 4) for t in times(points(kernel, values))],
+            "predicted": [_predicted(work, target, s) for s in points(kernel, values)],
         }
-        for kernel, (knobs, grid) in grids.items()
+        for kernel, (knobs, values) in grids.items()
     }
     default = min(
         grids, key=lambda kernel: _predicted(work, target, Setting.of(kernel, grids[kernel][0])) or 1e9
@@ -114,11 +114,11 @@ def dump(layer: tuple[str, str, str, str], target: Target, timer: Timer, counted
     })  # fmt: skip
 
 
-def points(kernel: str, grid: Mapping[str, Sequence[int]]) -> list[Setting]:
+def points(kernel: str, values: Mapping[str, Sequence[int]]) -> list[Setting]:
     """All settings of a kernel's grid, the last knob changing fastest."""
     return [
-        Setting.of(kernel, dict(zip(grid, values, strict=True)))
-        for values in itertools.product(*grid.values())
+        Setting.of(kernel, dict(zip(values, some, strict=True)))
+        for some in itertools.product(*values.values())
     ]
 
 

@@ -23,7 +23,7 @@ from edgecsi import target as targets
 from edgecsi.device import open_device
 from edgecsi.errors import CheckFailed, ConnectionLost, TargetError, Unreachable, UsageError
 from edgecsi.kernels.records import Means, Record, append, own_file, read_records
-from edgecsi.kernels.variants import all_kernels, candidates
+from edgecsi.kernels.variants import all_kernels, candidates, grid
 from edgecsi.kernels.workload import workload
 from edgecsi.lower.graph import Graph
 from edgecsi.lower.plan_calls import Planner
@@ -238,7 +238,7 @@ def _search(
 
     space = Space(
         Setting.of(work.choice.kernel.name, work.choice.knobs),
-        {kernel.name: (knobs, kernel.space(op, target)) for kernel, knobs, _ in found},
+        {kernel.name: (knobs, grid(kernel, op, target)) for kernel, knobs, _ in found},
         predict,
     )
     before: dict[Setting, Time | None] = {}

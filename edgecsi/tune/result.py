@@ -76,6 +76,23 @@ class TunedLayer:
 
 
 @dataclass(frozen=True)
+class Precision:
+    """Which layers have fewer bits.
+
+    Attributes:
+        recipe: the file that says so, to build with; empty if nothing was gained. data: what the loss was found on.
+        max_loss_db, loss_db: allowed and found. formats: by layer. fp32_us: the tuned network without, all entries.
+    """
+
+    recipe: str
+    data: str
+    max_loss_db: float
+    loss_db: float
+    formats: Mapping[str, str]
+    fp32_us: float
+
+
+@dataclass(frozen=True)
 class TuneResult:
     """What a search of a network found.
 
@@ -84,7 +101,7 @@ class TuneResult:
         entries: by entry, the time of the whole network with the defaults and with the choices, and their ratio with
             its 95 % interval.
         records: the file they were written to. measured, known: settings measured now, and taken from there.
-        complete: False if time or trials ran out first.
+        complete: False if time or trials ran out first. precision: where fewer bits were allowed.
     """
 
     model: str
@@ -100,6 +117,7 @@ class TuneResult:
     known: int
     seconds: float
     complete: bool
+    precision: Precision | None = None
     schema: int = SCHEMA
     kind: Literal["edgecsi tune"] = "edgecsi tune"
 

@@ -100,6 +100,16 @@ def test_a_fifth_of_the_measurements_comes_within_three_percent_on_real_spaces(p
     assert machine.asked <= space.size // 5 + sum(t is None for t in found.tried.values())
 
 
+def test_there_are_spaces_of_two_cpus() -> None:
+    """And at least four kernels of each."""
+    kernels: dict[str, set[str]] = {}
+    for path in DUMPS:
+        tree = json.loads(path.read_text())
+        kernels.setdefault(tree["cpu"], set()).update(tree["kernels"])
+    assert len(kernels) >= 2
+    assert all(len(found) >= 4 for found in kernels.values())
+
+
 def test_the_default_wins_ties_and_noise() -> None:
     space, times = rugged(0)
     flat: dict[Setting, float | None] = dict.fromkeys(times, 10.0)
