@@ -11,6 +11,7 @@ from edgecsi.cli import complete
 from edgecsi.cli.build import shape
 from edgecsi.cli.output import can_be_written, columns, json_option, pairs, progress, report
 from edgecsi.errors import UsageError
+from edgecsi.names import split_batch
 
 if TYPE_CHECKING:
     from edgecsi.tune.result import TunedLayer, TuneResult
@@ -55,6 +56,14 @@ def decibels(context: click.Context, option: click.Parameter, text: str) -> floa
 @click.option("--recipe", shell_complete=complete.recipes, help="As for build.")
 @click.option("--calib", metavar="DATA", help="As for build.")
 @click.option("--input-shape", callback=shape, metavar="1,2,32,32", help="As for build.")
+@click.option(
+    "--batch",
+    "batches",
+    type=click.IntRange(2, 4096),
+    multiple=True,
+    metavar="N",
+    help="Also entries that take N inputs at once, as for build.",
+)
 @click.option(
     "--trials",
     type=click.IntRange(1, 100_000),
@@ -113,6 +122,7 @@ def command(
     recipe: str | None,
     calib: str | None,
     input_shape: tuple[int, ...] | None,
+    batches: tuple[int, ...],
     trials: int,
     minutes: float | None,
     records: Path | None,
@@ -142,7 +152,7 @@ def command(
     options: dict[str, Any] = {
         "device": devices, "entry": entry, "weights": weights, "recipe": recipe, "calib": calib,
         "input_shape": input_shape, "allow_random": random_weights, "trials": trials, "minutes": minutes,
-        "records": records,
+        "records": records, "batches": sorted(set(batches)),
     }  # fmt: skip
     if allow and recipe is not None:
         raise UsageError(
@@ -178,6 +188,8 @@ def _text(result: TuneResult) -> str:
         (name, e.default_us, e.tuned_us, f"{e.ratio:.3f}", f"{e.low:.3f} to {e.high:.3f}")
         for name, e in result.entries.items()
     ]
+    if len({split_batch(name)[1] for name in result.entries}) > 1:
+        parts.append(_batches(result))
     parts.append(columns(("in place", f"default {unit}", f"tuned {unit}", "ratio", "95 % interval"), entries))
     known = f", {result.known} more were known" if result.known else ""
     summary = {
@@ -194,6 +206,16 @@ def _text(result: TuneResult) -> str:
     if not result.complete:
         summary["unfinished"] = "time was up; the same command goes on"
     return "\n\n".join([*parts, pairs(summary)])
+
+
+def _batches(result: TuneResult) -> str:
+    """What a sample takes, alone and in batches: which of them is best for throughput."""
+    each = {name: entry.tuned_us / split_batch(name)[1] for name, entry in result.entries.items()}
+    rows = []
+    for name, us in each.items():
+        best = min(us for other, us in each.items() if split_batch(other)[0] == split_batch(name)[0])
+        rows.append((name, us, 1e6 / us, "best" if us == best else ""))
+    return columns(("entry", "tuned µs a sample", "samples a second", ""), rows)
 
 
 def _what(layer: TunedLayer) -> str:

@@ -78,7 +78,12 @@ def lower(
         use_records(chosen, target, records)
     with net("plan_calls"):
         planner = Planner(graph, chosen, target)
-        entries = [planner.entry(entry, 1), *(planner.entry(batch_entry(entry, n), n) for n in batches)]
+        entries = [planner.entry(entry, 1)]
+        for count in batches:
+            wide = planner.batched(count)
+            if records is not None:
+                use_records([c for c in wide if not any(c is plain for plain in chosen)], target, records)
+            entries.append(planner.entry(batch_entry(entry, count), count, wide))
     for planned in entries:
         dump(f"plan-{planned.name}", describe(planned))
     return entries

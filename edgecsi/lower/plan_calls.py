@@ -6,6 +6,7 @@ between them runs sample by sample, so that its activations stay in the cache.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -48,17 +49,26 @@ class Planner:
         self.graph, self.chosen, self.target = graph, chosen, target
         self.single = [self._steps(choice) for choice in chosen]
 
-    def entry(self, name: str, batch: int) -> Entry:
-        """The entry that takes `batch` inputs at once."""
+    def batched(self, batch: int) -> list[Choice | Node]:
+        """The choices for `batch` inputs at once: those of fully connected layers are of all of them."""
+        return [
+            self._whole(choice, batch) if batch > 1 and _takes_batches(choice) else choice
+            for choice in self.chosen
+        ]
+
+    def entry(self, name: str, batch: int, chosen: Sequence[Choice | Node] | None = None) -> Entry:
+        """The entry that takes `batch` inputs at once, by default with what :meth:`batched` chooses."""
         steps: list[Step] = []
         needs: list[Need] = []
         segment, was_looped = 0, True
-        for choice, single in zip(self.chosen, self.single, strict=True):
-            whole = batch > 1 and isinstance(choice, Choice) and _takes_batches(choice.op)
+        for choice, plain, single in zip(
+            chosen or self.batched(batch), self.chosen, self.single, strict=True
+        ):
+            whole = batch > 1 and _takes_batches(plain)
             if whole or not was_looped:
                 segment += 1
             was_looped = not whole
-            made = [self._whole(choice, batch)] if whole and isinstance(choice, Choice) else single
+            made = single if choice is plain else self._steps(choice)
             steps += made
             needs += [Need(s.reads, s.writes, s.scratch, segment, not whole) for s in made]
         memory = plan_memory(self.graph, needs, batch)
@@ -124,8 +134,9 @@ class Planner:
         scratch = kernel.scratch(op, self.target, knobs)
         return Step(function, choice.reads, choice.node.output, constants, scratch, report)
 
-    def _whole(self, choice: Choice, batch: int) -> Step:
+    def _whole(self, choice: Choice | Node, batch: int) -> Choice:
         """A fully connected layer for the whole batch, with the kernel that is best for that."""
+        assert isinstance(choice, Choice)
         op = choice.op
         operands = [v for f in choice.node.epilogue if (v := f.operand) is not None]
         layouts = iter(
@@ -138,9 +149,7 @@ class Planner:
         wide = replace(op, x=x, y=y, epilogue=epilogue)
         found, _ = candidates(wide, self.target)
         kernel, knobs, cost = found[0]
-        return self._step(
-            Choice(choice.node, wide, kernel, knobs, cost, f"for {batch} at once", choice.reads)
-        )
+        return Choice(choice.node, wide, kernel, knobs, cost, f"for {batch} at once", choice.reads)
 
     def _batched(self, value: Value, layout: Layout | None, batch: int) -> Layout:
         assert layout is not None
@@ -165,8 +174,8 @@ def _binary(op: Op) -> list[Any]:
     return [s for s in op.epilogue if s.operand is not None]
 
 
-def _takes_batches(op: Op) -> bool:
-    return isinstance(op, Dense) and op.x.shape[0] == 1
+def _takes_batches(choice: Choice | Node) -> bool:
+    return isinstance(choice, Choice) and isinstance(choice.op, Dense) and choice.op.x.shape[0] == 1
 
 
 def describe(entry: Entry) -> str:

@@ -20,13 +20,12 @@ from typing import Any
 
 from edgecsi import cpu, disk
 from edgecsi import target as targets
+from edgecsi.codegen.program import Entry
 from edgecsi.device import open_device
 from edgecsi.errors import CheckFailed, ConnectionLost, TargetError, Unreachable, UsageError
 from edgecsi.kernels.records import Means, Record, append, own_file, read_records
 from edgecsi.kernels.variants import all_kernels, candidates, grid
 from edgecsi.kernels.workload import workload
-from edgecsi.lower.graph import Graph
-from edgecsi.lower.plan_calls import Planner
 from edgecsi.lower.select_kernels import Choice
 from edgecsi.target import Target
 from edgecsi.tune import in_place
@@ -35,6 +34,7 @@ from edgecsi.tune.measure import Bench
 from edgecsi.tune.result import Compared, TuneResult
 from edgecsi.tune.search import Found, Setting, Space, Time, search
 from edgecsi.tune.work import (
+    Network,
     Networks,
     Work,
     choice_record,
@@ -65,6 +65,7 @@ def tune(
     allow_random: bool = False,
     trials: int = TRIALS,
     minutes: float | None = None,
+    batches: Sequence[int] = (),
     records: Path | None = None,
     settled: bool = False,
     progress: Progress = lambda done, total, what: None,
@@ -78,7 +79,7 @@ def tune(
             measuring other layers; a tracker named twice gives two of its boards.
         entry: search this one; by default encoder and decoder, or full.
         trials: settings to measure for a layer, at most.
-        minutes: wall-clock budget.
+        minutes: wall-clock budget. batches: also entries that take so many inputs at once.
         records: file to keep them in; by default the user's own for this target and CPU.
         settled: what was chosen before for a kind of layer stays, unmeasured.
         progress: called with (layers done, layers, what is being done).
@@ -101,7 +102,9 @@ def tune(
     means: Means = "counted" if counted else "measured"
     cpu_name = _cpu_of(opened, chosen_target)
     path = records or own_file(chosen_target, cpu_name)
-    networks = networks_of(model, chosen_target, entry, weights, recipe, calib, input_shape, allow_random)
+    networks = networks_of(
+        model, chosen_target, entry, weights, recipe, calib, input_shape, allow_random, batches
+    )
     works = kinds_of(networks)
     kept = read_records([path])
     known = kept.trials(chosen_target, cpu_name, means)
@@ -291,15 +294,15 @@ def _confirm(
 ) -> dict[str, Compared]:
     """Compare every entry with defaults and with choices; what loses in place becomes the default again."""
     compared: dict[str, Compared] = {}
-    for name, (graph, chosen) in networks.items():
-        keys = [workload(c.op) if isinstance(c, Choice) else "" for c in chosen]
+    for name, network in networks.items():
+        keys = [workload(c.op) if isinstance(c, Choice) else "" for c in network.chosen]
 
-        def planned(label: str, use: set[str], g: Graph = graph, c: Any = chosen, k: Any = keys) -> Any:
+        def planned(label: str, use: set[str], n: Network = network, k: Sequence[str] = keys) -> Entry:
             picked = [
                 with_found(choice, works[key].found) if key in use and isinstance(choice, Choice) else choice
-                for choice, key in zip(c, k, strict=True)
+                for choice, key in zip(n.chosen, k, strict=True)
             ]
-            return Planner(g, picked, target).entry(label, 1)
+            return n.planned(label, target, picked)
 
         winners = {k for k in keys if k and (f := works[k].found) is not None and wins(f)}
         plans = {"default": planned("default", set()), "tuned": planned("tuned", winners)}

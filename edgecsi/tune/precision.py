@@ -198,8 +198,8 @@ def _times(network: _Network, target: str, result: TuneResult, recipe: Path | No
         o.get("input_shape"), o.get("allow_random", False),
     )  # fmt: skip
     found: dict[str, float] = {}
-    for entry, (_, chosen) in entries.items():
-        for choice in chosen:
+    for entry, lowered in entries.items():
+        for choice in lowered.chosen:
             if isinstance(choice, Choice):
                 name = next(
                     (n for n in (f"{entry}.{choice.op.name}", choice.op.name) if n in network.layers), None

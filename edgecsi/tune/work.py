@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Literal
 
+from edgecsi.codegen.program import Entry
 from edgecsi.errors import UsageError
 from edgecsi.kernels.records import Means, Record
 from edgecsi.kernels.tiling import read_gbps
@@ -15,15 +16,34 @@ from edgecsi.kernels.variants import all_kernels, estimate
 from edgecsi.kernels.workload import code, workload
 from edgecsi.lower import choose
 from edgecsi.lower.graph import Graph, Node
+from edgecsi.lower.plan_calls import Planner
 from edgecsi.lower.select_kernels import Choice
+from edgecsi.names import batch_entry
 from edgecsi.ops.operators import Op
 from edgecsi.target import Target
 from edgecsi.tune.measure import Bench
 from edgecsi.tune.result import Candidate, TunedLayer
 from edgecsi.tune.search import Found, Setting
 
-Networks = dict[str, tuple[Graph, list[Choice | Node]]]
-"""By entry: its graph, and the default choice of every layer."""
+
+@dataclass(frozen=True)
+class Network:
+    """An entry: its graph and the default choice of every layer, for one input (`single`) and for `batch` at once."""
+
+    graph: Graph
+    single: list[Choice | Node]
+    chosen: list[Choice | Node]
+    batch: int = 1
+
+    def planned(self, label: str, target: Target, chosen: list[Choice | Node]) -> Entry:
+        """The entry with other choices."""
+        if self.batch == 1:
+            return Planner(self.graph, chosen, target).entry(label, 1)
+        return Planner(self.graph, self.single, target).entry(label, self.batch, chosen)
+
+
+Networks = dict[str, Network]
+"""By the names of entries."""
 
 
 @dataclass
@@ -52,8 +72,9 @@ def networks_of(
     calib: str | None,
     input_shape: Sequence[int] | None,
     allow_random: bool,
+    batches: Sequence[int] = (),
 ) -> Networks:
-    """The lowered entries to search, with the default choice of every layer."""
+    """The lowered entries to search, with the default choice of every layer, and those for batches."""
     from edgecsi.models.entries import entries_of
     from edgecsi.models.load import load_model
 
@@ -74,14 +95,21 @@ def networks_of(
         raise UsageError(
             f"{model} has no entry {unknown.pop()!r}", f"it has {', '.join(entries)}", "name one of these"
         )
-    return {n: choose(entries[n].module, (entries[n].example_input,), n, target) for n in names}
+    found: Networks = {}
+    for name in names:
+        graph, chosen = choose(entries[name].module, (entries[name].example_input,), name, target)
+        found[name] = Network(graph, chosen, chosen)
+        for count in batches:
+            wide = Planner(graph, chosen, target).batched(count)
+            found[batch_entry(name, count)] = Network(graph, chosen, wide, count)
+    return found
 
 
 def kinds_of(networks: Networks) -> dict[str, Work]:
     """Equal layers once, those predicted to take longest first."""
     found: dict[str, Work] = {}
-    for _, chosen in networks.values():
-        choices = [c for c in chosen if isinstance(c, Choice)]
+    for network in networks.values():
+        choices = [c for c in network.chosen if isinstance(c, Choice)]
         total = sum(c.cost.bytes for c in choices)
         for choice in choices:
             work = found.setdefault(workload(choice.op), Work(choice, int(total - choice.cost.bytes)))

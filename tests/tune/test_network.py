@@ -52,16 +52,17 @@ def quickly(model: str, records: Path, **options: Any) -> TuneResult:
 
 def test_a_network_is_tuned_and_the_next_build_uses_it(model: str, tmp_path: Path) -> None:
     file = tmp_path / "x86.jsonl"
-    result = quickly(model, file)
-    assert len(result.layers) == 2
+    result = quickly(model, file, batches=(4,))
+    assert len(result.layers) == 4  # each alone, and for four at once
+    assert set(result.entries) == {"full", "full_b4"}
     assert all(layer.best_us <= layer.default_us for layer in result.layers)
     assert result.measured == sum(r.kind == "trial" for r in read_records([file]).lines)
     (tmp_path / "tuned.json").write_text(as_json(result))
     assert read_tuned(tmp_path / "tuned.json") == result
-    options = BuildOptions(model=model, target="x86", out=tmp_path / "tuned", records=(file,))
+    options = BuildOptions(model=model, target="x86", out=tmp_path / "tuned", records=(file,), batches=(4,))
     build(options)
     manifest = read_bundle(tmp_path / "tuned").manifest
-    whys = [layer.why for layer in manifest.entries["full"].layers]
+    whys = [layer.why for entry in manifest.entries.values() for layer in entry.layers]
     assert all("measured" in why and "(record " in why for why in whys)
     build(replace(options, out=tmp_path / "plain", records=None))
     plain = read_bundle(tmp_path / "plain").manifest

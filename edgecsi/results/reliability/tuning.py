@@ -97,10 +97,10 @@ def _fake_network() -> None:
         kernel, knobs, cost = candidates(op, target)[0][0]
         node: Any = SimpleNamespace(output=SimpleNamespace(name=op.name))
         chosen.append(Choice(node, op, kernel, knobs, cost, "predicted"))
+    whole = SimpleNamespace(chosen=chosen, planned=lambda label, *rest: label)
     fakes: dict[str, Any] = {
         "Bench": _Fake,
-        "networks_of": lambda *arguments: {"full": (None, chosen)},
-        "Planner": lambda *arguments: SimpleNamespace(entry=lambda label, batch: label),
+        "networks_of": lambda *arguments: {"full": whole},
         "in_place": SimpleNamespace(
             measure=lambda plans, *rest: {
                 name: [np.full(9, 60.0 - (name != "default"))] * 9 for name in plans
