@@ -30,6 +30,7 @@ DEBIAN_PACKAGE = {
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
     "sshd": "openssh-server",
+    "valgrind": "valgrind",
 }
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")

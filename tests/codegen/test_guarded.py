@@ -11,7 +11,14 @@ import pytest
 
 from edgecsi import target as targets
 from edgecsi.bundle import Bundle
-from edgecsi.results.reliability.memory import Found, compile_guarded, random_networks, run_guarded
+from edgecsi.results.reliability.memory import (
+    Found,
+    compile_guarded,
+    compile_memcheck,
+    random_networks,
+    run_guarded,
+    watch,
+)
 from tests._builds import build_for
 from tests._cpu import skip_without
 
@@ -100,6 +107,19 @@ def test_a_stack_that_is_too_small_ends_at_its_guard_page(
             program[bundle.manifest.target.arch], bundle, "encoder", "stack", str(kilobytes << 10)
         )
         assert (done.returncode, done.stdout) == (0, "stopped by signal 11\n"), done.stderr
+
+
+@pytest.mark.needs("valgrind")
+def test_valgrind_watches_the_library_and_would_see_one_value_too_many(
+    built: dict[tuple[str, str], Bundle], tmp_path: Path
+) -> None:
+    bundle = bundle_of(built, "odd", "x86", tmp_path)
+    program, workspace = compile_memcheck(tmp_path), bundle.entry("full").workspace
+    assert program is not None
+    symbol = f"{bundle.manifest.cname}_full"
+    for inputs, outputs, said in (("30", "7", ""), ("29", "7", "Invalid read"), ("30", "6", "Invalid write")):
+        found = watch(program, bundle.library, symbol, inputs, outputs, workspace)
+        assert said in found if said else not found
 
 
 def test_random_networks_stay_between_their_guard_pages() -> None:

@@ -82,17 +82,24 @@ def _count(name: str) -> None:
 
 
 @main.command()
-@click.option("--minutes", type=float, default=2.0, show_default=True, help="For how long.")
+@click.option("--minutes", type=float, default=2.0, show_default=True, help="Of random networks.")
+@click.option(
+    "--zoo", is_flag=True, help="The networks of the zoo that are not done yet, instead of random ones."
+)
 @click.option(
     "--to", type=click.Path(path_type=Path), default=RESULTS / "reliability-memory.json", show_default=True,
     help="Counts go on where this file is.",
 )  # fmt: skip
-def memory(minutes: float, to: Path) -> None:
-    """Random networks between guard pages, on this CPU and on ARM under QEMU."""
-    from edgecsi.results.reliability.memory import Found, random_networks
+def memory(minutes: float, zoo: bool, to: Path) -> None:
+    """Random networks between guard pages, on this CPU and on ARM under QEMU; for x86 under valgrind too."""
+    from edgecsi.results.reliability.memory import Found, random_networks, whole_zoo
 
     before = Found(**json.loads(to.read_text())) if to.exists() else Found()
-    found = random_networks(before, minutes, lambda found: _write(to, found.tree()))
+
+    def save(found: Found) -> None:
+        _write(to, found.tree())
+
+    found = whole_zoo(before, save) if zoo else random_networks(before, minutes, save)
     click.echo(f"{found.networks} networks, {found.libraries} libraries, {found.calls:,} calls")
     for text in found.findings:
         click.echo(f"FOUND {text}")

@@ -1,8 +1,9 @@
-"""Random networks between guard pages; `guarded.c` says how."""
+"""Random networks and the zoo between guard pages and under valgrind; `guarded.c` and `memcheck.c` say how."""
 
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import tempfile
 import time
@@ -35,15 +36,21 @@ def make():
 
 @dataclass
 class Found:
-    """What has been tried so far; the next run adds to it, and goes on with the next network."""
+    """What has been tried so far; the next run adds to it, and goes on with the next network.
+
+    Attributes:
+        watched: entries that valgrind has watched. zoo: networks of the zoo that are done.
+    """
 
     networks: int = 0
     libraries: int = 0
     entries: int = 0
     calls: int = 0
+    watched: int = 0
     stack_bytes: int = 0
     seconds: float = 0.0
     findings: list[str] = field(default_factory=list)
+    zoo: list[str] = field(default_factory=list)
 
     def tree(self) -> dict[str, Any]:
         """As JSON."""
@@ -72,10 +79,42 @@ def run_guarded(program: Path, bundle: Bundle, entry: str, *mode: str) -> subpro
     )
 
 
-def judge(program: Path, bundle: Bundle, found: Found) -> list[str]:
-    """What is wrong with the entries of a bundle; counts what was tried."""
+def compile_memcheck(folder: Path) -> Path | None:
+    """`memcheck.c` for this machine; None without valgrind."""
+    if shutil.which("valgrind") is None:
+        return None
+    program = folder / "memcheck"
+    source = Path(__file__).with_name("memcheck.c")
+    native = Path(toolchain.__file__).parent / "native"
+    zig_cc(["-O1", "-I", native, source, "-lm", "-ldl", "-o", program], triple=targets.TRIPLES["x86_64"])
+    return program
+
+
+def watch(program: Path, library: Path, symbol: str, inputs: str, outputs: str, workspace: int) -> str:
+    """What valgrind has to say of a call; sizes as `memcheck.c` takes them. Empty: nothing."""
+    command = ["valgrind", "-q", "--error-exitcode=9", "--partial-loads-ok=no", "--undef-value-errors=no"]
+    command += [str(program), str(library), symbol, inputs, outputs, str(workspace)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    return done.stderr.strip() or (f"it ends with {done.returncode}" if done.returncode else "")
+
+
+def judge(program: Path, bundle: Bundle, found: Found, memcheck: Path | None = None) -> list[str]:
+    """What is wrong with the entries of a bundle; counts what was tried.
+
+    Args:
+        memcheck: watches the library as well, if it runs here and needs no AVX-512, which valgrind lacks.
+    """
     wrong = []
+    about = targets.load(bundle.manifest.target.id)
+    watched = about.arch == "x86_64" and not any(name.startswith("avx512") for name in about.features)
     for entry in bundle.manifest.entries:
+        if memcheck is not None and watched:
+            described = bundle.entry(entry)
+            sizes = [",".join(str(t.size) for t in g) for g in (described.inputs, described.outputs)]
+            symbol = f"{bundle.manifest.cname}_{entry}"
+            if said := watch(memcheck, bundle.library, symbol, sizes[0], sizes[1], described.workspace):
+                wrong.append(f"{entry}, valgrind: {' '.join(said.split())[:400]}")
+            found.watched += 1
         done = run_guarded(program, bundle, entry, "arrays")
         counted = re.fullmatch(r"(\d+) placements, one answer\n", done.stdout)
         if done.returncode or counted is None:
@@ -98,10 +137,11 @@ def random_networks(
     """Build and judge random networks for some minutes; `save` is called after each."""
     from edgecsi.pipeline import BuildOptions, build
 
-    end = time.monotonic() + 60 * minutes
     with tempfile.TemporaryDirectory(prefix="edgecsi-memory-") as name:
         folder = Path(name)
         programs = {arch: compile_guarded(arch, folder) for arch in targets.TRIPLES}
+        memcheck = compile_memcheck(folder)
+        end = time.monotonic() + 60 * minutes
         while time.monotonic() < end:
             start, seed = time.monotonic(), found.networks
             numbers = np.random.default_rng(seed)
@@ -129,8 +169,32 @@ def random_networks(
                     continue
                 assert bundle is not None
                 found.libraries += 1
-                found.findings += [f"{what}: {text}" for text in judge(programs[wanted.arch], bundle, found)]
+                found.findings += [
+                    f"{what}: {text}" for text in judge(programs[wanted.arch], bundle, found, memcheck)
+                ]
             found.networks += 1
+            found.seconds = round(found.seconds + time.monotonic() - start, 1)
+            save(found)
+    return found
+
+
+def whole_zoo(found: Found, save: Callable[[Found], None] = lambda found: None, only: str = "") -> Found:
+    """Judge every network of the zoo for x86; those that are done stay so."""
+    from edgecsi.models import registry
+    from edgecsi.pipeline import BuildOptions, build
+
+    names = [info.name for info in registry.list_models()] + registry.list_compressed()
+    with tempfile.TemporaryDirectory(prefix="edgecsi-memory-") as folder:
+        program, memcheck = compile_guarded("x86_64", Path(folder)), compile_memcheck(Path(folder))
+        for name in names:
+            if name in found.zoo or only not in name:
+                continue
+            start = time.monotonic()
+            bundle = build(BuildOptions(name, "x86", out=Path(folder) / "out", allow_random=True)).bundle
+            assert bundle is not None
+            found.libraries += 1
+            found.findings += [f"{name}: {text}" for text in judge(program, bundle, found, memcheck)]
+            found.zoo.append(name)
             found.seconds = round(found.seconds + time.monotonic() - start, 1)
             save(found)
     return found

@@ -141,7 +141,14 @@ def _memory(found: Mapping[str, Any]) -> list[str]:
             "Not a byte beyond may "
             "be read or written, every call must give the same bits, and take at most 32 KB of stack."
         ),
+        "    python -m edgecsi.results.reliability memory --zoo",
+        (
+            "The same for the networks of the zoo, compiled for x86. Where a library needs no AVX-512, which valgrind "
+            "lacks, valgrind's memcheck watches it as well, driver and kernels, with every array and the workspace a "
+            "block of the heap of exactly its size."
+        ),
         f"{found['networks']:,} networks, {found['libraries']:,} libraries, {found['entries']:,} entries, "
-        f"{found['calls']:,} calls; the deepest stack was {found['stack_bytes']:,} bytes; "
+        f"{found['calls']:,} calls, {found.get('watched', 0):,} entries watched by valgrind; "
+        f"{len(found.get('zoo', [])):,} networks of the zoo; the deepest stack was {found['stack_bytes']:,} bytes; "
         f"{found['seconds'] / 3600:.2f} hours. " + (f"Open:\n\n{open_}" if open_ else "Nothing is open."),
     ]
