@@ -82,6 +82,11 @@ def over_time(result: Result) -> list[Part]:
             f"{sum(s.calls for s in seconds):,} calls. The slowest took {number(max(s.maximum for s in seconds))} µs.",
         ),
     ]
+    starts = [second.at for second in seconds]
+    rates = [second.calls / (after - second.at) for second, after in zip(seconds, starts[1:], strict=False)]
+    if rates:
+        line = svg.Line("calls a second", list(zip(starts, rates, strict=False)), 3)
+        parts.append(Chart("Calls a second", svg.over_time("Calls a second", [line], "1/s")))
     unread = []
     for title, unit, values in (
         ("Temperature", "°C", [(s.at, s.temperature) for s in seconds]),
