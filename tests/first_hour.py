@@ -159,13 +159,14 @@ HEAVY = [
     ),
     Step("edgecsi eval codec-rpi4 --data x.npy --device emulate", 0, ("NMSE",)),
     Step("edgecsi build codec.py:make --target host --entry encoder -o enc", 0),
-    *(Step(f"edgecsi run enc -i {name} -o codes.npy", 0, ("12, 16" if "x" in name or "f" in name else "1, 16",))
+    *(Step(f"edgecsi run enc -i {name} -o codes.npy", 0, ("12 16" if name != "single.npy" else "1 16",))
       for name in ("x.npy", "flat.npy", "x.npz", "single.npy")),
     Step("edgecsi run enc -i x.npy -o x.npy", 2, ("is an input",)),
     Step("edgecsi eval enc --data x.npy --model codec.py:make", 0, ("encoder",)),
     Step("edgecsi bench enc --quick", 0, ("encoder",)),
     Step("edgecsi run codec-host -i wide.npy -o y.npy", 0),
     Step("edgecsi run codec-host -i codewords.npy -o y.npy", 3, ("2, 32, 32",)),
+    Step("edgecsi bench codec-host --quick --seconds 0.1 --repeat 3", 0, ("3 runs in processes of their own", "spread")),
     Step("edgecsi bench codec-host --quick --batch 64 --entry encoder", 0, ("no entry that takes 64 at once",)),
     Step("edgecsi bench codec-host --quick --against executorch,torch --model codec.py:make", 4, ("pip install",)),
     Step("edgecsi bench codec-host --quick --against torch --json b.json --model codec.py:make", 0, ("torch", "loss")),

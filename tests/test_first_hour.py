@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -44,6 +45,37 @@ def test_tables_fit_the_terminal(line: str, width: int, place: tuple[Path, dict[
     step = Step(f"edgecsi {line}", 2 if line == "bulid" else 0)
     found = list(on_terminal(step, *place, width=width))
     assert not found, "\n".join(found)
+
+
+WORKING = """
+import time
+import click
+from edgecsi.cli import Settings, output
+
+@click.command()
+def go():
+    with output.progress("working") as update:
+        update(1, 3, "working")
+        time.sleep(0.3)
+        output.note("something to know")
+        output.say("a line of the result")
+
+go(obj=Settings())
+"""
+
+
+def test_a_bar_does_not_glue_itself_to_text(place: tuple[Path, dict[str, str]]) -> None:
+    (place[0] / "go.py").write_text(WORKING)
+    said: list[str] = []
+
+    def keep(_step: Step, code: int, text: str) -> list[str]:
+        said.extend(text.splitlines())
+        return [] if code == 0 else [text]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("tests.first_hour.wrong", keep)
+        assert not list(on_terminal(Step(f"{sys.executable} go.py", 0), *place))
+    assert {"note: something to know", "a line of the result"} <= set(said)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgecsi.cli.output import folder_can_be_written, progress
+from edgecsi.cli.output import folder_can_be_written, progress, say
 
 
 @click.command()
@@ -33,7 +33,7 @@ def command(out: Path) -> None:
     from edgecsi.demo import run_demo
 
     with progress("demo") as update:
-        found = run_demo(out, click.echo, update)
+        found = run_demo(out, say, update)
     click.echo("\nLook at:")
     for path in found.files:
         click.echo(f"  {path}")

@@ -45,7 +45,17 @@ def note(text: str) -> None:
     """A line for the user beside the result; not with ``--quiet``."""
     context = click.get_current_context(silent=True)
     if not getattr(getattr(context, "obj", None), "quiet", False):
-        click.echo(f"note: {text}", err=True)
+        print(
+            f"note: {text}", file=sys.stderr
+        )  # a bar there makes room for what is printed, not for click.echo
+
+
+def say(text: str) -> None:
+    """Print a part of the result while work goes on: above the bar, if one is shown."""
+    if _bars and sys.stdout.isatty():
+        _bars[-1].console.print(text, markup=False, highlight=False, soft_wrap=True)
+    else:
+        click.echo(text)
 
 
 json_option = click.option(
@@ -219,12 +229,20 @@ def progress(title: str) -> Iterator[Update]:
 
     parts = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
     with Progress(*parts, console=Console(stderr=True), transient=True) as bar:
+        _bars.append(bar)
         task = bar.add_task(title, total=None)
 
         def update(done: float, total: float, what: str) -> None:
             bar.update(task, completed=done, total=total or None, description=what or title)
 
-        yield update
+        try:
+            yield update
+        finally:
+            _bars.remove(bar)
+
+
+_bars: list[Any] = []
+"""The bar that is shown now, if any."""
 
 
 def _lines(title: str) -> Update:
