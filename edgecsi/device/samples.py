@@ -27,7 +27,7 @@ def to_calls(entry: Entry, x: Samples) -> list[Array]:
         )
     calls = []
     for array, tensor in zip(arrays, entry.inputs, strict=True):
-        batch, *rest = tensor.shape
+        batch, *rest = tensor.shape or (1,)  # of scalars, one a call
         wanted = f"{tensor.dtype} [N, {', '.join(map(str, rest))}]" + (
             f", N a multiple of {batch}" if batch > 1 else ""
         )
@@ -36,7 +36,7 @@ def to_calls(entry: Entry, x: Samples) -> list[Array]:
                 f"{tensor.name} has dtype {array.dtype}", "real numbers are needed", f"give {wanted}"
             )
         if (
-            array.ndim != len(tensor.shape)
+            array.ndim != len(rest) + 1
             or list(array.shape[1:]) != rest
             or not len(array)
             or len(array) % batch

@@ -49,6 +49,7 @@ PASSES: list[Callable[[Graph], None]] = [
     fuse_elementwise,
     merge_views,
     fuse_elementwise,
+    merge_views,
     merge_generic,
 ]
 

@@ -11,6 +11,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -221,9 +223,9 @@ def _own() -> dict[Any, Callable[..., Any]]:
         return aten.sort.stable(x, stable=True, dim=dim, descending=descending)
 
     def bucketize(x: Any, edges: Tensor, *, out_int32: bool = False, right: bool = False) -> Any:
-        """How many edges lie below."""
+        """How many edges lie below; NaN lies behind all."""
         x = torch.as_tensor(x).unsqueeze(-1)
-        below = edges <= x if right else edges < x
+        below = (edges <= x if right else edges < x) | x.isnan()
         return below.sum(-1).to(torch.int32 if out_int32 else torch.int64)
 
     def searchsorted(
@@ -239,6 +241,51 @@ def _own() -> dict[Any, Callable[..., Any]]:
             edges = edges.gather(-1, sorter)
         wide = edges if edges.dim() == 1 else edges.unsqueeze(-2)
         return bucketize(x, wide, out_int32=out_int32, right=right or side == "right")
+
+    def index_put(x: Tensor, indices: list[Any], values: Tensor, accumulate: bool = False) -> Any:
+        """One value, or one row, where a mask is set; other masks give as many elements as the data says."""
+        used = [i for i in indices if i is not None]
+        if len(used) != 1 or used[0].dtype != torch.bool or accumulate:
+            return NotImplemented
+        (mask,) = used
+        rest = x.dim() - len(indices) + 1 - mask.dim()
+        if values.numel() != 1 and (len(indices) > 1 or values.dim() > rest):
+            return NotImplemented
+        mask = mask.reshape([*[1] * (len(indices) - 1), *mask.shape, *[1] * rest])
+        return torch.where(mask, values.reshape(()) if values.numel() == 1 else values, x)
+
+    def scatter_reduce(
+        x: Tensor, dim: int, index: Tensor, source: Tensor, reduce: str, *, include_self: bool = True
+    ) -> Any:
+        """Every element looks at all of `source` along the axis for those that go to it."""
+        dim %= x.dim()
+        if any(a != b for n, (a, b) in enumerate(zip(x.shape, index.shape, strict=True)) if n != dim):
+            return NotImplemented
+        if source.shape != index.shape:
+            source = source[tuple(slice(n) for n in index.shape)]
+        places, given, old = (t.movedim(dim, -1) for t in (index, source, x))
+        here = places.unsqueeze(-2) == torch.arange(x.shape[dim]).unsqueeze(-1)
+        nothing = {"sum": 0, "mean": 0, "prod": 1, "amax": -math.inf, "amin": math.inf}[reduce]
+        taken = torch.where(here, given.unsqueeze(-2), nothing)
+        found = getattr(taken, {"mean": "sum"}.get(reduce, reduce))(-1)
+        if include_self:
+            join = {"prod": torch.mul, "amax": torch.maximum, "amin": torch.minimum}.get(reduce, torch.add)
+            found = join(found, old)
+        if reduce == "mean":
+            found = found / (here.sum(-1) + int(include_self)).clamp(min=1)
+        return (found if include_self else torch.where(here.any(-1), found, old)).movedim(-1, dim)
+
+    def fake_quantize(x: Tensor, scale: Any, zero: Any, low: int, high: int) -> Any:
+        inverse = scale.reciprocal() if isinstance(scale, torch.Tensor) else float(1 / np.float32(scale))
+        steps = torch.round(x * inverse) + zero
+        return (steps.clamp(low, high) - zero) * scale, (steps >= low) & (steps <= high)
+
+    def fake_quantize_channels(x: Tensor, scale: Tensor, zero: Tensor, axis: int, low: int, high: int) -> Any:
+        shape = [-1 if n == axis else 1 for n in range(x.dim())]
+        return fake_quantize(x, scale.reshape(shape), zero.reshape(shape), low, high)
+
+    def but_for_nan(pick: Any) -> Any:
+        return lambda a, b: torch.where(a.isnan(), b, torch.where(b.isnan(), a, pick(a, b)))
 
     def topk(x: Tensor, k: int, dim: int = -1, largest: bool = True, _sorted: bool = True) -> Any:
         if k == 1:  # the usual one: a maximum and where it is
@@ -300,6 +347,15 @@ def _own() -> dict[Any, Callable[..., Any]]:
         aten.median.default: median_all,
         aten.kthvalue.default: kthvalue,
         aten.sort.default: sort,
+        aten.index_put.default: index_put,
+        aten.scatter_reduce.two: scatter_reduce,
+        aten.fake_quantize_per_tensor_affine_cachemask.default: fake_quantize,
+        aten.fake_quantize_per_channel_affine_cachemask.default: fake_quantize_channels,
+        aten._convolution.default: lambda *given: aten.convolution(*given[:9]),  # of torch.jit.trace
+        aten.fmax.default: but_for_nan(torch.maximum),
+        aten.fmin.default: but_for_nan(torch.minimum),
+        aten.signbit.default: lambda x: (x < 0) | (1 / x == -math.inf),
+        aten.ldexp.Tensor: lambda x, n: x * torch.pow(2.0, n),
         aten.bucketize.Tensor: bucketize,
         aten.bucketize.Scalar: bucketize,
         aten.searchsorted.Tensor: searchsorted,

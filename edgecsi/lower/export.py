@@ -82,10 +82,14 @@ def export(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> Exported
     """
     import torch
 
+    from edgecsi.lower.known_values import known_values
+
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
-            program = torch.export.export(module, tuple(example))
+            with known_values(module):
+                # copies: one tensor given for two inputs is taken for one input
+                program = torch.export.export(module, tuple(x.clone() for x in example))
         except Exception as error:
             if "data-dependent" in str(error):
                 raise ModelError(
@@ -93,13 +97,19 @@ def export(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> Exported
                     f"an if, a loop or a shape depends on data: {first_line(error)}",
                     "choose with torch.where instead; shapes and the order of operations are compiled in",
                 ) from error
+            scripted = [n for n, m in module.named_modules() if isinstance(m, torch.jit.ScriptModule)]
+            if scripted:
+                raise ModelError(
+                    f"parts of the model are TorchScript: {', '.join(scripted)[:300]}",
+                    f"torch.export cannot look into them: {first_line(error)}",
+                    "take the Python modules they were made of, with the same weights",
+                ) from error
             raise ModelError(
                 "the model cannot be exported",
                 f"torch.export: {first_line(error)}{where_in_source(error)}",
                 "see https://docs.pytorch.org/docs/stable/export.html for what a module may do",
             ) from error
         refuse_operators(program.graph_module)
-        refuse_state(program)
         try:
             program = program.run_decompositions(decompositions())
         except Exception as error:
@@ -108,6 +118,7 @@ def export(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> Exported
                 f"torch.export: {first_line(error)}",
                 "write the layer it names with simpler operators",
             ) from error
+        refuse_state(program)
         exported = _of_program(program)
         fold_parameters(exported)
         if any(is_complex(node) and node not in exported.constants for node in exported.graph.nodes):
@@ -263,6 +274,12 @@ def refuse_other_answers(
                 )
             apart = _apart(ours, one)
             if not apart <= max(CLOSE, AMPLIFIED * amplified) and not (edges and _energy(ours, one) <= 0.05):
+                if any(getattr(m, "use_nested_tensor", False) for m in module.modules()):
+                    raise ModelError(
+                        "nn.TransformerEncoder with a padding mask answers otherwise in eval mode than its definition",
+                        f"PyTorch's fast path sets padded places to zero, {apart:.1e} of the largest output away",
+                        "make it with enable_nested_tensor=False, and multiply by the mask if you want the zeros",
+                    )
                 raise ModelError(
                     "exporting the model changes its answer",
                     f"torch.export's graph differs from the module by {apart:.1e} of the largest output: forward "

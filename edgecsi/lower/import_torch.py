@@ -225,13 +225,19 @@ class Importer:
         return value if str(value.ty.dtype) == dtype else self.builder.emit(relax.op.astype(value, dtype))
 
     def _translate(self, node: fx.Node) -> Any:
+        from torch import fx
+
         from edgecsi.lower.operators import MOVES, OPERATORS
 
         name = name_of(node)
         if name.startswith("edgecsi."):
             return self._pass_through(node)
         if name == "getitem":
-            source, index = node.args
+            source, index = node.args[0], node.args[1]
+            if self.values[source][index] is None:
+                assert isinstance(source, fx.Node)
+                place = ", ".join(part for part in (path_of(source), line_of(source)) if part)
+                raise UnsupportedOperators([(f"output {index} of {name_of(source)}", place)])
             return self.values[source][index]
         call = self._call(node)
         try:

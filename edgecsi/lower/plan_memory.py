@@ -88,6 +88,9 @@ def plan_memory(graph: Graph, steps: list[Need], batch: int = 1) -> Memory:
                 roots[id(root)] = root
                 segments.setdefault(id(root), []).append(index)
         scratch.append(Use(step.scratch, index, index) if step.scratch else None)
+    written = {id(root_of(step.writes)[0]) for step in steps}
+    if missing := [v.name for v in graph.outputs if id(v) not in written]:
+        raise ValueError(f"nothing writes the outputs {', '.join(missing)}")
     uses: dict[int, Use] = {}
     strides: dict[int, int] = {}
     for key, indices in segments.items():

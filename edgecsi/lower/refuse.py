@@ -78,16 +78,38 @@ def refuse_operators(module: torch.fx.GraphModule) -> None:
 
 
 def refuse_state(program: torch.export.ExportedProgram) -> None:
-    """Refuse modules that write to their own buffers.
+    """Refuse modules that write to their input, or to a buffer that their answer depends on.
+
+    Args:
+        program: of functions only: after decomposition.
 
     Raises:
         ModelError: naming the buffer.
     """
+    nodes = {node.name: node for node in program.graph.nodes}
+    reached: set[Any] = set()
+    waiting = [
+        nodes[spec.arg.name]
+        for spec in program.graph_signature.output_specs
+        if spec.kind.name == "USER_OUTPUT" and getattr(spec.arg, "name", None) in nodes
+    ]
+    while waiting:
+        node = waiting.pop()
+        if node not in reached:
+            reached.add(node)
+            waiting += node.all_input_nodes
+    held = {spec.target: spec.arg.name for spec in program.graph_signature.input_specs}
     for spec in program.graph_signature.output_specs:
-        if spec.kind.name not in ("USER_OUTPUT", "TOKEN"):
+        if spec.kind.name == "USER_INPUT_MUTATION":
+            raise ModelError(
+                "the model writes to its input",
+                f"{spec.target} is changed in place during the forward pass, and the caller's memory with it",
+                "return new tensors: x = x + 1 instead of x += 1",
+            )
+        if spec.kind.name not in ("USER_OUTPUT", "TOKEN") and nodes.get(held.get(spec.target)) in reached:
             raise ModelError(
                 "the model changes its own state",
-                f"{spec.target} is written during the forward pass",
+                f"{spec.target} is written during the forward pass, and the answer depends on it",
                 "return new tensors instead of changing buffers in place",
             )
 

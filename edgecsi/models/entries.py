@@ -127,8 +127,8 @@ def _entry(
         )
     outer = {"encoder": "codeword"}.get(entry, "y")
     inner = {"decoder": "codeword"}.get(entry, "x")
-    names = _distinct([_path(path) for path, _ in tensors], outer)
     given = _distinct(_arguments(module, len(examples)), inner) if len(examples) > 1 else (inner,)
+    names = _distinct([*given, *(_path(path) for path, _ in tensors)], outer)[len(given) :]
     return Entry(entry, module, examples[0], examples[1:], given, names), [t for _, t in tensors]
 
 

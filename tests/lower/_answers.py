@@ -6,9 +6,11 @@ import ctypes
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from edgecsi import target as targets
 from edgecsi.codegen.library import build_library, gather
@@ -34,16 +36,22 @@ class Answers:
             path.write_bytes(library)
             self.function = ctypes.CDLL(str(path)).net_full
 
+    def answers(self, *inputs: torch.Tensor) -> list[tuple[NDArray[Any], NDArray[Any]]]:
+        """What the library answers and what PyTorch does, output by output."""
+        with torch.no_grad():
+            wanted = [t.numpy() for t in tensors_of(self.module(*(x.clone() for x in inputs)))]
+        wanted = [w.astype(np.float32 if w.dtype.kind == "f" else np.int32) for w in wanted]
+        given = [np.ascontiguousarray(x.numpy()) for x in inputs]
+        given = [x.astype(np.float32 if x.dtype.kind == "f" else np.int32) for x in given]
+        found = [np.full(w.shape, 99, w.dtype) for w in wanted]
+        assert self.function(*(ctypes.c_void_p(a.ctypes.data) for a in [*given, *found])) == 0
+        return list(zip(found, wanted, strict=True))
+
     def wrong(self, *inputs: torch.Tensor) -> dict[int, float]:
         """The outputs that are further from PyTorch than allowed, by their number; infinite where NaN or infinity
         stand in other places."""
-        with torch.no_grad():
-            wanted = [t.numpy() for t in tensors_of(self.module(*(x.clone() for x in inputs)))]
-        given = [np.ascontiguousarray(x.numpy()) for x in inputs]
-        found = [np.full(w.shape, 99, w.dtype) for w in wanted]
-        assert self.function(*(ctypes.c_void_p(a.ctypes.data) for a in [*given, *found])) == 0
         apart = {}
-        for number, (y, expected) in enumerate(zip(found, wanted, strict=True)):
+        for number, (y, expected) in enumerate(self.answers(*inputs)):
             finite = np.isfinite(expected)
             same = np.array_equal(y[~finite], expected[~finite], equal_nan=True)
             largest = float(np.abs(expected[finite]).max(initial=0)) or 1.0

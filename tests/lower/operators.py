@@ -243,6 +243,10 @@ THEMES: dict[str, dict[str, Function]] = {
         "median, kthvalue": lambda s, x: x.median(-1)[0] + x.kthvalue(2, -1)[0] + x.median(),
         "scatter": lambda s, x: torch.zeros_like(x).scatter(1, x.argmax(1, keepdim=True), 1.0),
         "scatter_add": lambda s, x: torch.zeros_like(x).scatter_add(1, (x * 3).long().abs() % 4, x),
+        "scatter_reduce": lambda s, x: torch.zeros_like(x).scatter_reduce(3, (x * 3).long().abs() % 8, x, "amax")
+        + x.scatter_reduce(1, (x > 0).long(), x, "mean", include_self=False),
+        "assignment where a mask is set": lambda s, x: _put(_put(x, x > 0.5, 0.1), (0, 0, s.mask), -1.0),
+        "index by a mask of the network's own": lambda s, x: x[..., s.row > 0].sum() + x[:, :, s.mask].sum(-1),
         "scatter to constant places": lambda s, x: x.scatter(1, torch.tensor([[[[1, 2], [0, 3]]]]), x * 2),
         "assignment": lambda s, x: _put(_put(x, (slice(None), [0, 2]), 1.5), (..., slice(1, 3)), x[..., 3:5] * 2),
         "index_add, index_copy, index_fill": lambda s, x: x.index_add(1, torch.tensor([0, 0]), x[:, :2])
@@ -270,6 +274,9 @@ THEMES: dict[str, dict[str, Function]] = {
         "small log1p": lambda s, x: (x.abs() * 1e-5).log1p(),
         "small expm1": lambda s, x: (x * 1e-5).expm1(),
         "rarer": lambda s, x: torch.hypot(x, x) + torch.logaddexp(x, x) + torch.copysign(x, -x) + x.lerp(x * 2, 0.5),
+        "fmax, fmin": lambda s, x: torch.fmax(x.log(), x) + torch.fmin(x.log(), x) + torch.signbit(x),
+        "fake_quantize": lambda s, x: torch.fake_quantize_per_tensor_affine(x, 0.1, 3, 0, 15)
+        + torch.fake_quantize_per_channel_affine(x, s.row[:4].abs(), torch.arange(4).int(), 1, -8, 7),
         "clamp": lambda s, x: x.clamp(min=x.mean()) + x.clamp(max=0.1) + torch.maximum(x, -x) + x.clip(-1, 1),
         "statistics": lambda s, x: x.std(1, keepdim=True) + x.var((2, 3), keepdim=True, unbiased=False) + x.norm(),
         "any, all": lambda s, x: x.any(1).int() + (x > 0).all().int() + (x > 3).any((2, 3), keepdim=True)[0].int(),

@@ -1,6 +1,7 @@
 """Makes `docs/supported.md` of the operators under test: ``python -m tests.lower.supported``.
 
-Each function of `tests.lower.operators` is lowered by itself; what computes it is what the plan calls.
+Each function of `tests.lower.operators` is lowered by itself; what computes it is what the plan calls. With names of
+themes, only their tables are made anew. The last section comes from what `tests.lower.random_networks` published.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 from edgecsi import target as targets
 from edgecsi.codegen.program import Entry
 from edgecsi.lower import lower
-from tests.lower import operators
+from tests.lower import operators, random_networks
 
 PAGE = Path(__file__).parents[2] / "docs" / "supported.md"
 BEGIN = "<!-- made by `python -m tests.lower.supported` -->"
@@ -26,6 +27,15 @@ booleans of any width; half precision inside is rounded after every operation, a
 Three things can compute an operator: **own** kernels (written for the target, their knobs can be tuned), nothing at all
 (**folded**: it goes into weights, into the kernel before it, or is only another view of the same memory), or **TVM**'s
 loops, vectorised but not tuned. What depends on parameters alone is computed when the library is built.
+
+NaN and infinity come out wherever PyTorch lets them out. They may go further than in PyTorch where PyTorch leaves out
+terms: in the whole of a Fourier transform, in interpolation at a weight of zero, and where infinity meets the zeros that
+fill the blocks of a kernel for zeros. And they may stay out of an output all of whose weights there are zero: such
+kernels skip zeros, so that 0 · NaN is not computed.
+
+What a network decides by values of its own parameters and buffers is decided when it is built: masks of
+`nn.TransformerDecoder`, `x[:, self.used]`. `sort`, `topk` and `argsort` give equal values in the order in which they
+stand, as `stable=True` does; PyTorch's own `topk` promises no order, so that of equal values it may choose others.
 
 Not supported, and refused by name: random numbers and dropout that is left on, results whose size depends on data
 (`nonzero`, `x[x > 0]`, `unique`, `item()`), branches on values, decompositions of matrices (`svd`, `inv`), special
@@ -55,17 +65,21 @@ def rows(theme: str) -> list[str]:
     return found
 
 
+def section(theme: str) -> str:
+    """A theme's heading and table."""
+    return "\n".join(
+        [f"## {theme.capitalize()}", "", "| operator | computed by |", "|---|---|", *rows(theme), ""]
+    )
+
+
 def main() -> None:
     """Write the page."""
     torch.set_num_threads(1)
-    text = HEAD
-    for theme in operators.THEMES:
-        text += (
-            f"\n## {theme.capitalize()}\n\n| operator | computed by |\n|---|---|\n"
-            + "\n".join(rows(theme))
-            + "\n"
-        )
-        PAGE.write_text(text)
+    asked = sys.argv[1:] or list(operators.THEMES)
+    old = PAGE.read_text("utf-8").partition(BEGIN)[2]
+    before = {part.partition("\n")[0]: f"## {part.rstrip()}\n" for part in old.split("\n## ")[1:]}
+    parts = [section(theme) if theme in asked else before[theme.capitalize()] for theme in operators.THEMES]
+    PAGE.write_text("\n".join([HEAD, *parts, random_networks.published()]), "utf-8")
 
 
 if __name__ == "__main__":
