@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 _TRIALS = 2
 _MARGIN = 4.0
 """The trials meet some of the borders; others may be worth more."""
-_QUANTISERS = {"quantize", "quantize_wide", "qd8_linear"}
+_QUANTISERS = {"quantize", "quantize_wide", "qd8_linear", "qd16_conv2d"}
 # Its range is computed while it runs, in fp32, and so are its results: a border is met even with exact inputs.
-_DYNAMIC = "qd8_linear"
+_DYNAMIC = {"qd8_linear", "qd16_conv2d"}
 # Defined bit for bit, whatever computes them: integer sums, and operators that round at most once an element.
 _EXACT = {
     "quantize", "quantize_wide", "qs8_conv2d", "qs8_linear", "qs8_wide_linear",
@@ -69,7 +69,7 @@ class _Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
         name = func.overloadpacket.__name__
         tensors = [a for a in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(a, torch.Tensor)]
         rounded = any(id(t) in self._rounded for t in tensors)
-        if name == _DYNAMIC or (rounded and name in _QUANTISERS):
+        if name in _DYNAMIC or (rounded and name in _QUANTISERS):
             x = args[0]
             noise = torch.rand(x.shape, generator=self._generator) * 2 - 1
             args, self.used = (x + noise * (verdict.FP32 * x.abs().max()), *args[1:]), True

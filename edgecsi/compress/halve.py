@@ -1,7 +1,12 @@
-"""Half-precision weights: dense weights are rounded to numbers that half the bytes hold; arithmetic stays fp32.
+"""Sixteen bits where fp32 has thirty-two, without training or data.
 
-Nothing else changes, so the network stays an ordinary one. The kernels find such weights by themselves, as they find
-zeros, and store them in two bytes.
+Dense weights become numbers that half the bytes hold, and arithmetic stays fp32: the network stays an ordinary one, and
+the kernels find such weights by themselves, as they find zeros. Or convolutions compute in int16, whose codes come of
+every sample's own range.
+
+Why int16, and neither of the 16-bit floats: it has the digits of fp16 and more, for images lie around a value that is
+large against what differs between them; CPUs with VNNI multiply it at twice the rate of fp32, as they do bf16; and sums
+are exact. bf16 has eight digits: CsiNet loses 0.15 dB by it, even with every channel's mean taken out first.
 """
 
 from __future__ import annotations
@@ -9,20 +14,33 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from edgecsi.compress.choose import called, left_in_fp32, say_left
+from edgecsi.compress.quantize.fold import fold_batch_norm
+from edgecsi.compress.quantize.rounded import four_sides
 from edgecsi.compress.recipe import Halve, matches
 from edgecsi.errors import RecipeError
+from edgecsi.models.compressed.layers import DynamicConv2d
 
 _LARGEST = torch.finfo(torch.float16).max
+_MOST_STEPS, _TRANSFORMED_STEPS = 16383, 8191
+"""Of a code, and of one whose sums of four are to fit in 16 bits."""
+_LONGEST_SUM = 2**31 - 1
+_MOST_CODE = 32767
+_MOST_WEIGHTS = 4608  # of an output; with more there are too few bits for each
+_LEAST_BITS = (
+    9  # of the mean weight; a filter with so many weights that fewer are left has coarser inputs instead
+)
 
 
 @torch.no_grad()
-def halve(module: nn.Module, step: Halve) -> nn.Module:
-    """Round the chosen layers' weights in place: of dense layers, and of the products within attention and
-    recurrent layers.
+def halve(module: nn.Module, step: Halve, example: Tensor) -> nn.Module:
+    """Round the chosen layers in place: dense layers and the projections within attention, or convolutions.
 
     Raises:
         RecipeError: no layer is chosen, or a weight is larger than half precision goes.
     """
+    if step.arithmetic == "int16":
+        return _convolutions(module, step, example)
     found: dict[str, Tensor] = {}
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear):
@@ -32,14 +50,7 @@ def halve(module: nn.Module, step: Halve) -> nn.Module:
         elif isinstance(part, nn.RNNBase):
             weights = dict(part.named_parameters())
             found |= {f"{name}.{key}": weight for key, weight in weights.items() if weight.ndim == 2}
-    chosen = {n: w for n, w in found.items() if matches(n, step.layers, step.exclude)}
-    if not chosen:
-        raise RecipeError(
-            "no dense layer is chosen",
-            f"the network has {', '.join(found) or 'none'}",
-            "correct layers and exclude in the recipe",
-        )
-    for name, weight in chosen.items():
+    for name, weight in _chosen(found, step, "dense layer").items():
         if float(weight.abs().max()) > _LARGEST:
             raise RecipeError(
                 f"{name} has a weight of {float(weight.abs().max()):.3g}",
@@ -48,3 +59,68 @@ def halve(module: nn.Module, step: Halve) -> nn.Module:
             )
         weight.copy_(weight.half().float())
     return module
+
+
+def _chosen(found: dict[str, Tensor], step: Halve, kind: str) -> dict[str, Tensor]:
+    chosen = {n: w for n, w in found.items() if matches(n, step.layers, step.exclude)}
+    if not chosen:
+        raise RecipeError(
+            f"no {kind} is chosen",
+            f"the network has {', '.join(found) or 'none'}",
+            "correct layers and exclude in the recipe",
+        )
+    return chosen
+
+
+def _convolutions(module: nn.Module, step: Halve, example: Tensor) -> nn.Module:
+    fold_batch_norm(module, example)
+    layers = {
+        name: conv
+        for name, conv in called(module, (nn.Conv2d,), example).items()
+        if conv.groups == 1
+        and set(conv.stride) == {1}
+        and conv.padding_mode == "zeros"
+        and conv.weight[0].numel() <= _MOST_WEIGHTS
+    }
+    for name in _chosen({n: conv.weight for n, conv in layers.items()}, step, "convolution"):
+        module.set_submodule(name, int16_layer(layers[name]))
+    say_left("stay in fp32", left_in_fp32(module, (nn.Conv2d,), step.exclude))
+    return module
+
+
+def int16_layer(conv: nn.Conv2d) -> DynamicConv2d:
+    """A convolution in int16.
+
+    Codes of weights are as fine as sums of their number allow; where Winograd's form pays, two bits and a sum of four
+    codes are left to it.
+    """
+    weight = conv.weight.detach().double()
+    outs, ins, *window = weight.shape
+    transforms = window == [3, 3] and set(conv.dilation) == {1} and 8 <= ins <= 128 and outs >= 8
+    steps, longest = (_TRANSFORMED_STEPS, _LONGEST_SUM // 4) if transforms else (_MOST_STEPS, _LONGEST_SUM)
+    while steps > 1023 and longest // steps < weight[0].numel() << _LEAST_BITS:
+        steps //= 2
+    size = weight.abs()
+    # A code may be off by one from the nearest.
+    room = longest // steps - weight[0].numel()
+    scale = torch.maximum(
+        size.amax((1, 2, 3)) / (_MOST_CODE // (4 if transforms else 1) - 1), size.sum((1, 2, 3)) / room
+    )
+    scale = torch.where(scale > 0, scale, torch.ones_like(scale)).float()
+    codes = _rounded(weight / scale.double()[:, None, None, None]).to(torch.int16)
+    left, right, top, bottom = four_sides(conv)
+    bias = None if conv.bias is None else conv.bias.detach().clone()
+    return DynamicConv2d(
+        codes, scale, bias, steps=steps, padding=[top, bottom, left, right], dilation=list(conv.dilation)
+    )  # fmt: skip
+
+
+def _rounded(weight: Tensor) -> Tensor:
+    """Whole numbers with the sum of every filter kept, as near as can be, so that the answer to an image of one value,
+    which most of an image is, is kept too: those that lose most by rounding down are rounded up."""
+    flat = weight.flatten(2)
+    low = flat.floor()
+    lost = flat - low
+    ups = lost.sum(-1, keepdim=True).round()
+    rank = lost.argsort(-1, descending=True).argsort(-1)
+    return (low + (rank < ups)).reshape(weight.shape)

@@ -71,7 +71,7 @@ def apply_post_training(
     for step in chosen.steps:
         assert isinstance(step, Quantize | Halve)
         if isinstance(step, Halve):
-            copied = halve(copied, step)
+            copied = halve(copied, step, example_input)
         else:
             copied = quantize(copied, step, calibration, example_input)
     inputs = calibration

@@ -249,13 +249,16 @@ class Distill:
 
 @dataclass(frozen=True)
 class Halve:
-    """Round the weights of dense layers to half precision, which halves their bytes; arithmetic stays fp32.
+    """Sixteen bits instead of thirty-two.
 
     Attributes:
+        arithmetic: ``fp32``: the weights of dense layers are rounded to half precision, which halves their bytes.
+            ``int16``: convolutions compute in int16, with a range for every sample (x86 only).
         layers, exclude: as in :class:`Prune`.
     """
 
     do = "halve"
+    arithmetic: Literal["fp32", "int16"] = "fp32"
     layers: Names = ("*",)
     exclude: Names = ()
 
@@ -263,6 +266,8 @@ class Halve:
     lr = teacher = 0.0
 
     def explain(self) -> str:
+        if self.arithmetic == "int16":
+            return "compute convolutions in int16, with a range for every sample, without training"
         return "round the weights of dense layers to half precision, without training"
 
 
@@ -384,13 +389,23 @@ def _step(where: str, raw: dict[str, Any]) -> Step:
 def _check_order(name: str, steps: tuple[Step, ...]) -> None:
     """Int8 and clustered layers are final: nothing can train behind them."""
     for before, after in pairwise(steps):
-        if isinstance(before, Quantize) and not (isinstance(after, Quantize) and after.epochs == 0):
+        if isinstance(before, Quantize) and not (isinstance(after, Quantize | Halve) and after.epochs == 0):
             raise RecipeError(
                 f"recipe {name}: {after.do} comes after quantize",
                 "int8 weights cannot be trained further",
                 "quantise last; what one step keeps, another one without epochs may still quantise",
             )
-        if isinstance(before, Cluster) and not isinstance(after, Quantize):
+        if (
+            isinstance(before, Halve)
+            and before.arithmetic == "int16"
+            and (after.epochs or isinstance(after, Prune))
+        ):
+            raise RecipeError(
+                f"recipe {name}: {after.do} comes after halve",
+                "int16 weights cannot be trained further",
+                "put it before halve",
+            )
+        if isinstance(before, Cluster) and not isinstance(after, Quantize | Halve):
             raise RecipeError(
                 f"recipe {name}: {after.do} comes after cluster",
                 "it would break up the shared values",

@@ -68,6 +68,13 @@ def recognise_layers(graph: Graph) -> None:
                     "padding": tuple(padding), "dilation": tuple(dilation), "groups": int(groups),
                     "fine": int(fine),
                 }  # fmt: skip
+            case "qd16_conv2d":
+                arguments = node.attrs.pop("arguments")
+                steps, padding, dilation = arguments[4:7]
+                node.op = "conv2d"
+                node.attrs |= _quantised(node, arguments) | {
+                    "steps": int(steps), "padding": tuple(padding), "dilation": tuple(dilation),
+                }  # fmt: skip
             case "qs8_linear":
                 arguments = node.attrs.pop("arguments")
                 arrays = _quantised(node, arguments)

@@ -6,6 +6,8 @@ Quantised arithmetic is defined here once; the PyTorch simulation and every kern
 * sums are exact in int32, bias included (in units of ``x.scale * weight.scale``);
 * back to fp32: ``float32(sum) * float32(x.scale * weight.scale[o])``, one rounding each;
 * an input may have two planes of codes for one tensor, see `QuantizeWide` and `Dense.fine`;
+* int16 codes of a sample are ``rne(x * (steps / peak))``, `peak` its largest magnitude (0 where that is below 1e-33),
+  and a result is ``float32(sum) * (peak / steps * weight.scale[o]) + bias[o]``, each operation rounded;
 * not-a-number has the code 0, on every CPU; a dynamically quantised sample that holds one, or an infinity, gives
   not-a-number in every output;
 * fp32 steps behind it (activation, residual) are separate fp32 operations, never contracted to an FMA.
@@ -24,6 +26,7 @@ from edgecsi.ops.steps import Epilogue, apply_step
 
 F32 = np.float32
 TINY = F32(1e-36)  # a dynamic scale's divisor is at least this: 254 / 1e-36 still fits fp32
+TINY16 = F32(1e-33)  # the same for int16 codes: 32767 / 1e-33 fits too
 DYNAMIC_STEPS = 254.0
 """Between the lowest and the highest value of a dynamically quantised sample: one less than there are codes, so that
 wherever zero lies, no value rounds to a code that does not exist."""
@@ -104,6 +107,8 @@ class Conv2d(Op):
         fine: above 1, the input has two planes of codes, see :class:`QuantizeWide`, so 2C channels for C of the
             weight: the sum over the first plane is multiplied with `fine`, and that over the second is added. The
             scale of `x_quant`, and so the bias, is in steps of the second. There is one group then.
+        steps: above 0, weights are int16 and a float32 input is rounded sample by sample to int16 codes of at most this
+            magnitude. A sample that holds something not finite gives not-a-number everywhere.
     """
 
     weight: NDArray[Any]
@@ -115,6 +120,7 @@ class Conv2d(Op):
     scale: NDArray[np.float32] | None = None
     x_quant: Quant | None = None
     fine: int = 1
+    steps: int = 0
 
     @property
     def planes(self) -> int:
@@ -131,6 +137,9 @@ class Conv2d(Op):
         top, bottom, left, right = self.padding
         integer = self.x_quant is not None
         wide: NDArray[Any] = x.astype(np.float64)
+        unit = np.ones((len(x), 1, 1, 1), F32)
+        if self.steps:
+            wide, unit = int16_codes(x, self.steps)
         if self.x_quant:
             wide = x.astype(np.int64) - self.x_quant.zero_point
         pad_value = self.x.fill - self.x_quant.zero_point if self.x_quant else 0
@@ -153,6 +162,10 @@ class Conv2d(Op):
                         w0 : w0 + (width - 1) * self.stride[1] + 1 : self.stride[1],
                     ]
                     acc[:, g * share : (g + 1) * share] += np.einsum("nchw,oc->nohw", patch, w[:, :, i, j])
+        if self.steps:
+            assert self.scale is not None
+            y = acc.astype(F32) * (unit * self.scale.astype(F32).reshape(-1, 1, 1))
+            return y if self.bias is None else y + self.bias.astype(F32).reshape(-1, 1, 1)
         return _finish(acc, self.bias, self.scale, self.x_quant, integer)
 
 
@@ -227,6 +240,17 @@ class Dense(Op):
         return _finish(acc, self.bias, self.scale, None, False)
 
 
+def int16_codes(x: NDArray[Any], steps: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Codes of every sample ``[N, …]``, and the size of a step, ``[N, 1, …]``: not-a-number if a sample is not finite."""
+    axes = tuple(range(1, x.ndim))
+    peak = np.abs(x.astype(F32)).max(axes, keepdims=True, initial=0)
+    finite = np.isfinite(peak)
+    inverse = np.where(finite & (peak >= TINY16), F32(steps) / np.maximum(peak, TINY16), F32(0)).astype(F32)
+    with np.errstate(invalid="ignore"):
+        codes = np.where(finite, np.rint(x * inverse), 0).astype(np.int64)
+    return codes, np.where(finite, peak / F32(steps), F32(np.nan)).astype(F32)
+
+
 def sums_fit(op: Conv2d | Dense) -> bool:
     """Whether no input can make a sum of int8 products, bias included, that int32 does not hold.
 
@@ -234,6 +258,8 @@ def sums_fit(op: Conv2d | Dense) -> bool:
     """
     rows = op.weight.astype(np.int64).reshape(len(op.weight), -1)
     above, below = np.maximum(rows, 0).sum(1), np.maximum(-rows, 0).sum(1)
+    if isinstance(op, Conv2d) and op.steps:
+        return int((above + below).max(initial=0)) * op.steps < 2**31
     # Codes reach 255 - zero point above it and zero point below; in dynamic ones that is anywhere.
     zero = None if op.x_quant is None else op.x_quant.zero_point
     if zero is None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import json
 from pathlib import Path
 
 import pytest
@@ -10,8 +12,12 @@ from torch import nn
 
 from edgecsi.bundle import read_bundle
 from edgecsi.compress import apply_post_training
+from edgecsi.compress.halve import halve, int16_layer
+from edgecsi.compress.recipe import Halve
 from edgecsi.compress.size import stored_bytes
-from edgecsi.errors import RecipeError
+from edgecsi.errors import ModelError, Notice, RecipeError, ToolchainError
+from edgecsi.models.compressed.layers import DynamicConv2d
+from edgecsi.models.compressed.store import rebuild, structure
 from edgecsi.pipeline import BuildOptions, build
 
 NET = """
@@ -19,6 +25,16 @@ import torch
 def make():
     torch.manual_seed(0)
     return torch.nn.Sequential(torch.nn.Linear(512, 256), torch.nn.ReLU(), torch.nn.Linear(256, 64)), torch.zeros(1, 512)
+"""
+
+
+CONVOLUTIONS = """
+import torch
+from torch.nn import *
+def make():
+    torch.manual_seed(0)
+    layers = Conv2d(2, 8, 3, padding=1), LeakyReLU(), Conv2d(8, 2, 3, padding=1), Flatten(), Linear(256, 8)
+    return Sequential(*layers), torch.zeros(1, 2, 8, 16)
 """
 
 
@@ -53,3 +69,54 @@ def test_a_weight_that_is_too_large_is_named() -> None:
         net[0].weight[0, 0] = 1e6
     with pytest.raises(RecipeError, match="0 has a weight of 1e"):
         apply_post_training(net, torch.zeros(1, 4), "f16-weights")
+
+
+def test_convolutions_compute_in_int16_and_are_found_again_in_a_file(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    net = nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 9, (3, 3), padding=1),
+        nn.Conv2d(9, 4, 3, stride=2),
+    ).eval()  # fmt: skip
+    x = 0.5 + 0.025 * torch.randn(4, 2, 12, 16)
+    with pytest.warns(Notice, match=r"stay in fp32: 1 Conv2d \(4\)"):
+        made = halve(copy.deepcopy(net), Halve(arithmetic="int16"), x[:1])
+    first, second = made[0], made[3]
+    assert isinstance(first, DynamicConv2d)
+    assert isinstance(second, DynamicConv2d)
+    assert isinstance(made[4], nn.Conv2d)
+    # an image of one value keeps its answer: the sum of every filter is rounded, not each of its weights
+    sums = second.weight.double().sum((2, 3)) * second.weight_scale.double()[:, None]
+    off = (sums - net[3].weight.detach().double().sum((2, 3))).abs() / second.weight_scale.double()[:, None]
+    assert float(off.max()) < 0.51
+    with torch.no_grad():
+        y, wanted = made(x), net(x)
+        assert float((y - wanted).abs().max()) < 1e-3 * float(wanted.abs().max())
+        records = structure(made, net)
+        tensors = {name: value.clone() for name, value in made.state_dict().items()}
+        again = rebuild(copy.deepcopy(net), {"compression": json.dumps({"structure": records})}, tensors)
+        assert torch.equal(again(x), y)
+    tensors["0.weight"] = tensors["0.weight"].float()
+    with pytest.raises(ModelError, match=r"0\.weight is torch\.float32"):
+        rebuild(copy.deepcopy(net), {"compression": json.dumps({"structure": records})}, tensors)
+
+
+def test_a_filter_of_any_size_fits_its_sums() -> None:
+    for ins, window in ((1, 1), (8, 3), (64, 3), (512, 3)):
+        conv = nn.Conv2d(ins, 8, window, padding="same")
+        made = int16_layer(conv)
+        assert int(made.weight.double().abs().sum((1, 2, 3)).max()) * made.steps < 2**31
+        off = conv.weight - made.weight * made.weight_scale[:, None, None, None]
+        assert float(off.detach().abs().max()) <= 1.01 * float(made.weight_scale.max())
+        assert int(made.weight.abs().max()) >= 255
+
+
+def test_int16_is_built_bit_for_bit_where_the_cpu_has_it_and_refused_by_name_elsewhere(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "net.py").write_text(CONVOLUTIONS)
+    options = {"model": f"{tmp_path / 'net.py'}:make", "recipe": "int16"}
+    build(BuildOptions(target="x86", out=tmp_path / "x86", **options))
+    manifest = read_bundle(tmp_path / "x86").manifest
+    assert [layer.bits for layer in manifest.entries["full"].layers if layer.op == "conv2d"] == [16, 16]
+    with pytest.raises(ToolchainError, match="int16"):
+        build(BuildOptions(target="rpi4", out=tmp_path / "rpi4", **options))

@@ -67,7 +67,7 @@ class Rounded(nn.Module):
         elif shapes is not None and (offset or 4 * shapes[1][1:].numel() <= _MAP_BYTES):
             constant = torch.full((1, *shapes[0][1:]), offset, dtype=torch.float64)
             response = functional.conv2d(
-                functional.pad(constant, _four_sides(layer)), layer.weight.detach().double(), None,
+                functional.pad(constant, four_sides(layer)), layer.weight.detach().double(), None,
                 layer.stride, 0, layer.dilation, layer.groups
             )  # fmt: skip
             if 4 * shapes[1][1:].numel() <= _MAP_BYTES:
@@ -91,7 +91,7 @@ class Rounded(nn.Module):
             return functional.linear(x, weight, self.bias)
         # `x` is what differs from the offset now, so padding with 0 is padding with the offset
         y = functional.conv2d(
-            functional.pad(x, _four_sides(layer)), weight, None, layer.stride, 0, layer.dilation, layer.groups
+            functional.pad(x, four_sides(layer)), weight, None, layer.stride, 0, layer.dilation, layer.groups
         )
         return y + self._whole_bias()
 
@@ -101,7 +101,7 @@ class Rounded(nn.Module):
         layer = self.layer
         if isinstance(layer, nn.Linear):
             return x.flatten(0, -2)[:, None]
-        padded = functional.pad(x, _four_sides(layer))
+        padded = functional.pad(x, four_sides(layer))
         unfolded = functional.unfold(padded, layer.kernel_size, layer.dilation, 0, layer.stride)
         return unfolded.transpose(1, 2)
 
@@ -122,7 +122,7 @@ class Rounded(nn.Module):
         numbers: dict[str, Any] = {**asdict(measured), "bits": step.bits}
         if isinstance(layer, nn.Linear):
             return StaticLinear(codes, scale, units, self.given.centre, self.given.gain, **numbers)
-        left, right, top, bottom = _four_sides(layer)
+        left, right, top, bottom = four_sides(layer)
         window: dict[str, Any] = {"stride": list(layer.stride), "padding": [top, bottom, left, right]}
         return StaticConv2d(
             codes, scale, units, **numbers, **window, dilation=list(layer.dilation), groups=layer.groups
@@ -169,7 +169,7 @@ class Rounded(nn.Module):
         return x
 
 
-def _four_sides(conv: nn.Conv2d) -> tuple[int, int, int, int]:
+def four_sides(conv: nn.Conv2d) -> tuple[int, int, int, int]:
     """Padding as left, right, top, bottom."""
     if conv.padding_mode != "zeros":
         raise ModelError(

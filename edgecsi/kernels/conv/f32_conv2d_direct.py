@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.kernels.base import Cost, Kernel, Knobs
-from edgecsi.kernels.tiling import Scalars, image_place, overlap, read_gbps, slots, strided
+from edgecsi.kernels.conv.arithmetic import Fp32
+from edgecsi.kernels.tiling import Scalars, image_place, overlap, read_gbps, slots
 from edgecsi.ops.operators import Conv2d
 from edgecsi.target import Target
 
@@ -124,11 +125,21 @@ class F32Conv2dDirect(Kernel):
             fill = [(0, 0), (0, _step(op, knobs) - steps.shape[1])]
             head = np.pad(bias[channels], (0, _head(knobs) - knobs["co_tile"]))
             blocks += [head, np.pad(steps, fill).reshape(-1)]
-        return [np.concatenate(blocks).astype(np.float32), *epilogue_constants(op)]
+        return [np.concatenate(blocks).astype(op.weight.dtype), *epilogue_constants(op)]
+
+    def seen(self, op: Conv2d) -> Conv2d:
+        """The convolution as the loops see it."""
+        return op
+
+    def arithmetic(self, op: Conv2d, target: Target, buffers: Sequence[Any]) -> Fp32:
+        """What a product is, and where the input lies."""
+        return Fp32(op, target, buffers)
 
     def emit(self, op: Conv2d, target: Target, knobs: Knobs) -> PrimFunc:
         from edgecsi.kernels import emit as e
 
+        constants, scratch = self.constants(op, target, knobs), self.scratch(op, target, knobs)
+        whole, op = op, self.seen(op)
         n, _, height, width = op.y.shape
         outs, per_group, _, kw = op.weight.shape
         lanes, co_tile, rows, columns = (knobs[k] for k in ("lanes", "co_tile", "rows", "columns"))
@@ -141,12 +152,12 @@ class F32Conv2dDirect(Kernel):
         row_offset = op.padding[0]
         column_offset = op.padding[2]
         block_of_sums = list(itertools.product(range(co_tile), range(rows), range(columns)))
-        constants = self.constants(op, target, knobs)
 
-        with e.function(op, constants) as (done, buffers):
-            x, w = buffers[0], buffers[len(op.inputs)]
-            e.zero_halo(buffers[-1], op.y)
-            finish = e.Finish(op, buffers, 1, len(op.inputs) + 1, target)
+        with e.function(whole, constants, scratch) as (done, buffers):
+            w = buffers[len(whole.inputs)]
+            arithmetic = self.arithmetic(whole, target, buffers)
+            finish = arithmetic.finish
+            e.zero_halo(finish.y, op.y)
 
             def block(sample: Any, group: Any, co: Any, row: Any, column: Any) -> None:
                 """All outputs of one block; `co`: number of the block of channels in its group."""
@@ -156,13 +167,13 @@ class F32Conv2dDirect(Kernel):
                 left = e.let(overlap(column, columns * lanes, width))
                 corner = e.let(
                     op.x.at(
-                        sample,
+                        arithmetic.sample(sample),
                         group * per_group,
                         top * op.stride[0] - row_offset,
                         left * op.stride[1] - column_offset,
                     )
                 )
-                sums = {orv: e.registers(lanes) for orv in block_of_sums}
+                sums = {orv: e.registers(lanes, arithmetic.sums) for orv in block_of_sums}
                 biases = Scalars(w, start, _head(knobs), target)
                 for (o, _, _), acc in sums.items():
                     e.store(acc, 0, biases.splat(o, lanes))
@@ -173,8 +184,8 @@ class F32Conv2dDirect(Kernel):
                     for y, uses in input_rows(op, rows):
                         loaded = [
                             e.let(
-                                strided(
-                                    x, pixels + y * op.x.pitch + v * lanes * op.stride[1], lanes, op.stride[1]
+                                arithmetic.load(
+                                    pixels + y * op.x.pitch + v * lanes * op.stride[1], lanes, op.stride[1]
                                 )
                             )
                             for v in range(columns)
@@ -184,7 +195,7 @@ class F32Conv2dDirect(Kernel):
                                 weight = values.splat(k * co_tile + o, lanes)
                                 for v in range(columns):
                                     acc = sums[o, r, v]
-                                    e.store(acc, 0, e.load(acc, 0, lanes) + loaded[v] * weight)
+                                    e.store(acc, 0, arithmetic.add(e.load(acc, 0, lanes), loaded[v], weight))
 
                 step, plane = _step(op, knobs), op.x.rows * op.x.pitch
                 unroll = knobs["ci_unroll"]
@@ -201,24 +212,27 @@ class F32Conv2dDirect(Kernel):
                                 tap(pixels + k * op.dilation[1], weights + k * step)
                 for (o, r, v), acc in sums.items():
                     at = image_place(sample, channel + o, top + r, left + v * lanes)
-                    finish.store(at(op.y), finish.value(e.load(acc, 0, lanes), at, channel + o, 1))
+                    total = arithmetic.value(e.load(acc, 0, lanes), channel + o)
+                    finish.store(at(op.y), finish.value(total, at, channel + o, 1))
 
             row_blocks, column_blocks = -(-height // rows), -(-width // (columns * lanes))
-            with e.serial(n) as sample, e.serial(op.groups) as group:
-                if knobs["co_outer"]:
-                    with (
-                        e.serial(co_blocks) as co,
-                        e.serial(row_blocks) as row,
-                        e.serial(column_blocks) as column,
-                    ):
-                        block(sample, group, co, row, column)
-                else:
-                    with (
-                        e.serial(row_blocks) as row,
-                        e.serial(column_blocks) as column,
-                        e.serial(co_blocks) as co,
-                    ):
-                        block(sample, group, co, row, column)
+            with e.serial(n) as sample:
+                arithmetic.open(sample)
+                with e.serial(op.groups) as group:
+                    if knobs["co_outer"]:
+                        with (
+                            e.serial(co_blocks) as co,
+                            e.serial(row_blocks) as row,
+                            e.serial(column_blocks) as column,
+                        ):
+                            block(sample, group, co, row, column)
+                    else:
+                        with (
+                            e.serial(row_blocks) as row,
+                            e.serial(column_blocks) as column,
+                            e.serial(co_blocks) as co,
+                        ):
+                            block(sample, group, co, row, column)
         return done.done()
 
 

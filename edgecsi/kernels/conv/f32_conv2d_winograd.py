@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.kernels.base import Cost, Kernel, Knobs
+from edgecsi.kernels.conv.arithmetic import Fp32
 from edgecsi.kernels.conv.f32_conv2d_direct import refuses_f32_conv2d
 from edgecsi.kernels.tiling import Scalars, image_place, overlap, read_gbps, slots
 from edgecsi.ops.operators import Conv2d
@@ -45,11 +46,15 @@ class F32Conv2dWinograd(Kernel):
     op = Conv2d
 
     def refuses(self, op: Conv2d, target: Target) -> str:
+        return self.refuses_shape(op) or refuses_f32_conv2d(op)
+
+    def refuses_shape(self, op: Conv2d) -> str:
+        """Why the form is not for a filter or an image."""
         if op.weight.shape[2:] != (3, 3) or op.stride != (1, 1) or op.dilation != (1, 1) or op.groups != 1:
             return "Winograd's form is for 3x3 filters with stride 1"
         if op.y.shape[2] < 2 or op.y.shape[3] < 4:
             return "the image is too small for a vector of tiles"
-        return refuses_f32_conv2d(op)
+        return ""
 
     def knobs(self, op: Conv2d, target: Target) -> Knobs:
         return min(self._sensible(op, target), key=lambda knobs: self.cost(op, target, knobs).seconds)
@@ -102,22 +107,34 @@ class F32Conv2dWinograd(Kernel):
         """Transformed weights, [block of channels][point][ci][co_tile], filled up to vectors; then the biases."""
         from edgecsi.kernels.emit import epilogue_constants
 
-        outs, co = op.weight.shape[0], knobs["co_tile"]
+        outs = op.weight.shape[0]
         bias = op.bias if op.bias is not None else np.zeros(outs, np.float32)
         points = np.einsum("ai,ocij,bj->aboc", WEIGHTS, op.weight.astype(np.float64), WEIGHTS)
-        starts = [min(b * co, outs - co) for b in range(-(-outs // co))]
-        blocks = [points[:, :, s : s + co].reshape(POINTS, co, -1).transpose(0, 2, 1) for s in starts]
-        packed = np.pad(np.stack(blocks), ((0, 0), (0, 0), (0, 0), (0, _width(knobs) - co)))
-        return [packed.reshape(-1).astype(np.float32), bias.astype(np.float32), *epilogue_constants(op)]
+        packed = blocks_of_points(points, knobs).astype(np.float32)
+        return [packed, bias.astype(np.float32), *epilogue_constants(op)]
+
+    def seen(self, op: Conv2d) -> Conv2d:
+        """The convolution as the loops see it."""
+        return op
+
+    def arithmetic(self, op: Conv2d, target: Target, buffers: Sequence[Any]) -> Fp32:
+        """What a product is, and where the input lies."""
+        return Fp32(op, target, buffers, 2, buffers[len(op.inputs) + 1])
 
     def scratch(self, op: Conv2d, target: Target, knobs: Knobs) -> int:
         vectors = knobs["rows"] * knobs["columns"]
         channels: int = op.weight.shape[1] + knobs["co_tile"]
         return 4 * knobs["lanes"] * POINTS * vectors * channels
 
+    def codes(self, op: Conv2d) -> int:
+        """Bytes of the scratch in front of the transformed inputs."""
+        return 0
+
     def emit(self, op: Conv2d, target: Target, knobs: Knobs) -> PrimFunc:
         from edgecsi.kernels import emit as e
 
+        constants, room = self.constants(op, target, knobs), self.scratch(op, target, knobs)
+        whole, op = op, self.seen(op)
         n, _, height, width = op.y.shape
         outs, ins = op.weight.shape[:2]
         lanes, co_tile, rows, columns, unroll = (
@@ -130,19 +147,14 @@ class F32Conv2dWinograd(Kernel):
         co_blocks, per_block = -(-outs // co_tile), POINTS * ins * _width(knobs)
         size = 4 * lanes  # bytes of a vector
 
-        with e.function(op, self.constants(op, target, knobs), self.scratch(op, target, knobs)) as (
-            done,
-            buffers,
-        ):
-            x, w, bias, scratch = (
-                buffers[0],
-                buffers[len(op.inputs)],
-                buffers[len(op.inputs) + 1],
-                buffers[-1],
-            )
+        with e.function(whole, constants, room) as (done, buffers):
+            w = buffers[len(whole.inputs)]
+            arithmetic = self.arithmetic(whole, target, buffers)
+            load, finish = arithmetic.load, arithmetic.finish
             e.zero_halo(buffers[-2], op.y)
-            finish = e.Finish(op, buffers, 1, len(op.inputs) + 2, target)
-            products = POINTS * ins * vectors * size  # where they begin, behind the transformed inputs
+            # Where the transformed inputs begin in the scratch, and behind them the products.
+            inputs = self.codes(whole)
+            products = inputs + POINTS * ins * vectors * size
 
             def take(corner: Any, ci: Any, vector: int) -> None:
                 """Transform the inputs of one vector of tiles and one channel."""
@@ -151,11 +163,11 @@ class F32Conv2dWinograd(Kernel):
                 tile = []
                 for i in range(4):
                     at = first + i * op.x.pitch
-                    left = [e.let(e.load(x, at + shift, lanes)) for shift in (0, lanes)]
-                    right = [e.let(e.load(x, at + shift, lanes)) for shift in (2, lanes + 2)]
+                    left = [e.let(load(at + shift, lanes, 1)) for shift in (0, lanes)]
+                    right = [e.let(load(at + shift, lanes, 1)) for shift in (2, lanes + 2)]
                     tile.append(
                         [
-                            e.let(e.shuffle(pair, range(odd, 2 * lanes, 2)))
+                            e.let(arithmetic.transformed(e.shuffle(pair, range(odd, 2 * lanes, 2))))
                             for pair in (left, right)
                             for odd in (0, 1)
                         ]
@@ -164,47 +176,47 @@ class F32Conv2dWinograd(Kernel):
                 for i in range(4):
                     for j, value in enumerate(_apart_row([e.let(v) for v in half[i]])):
                         place = ((4 * i + j) * ins + ci) * vectors + vector
-                        e.store_float(scratch, place * size, value)
+                        arithmetic.put(inputs + place * size, value)
 
             def multiply(block: Any, point: Any) -> None:
                 """Sum over the input channels for one point of the tiles and one block of channels."""
-                sums = [[e.registers(lanes) for _ in range(vectors)] for _ in range(co_tile)]
+                sums = [[e.registers(lanes, arithmetic.sums) for _ in range(vectors)] for _ in range(co_tile)]
                 for acc in itertools.chain(*sums):
-                    e.store(acc, 0, e.splat(0.0, lanes))
+                    e.store(acc, 0, e.splat(0.0, lanes, arithmetic.sums))
                 with e.serial(ins // unroll) as outer:
                     for u in range(unroll):
                         ci = outer * unroll + u
                         start = block * per_block + (point * ins + ci) * _width(knobs)
                         weights = Scalars(w, start, _width(knobs), target)
-                        at = (point * ins + ci) * (vectors * size)
-                        loaded = [e.let(e.load_float(scratch, at + v * size, lanes)) for v in range(vectors)]
+                        at = inputs + (point * ins + ci) * (vectors * size)
+                        loaded = [e.let(arithmetic.get(at + v * size, lanes)) for v in range(vectors)]
                         for o in range(co_tile):
                             weight = weights.splat(o, lanes)
                             for v in range(vectors):
                                 acc = sums[o][v]
-                                e.store(acc, 0, e.load(acc, 0, lanes) + loaded[v] * weight)
+                                e.store(acc, 0, arithmetic.add(e.load(acc, 0, lanes), loaded[v], weight))
                 for o in range(co_tile):
                     for v in range(vectors):
                         place = products + ((o * vectors + v) * POINTS + point) * size
-                        e.store_float(scratch, place, e.load(sums[o][v], 0, lanes))
+                        arithmetic.put(place, e.load(sums[o][v], 0, lanes))
 
             def give(sample: Any, channel: Any, o: Any, vector: int, top: Any, left: Any) -> None:
                 """Transform back, finish and store the outputs of one vector of tiles and one channel."""
                 row, column = divmod(vector, columns)
                 start = products + (o * vectors + vector) * (POINTS * size)
                 point = [
-                    [e.let(e.load_float(scratch, start + (4 * i + j) * size, lanes)) for j in range(4)]
+                    [e.let(arithmetic.get(start + (4 * i + j) * size, lanes)) for j in range(4)]
                     for i in range(4)
                 ]
                 half = [
                     [e.let(point[0][j] + point[1][j] + point[2][j]) for j in range(4)],
                     [e.let(point[1][j] - point[2][j] - point[3][j]) for j in range(4)],
                 ]
-                add = e.let(e.splat(e.load(bias, channel, 1), lanes))
+                result = arithmetic.values(channel, lanes)
                 for i, line in enumerate(half):
                     pair = [
-                        e.let(line[0] + line[1] + line[2] + add),
-                        e.let(line[1] - line[2] - line[3] + add),
+                        e.let(result(line[0] + line[1] + line[2])),
+                        e.let(result(line[1] - line[2] - line[3])),
                     ]
                     for part in range(2):
                         first = part * (lanes // 2)
@@ -216,21 +228,32 @@ class F32Conv2dWinograd(Kernel):
                         finish.store(at(op.y), finish.value(value, at, channel, 1))
 
             down, across = -(-height // (2 * rows)), -(-width // (2 * lanes * columns))
-            with e.serial(n) as sample, e.serial(down) as block_row, e.serial(across) as block_column:
-                top = e.let(overlap(block_row, 2 * rows, height))
-                left = e.let(overlap(block_column, 2 * lanes * columns, width))
-                corner = e.let(op.x.at(sample, 0, top - op.padding[0], left - op.padding[2]))
-                with e.serial(ins) as ci:
-                    for vector in range(vectors):
-                        take(corner + ci * (op.x.rows * op.x.pitch), ci, vector)
-                with e.serial(co_blocks) as block:
-                    with e.serial(POINTS) as point:
-                        multiply(block, point)
-                    with e.serial(co_tile) as o:
-                        channel = e.let(overlap(block, co_tile, outs) + o)
+            with e.serial(n) as sample:
+                arithmetic.open(sample)
+                with e.serial(down) as block_row, e.serial(across) as block_column:
+                    top = e.let(overlap(block_row, 2 * rows, height))
+                    left = e.let(overlap(block_column, 2 * lanes * columns, width))
+                    corner = op.x.at(arithmetic.sample(sample), 0, top - op.padding[0], left - op.padding[2])
+                    corner = e.let(corner)
+                    with e.serial(ins) as ci:
                         for vector in range(vectors):
-                            give(sample, channel, o, vector, top, left)
+                            take(corner + ci * (op.x.rows * op.x.pitch), ci, vector)
+                    with e.serial(co_blocks) as block:
+                        with e.serial(POINTS) as point:
+                            multiply(block, point)
+                        with e.serial(co_tile) as o:
+                            channel = e.let(overlap(block, co_tile, outs) + o)
+                            for vector in range(vectors):
+                                give(sample, channel, o, vector, top, left)
         return done.done()
+
+
+def blocks_of_points(points: NDArray[Any], knobs: Knobs) -> NDArray[Any]:
+    """Transformed weights ``[4, 4, O, C]`` block of channels by block, as one stream."""
+    outs, co = points.shape[2], knobs["co_tile"]
+    starts = [min(b * co, outs - co) for b in range(-(-outs // co))]
+    blocks = [points[:, :, s : s + co].reshape(POINTS, co, -1).transpose(0, 2, 1) for s in starts]
+    return np.pad(np.stack(blocks), ((0, 0), (0, 0), (0, 0), (0, _width(knobs) - co))).reshape(-1)
 
 
 def _apart(tile: list[list[Any]]) -> list[list[Any]]:

@@ -6,6 +6,7 @@ from edgecsi.kernels.base import Kernel
 from edgecsi.kernels.conv.f32_conv2d_direct import F32Conv2dDirect
 from edgecsi.kernels.conv.f32_conv2d_direct_co import F32Conv2dDirectCo
 from edgecsi.kernels.conv.f32_conv2d_winograd import F32Conv2dWinograd
+from edgecsi.kernels.conv.qd16_conv2d import KERNELS as INT16
 from edgecsi.kernels.conv.qs8_conv2d_avx2 import Qs8Conv2dAvx2
 from edgecsi.kernels.conv.qs8_conv2d_maddubs import Qs8Conv2dMaddubs
 from edgecsi.kernels.conv.qs8_conv2d_neon import Qs8Conv2dNeon
@@ -16,6 +17,7 @@ KERNELS: tuple[Kernel, ...] = (
     F32Conv2dDirect("f32_conv2d_direct"),
     F32Conv2dDirectCo("f32_conv2d_direct_co"),
     F32Conv2dWinograd("f32_conv2d_winograd"),
+    *INT16,
     Qs8Conv2dAvx2("qs8_conv2d_avx2"),
     Qs8Conv2dMaddubs("qs8_conv2d_maddubs"),
     Qs8Conv2dNeon("qs8_conv2d_neon"),

@@ -92,6 +92,37 @@ class StaticConv2d(CompressedLayer):
         return y
 
 
+class DynamicConv2d(CompressedLayer):
+    """``qd16_conv2d``: every sample is rounded to int16 codes of its own range; float32 ``[N, C, H, W]`` in,
+    ``[N, O, H', W']`` out.
+
+    Args:
+        weight: int16 ``[O, C, KH, KW]``. weight_scale, bias: float32 ``[O]``. steps: the largest code.
+        padding: top, bottom, left, right.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor | None = None,
+        *,
+        steps: int,
+        padding: list[int],
+        dilation: list[int],
+        bits: int = 16,
+    ) -> None:
+        numbers = {"steps": steps, "padding": padding, "dilation": dilation, "bits": bits}
+        super().__init__({"weight": weight, "weight_scale": weight_scale, "bias": bias}, numbers)
+        self.steps, self.padding, self.dilation = steps, padding, dilation
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = ops.qd16_conv2d(
+            x, self.weight, self.weight_scale, self.bias, self.steps, self.padding, self.dilation
+        )
+        return y
+
+
 def evened(x: Tensor, centre: Tensor | None, gain: Tensor | None) -> Tensor:
     """Inputs ``[..., I]`` less their centre ``[I]``, times their gain ``[I]``, each if there is one."""
     x = x if centre is None else x - centre

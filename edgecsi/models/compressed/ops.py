@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from edgecsi.ops.operators import DYNAMIC_STEPS, TINY, plane_channels
+from edgecsi.ops.operators import DYNAMIC_STEPS, TINY, TINY16, plane_channels
 
 _EXACT_IN_FLOAT32 = (1 << 24) // (255 * 127)  # longest sum of products of a code and an int8 weight
 
@@ -145,6 +145,52 @@ def _(
         )
     )
     return codes.new_empty((codes.shape[0], weight.shape[0], height, width), dtype=torch.float32)
+
+
+@custom_op(
+    "edgecsi::qd16_conv2d",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, int steps, int[] padding, int[] dilation)"
+    " -> Tensor",
+)
+def qd16_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    steps: int,
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Convolution of a float32 input ``[N, C, H, W]``, rounded sample by sample to codes of at most `steps`, with an
+    int16 weight ``[O, C, KH, KW]``; float32 ``[O]`` scale and bias. Returns float32 ``[N, O, H', W']``."""
+    peak = x.abs().amax((1, 2, 3), keepdim=True)
+    inverse = torch.where(peak >= float(TINY16), steps / peak, torch.zeros_like(peak))
+    top, bottom, left, right = padding
+    codes = torch.nn.functional.pad(torch.round(x * inverse), (left, right, top, bottom)).double()
+    acc = torch.nn.functional.conv2d(codes, weight.double(), None, 1, 0, list(dilation))
+    y = acc.float() * (peak / steps * weight_scale[:, None, None])
+    return y if bias is None else y + bias[:, None, None]
+
+
+@qd16_conv2d.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    steps: int,
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    top, bottom, left, right = padding
+    height, width = (
+        size + pad - step * (kernel - 1)
+        for size, pad, step, kernel in zip(
+            x.shape[2:], (top + bottom, left + right), dilation, weight.shape[2:], strict=True
+        )
+    )
+    return x.new_empty((x.shape[0], weight.shape[0], height, width))
 
 
 @custom_op(

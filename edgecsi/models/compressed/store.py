@@ -18,6 +18,7 @@ from edgecsi.errors import ModelError
 from edgecsi.models.compressed.layers import (
     ClusteredLinear,
     CompressedLayer,
+    DynamicConv2d,
     DynamicLinear,
     StaticConv2d,
     StaticLinear,
@@ -27,9 +28,9 @@ from edgecsi.models.compressed.taken_apart import TakenApart, put_apart
 
 _LAYERS: dict[str, type[CompressedLayer]] = {
     kind.__name__: kind
-    for kind in (StaticConv2d, StaticLinear, DynamicLinear, WeightOnlyLinear, ClusteredLinear)
+    for kind in (StaticConv2d, DynamicConv2d, StaticLinear, DynamicLinear, WeightOnlyLinear, ClusteredLinear)
 }
-_CONVOLUTIONS = ("StaticConv2d", "FoldedConv2d")
+_CONVOLUTIONS = ("StaticConv2d", "DynamicConv2d", "FoldedConv2d")
 Record = dict[str, Any]
 
 
@@ -130,6 +131,8 @@ def _check(layer: CompressedLayer, path: str) -> None:
     outputs = len(next(iter(tensors.values())))
     for name, tensor in tensors.items():
         dtype = {"weight": torch.int8, "index": torch.uint8}.get(name, torch.float32)
+        if name == "weight" and isinstance(layer, DynamicConv2d):
+            dtype = torch.int16
         if name == "bias" and isinstance(layer, StaticConv2d | StaticLinear):
             dtype = torch.int32
         assert tensor.dtype == dtype, f"{path}.{name} is {tensor.dtype}"
@@ -141,6 +144,8 @@ def _check(layer: CompressedLayer, path: str) -> None:
         assert layer.fine in (1, 2, 4, 8, 16, 32, 64), f"{path}.fine"
     if isinstance(layer, StaticConv2d):
         assert layer.fine == 1 or layer.groups == 1, f"{path}.fine"
+    if isinstance(layer, DynamicConv2d):
+        assert 1 <= layer.steps <= 32767, f"{path}.steps"
     if isinstance(layer, ClusteredLinear):
         assert tensors["table"].ndim == 1, f"{path}.table"
         assert int(tensors["index"].max()) < len(tensors["table"]), f"{path}.index leads out of the table"

@@ -157,3 +157,23 @@ def test_operators_are_well_formed_for_export() -> None:
     torch.library.opcheck(ops.qd8_linear, (x, dense, scale, torch.rand(4)))
     torch.library.opcheck(ops.qs8w_linear, (x, dense, scale, None))
     torch.library.opcheck(ops.lut_linear, (x, dense.abs().to(torch.uint8) % 16, torch.rand(16), None))
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_int16_convolution_equals_the_reference_also_for_samples_without_a_range(with_bias: bool) -> None:
+    padding = (1, 0, 2, 1)
+    x = floats(5, 3, 6, 8)
+    x[1] *= 0
+    x[2] *= np.float32(1e-35)
+    x[3] *= np.float32(1e30)
+    x[4, 1, 2, 3] = np.inf
+    weight = RNG.integers(-4000, 4001, (4, 3, 2, 3)).astype(np.int16)
+    bias, scale = floats(4) if with_bias else None, np.abs(floats(4))
+    op = Conv2d(
+        x=Layout(x.shape), y=Layout((5, 4, 6, 9)), weight=weight, bias=bias, scale=scale, padding=padding, steps=9000
+    )  # fmt: skip
+    y = ops.qd16_conv2d(
+        *map(torch.from_numpy, (x, weight, scale)), tensor(bias), op.steps, list(padding), [1, 1]
+    )
+    np.testing.assert_array_equal(y.numpy(), op.reference(x))
+    assert np.isnan(y[4].numpy()).all()

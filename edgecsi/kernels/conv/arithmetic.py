@@ -1,0 +1,214 @@
+"""What products and sums are in a convolution whose lanes are pixels: fp32, or pairs of int16 with sums in int32.
+
+The loops around them are the same. In int16 a pixel is a pair of channels: one instruction multiplies both and adds
+both products, so that half as many are needed. See `edgecsi.ops.operators` for what is computed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+from edgecsi.kernels.tiling import overlap, strided
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import TINY16, Conv2d
+from edgecsi.target import Target
+
+Expr = Any  # a TIR expression; tvm has no type stubs
+
+
+class Fp32:
+    """One product a lane; the input is read where it lies.
+
+    Args:
+        buffers: of the function. own: how many constants are the convolution's. bias: of Winograd's form, which adds
+            it last.
+
+    Attributes:
+        sums: type of a sum. finish: what comes behind it.
+    """
+
+    sums: ClassVar[str] = "float32"
+
+    def __init__(
+        self, op: Conv2d, target: Target, buffers: Sequence[Any], own: int = 1, bias: Any = None
+    ) -> None:
+        from edgecsi.kernels import emit as e
+
+        self.op, self.target, self.bias = op, target, bias
+        self.x, self.scratch = buffers[0], buffers[-1]
+        self.finish = e.Finish(op, buffers, 1, len(op.inputs) + own, target)
+
+    def open(self, sample: Expr) -> None:
+        """What a sample begins with."""
+
+    def sample(self, sample: Expr) -> Expr:
+        """The number of the sample where it is read."""
+        return sample
+
+    def load(self, offset: Expr, lanes: int, stride: int) -> Expr:
+        """Pixels, `stride` apart."""
+        return strided(self.x, offset, lanes, stride)
+
+    def add(self, total: Expr, x: Expr, weight: Expr) -> Expr:
+        """A sum with one more product of every lane."""
+        return total + x * weight
+
+    def value(self, total: Expr, channel: Expr) -> Expr:
+        """A sum of products as the convolution's result."""
+        return total
+
+    # Of Winograd's form:
+
+    def transformed(self, x: Expr) -> Expr:
+        """Pixels as the transform adds them."""
+        return x
+
+    def put(self, offset: Expr, value: Expr) -> None:
+        """Keep a vector in the scratch, at so many bytes."""
+        from edgecsi.kernels import emit as e
+
+        e.store(self.scratch, offset, _as(value, "uint8"))
+
+    def get(self, offset: Expr, lanes: int) -> Expr:
+        """What `put` has kept."""
+        from edgecsi.kernels import emit as e
+
+        return _as(e.load(self.scratch, offset, 4 * lanes), self.sums)
+
+    def values(self, channel: Expr, lanes: int) -> Callable[[Expr], Expr]:
+        """From sums that are transformed back to results."""
+        from edgecsi.kernels import emit as e
+
+        bias = e.let(e.splat(e.load(self.bias, channel, 1), lanes))
+        return lambda total: total + bias
+
+
+class Int16(Fp32):
+    """Two products a lane, of codes in the scratch: every sample is rounded first, and its range is its own.
+
+    Args:
+        factor, bias: constants, float32 ``[O]``. quarters: sums are four times too large, as Winograd's are whose weights
+            are to be whole numbers.
+    """
+
+    sums: ClassVar[str] = "int32"
+
+    def __init__(
+        self, op: Conv2d, target: Target, buffers: Sequence[Any], own: int, factor: Any, bias: Any, quarters: bool
+    ) -> None:  # fmt: skip
+        super().__init__(op, target, buffers, own, bias)
+        self.factor, self.quarters = factor, quarters
+        self.unit: Expr = None
+
+    def sample(self, sample: Expr) -> Expr:
+        return 0
+
+    def open(self, sample: Expr) -> None:
+        """Find the largest magnitude, and write the codes."""
+        from tvm import tirx
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        op, x = self.op, self.op.x
+        plane = x.rows * x.pitch
+        length = plane + x.tail
+        lanes = min(self.target.lanes_f32, 1 << (length.bit_length() - 1))
+        start = e.let(sample * x.stride)
+        # As integers, floats without their sign compare as they are large, and what is not finite is above all.
+        largest = e.registers(lanes, "int32")
+        e.store(largest, 0, e.splat(0, lanes, "int32"))
+        with e.serial(-(-x.sample // lanes)) as block:
+            seen = e.load(self.x, start + overlap(block, lanes, x.sample), lanes)
+            magnitude = _as(seen, "int32") & e.splat(0x7FFFFFFF, lanes, "int32")
+            e.store(largest, 0, T.max(e.load(largest, 0, lanes), magnitude))
+        vector, width = e.let(e.load(largest, 0, lanes)), lanes
+        while width > 1:
+            width //= 2
+            vector = e.let(T.max(e.part(vector, 0, width), e.part(vector, width, width)))
+        peak = e.let(T.reinterpret(vector, dtype="float32"))
+        finite = vector < tirx.const(0x7F800000, "int32")
+        steps, nothing = tirx.const(float(op.steps), "float32"), tirx.const(0.0, "float32")
+        counts = tirx.all(finite, peak >= tirx.const(float(TINY16), "float32"))
+        inverse = e.let(T.Select(counts, steps / peak, nothing))
+        self.unit = e.let(T.Select(finite, peak / steps, tirx.const(float("nan"), "float32")))
+
+        def codes(offset: Expr) -> Expr:
+            return e.to_int(
+                e.load(self.x, offset, lanes) * e.splat(inverse, lanes), self.target, bounded=True
+            )
+
+        def write(pair: Expr, both: bool) -> None:
+            # Behind the last plane lies the halo of its last row, behind the others the next plane.
+            with e.serial(-(-length // lanes)) as block:
+                offset = e.let(overlap(block, lanes, length))
+                first = start + pair * (2 * plane) + offset
+                code = codes(first) & e.splat(0xFFFF, lanes, "int32")
+                if both:
+                    code = code | T.shift_left(codes(first + plane), e.splat(16, lanes, "int32"))
+                self.put((pair * plane + offset) * 4, code)
+
+        pairs, odd = divmod(x.shape[1], 2)
+        with e.serial(pairs) as pair:
+            write(pair, True)
+        if odd:
+            write(pairs, False)
+
+    def load(self, offset: Expr, lanes: int, stride: int) -> Expr:
+        return self.get(offset * 4, lanes)
+
+    def add(self, total: Expr, x: Expr, weight: Expr) -> Expr:
+        from edgecsi.kernels import emit as e
+
+        lanes = e.lanes_of(total)
+        if self.target.dot == "avx2":
+            name = {8: "avx2.pmadd.wd", 4: "sse2.pmadd.wd"}[lanes]
+            return total + e.intrinsic(
+                f"llvm.x86.{name}", f"int32x{lanes}", _as(x, "int16"), _as(weight, "int16")
+            )
+        name = f"llvm.x86.avx512.vpdpwssd.{32 * lanes}"
+        return e.intrinsic(name, f"int32x{lanes}", total, _as(x, "int16"), _as(weight, "int16"))
+
+    def value(self, total: Expr, channel: Expr) -> Expr:
+        from edgecsi.kernels import emit as e
+
+        return self.values(channel, e.lanes_of(total))(total)
+
+    def transformed(self, x: Expr) -> Expr:
+        return _as(x, "int16")
+
+    def values(self, channel: Expr, lanes: int) -> Callable[[Expr], Expr]:
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        factor = e.let(e.splat(self.unit * e.load(self.factor, channel, 1), lanes))
+        bias = e.let(e.splat(e.load(self.bias, channel, 1), lanes))
+
+        def whole(total: Expr) -> Expr:
+            if self.quarters:
+                total = T.shift_right(total, e.splat(2, lanes, "int32"))
+            return e.fence(T.cast(total, e.vector_type("float32", lanes)) * factor) + bias
+
+        return whole
+
+
+def codes_layout(op: Conv2d) -> Layout:
+    """Pairs of codes of one sample, as 32-bit pixels."""
+    x = op.x
+    return Layout((1, -(-x.shape[1] // 2), *x.shape[2:]), "int32", x.halo)
+
+
+def _as(vector: Expr, dtype: str) -> Expr:
+    """The bits of a vector as elements of another type."""
+    import numpy as np
+    from tvm.tirx.script import builder as T
+
+    from edgecsi.kernels import emit as e
+
+    old = e.type_of(vector)
+    if old.split("x")[0] == dtype:
+        return vector
+    lanes = e.lanes_of(vector) * np.dtype(old.split("x")[0]).itemsize // np.dtype(dtype).itemsize
+    return T.reinterpret(vector, dtype=e.vector_type(dtype, lanes))

@@ -1,0 +1,187 @@
+"""Convolution of int16 codes that it makes itself, sample by sample, with int16 weights: direct, and in Winograd's form.
+
+One instruction multiplies two channels of a pixel and adds both products to an int32: twice the products of fp32 in the
+same time. Sums are exact, so that both forms and every CPU give the same bits.
+
+Winograd's form makes whole numbers of its weights by a factor of four, and of sums of four codes. What overflows on its
+way is nothing to the result, as long as four times that fits: additions and products are those of integers modulo 2^32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgecsi.kernels.base import Cost, Kernel, Knobs
+from edgecsi.kernels.conv.arithmetic import Int16, codes_layout
+from edgecsi.kernels.conv.f32_conv2d_direct import F32Conv2dDirect, reach
+from edgecsi.kernels.conv.f32_conv2d_winograd import WEIGHTS, F32Conv2dWinograd, blocks_of_points
+from edgecsi.kernels.tiling import read_gbps
+from edgecsi.ops.operators import Conv2d, sums_fit
+from edgecsi.target import Target
+
+_LEAST_LANES = 4
+"""No instruction takes fewer pairs."""
+_PASSES = 6.0
+"""Vector operations that a pixel costs before it is multiplied: for the range, and for the code."""
+
+
+def _refuses(kernel: Qd16Conv2dDirect | Qd16Conv2dWinograd, op: Conv2d, target: Target) -> str:
+    if not op.steps or op.x.dtype != "float32" or op.weight.dtype != np.int16 or op.scale is None:
+        return "it needs an fp32 input and int16 weights"
+    if target.dot not in kernel.dots:
+        return f"the CPU has no int16 products by {' or '.join(kernel.dots)}"
+    if not sums_fit(op):
+        return "its sums may exceed 32 bits: there are too many or too large weights"
+    if op.groups != 1 or op.stride != (1, 1):
+        return "it has no strides and no grouped convolutions"
+    if op.x.group != 1 or op.y.group != 1 or len(op.x.shape) != 4 or op.y.shape[3] < _LEAST_LANES:
+        return "needs plain NCHW images of at least 4 columns"
+    top, bottom, left, right = op.x.halo
+    rows, columns = reach(op)
+    if op.padding[0] > top or rows > bottom or op.padding[2] > max(left, right) or columns > max(left, right):
+        return "the input has no halo as wide as the padding"
+    return ""
+
+
+@cache
+def _seen(op: Conv2d) -> Conv2d:
+    """The convolution of pairs of codes, as 32-bit pixels and weights."""
+    outs, channels, *window = op.weight.shape
+    pairs = np.zeros((outs, -(-channels // 2) * 2, *window), np.int16)
+    pairs[:, :channels] = op.weight
+    pairs = pairs.reshape(outs, -1, 2, *window).transpose(0, 1, 3, 4, 2)
+    weight = np.ascontiguousarray(pairs).view(np.int32)[..., 0]
+    return replace(op, x=codes_layout(op), weight=weight, bias=None, scale=None, steps=0)
+
+
+def _code_bytes(op: Conv2d) -> int:
+    """Of the codes of a sample, filled up to the line of a cache."""
+    codes = codes_layout(op)
+    return -(-codes.nbytes // 64) * 64
+
+
+def _own(op: Conv2d) -> list[NDArray[Any]]:
+    """Scale and bias of every output channel."""
+    assert op.scale is not None
+    bias = np.zeros(len(op.weight), np.float32) if op.bias is None else op.bias
+    return [op.scale.astype(np.float32), bias.astype(np.float32)]
+
+
+def _cost(kernel: Qd16Conv2dDirect | Qd16Conv2dWinograd, op: Conv2d, target: Target, of_pairs: Cost) -> Cost:
+    second = target.peak_gmacs_f32 * 1e9
+    passes = _PASSES * op.x.shape[0] * op.x.sample / second
+    passes += 1.5 * op.x.nbytes / (read_gbps(target, 2 * op.x.nbytes) * 1e9)
+    # vpmaddwd does not add to a sum, and its result takes a register.
+    slower = 1.4 if target.dot == "avx2" else 1.0
+    return Cost(passes + slower * of_pairs.seconds + 5e-8, of_pairs.bytes + 4 * len(op.weight), op.macs)
+
+
+@dataclass(frozen=True)
+class Qd16Conv2dDirect(F32Conv2dDirect):
+    """Stride 1, one group, any dilation. Knobs are those of :class:`F32Conv2dDirect`, with pairs of channels."""
+
+    dots: tuple[str, ...] = ()
+
+    def refuses(self, op: Conv2d, target: Target) -> str:
+        return _refuses(self, op, target)
+
+    def _sensible(self, op: Conv2d, target: Target) -> Iterator[dict[str, int]]:
+        return (knobs for knobs in super()._sensible(op, target) if knobs["lanes"] >= _LEAST_LANES)
+
+    def knobs(self, op: Conv2d, target: Target) -> Knobs:
+        return super().knobs(_seen(op), target)
+
+    def space(self, op: Conv2d, target: Target) -> dict[str, Sequence[int]]:
+        return super().space(_seen(op), target)
+
+    def cost(self, op: Conv2d, target: Target, knobs: Knobs) -> Cost:
+        seen = op if op.weight.dtype == np.int32 else _seen(op)
+        found = super().cost(seen, target, knobs)
+        return found if seen is op else _cost(self, op, target, found)
+
+    def scratch(self, op: Conv2d, target: Target, knobs: Knobs) -> int:
+        return _code_bytes(op)
+
+    def constants(self, op: Conv2d, target: Target, knobs: Knobs) -> list[NDArray[Any]]:
+        stream, *epilogue = super().constants(_seen(op), target, knobs)
+        return [stream, *_own(op), *epilogue]
+
+    def seen(self, op: Conv2d) -> Conv2d:
+        return _seen(op)
+
+    def arithmetic(self, op: Conv2d, target: Target, buffers: Sequence[Any]) -> Int16:
+        first = len(op.inputs)
+        return Int16(op, target, buffers, 3, buffers[first + 1], buffers[first + 2], quarters=False)
+
+
+@dataclass(frozen=True)
+class Qd16Conv2dWinograd(F32Conv2dWinograd):
+    """3x3, stride 1, one group. Knobs are those of :class:`F32Conv2dWinograd`, with pairs of channels."""
+
+    dots: tuple[str, ...] = ()
+
+    def refuses(self, op: Conv2d, target: Target) -> str:
+        if reason := _refuses(self, op, target) or self.refuses_shape(op):
+            return reason
+        if op.y.shape[3] < 2 * _LEAST_LANES:
+            return "the image is too small for a vector of tiles"
+        most = np.abs(op.weight.astype(np.int64)).sum((1, 2, 3)).max(initial=0) * op.steps
+        if 4 * op.steps > 0x7FFF or 4 * most >= 2**31 or np.abs(_whole(op)).max(initial=0) > 0x7FFF:
+            return "codes or weights are too large to be added up in 16 bits"
+        return ""
+
+    def _sensible(self, op: Conv2d, target: Target) -> Iterator[dict[str, int]]:
+        return (knobs for knobs in super()._sensible(op, target) if knobs["lanes"] >= _LEAST_LANES)
+
+    def knobs(self, op: Conv2d, target: Target) -> Knobs:
+        return super().knobs(_seen(op), target)
+
+    def space(self, op: Conv2d, target: Target) -> dict[str, Sequence[int]]:
+        return super().space(_seen(op), target)
+
+    def cost(self, op: Conv2d, target: Target, knobs: Knobs) -> Cost:
+        seen = op if op.weight.dtype == np.int32 else _seen(op)
+        found = super().cost(seen, target, knobs)
+        return found if seen is op else _cost(self, op, target, found)
+
+    def codes(self, op: Conv2d) -> int:
+        return _code_bytes(op)
+
+    def scratch(self, op: Conv2d, target: Target, knobs: Knobs) -> int:
+        return _code_bytes(op) + super().scratch(_seen(op), target, knobs)
+
+    def constants(self, op: Conv2d, target: Target, knobs: Knobs) -> list[NDArray[Any]]:
+        from edgecsi.kernels.emit import epilogue_constants
+
+        points = _whole(op).astype(np.int16)
+        odd = [(0, 0)] * 3 + [(0, points.shape[3] % 2)]
+        pairs = np.ascontiguousarray(np.pad(points, odd)).view(np.int32)
+        return [blocks_of_points(pairs, knobs), *_own(op), *epilogue_constants(op)]
+
+    def seen(self, op: Conv2d) -> Conv2d:
+        return _seen(op)
+
+    def arithmetic(self, op: Conv2d, target: Target, buffers: Sequence[Any]) -> Int16:
+        first = len(op.inputs)
+        return Int16(op, target, buffers, 3, buffers[first + 1], buffers[first + 2], quarters=True)
+
+
+def _whole(op: Conv2d) -> NDArray[np.int64]:
+    """Four times the transformed weights, ``[4, 4, O, C]``."""
+    twice = (2 * WEIGHTS).astype(np.int64)
+    points: NDArray[np.int64] = np.einsum("ai,ocij,bj->aboc", twice, op.weight.astype(np.int64), twice)
+    return points
+
+
+KERNELS: tuple[Kernel, ...] = (
+    Qd16Conv2dDirect("qd16_qs16w_conv2d_avx2", dots=("avx2",)),
+    Qd16Conv2dDirect("qd16_qs16w_conv2d_vnni", dots=("avx512_vnni", "avx_vnni")),
+    Qd16Conv2dWinograd("qd16_qs16w_conv2d_winograd_avx2", dots=("avx2",)),
+    Qd16Conv2dWinograd("qd16_qs16w_conv2d_winograd_vnni", dots=("avx512_vnni", "avx_vnni")),
+)
