@@ -1,8 +1,8 @@
 """Sixteen bits where fp32 has thirty-two, without training or data.
 
 Dense weights become numbers that half the bytes hold, and arithmetic stays fp32: the network stays an ordinary one, and
-the kernels find such weights by themselves, as they find zeros. Or convolutions compute in int16, whose codes come of
-every sample's own range.
+the kernels find such weights by themselves, as they find zeros. And convolutions may compute in int16, whose codes come
+of every sample's own range.
 
 Why int16, and neither of the 16-bit floats: it has the digits of fp16 and more, for images lie around a value that is
 large against what differs between them; CPUs with VNNI multiply it at twice the rate of fp32, as they do bf16; and sums
@@ -34,14 +34,42 @@ _LEAST_BITS = (
 
 @torch.no_grad()
 def halve(module: nn.Module, step: Halve, example: Tensor) -> nn.Module:
-    """Round the chosen layers in place: dense layers and the projections within attention, or convolutions.
+    """Round the chosen layers in place: dense layers and the products within attention and recurrent layers, and
+    convolutions to int16.
 
     Raises:
         RecipeError: no layer is chosen, or a weight is larger than half precision goes.
     """
     if step.arithmetic == "int16":
-        return _convolutions(module, step, example)
+        fold_batch_norm(module, example)
+    parts = dict(module.named_modules())
+    for name, weight in chosen(module, step, example).items():
+        part = parts.get(name)
+        if isinstance(part, nn.Conv2d):
+            module.set_submodule(name, int16_layer(part))
+            continue
+        if float(weight.abs().max()) > _LARGEST:
+            raise RecipeError(
+                f"{name} has a weight of {float(weight.abs().max()):.3g}",
+                f"half precision goes to {_LARGEST:.0f}",
+                "exclude the layer, or use int8-weights, which scales every output",
+            )
+        weight.copy_(weight.half().float())
+    if step.arithmetic == "int16":
+        left = left_in_fp32(module, (nn.Conv2d,), step.exclude)
+        say_left("stay in fp32", {name: part for name, part in left.items() if matches(name, step.layers)})
+    return module
+
+
+def chosen(module: nn.Module, step: Halve, example: Tensor) -> dict[str, Tensor]:
+    """Weights of the layers that a step changes, by the layers' names.
+
+    Raises:
+        RecipeError: there is none.
+    """
     found: dict[str, Tensor] = {}
+    if step.arithmetic == "int16":
+        found = {name: conv.weight for name, conv in _convolutions(module, example).items()}
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear):
             found[name] = part.weight
@@ -50,31 +78,19 @@ def halve(module: nn.Module, step: Halve, example: Tensor) -> nn.Module:
         elif isinstance(part, nn.RNNBase):
             weights = dict(part.named_parameters())
             found |= {f"{name}.{key}": weight for key, weight in weights.items() if weight.ndim == 2}
-    for name, weight in _chosen(found, step, "dense layer").items():
-        if float(weight.abs().max()) > _LARGEST:
-            raise RecipeError(
-                f"{name} has a weight of {float(weight.abs().max()):.3g}",
-                f"half precision goes to {_LARGEST:.0f}",
-                "exclude the layer, or use int8-weights, which scales every output",
-            )
-        weight.copy_(weight.half().float())
-    return module
-
-
-def _chosen(found: dict[str, Tensor], step: Halve, kind: str) -> dict[str, Tensor]:
-    chosen = {n: w for n, w in found.items() if matches(n, step.layers, step.exclude)}
-    if not chosen:
+    named = {n: w for n, w in found.items() if matches(n, step.layers, step.exclude)}
+    if not named:
         raise RecipeError(
-            f"no {kind} is chosen",
+            "no dense layer is chosen" + (", nor a convolution" if step.arithmetic == "int16" else ""),
             f"the network has {', '.join(found) or 'none'}",
             "correct layers and exclude in the recipe",
         )
-    return chosen
+    return named
 
 
-def _convolutions(module: nn.Module, step: Halve, example: Tensor) -> nn.Module:
-    fold_batch_norm(module, example)
-    layers = {
+def _convolutions(module: nn.Module, example: Tensor) -> dict[str, nn.Conv2d]:
+    """Those that kernels take in int16."""
+    return {
         name: conv
         for name, conv in called(module, (nn.Conv2d,), example).items()
         if conv.groups == 1
@@ -82,10 +98,6 @@ def _convolutions(module: nn.Module, step: Halve, example: Tensor) -> nn.Module:
         and conv.padding_mode == "zeros"
         and conv.weight[0].numel() <= _MOST_WEIGHTS
     }
-    for name in _chosen({n: conv.weight for n, conv in layers.items()}, step, "convolution"):
-        module.set_submodule(name, int16_layer(layers[name]))
-    say_left("stay in fp32", left_in_fp32(module, (nn.Conv2d,), step.exclude))
-    return module
 
 
 def int16_layer(conv: nn.Conv2d) -> DynamicConv2d:

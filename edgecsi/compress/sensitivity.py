@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from edgecsi.compress import recipe as recipes
 from edgecsi.compress.codeword import change_codeword
+from edgecsi.compress.halve import chosen as halved
+from edgecsi.compress.halve import halve
 from edgecsi.compress.prune import Pruner, global_masks, mask
 from edgecsi.compress.quantize import quantize
 from edgecsi.compress.quantize.ranges import layers_of
-from edgecsi.compress.recipe import Pattern, Prune, Quantize, Recipe
+from edgecsi.compress.recipe import Halve, Pattern, Prune, Quantize, Recipe
 from edgecsi.compress.reconstruct import FIT_SAMPLES, Reference, reconstruct
 from edgecsi.compress.size import density
 from edgecsi.errors import RecipeError
@@ -63,7 +65,8 @@ def layer_costs(
     seed: int = 0,
     progress: Callable[[int, int, str], None] | None = None,
 ) -> LayerCosts:
-    """What each layer costs that a recipe's ``prune`` and ``quantize`` steps change, one at a time, without training.
+    """What each layer costs that a recipe's ``prune``, ``quantize`` and ``halve`` steps change, one at a time, without
+    training.
 
     Every layer is tried on the network as it was given, so the price of a ``quantize`` step is that of int8
     alone, whatever comes before it in the recipe.
@@ -81,11 +84,11 @@ def layer_costs(
             progress(done, total, what)
 
     chosen = recipe if isinstance(recipe, Recipe) else recipes.load(recipe)
-    steps = [step for step in chosen.steps if isinstance(step, Prune | Quantize)]
+    steps = [step for step in chosen.steps if isinstance(step, Prune | Quantize | Halve)]
     if not steps:
         raise RecipeError(
             f"recipe {chosen.name} neither prunes nor quantises",
-            "sensitivity is the price of zeros or of int8, layer by layer",
+            "sensitivity is the price of zeros or of fewer bits, layer by layer",
             "try int8-static",
         )
     loaded = load_model(model, weights)
@@ -99,7 +102,9 @@ def layer_costs(
     found: list[LayerCost] = []
     for step in steps:
         samples = first_inputs(task, step.samples if isinstance(step, Quantize) else FIT_SAMPLES)
-        if isinstance(step, Quantize):
+        if isinstance(step, Halve):
+            changed = _changed_by_halving(loaded.module, step, loaded.example_input)
+        elif isinstance(step, Quantize):
             changed = _changed_by_int8(loaded.module, step, samples, loaded.example_input)
         else:
             changed = _changed_by_pruning(loaded.module, step, samples, rate)
@@ -131,6 +136,12 @@ def _changed_by_int8(
             name,
             quantize(copy.deepcopy(module), replace(step, keep_fp32=kept, epochs=0), samples, example),
         )
+
+
+def _changed_by_halving(module: nn.Module, step: Halve, example: Tensor) -> Iterator[tuple[str, nn.Module]]:
+    """(layer, copy of the network with this layer alone in 16 bits)."""
+    for name in halved(module, step, example):
+        yield name, halve(copy.deepcopy(module), replace(step, layers=(name,)), example)
 
 
 def _changed_by_pruning(

@@ -86,6 +86,8 @@ def _layout(layout: Layout) -> str:
         parts.append(f"group {layout.group}")
     if layout.batch_stride is not None:
         parts.append(f"stride {layout.batch_stride}")
+    if layout.peak:
+        parts.append("peak")
     return " ".join(parts)
 
 

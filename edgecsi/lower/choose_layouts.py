@@ -32,6 +32,7 @@ def choose_layouts(graph: Graph, target: Target) -> None:
     for node in graph.nodes:
         if node.op == "concat":
             _slice(graph, node)
+    _tell_peaks(graph)
     for node in graph.nodes:
         if node.op == "view":
             source = node.inputs[0]
@@ -40,6 +41,19 @@ def choose_layouts(graph: Graph, target: Target) -> None:
             else:
                 node.output.parent, node.output.offset = source, node.attrs.get("offset", 0)
     graph.nodes = [n for n in graph.nodes if n.op not in ("view", "concat")]
+
+
+def _tell_peaks(graph: Graph) -> None:
+    """Where int16 convolutions follow each other, the first knows the largest magnitude that the second needs."""
+    for node in graph.nodes:
+        value = node.output
+        readers = graph.readers(value)
+        rounds = any(n.op == "conv2d" and n.inputs[0] is value and n.attrs.get("steps") for n in readers)
+        finds = node.op == "conv2d" and node.attrs.get("steps") and node.y_quant is None
+        alone = value.parent is None and not graph.is_output(value) and value.shape[0] == 1
+        if rounds and finds and alone and all(n.op in READS_ANY for n in readers):
+            assert value.layout is not None
+            value.layout = replace(value.layout, peak=True)
 
 
 def _values(graph: Graph) -> list[Value]:

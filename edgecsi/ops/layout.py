@@ -27,6 +27,8 @@ class Layout:
         batch_stride: elements between samples; None when they follow each other. A slice of a wider buffer
             (a concatenation written in place) has the stride of that buffer.
         fill: the code stored in the halo: 0, or the zero point of a quantised image.
+        peak: behind the last element lies one more, the largest magnitude of all, for who rounds them next. Of one
+            sample only.
     """
 
     shape: tuple[int, ...]
@@ -35,6 +37,7 @@ class Layout:
     group: int = 1
     batch_stride: int | None = None
     fill: int = 0
+    peak: bool = False
 
     def __post_init__(self) -> None:
         if len(self.shape) != 4 and (self.group != 1 or any(self.halo)):
@@ -80,7 +83,7 @@ class Layout:
     @property
     def size(self) -> int:
         """Elements from the tensor's pointer to its end."""
-        return (self.shape[0] - 1) * self.stride + self.sample + self.tail
+        return (self.shape[0] - 1) * self.stride + self.sample + self.tail + self.peak
 
     @property
     def nbytes(self) -> int:
@@ -126,6 +129,8 @@ class Layout:
         """The buffer (1-D) that holds `values`, of the layout's shape."""
         memory = np.full(self.size, self.fill, self.dtype)
         memory[self._index()] = values.reshape(self.shape)
+        if self.peak:
+            memory[-1] = np.abs(values).max()
         return memory
 
     def read(self, memory: NDArray[Any]) -> NDArray[Any]:

@@ -71,6 +71,8 @@ def test_every_shape_gives_the_bits_of_the_reference(target: str, form: str) -> 
     rng = np.random.default_rng(1)
     cases = []
     for number, op in enumerate(shapes(rng, form)):
+        if number % 2 and op.x.shape[0] == 1:  # the largest magnitude is given, and passed on
+            op = replace(op, x=replace(op.x, peak=True), y=replace(op.y, peak=True))
         x = [normal(rng, *lay.shape) for lay in op.inputs]
         x[0] *= (
             np.float32(10.0 ** rng.integers(-30, 30)) if number % 2 else 1

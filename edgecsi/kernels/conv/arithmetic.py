@@ -58,6 +58,13 @@ class Fp32:
         """A sum of products as the convolution's result."""
         return total
 
+    def store(self, offset: Expr, value: Expr) -> None:
+        """Write results, finished."""
+        self.finish.store(offset, value)
+
+    def close(self) -> None:
+        """What all samples end with."""
+
     # Of Winograd's form:
 
     def transformed(self, x: Expr) -> Expr:
@@ -88,18 +95,34 @@ class Int16(Fp32):
     """Two products a lane, of codes in the scratch: every sample is rounded first, and its range is its own.
 
     Args:
-        factor, bias: constants, float32 ``[O]``. quarters: sums are four times too large, as Winograd's are whose weights
+        factor, bias: constants, float32 ``[O]``. lanes: of a vector of results.
+        quarters: sums are four times too large, as Winograd's are whose weights
             are to be whole numbers.
     """
 
     sums: ClassVar[str] = "int32"
 
     def __init__(
-        self, op: Conv2d, target: Target, buffers: Sequence[Any], own: int, factor: Any, bias: Any, quarters: bool
+        self, op: Conv2d, target: Target, buffers: Sequence[Any], factor: Any, bias: Any, lanes: int, quarters: bool
     ) -> None:  # fmt: skip
-        super().__init__(op, target, buffers, own, bias)
+        super().__init__(op, target, buffers, 3, bias)
         self.factor, self.quarters = factor, quarters
         self.unit: Expr = None
+        self.largest = _Largest(lanes) if op.y.peak else None
+
+    def store(self, offset: Expr, value: Expr) -> None:
+        super().store(offset, value)
+        if self.largest is not None:
+            self.largest.see(value)
+
+    def close(self) -> None:
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        if self.largest is not None:
+            largest = T.reinterpret(self.largest.bits(), dtype="float32")
+            e.store(self.finish.y, self.op.y.size - 1, largest)
 
     def sample(self, sample: Expr) -> Expr:
         return 0
@@ -116,19 +139,12 @@ class Int16(Fp32):
         length = plane + x.tail
         lanes = min(self.target.lanes_f32, 1 << (length.bit_length() - 1))
         start = e.let(sample * x.stride)
-        # As integers, floats without their sign compare as they are large, and what is not finite is above all.
-        largest = e.registers(lanes, "int32")
-        e.store(largest, 0, e.splat(0, lanes, "int32"))
-        with e.serial(-(-x.sample // lanes)) as block:
-            seen = e.load(self.x, start + overlap(block, lanes, x.sample), lanes)
-            magnitude = _as(seen, "int32") & e.splat(0x7FFFFFFF, lanes, "int32")
-            e.store(largest, 0, T.max(e.load(largest, 0, lanes), magnitude))
-        vector, width = e.let(e.load(largest, 0, lanes)), lanes
-        while width > 1:
-            width //= 2
-            vector = e.let(T.max(e.part(vector, 0, width), e.part(vector, width, width)))
-        peak = e.let(T.reinterpret(vector, dtype="float32"))
-        finite = vector < tirx.const(0x7F800000, "int32")
+        if op.x.peak:
+            bits = e.let(T.reinterpret(e.load(self.x, x.size - 1, 1), dtype="int32"))
+        else:
+            bits = self._largest(start, lanes)
+        peak = e.let(T.reinterpret(bits, dtype="float32"))
+        finite = bits < tirx.const(0x7F800000, "int32")
         steps, nothing = tirx.const(float(op.steps), "float32"), tirx.const(0.0, "float32")
         counts = tirx.all(finite, peak >= tirx.const(float(TINY16), "float32"))
         inverse = e.let(T.Select(counts, steps / peak, nothing))
@@ -154,6 +170,15 @@ class Int16(Fp32):
             write(pair, True)
         if odd:
             write(pairs, False)
+
+    def _largest(self, start: Expr, lanes: int) -> Expr:
+        """The largest magnitude of a sample."""
+        from edgecsi.kernels import emit as e
+
+        largest = _Largest(lanes)
+        with e.serial(-(-self.op.x.sample // lanes)) as block:
+            largest.see(e.load(self.x, start + overlap(block, lanes, self.op.x.sample), lanes))
+        return largest.bits()
 
     def load(self, offset: Expr, lanes: int, stride: int) -> Expr:
         return self.get(offset * 4, lanes)
@@ -192,6 +217,38 @@ class Int16(Fp32):
             return e.fence(T.cast(total, e.vector_type("float32", lanes)) * factor) + bias
 
         return whole
+
+
+class _Largest:
+    """The largest magnitude of what it sees.
+
+    As integers, floats without their sign compare as they are large, and what is not finite is above all.
+    """
+
+    def __init__(self, lanes: int) -> None:
+        from edgecsi.kernels import emit as e
+
+        self.lanes, self.held = lanes, e.registers(lanes, "int32")
+        e.store(self.held, 0, e.splat(0, lanes, "int32"))
+
+    def see(self, vector: Expr) -> None:
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        magnitude = _as(vector, "int32") & e.splat(0x7FFFFFFF, self.lanes, "int32")
+        e.store(self.held, 0, T.max(e.load(self.held, 0, self.lanes), magnitude))
+
+    def bits(self) -> Expr:
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        vector, width = e.let(e.load(self.held, 0, self.lanes)), self.lanes
+        while width > 1:
+            width //= 2
+            vector = e.let(T.max(e.part(vector, 0, width), e.part(vector, width, width)))
+        return vector
 
 
 def codes_layout(op: Conv2d) -> Layout:

@@ -131,7 +131,7 @@ class F32Conv2dDirect(Kernel):
         """The convolution as the loops see it."""
         return op
 
-    def arithmetic(self, op: Conv2d, target: Target, buffers: Sequence[Any]) -> Fp32:
+    def arithmetic(self, op: Conv2d, target: Target, buffers: Sequence[Any], knobs: Knobs) -> Fp32:
         """What a product is, and where the input lies."""
         return Fp32(op, target, buffers)
 
@@ -155,7 +155,7 @@ class F32Conv2dDirect(Kernel):
 
         with e.function(whole, constants, scratch) as (done, buffers):
             w = buffers[len(whole.inputs)]
-            arithmetic = self.arithmetic(whole, target, buffers)
+            arithmetic = self.arithmetic(whole, target, buffers, knobs)
             finish = arithmetic.finish
             e.zero_halo(finish.y, op.y)
 
@@ -213,7 +213,7 @@ class F32Conv2dDirect(Kernel):
                 for (o, r, v), acc in sums.items():
                     at = image_place(sample, channel + o, top + r, left + v * lanes)
                     total = arithmetic.value(e.load(acc, 0, lanes), channel + o)
-                    finish.store(at(op.y), finish.value(total, at, channel + o, 1))
+                    arithmetic.store(at(op.y), finish.value(total, at, channel + o, 1))
 
             row_blocks, column_blocks = -(-height // rows), -(-width // (columns * lanes))
             with e.serial(n) as sample:
@@ -233,6 +233,7 @@ class F32Conv2dDirect(Kernel):
                             e.serial(co_blocks) as co,
                         ):
                             block(sample, group, co, row, column)
+            arithmetic.close()
         return done.done()
 
 

@@ -117,7 +117,7 @@ class F32Conv2dWinograd(Kernel):
         """The convolution as the loops see it."""
         return op
 
-    def arithmetic(self, op: Conv2d, target: Target, buffers: Sequence[Any]) -> Fp32:
+    def arithmetic(self, op: Conv2d, target: Target, buffers: Sequence[Any], knobs: Knobs) -> Fp32:
         """What a product is, and where the input lies."""
         return Fp32(op, target, buffers, 2, buffers[len(op.inputs) + 1])
 
@@ -149,7 +149,7 @@ class F32Conv2dWinograd(Kernel):
 
         with e.function(whole, constants, room) as (done, buffers):
             w = buffers[len(whole.inputs)]
-            arithmetic = self.arithmetic(whole, target, buffers)
+            arithmetic = self.arithmetic(whole, target, buffers, knobs)
             load, finish = arithmetic.load, arithmetic.finish
             e.zero_halo(buffers[-2], op.y)
             # Where the transformed inputs begin in the scratch, and behind them the products.
@@ -225,7 +225,7 @@ class F32Conv2dWinograd(Kernel):
                             sample, channel, top + 2 * row + i, left + 2 * lanes * column + part * lanes
                         )
                         value = e.shuffle(pair, order)
-                        finish.store(at(op.y), finish.value(value, at, channel, 1))
+                        arithmetic.store(at(op.y), finish.value(value, at, channel, 1))
 
             down, across = -(-height // (2 * rows)), -(-width // (2 * lanes * columns))
             with e.serial(n) as sample:
@@ -245,6 +245,7 @@ class F32Conv2dWinograd(Kernel):
                             channel = e.let(overlap(block, co_tile, outs) + o)
                             for vector in range(vectors):
                                 give(sample, channel, o, vector, top, left)
+            arithmetic.close()
         return done.done()
 
 

@@ -46,6 +46,8 @@ def _refuses(kernel: Qd16Conv2dDirect | Qd16Conv2dWinograd, op: Conv2d, target: 
     rows, columns = reach(op)
     if op.padding[0] > top or rows > bottom or op.padding[2] > max(left, right) or columns > max(left, right):
         return "the input has no halo as wide as the padding"
+    if (op.x.peak or op.y.peak) and (op.y.shape[0] > 1 or op.y_quant is not None):
+        return "only one fp32 image at a time has its largest magnitude beside it"
     return ""
 
 
@@ -57,7 +59,9 @@ def _seen(op: Conv2d) -> Conv2d:
     pairs[:, :channels] = op.weight
     pairs = pairs.reshape(outs, -1, 2, *window).transpose(0, 1, 3, 4, 2)
     weight = np.ascontiguousarray(pairs).view(np.int32)[..., 0]
-    return replace(op, x=codes_layout(op), weight=weight, bias=None, scale=None, steps=0)
+    return replace(
+        op, x=codes_layout(op), y=replace(op.y, peak=False), weight=weight, bias=None, scale=None, steps=0
+    )
 
 
 def _code_bytes(op: Conv2d) -> int:
@@ -75,8 +79,8 @@ def _own(op: Conv2d) -> list[NDArray[Any]]:
 
 def _cost(kernel: Qd16Conv2dDirect | Qd16Conv2dWinograd, op: Conv2d, target: Target, of_pairs: Cost) -> Cost:
     second = target.peak_gmacs_f32 * 1e9
-    passes = _PASSES * op.x.shape[0] * op.x.sample / second
-    passes += 1.5 * op.x.nbytes / (read_gbps(target, 2 * op.x.nbytes) * 1e9)
+    passes = (_PASSES - 2 * op.x.peak) * op.x.shape[0] * op.x.sample / second
+    passes += (0.75 if op.x.peak else 1.5) * op.x.nbytes / (read_gbps(target, 2 * op.x.nbytes) * 1e9)
     # vpmaddwd does not add to a sum, and its result takes a register.
     slower = 1.4 if target.dot == "avx2" else 1.0
     return Cost(passes + slower * of_pairs.seconds + 5e-8, of_pairs.bytes + 4 * len(op.weight), op.macs)
@@ -92,7 +96,11 @@ class Qd16Conv2dDirect(F32Conv2dDirect):
         return _refuses(self, op, target)
 
     def _sensible(self, op: Conv2d, target: Target) -> Iterator[dict[str, int]]:
-        return (knobs for knobs in super()._sensible(op, target) if knobs["lanes"] >= _LEAST_LANES)
+        for knobs in super()._sensible(op, target):
+            # Weights want registers too, or they are loaded for every product.
+            sums = knobs["co_tile"] * knobs["rows"] * knobs["columns"]
+            if knobs["lanes"] >= _LEAST_LANES and sums <= target.vector_registers // 2:
+                yield knobs
 
     def knobs(self, op: Conv2d, target: Target) -> Knobs:
         return super().knobs(_seen(op), target)
@@ -115,9 +123,11 @@ class Qd16Conv2dDirect(F32Conv2dDirect):
     def seen(self, op: Conv2d) -> Conv2d:
         return _seen(op)
 
-    def arithmetic(self, op: Conv2d, target: Target, buffers: Sequence[Any]) -> Int16:
+    def arithmetic(self, op: Conv2d, target: Target, buffers: Sequence[Any], knobs: Knobs) -> Int16:
         first = len(op.inputs)
-        return Int16(op, target, buffers, 3, buffers[first + 1], buffers[first + 2], quarters=False)
+        return Int16(
+            op, target, buffers, buffers[first + 1], buffers[first + 2], knobs["lanes"], quarters=False
+        )
 
 
 @dataclass(frozen=True)
@@ -167,9 +177,11 @@ class Qd16Conv2dWinograd(F32Conv2dWinograd):
     def seen(self, op: Conv2d) -> Conv2d:
         return _seen(op)
 
-    def arithmetic(self, op: Conv2d, target: Target, buffers: Sequence[Any]) -> Int16:
+    def arithmetic(self, op: Conv2d, target: Target, buffers: Sequence[Any], knobs: Knobs) -> Int16:
         first = len(op.inputs)
-        return Int16(op, target, buffers, 3, buffers[first + 1], buffers[first + 2], quarters=True)
+        return Int16(
+            op, target, buffers, buffers[first + 1], buffers[first + 2], knobs["lanes"], quarters=True
+        )
 
 
 def _whole(op: Conv2d) -> NDArray[np.int64]:
