@@ -15,6 +15,10 @@ PASSES = 500
 SECONDS = 2.0
 _INTEGER_INPUTS = ("qs8_", "qd8_")
 """Kernels whose name begins so multiply int8 by int8; the others multiply in fp32, whatever their weights."""
+_INT16_INPUTS = "qd16_"
+"""The same for int16, half as many at once."""
+_WINOGRAD = 16 / 36
+"""Share of the multiplications of a 3x3 filter that Winograd's form needs, in kernels that are named after it."""
 
 
 def measure_layers(
@@ -87,10 +91,14 @@ def limit_us(layer: Layer, entry: Entry, limits: Limits) -> tuple[float, float]:
     """The least time in µs that this machine needs for a layer's weights, and for its multiply-adds.
 
     The weights of a whole entry are read once a call, so they live in the cache that holds all of them and
-    the workspace. Multiply-adds with zeros that are left out do not count.
+    the workspace. Multiply-adds with zeros that are left out do not count, and those of Winograd's form are 16 for 36.
     """
     lives_in = entry.weight_bytes + entry.workspace
     bytes_us = layer.bytes / (1e3 * limits.read_rate(lives_in))
-    integer = layer.kernel.startswith(_INTEGER_INPUTS) and limits.int8_gops > 0
-    rate = limits.int8_gops if integer else limits.fp32_gflops
-    return bytes_us, 2 * layer.macs * layer.density / (1e3 * rate)
+    rate = limits.fp32_gflops
+    if layer.kernel.startswith(_INTEGER_INPUTS) and limits.int8_gops > 0:
+        rate = limits.int8_gops
+    elif layer.kernel.startswith(_INT16_INPUTS) and limits.int8_gops > 0:
+        rate = limits.int8_gops / 2
+    share = _WINOGRAD if "winograd" in layer.kernel else 1.0
+    return bytes_us, 2 * share * layer.macs * layer.density / (1e3 * rate)

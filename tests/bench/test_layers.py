@@ -92,7 +92,15 @@ def test_bytes_take_as_long_as_where_the_whole_entry_lives() -> None:
 
 @pytest.mark.parametrize(
     ("kernel", "gops"),
-    [("f32_dense", 200), ("f32_qs8w_dense", 200), ("qs8_conv2d_vnni", 800), ("qd8_qs8w_dense_vnni", 800)],
+    [
+        ("f32_dense", 200),
+        ("f32_qs8w_dense", 200),
+        ("qs8_conv2d_vnni", 800),
+        ("qd8_qs8w_dense_vnni", 800),
+        ("f32_conv2d_winograd", 450),
+        ("qd16_qs16w_conv2d_vnni", 400),
+        ("qd16_qs16w_conv2d_winograd_vnni", 900),
+    ],
 )
 def test_multiply_adds_count_by_what_the_kernel_multiplies(kernel: str, gops: int) -> None:
     part = layer(kernel, 0, 1_000_000, density=0.25)
