@@ -56,8 +56,14 @@ def halve(module: nn.Module, step: Halve, example: Tensor) -> nn.Module:
             )
         weight.copy_(weight.half().float())
     if step.arithmetic == "int16":
-        left = left_in_fp32(module, (nn.Conv2d,), step.exclude)
-        say_left("stay in fp32", {name: part for name, part in left.items() if matches(name, step.layers)})
+        say_left(
+            "stay in fp32",
+            {
+                name: part
+                for name, part in left_in_fp32(module, (nn.Conv2d,), step.exclude).items()
+                if isinstance(part, nn.modules.conv._ConvNd) and matches(name, step.layers)
+            },
+        )
     return module
 
 
