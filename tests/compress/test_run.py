@@ -340,6 +340,13 @@ def test_zeros_have_a_price(csi_network: str, channels: Path, scope: str, criter
     assert found.keep_fp32 == ()
 
 
+def test_sixteen_bits_have_a_price(csi_network: str, channels: Path) -> None:
+    found = layer_costs(csi_network, "int16", channels)
+    assert {"encoder.fc", "decoder.fc"} < {cost.layer for cost in found.layers}
+    assert max(abs(cost.cost) for cost in found.layers) < 0.02
+    assert found.keep_fp32 == ()
+
+
 def test_only_steps_that_lose_something_have_a_price(detector: str) -> None:
     with pytest.raises(RecipeError, match="neither prunes nor quantises"):
         layer_costs(detector, "distill", "mimo:2000")
