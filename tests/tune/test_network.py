@@ -25,6 +25,7 @@ from edgecsi.kernels.variants import all_kernels
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Dense
 from edgecsi.pipeline import BuildOptions, build
+from edgecsi.results.reliability import tuning
 from edgecsi.tune import network
 from edgecsi.tune.isolated import Devices, Isolated
 from edgecsi.tune.measure import Bench
@@ -224,6 +225,18 @@ def test_a_crash_in_the_process_that_measures_is_survived(tmp_path: Path) -> Non
         device._ask("run", bundle)
     assert "no end after 3 s" in caught.value.why
     device.close()
+
+
+def test_two_devices_take_at_most_five_eighths_of_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of the time that is spent measuring, by the busier of them; made-up measurements all take the same."""
+    tuning.made_up(monkeypatch.setattr)
+    boards: Any = [tuning.nowhere(), tuning.nowhere()]
+    result = tune("made-up", tuning.TARGET, device=boards, records=tmp_path / "r.jsonl", trials=24)
+    total = sum(board.measured for board in boards)
+    assert total > result.measured
+    assert max(board.measured for board in boards) <= total / 1.6
 
 
 def test_killed_again_and_again_it_loses_nothing() -> None:

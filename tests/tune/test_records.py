@@ -15,6 +15,7 @@ from edgecsi import target as targets
 from edgecsi.cli import main
 from edgecsi.errors import InputError, ToolchainError
 from edgecsi.kernels.records import (
+    SHIPPED,
     Record,
     Records,
     append,
@@ -200,6 +201,18 @@ def test_merge_and_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     tree = json.loads((tmp_path / "t4.json").read_text())
     assert tree == json.loads(json.dumps(as_t4(read_records([tmp_path / "c.jsonl"]).lines)))
     assert [r["invalidity"] for r in tree["results"]] == ["correct", "correct", "runtime"]
+
+
+def test_what_ships_are_choices_that_gain() -> None:
+    files = sorted(SHIPPED.glob("*.jsonl"))
+    assert files
+    for path in files:
+        found = read_records([path])
+        assert found.torn == 0
+        for line in found.lines:
+            assert line.kind == "choice"
+            assert path.name == own_file(targets.load(line.target), line.cpu).name
+            assert line.us < 0.97 * line.default_us
 
 
 def test_own_files_are_told_apart_by_target_and_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -42,7 +42,7 @@ from edgecsi.tune.search import Setting, Time
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 SHAPES = ((256, 64), (96, 320), (48, 48))
-_TARGET = "x86-64-v4"
+TARGET = "x86-64-v4"
 _WHAT = """\
 A search is killed at random times, in turn with SIGINT, SIGTERM and SIGKILL, and started again, until it is done. Not a
 line that was written is lost or torn but the last, nothing is measured twice, and the end is what an unbroken search
@@ -65,8 +65,10 @@ class _Fake:
         self.outcomes: dict[Setting, Any] = {}
 
     def quick(self, settings: Sequence[Setting]) -> list[Time | None]:
+        with self.devices.one() as device:
+            time.sleep(0.0005 * len(settings))
+            device.measured += len(settings)
         for setting in settings:
-            time.sleep(0.0005)
             self.outcomes[setting] = SimpleNamespace(status="ok", time=self._time(setting))
         return [self._time(setting) for setting in settings]
 
@@ -86,9 +88,14 @@ class _Fake:
         )  # fmt: skip
 
 
-def _fake_network() -> None:
+def nowhere() -> Timer:
+    """A device of which nothing is asked but how much was measured on it."""
+    return cast(Timer, SimpleNamespace(spec="nowhere", measured=0))
+
+
+def made_up(patch: Callable[[Any, str, Any], None] = setattr) -> None:
     """Take away from tuning all that compiles, loads or measures."""
-    target = targets.load(_TARGET)
+    target = targets.load(TARGET)
     rng = np.random.default_rng(0)
     chosen: list[Any] = []
     for number, (outputs, inputs) in enumerate(SHAPES):
@@ -110,8 +117,8 @@ def _fake_network() -> None:
         ),
     }
     for name, fake in fakes.items():
-        setattr(network, name, fake)
-    work.__dict__["code"] = lambda *arguments: "c0de"
+        patch(network, name, fake)
+    patch(work, "code", lambda *arguments: "c0de")
 
 
 def simulate(kills: int, seed: int = 0) -> dict[str, int]:
@@ -120,7 +127,7 @@ def simulate(kills: int, seed: int = 0) -> dict[str, int]:
     Raises:
         CheckFailed: something was lost, measured twice, or came out otherwise.
     """
-    _fake_network()
+    made_up()
     numbers = random.Random(seed)
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="edgecsi-") as folder:
@@ -172,7 +179,7 @@ def foreign() -> int:
     Raises:
         CheckFailed: one is used, or a right one is not.
     """
-    target = targets.load(_TARGET)
+    target = targets.load(TARGET)
     exact = replace(target, mcpu="znver4")
     op = Dense(name="fc", x=Layout((1, 64)), y=Layout((1, 32)), weight=np.ones((32, 64), np.float32) / 3)
     kernel, knobs, _ = candidates(op, exact)[0][0]
@@ -202,10 +209,10 @@ def _child(file: Path) -> int:
     child = os.fork()
     if child == 0:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-        code, nowhere = 1, cast(Timer, SimpleNamespace(spec="nowhere"))
+        code = 1
         try:
             end_on_signals()
-            network.tune("made-up", _TARGET, device=nowhere, records=file, trials=12)
+            network.tune("made-up", TARGET, device=nowhere(), records=file, trials=12)
             code = 0
         except KeyboardInterrupt:
             code = 130
