@@ -1,7 +1,10 @@
 """The manifest: one spelling, nothing lost on the way, mistakes named by their path."""
 
+from __future__ import annotations
+
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 
@@ -27,20 +30,20 @@ def _seal(tree):
     return canonical(tree)
 
 
-def test_a_manifest_survives_the_round_trip():
+def test_a_manifest_survives_the_round_trip() -> None:
     sealed, data = seal(_tiny.manifest(), FILES)
     assert parse_manifest(data, "m") == sealed
     assert sealed.entries == _tiny.manifest().entries
     assert sealed.cname == "tiny_net"
 
 
-def test_the_bytes_are_canonical_and_the_same_every_time():
+def test_the_bytes_are_canonical_and_the_same_every_time() -> None:
     _, data = seal(_tiny.manifest(), FILES)
     assert seal(_tiny.manifest(), dict(reversed(FILES.items())))[1] == data
     assert data == json.dumps(json.loads(data), sort_keys=True, separators=(",", ":")).encode()
 
 
-def test_the_embedded_part_does_not_depend_on_what_comes_after_the_library():
+def test_the_embedded_part_does_not_depend_on_what_comes_after_the_library() -> None:
     before = embedded_json(_tiny.manifest())
     assert embedded_json(seal(_tiny.manifest(), FILES)[0]) == before
     assert not {"check", "files", "digest"} & json.loads(before).keys()
@@ -66,7 +69,7 @@ def test_the_embedded_part_does_not_depend_on_what_comes_after_the_library():
         ({"surprise": 1}, "surprise"),
     ],
 )
-def test_a_wrong_field_is_named_by_its_path(changes, path):
+def test_a_wrong_field_is_named_by_its_path(changes: Any, path: Any) -> None:
     with pytest.raises(BundleError) as caught:
         parse_manifest(_bytes(**changes), "m")
     assert f"m: {path} is not valid" in caught.value.what
@@ -94,7 +97,7 @@ def test_a_wrong_field_is_named_by_its_path(changes, path):
         ("created_with.torch", 2),
     ],
 )
-def test_numbers_and_types_are_checked_deep_inside(path, value):
+def test_numbers_and_types_are_checked_deep_inside(path: Any, value: Any) -> None:
     tree = json.loads(_bytes())
     *parents, last = path.split(".")
     node = tree
@@ -106,19 +109,19 @@ def test_numbers_and_types_are_checked_deep_inside(path, value):
 
 
 @pytest.mark.parametrize("field", sorted(to_json(_tiny.manifest()).keys() - {"digest"}))
-def test_a_missing_field_is_named(field):
+def test_a_missing_field_is_named(field: str) -> None:
     tree = json.loads(_bytes())
     del tree[field]
     with pytest.raises(BundleError, match=f"m: {field} is not valid"):
         parse_manifest(_seal(tree), "m")
 
 
-def test_a_future_schema_asks_for_an_update():
+def test_a_future_schema_asks_for_an_update() -> None:
     with pytest.raises(BundleError, match="update edgecsi"):
         parse_manifest(_bytes(schema=2), "m")
 
 
-def test_what_no_reader_would_accept_is_not_written():
+def test_what_no_reader_would_accept_is_not_written() -> None:
     broken = dataclasses.replace(
         _tiny.manifest(), check=dataclasses.replace(_tiny.manifest().check, samples=-1)
     )

@@ -1,6 +1,10 @@
 """``edgecsi device``: names, probing, setting up and cleaning, against a real sshd."""
 
+from __future__ import annotations
+
 import json
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,18 +14,19 @@ from edgecsi.device import names
 from edgecsi.device.board import Board
 from edgecsi.device.probe import describe, throttled
 from edgecsi.device.state import THROTTLED
+from tests._sshd import Sshd
 from tests._sshd import sshd as sshd
 
 
 @pytest.fixture(autouse=True)
-def own_files(tmp_path, monkeypatch):
+def own_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Neither the user's nor a project's devices.toml is seen or left."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
 
 
-def test_names_are_added_listed_used_and_removed(capsys):
+def test_names_are_added_listed_used_and_removed(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["device", "add", "pi4", "ssh://pi@raspberrypi"]) == 0
     assert main(["device", "add", "farm", "tracker://10.0.0.1:9190/rpi4"]) == 0
     assert names.resolve("pi4") == "ssh://pi@raspberrypi"
@@ -34,7 +39,7 @@ def test_names_are_added_listed_used_and_removed(capsys):
     assert "no devices.toml names it" in capsys.readouterr().err
 
 
-def test_a_projects_names_come_first(monkeypatch, tmp_path):
+def test_a_projects_names_come_first(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert main(["device", "add", "pi4", "ssh://mine"]) == 0
     assert main(["device", "add", "pi4", "ssh://the-projects", "--project"]) == 0
     deep = tmp_path / "work" / "a" / "b"
@@ -44,7 +49,7 @@ def test_a_projects_names_come_first(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["", "local", "a b", "-x", "a/b", "emulate", "ssh://x"])
-def test_impossible_names_are_refused(name, capsys):
+def test_impossible_names_are_refused(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["device", "add", "--", name, "ssh://pi"]) == 2
     assert not names.user_file().exists()
 
@@ -52,7 +57,7 @@ def test_impossible_names_are_refused(name, capsys):
 @pytest.mark.parametrize(
     "spec", ["pi", "ssh://-oProxyCommand=id", "rpc://pi", "tracker://pi:1", "http://pi", "ssh://"]
 )
-def test_impossible_addresses_are_refused(spec, capsys):
+def test_impossible_addresses_are_refused(spec: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["device", "add", "pi", spec]) == 2
     assert len(capsys.readouterr().err.strip().splitlines()) == 3
 
@@ -67,26 +72,30 @@ def test_impossible_addresses_are_refused(spec, capsys):
         '[devices]\npi = "ssh://a\\nb"\n',
     ],
 )
-def test_a_broken_file_of_names_is_an_error(text, tmp_path, capsys):
+def test_a_broken_file_of_names_is_an_error(
+    text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "work" / "devices.toml").write_text(text)
     assert main(["device", "list"]) == 3
     assert "devices.toml" in capsys.readouterr().err
 
 
-def test_a_strangers_file_of_names_cannot_run_commands(tmp_path, capsys):
+def test_a_strangers_file_of_names_cannot_run_commands(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "work" / "devices.toml").write_text('[devices]\npi = "ssh://-oProxyCommand=touch pwned"\n')
     assert main(["device", "probe", "pi"]) == 2
     assert not (tmp_path / "work" / "pwned").exists()
 
 
-def test_an_unknown_device_lists_those_there_are(capsys):
+def test_an_unknown_device_lists_those_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     main(["device", "add", "pi4", "ssh://pi@raspberrypi"])
     assert main(["device", "probe", "pi5"]) == 2
     assert "pi4" in capsys.readouterr().err
 
 
 @pytest.mark.needs("ssh", "sshd")
-def test_from_a_bare_device_to_a_clean_one(sshd, capsys):
+def test_from_a_bare_device_to_a_clean_one(sshd: Sshd, capsys: pytest.CaptureFixture[str]) -> None:
     main(["device", "add", "board", sshd.spec])
     capsys.readouterr()
     assert main(["device", "probe", "board", "--json", "-"]) == 0
@@ -113,7 +122,9 @@ def test_from_a_bare_device_to_a_clean_one(sshd, capsys):
 
 
 @pytest.mark.needs("ssh", "sshd")
-def test_a_target_file_of_the_board_is_a_target(sshd, tmp_path, monkeypatch, capsys):
+def test_a_target_file_of_the_board_is_a_target(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     from edgecsi.device import Remote
 
     measured = {"read_gbps": {"32768": 400.0, "1048576": 100.0, "33554432": 20.0}, "fp32_gflops": 200.0,
@@ -127,7 +138,7 @@ def test_a_target_file_of_the_board_is_a_target(sshd, tmp_path, monkeypatch, cap
 
 
 @pytest.mark.needs("ssh", "sshd")
-def test_limits_are_measured_on_the_device(sshd):
+def test_limits_are_measured_on_the_device(sshd: Sshd) -> None:
     from contextlib import closing
 
     from edgecsi.device import open_device
@@ -139,7 +150,7 @@ def test_limits_are_measured_on_the_device(sshd):
 
 
 @pytest.mark.needs("ssh", "sshd")
-def test_a_folder_of_its_own(sshd, tmp_path, capsys):
+def test_a_folder_of_its_own(sshd: Sshd, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["device", "setup", f"{sshd.spec}{tmp_path}/other place"]) == 0
     assert (tmp_path / "other place" / "files").is_dir()
     assert main(["device", "setup", f"{sshd.spec}/proc/none"]) == 5
@@ -170,7 +181,7 @@ def pi(**changes):
     return Board("pi4", state["folder"], state, state)
 
 
-def test_a_pi_is_described():
+def test_a_pi_is_described() -> None:
     found = describe(pi())
     assert found.board == "Raspberry Pi 4 Model B Rev 1.4"
     assert (found.arch, found.bits, found.cpu, found.target) == ("aarch64", 64, "cortex-a72", "rpi4")
@@ -197,24 +208,24 @@ def test_a_pi_is_described():
         ({"try": ""}, "cannot be written", "ssh://HOST/FOLDER"),
     ],
 )
-def test_traps_are_named_with_their_cure(changes, what, cure):
+def test_traps_are_named_with_their_cure(changes: Any, what: str, cure: str) -> None:
     (first, *_) = describe(pi(**changes)).troubles
     assert what in first.what
     assert cure in first.cure
 
 
-def test_ldd_is_asked_where_getconf_is_missing():
+def test_ldd_is_asked_where_getconf_is_missing() -> None:
     assert pi(libc="", ldd="ldd (Debian GLIBC 2.31-13) 2.31").glibc == "2.31"
     assert pi(libc="", ldd="ldd (Ubuntu GLIBC 2.39-0ubuntu8) 2.39").glibc == "2.39"
 
 
-def test_the_c_library_is_asked_where_there_is_no_ldd():
+def test_the_c_library_is_asked_where_there_is_no_ldd() -> None:
     text = "GNU C Library (Buildroot) stable release version 2.38.\nCopyright"
     assert pi(libc="", ldd="", loader=text).glibc == "2.38"
     assert pi(libc="", ldd="", loader="").glibc == ""
 
 
-def test_too_little_space_is_refused():
+def test_too_little_space_is_refused() -> None:
     from edgecsi.errors import DeviceError
 
     full = pi(free="/dev/root 30 20 10 4% /")

@@ -1,20 +1,25 @@
 """The header and the examples of a bundle build and run as they are."""
 
+from __future__ import annotations
+
 import dataclasses
 import subprocess
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from edgecsi.bundle import Tensor, write_bundle
+from edgecsi.bundle import Bundle, Tensor, write_bundle
 from edgecsi.codegen.interface import render_example, render_header
 from tests import _tiny
 from tests._tiny import libraries as libraries
 
 
 @pytest.fixture
-def complete(libraries, tmp_path):
+def complete(libraries: Callable[..., Path], tmp_path: Path) -> Bundle:
     """A bundle with everything in it."""
     about = _tiny.manifest()
     files = _tiny.files(libraries(), about) | render_example(about) | {about.header: render_header(about)}
@@ -26,7 +31,7 @@ def _run(*command, cwd=None, env=None):
 
 
 @pytest.fixture
-def compiled(complete, tmp_path):
+def compiled(complete: Bundle, tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     flags = ["-std=c99", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Werror", "-O2"]
     program = tmp_path / "main"
     done = _run(
@@ -41,7 +46,9 @@ def compiled(complete, tmp_path):
 
 
 @pytest.mark.needs("cc")
-def test_the_c_example_reproduces_the_golden_values(compiled):
+def test_the_c_example_reproduces_the_golden_values(
+    compiled: Callable[..., subprocess.CompletedProcess[str]],
+) -> None:
     done = compiled()
     assert done.returncode == 0, done.stderr
     for what in ("full.reconstruction", "encoder.codeword", "pair.product"):
@@ -50,7 +57,9 @@ def test_the_c_example_reproduces_the_golden_values(compiled):
 
 @pytest.mark.needs("cc")
 @pytest.mark.parametrize("value", [1.0, np.nan])
-def test_the_c_example_notices_a_wrong_answer(complete, compiled, value):
+def test_the_c_example_notices_a_wrong_answer(
+    complete: Bundle, compiled: Callable[..., subprocess.CompletedProcess[str]], value: Any
+) -> None:
     with np.load(complete.path / "golden.npz") as golden:
         values = dict(golden)
     values["full.reconstruction"][1, 0, 5] += value
@@ -61,7 +70,9 @@ def test_the_c_example_notices_a_wrong_answer(complete, compiled, value):
 
 
 @pytest.mark.needs("cc")
-def test_the_c_example_survives_broken_archives(complete, compiled):
+def test_the_c_example_survives_broken_archives(
+    complete: Bundle, compiled: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
     data = (complete.path / "golden.npz").read_bytes()
     for broken in (b"", data[:100], data[: len(data) // 2], data[:-30], b"\xff" * 500, data[500:]):
         (complete.path / "broken.npz").write_bytes(broken)
@@ -71,7 +82,7 @@ def test_the_c_example_survives_broken_archives(complete, compiled):
 
 
 @pytest.mark.needs("cc", "cmake")
-def test_the_cmake_project_builds_and_passes(complete, tmp_path):
+def test_the_cmake_project_builds_and_passes(complete: Bundle, tmp_path: Path) -> None:
     for command in (
         ["cmake", "-S", complete.path / "example", "-B", tmp_path / "build"],
         ["cmake", "--build", tmp_path / "build"],
@@ -81,13 +92,13 @@ def test_the_cmake_project_builds_and_passes(complete, tmp_path):
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_python_example_reproduces_the_golden_values(complete):
+def test_the_python_example_reproduces_the_golden_values(complete: Bundle) -> None:
     done = _run(sys.executable, complete.path / "example" / "run.py")
     assert done.returncode == 0, done.stderr
     assert "full.reconstruction: ok" in done.stdout
 
 
-def test_the_python_example_refuses_a_cpu_without_a_feature(complete):
+def test_the_python_example_refuses_a_cpu_without_a_feature(complete: Bundle) -> None:
     _tiny.reseal(complete.path, lambda tree: tree["target"].update(features=["avx9000"]))
     done = _run(sys.executable, complete.path / "example" / "run.py")
     assert done.returncode == 1
@@ -95,7 +106,7 @@ def test_the_python_example_refuses_a_cpu_without_a_feature(complete):
 
 
 @pytest.mark.needs("cc")
-def test_any_tensor_and_model_name_gives_a_valid_header(tmp_path):
+def test_any_tensor_and_model_name_gives_a_valid_header(tmp_path: Path) -> None:
     about = _tiny.manifest()
     entry = dataclasses.replace(
         about.entries["full"],
@@ -114,7 +125,7 @@ def test_any_tensor_and_model_name_gives_a_valid_header(tmp_path):
         assert done.returncode == 0, done.stderr
 
 
-def test_the_same_manifest_gives_the_same_bytes():
+def test_the_same_manifest_gives_the_same_bytes() -> None:
     about = _tiny.manifest()
     reordered = dataclasses.replace(about, entries=dict(reversed(about.entries.items())))
     assert render_header(about) == render_header(reordered)

@@ -1,19 +1,25 @@
 """The very files that go to a Raspberry Pi, on an aarch64 Debian with its own loader and C library (under QEMU)."""
 
+from __future__ import annotations
+
 import json
+from collections.abc import Callable
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgecsi.bench import api
 from edgecsi.bench.result import Protocol
+from edgecsi.bundle import Bundle
 from edgecsi.cli import main
 from edgecsi.device import open_device
 from edgecsi.device.protocol import Plan
 from edgecsi.errors import DeviceError
 from tests import _tiny
 from tests._arm64 import arm64, lend_libraries
+from tests._sshd import Sshd
 
 pytestmark = pytest.mark.needs("ssh", "sshd", "qemu-aarch64-static")
 
@@ -29,11 +35,11 @@ def pi4():
 
 
 @pytest.fixture
-def bundle(libraries, tmp_path):
+def bundle(libraries: Callable[..., Path], tmp_path: Path):
     return _tiny.make_bundle(tmp_path / "tiny", libraries("aarch64"), _tiny.manifest("aarch64"))
 
 
-def test_a_pi_is_recognised_by_its_cpu(pi4, capsys):
+def test_a_pi_is_recognised_by_its_cpu(pi4: Sshd, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["device", "probe", pi4.spec, "--json", "-"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["arch"], found["bits"], found["cpu"], found["target"]) == (
@@ -48,7 +54,7 @@ def test_a_pi_is_recognised_by_its_cpu(pi4, capsys):
     assert "Debian" in found["system"]
 
 
-def test_a_bundle_runs_there(pi4, bundle):
+def test_a_bundle_runs_there(pi4: Sshd, bundle: Bundle) -> None:
     with closing(open_device(pi4.spec)) as device:
         np.testing.assert_allclose(device.run(bundle, "full", X), _tiny.full(X), rtol=1e-5)
         series = device.measure(bundle, "full", X[:1], PLAN)
@@ -57,7 +63,7 @@ def test_a_bundle_runs_there(pi4, bundle):
         assert device.first_calls(bundle, "full", X[:1], 1)[0].load_ms > 0
 
 
-def test_its_times_are_marked_as_emulated(pi4, bundle, monkeypatch):
+def test_its_times_are_marked_as_emulated(pi4: Sshd, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(api, "QUICK", SHORT)
     result = api.run_bench(bundle.path, device=pi4.spec, quick=True)
     assert result.validity.state == "invalid"
@@ -66,7 +72,9 @@ def test_its_times_are_marked_as_emulated(pi4, bundle, monkeypatch):
     assert result.engines[0].warm.samples >= 50
 
 
-def test_a_pi_5s_bundle_is_refused_on_a_pi_4_by_name(pi4, libraries, tmp_path):
+def test_a_pi_5s_bundle_is_refused_on_a_pi_4_by_name(
+    pi4: Sshd, libraries: Callable[..., Path], tmp_path: Path
+) -> None:
     about = _tiny.manifest("aarch64", features=("asimd", "asimddp"))
     newer = _tiny.make_bundle(tmp_path / "newer", libraries("aarch64"), about)
     with closing(open_device(pi4.spec)) as device, pytest.raises(DeviceError, match="asimddp"):
@@ -76,7 +84,7 @@ def test_a_pi_5s_bundle_is_refused_on_a_pi_4_by_name(pi4, libraries, tmp_path):
         assert device.info().description == "cortex-a76 (QEMU)"
 
 
-def test_rpc_through_the_aarch64_agent(pi4, bundle, capsys):
+def test_rpc_through_the_aarch64_agent(pi4: Sshd, bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     lend_libraries()
     assert main(["device", "setup", pi4.spec, "--rpc", "--json", "-"]) == 0
     assert json.loads(capsys.readouterr().out)["bytes"] < 8_000_000

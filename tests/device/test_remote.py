@@ -1,23 +1,28 @@
 """``ssh://``: bundles on another machine, which is a real sshd on this one."""
 
+from __future__ import annotations
+
 import signal
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from edgecsi.bench import api
 from edgecsi.bench.result import Protocol, read_result, write_result
+from edgecsi.bundle import Bundle
 from edgecsi.cli import main
 from edgecsi.device import Local, Remote, open_device
 from edgecsi.device.protocol import Plan
 from edgecsi.errors import ConnectionLost, DataError, DeviceError
 from tests import _tiny
-from tests._sshd import running, serving, until
+from tests._sshd import Sshd, running, serving, until
 from tests.deploy.faults import count
 
 pytestmark = pytest.mark.needs("ssh", "sshd")
@@ -27,48 +32,48 @@ PLAN = Plan(samples=500, seconds=0.05, limit=2.0, turn=0.002, turn_calls=5, sett
 
 
 @pytest.fixture
-def remote(sshd):
+def remote(sshd: Sshd) -> Iterator[Remote]:
     device = open_device(sshd.spec)
     yield device
     device.close()
 
 
 @pytest.fixture
-def make(libraries, tmp_path):
-    def make(*flags):
+def make(libraries: Callable[..., Path], tmp_path: Path) -> Callable[..., Bundle]:
+    def make(*flags: str) -> Bundle:
         return _tiny.make_bundle(tmp_path / "tiny", libraries(_tiny.HOST, *flags), _tiny.manifest())
 
     return make
 
 
-def test_many_samples_stream_through(remote, bundle):
+def test_many_samples_stream_through(remote: Remote, bundle: Bundle) -> None:
     many = np.random.default_rng(1).normal(size=(100_000, 8))
     np.testing.assert_allclose(remote.run(bundle, "full", many), _tiny.full(many), rtol=2e-5)
 
 
-def test_the_answers_are_those_of_this_machine(remote, bundle):
+def test_the_answers_are_those_of_this_machine(remote: Remote, bundle: Bundle) -> None:
     np.testing.assert_array_equal(remote.run(bundle, "full", X), Local().run(bundle, "full", X))
 
 
-def test_several_inputs_and_outputs(remote, bundle):
+def test_several_inputs_and_outputs(remote: Remote, bundle: Bundle) -> None:
     total, product = remote.run(bundle, "pair", (X[:, :3], X[:, 3:6]))
     np.testing.assert_allclose(total, X[:, :3] + X[:, 3:6], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(product, X[:, :3] * X[:, 3:6], rtol=1e-5, atol=1e-6)
 
 
-def test_what_does_not_fit_is_refused_before_anything_travels(remote, bundle):
+def test_what_does_not_fit_is_refused_before_anything_travels(remote: Remote, bundle: Bundle) -> None:
     with pytest.raises(DataError):
         remote.run(bundle, "full", X[:, :5])
 
 
-def test_it_says_what_it_is(remote):
+def test_it_says_what_it_is(remote: Remote) -> None:
     info = remote.info()
     assert (info.spec, info.arch, info.emulated) == ("ssh://board", _tiny.HOST, False)
     assert info.features == Local().info().features
     assert remote.board.glibc
 
 
-def test_times_are_taken_there(remote, bundle):
+def test_times_are_taken_there(remote: Remote, bundle: Bundle) -> None:
     assert remote.time(bundle, "full", X, 50, flush_bytes=4096).shape == (50,)
     series = remote.measure(bundle, "full", X[:1], PLAN)
     assert series.complete
@@ -79,7 +84,7 @@ def test_times_are_taken_there(remote, bundle):
     assert np.median(series.nothing.samples) < 1000
 
 
-def test_layers_and_first_calls(remote, bundle):
+def test_layers_and_first_calls(remote: Remote, bundle: Bundle) -> None:
     assert remote.profile(bundle, "full", X[:1], 7, 1.0).shape == (7, 2)
     for start in remote.first_calls(bundle, "full", X[:1], 3):
         assert 0 < start.load_ms < 10_000
@@ -87,14 +92,14 @@ def test_layers_and_first_calls(remote, bundle):
         assert start.process_peak_bytes > 100_000
 
 
-def test_a_cpu_can_be_named(sshd, bundle):
+def test_a_cpu_can_be_named(sshd: Sshd, bundle: Bundle) -> None:
     with closing(Remote.over_ssh(sshd.spec, cpu=0)) as device:
         np.testing.assert_allclose(device.run(bundle, "full", X), _tiny.full(X), rtol=2e-5)
     with closing(Remote.over_ssh(sshd.spec, cpu=900)) as device, pytest.raises(DeviceError, match="CPU 900"):
         device.run(bundle, "full", X)
 
 
-def test_nothing_is_copied_twice(remote, bundle, sshd):
+def test_nothing_is_copied_twice(remote: Remote, bundle: Bundle, sshd: Sshd) -> None:
     remote.run(bundle, "full", X)
     files = sorted((sshd.home / ".edgecsi" / "files").iterdir())
     assert len(files) == 2  # the runner and the library
@@ -105,7 +110,7 @@ def test_nothing_is_copied_twice(remote, bundle, sshd):
     assert [file.stat().st_mtime_ns for file in files] == stamps
 
 
-def test_a_changed_file_is_found_and_replaced(remote, bundle, sshd):
+def test_a_changed_file_is_found_and_replaced(remote: Remote, bundle: Bundle, sshd: Sshd) -> None:
     remote.run(bundle, "full", X)
     for file in (sshd.home / ".edgecsi" / "files").iterdir():
         file.write_bytes(b"rubbish")
@@ -118,7 +123,9 @@ def test_a_changed_file_is_found_and_replaced(remote, bundle, sshd):
 @pytest.mark.parametrize(
     ("flag", "message"), [("-DCRASH", "crashed"), ("-DFAIL", "code .* lacks a required feature")]
 )
-def test_a_failing_kernel_is_an_error_and_the_next_run_works(remote, make, bundle, flag, message):
+def test_a_failing_kernel_is_an_error_and_the_next_run_works(
+    remote: Remote, make: Callable[..., Bundle], bundle: Bundle, flag: str, message: str
+) -> None:
     broken = make(flag)
     with pytest.raises(DeviceError, match=message):
         remote.run(broken, "full", X)
@@ -130,7 +137,7 @@ def test_a_failing_kernel_is_an_error_and_the_next_run_works(remote, make, bundl
     count("a kernel that aborts or fails, over SSH")
 
 
-def test_an_endless_kernel_ends_in_bounded_time(sshd, make):
+def test_an_endless_kernel_ends_in_bounded_time(sshd: Sshd, make: Callable[..., Bundle]) -> None:
     device = open_device(sshd.spec)
     device._deadline = 1.0
     begin = time.monotonic()
@@ -143,7 +150,9 @@ def test_an_endless_kernel_ends_in_bounded_time(sshd, make):
     count("a kernel without end, over SSH")
 
 
-def test_a_bundle_for_another_cpu_is_refused_by_name(remote, libraries, tmp_path):
+def test_a_bundle_for_another_cpu_is_refused_by_name(
+    remote: Remote, libraries: Callable[..., Path], tmp_path: Path
+) -> None:
     lacking = _tiny.make_bundle(tmp_path / "l", libraries(), _tiny.manifest(features=("amx_of_the_future",)))
     with pytest.raises(DeviceError, match="amx_of_the_future"):
         remote.run(lacking, "full", X)
@@ -154,7 +163,7 @@ def test_a_bundle_for_another_cpu_is_refused_by_name(remote, libraries, tmp_path
     count("a bundle for another CPU")
 
 
-def test_interrupting_ends_the_program_there(sshd, make):
+def test_interrupting_ends_the_program_there(sshd: Sshd, make: Callable[..., Bundle]) -> None:
     """Ctrl-C at the user's: the session is cut off, and nothing of ours runs on."""
     device = open_device(sshd.spec)
     device.info()
@@ -168,7 +177,9 @@ def test_interrupting_ends_the_program_there(sshd, make):
 
 
 @pytest.mark.needs("busybox")
-def test_a_device_with_nothing_but_busybox(bundle, tmp_path, capsys):
+def test_a_device_with_nothing_but_busybox(
+    bundle: Bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     """From probing to cleaning, on a shell and tools that are BusyBox's."""
     subprocess.run(["busybox", "--install", "-s", str(tmp_path)], check=True)
     command = f"cd {{home}} && HOME={{home}} PATH={tmp_path} && export HOME PATH && exec {tmp_path}/sh -c"
@@ -182,7 +193,7 @@ def test_a_device_with_nothing_but_busybox(bundle, tmp_path, capsys):
         assert list(small.home.iterdir()) == []
 
 
-def test_ctrl_c_ends_the_program_there_too(sshd, make, tmp_path):
+def test_ctrl_c_ends_the_program_there_too(sshd: Sshd, make: Callable[..., Bundle], tmp_path: Path) -> None:
     """The whole command line: exit code 130, nothing of ours runs on the device afterwards."""
     np.save(tmp_path / "x.npy", X)
     command = [sys.executable, "-m", "edgecsi", "run", str(make("-DHANG").path), "--device", sshd.spec]
@@ -198,7 +209,9 @@ def test_ctrl_c_ends_the_program_there_too(sshd, make, tmp_path):
 
 
 @pytest.mark.parametrize("way", ["", "rpc+"])
-def test_the_program_there_ends_when_ours_is_killed(sshd, make, tmp_path, way):
+def test_the_program_there_ends_when_ours_is_killed(
+    sshd: Sshd, make: Callable[..., Bundle], tmp_path: Path, way: str
+) -> None:
     """kill -9 here, while a kernel that never ends runs there: it is noticed at once, not at a deadline."""
     if way:
         assert main(["device", "setup", sshd.spec, "--rpc"]) == 0
@@ -217,14 +230,16 @@ def test_the_program_there_ends_when_ours_is_killed(sshd, make, tmp_path, way):
     count("our process ends while something runs there")
 
 
-def test_an_idle_device_runs_nothing_of_ours(sshd, remote, bundle):
+def test_an_idle_device_runs_nothing_of_ours(sshd: Sshd, remote: Remote, bundle: Bundle) -> None:
     remote.run(bundle, "full", X)
     remote.close()
     until(lambda: not running(sshd.home))
     until(lambda: sshd.drop() == 0)
 
 
-def test_bench_writes_the_same_result_as_here(sshd, bundle, tmp_path, monkeypatch):
+def test_bench_writes_the_same_result_as_here(
+    sshd: Sshd, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     short = Protocol(
         quick=True, samples=50, seconds=0.01, limit=2.0, turn=0.001, cold_samples=5, cold_starts=1
     )
@@ -239,7 +254,9 @@ def test_bench_writes_the_same_result_as_here(sshd, bundle, tmp_path, monkeypatc
     assert read_result(tmp_path / "r.json") == result
 
 
-def test_a_dropped_connection_keeps_what_was_measured(sshd, make, bundle):
+def test_a_dropped_connection_keeps_what_was_measured(
+    sshd: Sshd, make: Callable[..., Bundle], bundle: Bundle
+) -> None:
     device = open_device(sshd.spec)
     dropped = []
 
@@ -260,7 +277,13 @@ def test_a_dropped_connection_keeps_what_was_measured(sshd, make, bundle):
     count("connection lost in the middle of a measurement")
 
 
-def test_bench_writes_what_it_has_when_the_connection_drops(sshd, bundle, tmp_path, monkeypatch, capsys):
+def test_bench_writes_what_it_has_when_the_connection_drops(
+    sshd: Sshd,
+    bundle: Bundle,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     """Exit code 5, and the result of the calls until then."""
     measured = api.run_bench(bundle.path, device="emulate", quick=True)
 
@@ -276,7 +299,9 @@ def test_bench_writes_what_it_has_when_the_connection_drops(sshd, bundle, tmp_pa
     assert read_result(tmp_path / "r.json").validity == measured.validity
 
 
-def test_throttling_on_the_device_makes_the_times_invalid(bundle, tmp_path, monkeypatch):
+def test_throttling_on_the_device_makes_the_times_invalid(
+    bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """vcgencmd there says that it throttled between the two looks."""
     short = Protocol(
         quick=True, samples=50, seconds=0.01, limit=2.0, turn=0.001, cold_samples=5, cold_starts=1
@@ -298,6 +323,8 @@ def test_throttling_on_the_device_makes_the_times_invalid(bundle, tmp_path, monk
     count("throttling in the middle of a measurement")
 
 
-def test_inspect_measures_layers_there(sshd, bundle, capsys):
+def test_inspect_measures_layers_there(
+    sshd: Sshd, bundle: Bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["inspect", str(bundle.path), "--measure", "--device", sshd.spec]) == 0
     assert "measured on ssh://board" in capsys.readouterr().out

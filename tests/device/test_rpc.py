@@ -1,5 +1,7 @@
 """TVM's RPC: our agent over SSH, TVM's own server, TVM's tracker; and what happens when any of them dies."""
 
+from __future__ import annotations
+
 import contextlib
 import os
 import signal
@@ -10,15 +12,18 @@ import tempfile
 import threading
 import time
 import zipfile
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from edgecsi.bench import api
 from edgecsi.bench.result import Protocol
+from edgecsi.bundle import Bundle
 from edgecsi.cli import main
 from edgecsi.device import Local, Remote, install_rpc, open_device
 from edgecsi.device.names import endpoint
@@ -27,7 +32,7 @@ from edgecsi.device.rpc_device import Rpc
 from edgecsi.device.share import share
 from edgecsi.errors import DeviceError, ToolchainError, Unreachable
 from tests import _tiny
-from tests._sshd import serving
+from tests._sshd import Sshd, serving
 from tests.deploy.faults import count
 
 X = np.random.default_rng(3).normal(size=(5, 8)).astype(np.float32)
@@ -64,7 +69,7 @@ def wait_for(number):
 
 
 @pytest.fixture(scope="module")
-def board():
+def board() -> Iterator[Sshd]:
     """A device that is set up for RPC."""
     with serving() as sshd:
         assert main(["device", "setup", sshd.spec, "--rpc"]) == 0
@@ -72,13 +77,13 @@ def board():
 
 
 @pytest.fixture
-def agent(board):
+def agent(board: Sshd) -> Iterator[Rpc]:
     with contextlib.closing(open_device(f"rpc+{board.spec}")) as device:
         yield device
 
 
 @pytest.fixture(scope="module")
-def server():
+def server() -> Iterator[int]:
     """The port of TVM's own server."""
     number = port()
     with program(
@@ -89,7 +94,7 @@ def server():
 
 
 @pytest.mark.needs("ssh", "sshd")
-def test_the_agent_runs_and_times_over_ssh(agent, bundle, board):
+def test_the_agent_runs_and_times_over_ssh(agent: Rpc, bundle: Bundle, board: Sshd) -> None:
     np.testing.assert_array_equal(agent.run(bundle, "full", X), Local().run(bundle, "full", X))
     total, product = agent.run(bundle, "pair", (X[:, :3], X[:, 3:6]))
     np.testing.assert_allclose(total, X[:, :3] + X[:, 3:6], rtol=1e-5, atol=1e-6)
@@ -104,7 +109,9 @@ def test_the_agent_runs_and_times_over_ssh(agent, bundle, board):
 
 
 @pytest.mark.needs("ssh", "sshd")
-def test_bench_compares_ssh_with_rpc_on_one_device(board, bundle, monkeypatch):
+def test_bench_compares_ssh_with_rpc_on_one_device(
+    board: Sshd, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
     short = Protocol(
         quick=True, samples=500, seconds=0.2, limit=5.0, turn=0.005, cold_samples=5, cold_starts=1
     )
@@ -119,7 +126,7 @@ def test_bench_compares_ssh_with_rpc_on_one_device(board, bundle, monkeypatch):
 
 
 @pytest.mark.needs("ssh", "sshd")
-def test_a_device_that_is_not_set_up_says_how(board, bundle, tmp_path):
+def test_a_device_that_is_not_set_up_says_how(board: Sshd, bundle: Bundle, tmp_path: Path) -> None:
     device = open_device(f"rpc+{board.spec}{tmp_path}/elsewhere")
     with contextlib.closing(device), pytest.raises(DeviceError, match="edgecsi device setup --rpc"):
         device.run(bundle, "full", X)
@@ -127,7 +134,9 @@ def test_a_device_that_is_not_set_up_says_how(board, bundle, tmp_path):
 
 
 @pytest.mark.needs("ssh", "sshd")
-def test_kernels_that_crash_or_never_end_cost_one_session(board, libraries, tmp_path):
+def test_kernels_that_crash_or_never_end_cost_one_session(
+    board: Sshd, libraries: Callable[..., Path], tmp_path: Path
+) -> None:
     with contextlib.closing(Remote.over_ssh(board.spec)) as remote:
         device = Rpc(f"rpc+{board.spec}", remote, deadline=2.0)
         for flag, message in (("-DCRASH", "broke off at run"), ("-DHANG", "run did not end")):
@@ -148,7 +157,7 @@ def test_kernels_that_crash_or_never_end_cost_one_session(board, libraries, tmp_
 
 
 @pytest.mark.needs("ssh", "sshd")
-def test_a_tunnel_that_drops_keeps_what_was_measured(board, bundle):
+def test_a_tunnel_that_drops_keeps_what_was_measured(board: Sshd, bundle: Bundle) -> None:
     with contextlib.closing(open_device(f"rpc+{board.spec}")) as device:
         device.info()
         dropper = threading.Thread(target=_drop_when_measuring, args=(board,))
@@ -168,14 +177,14 @@ def _drop_when_measuring(board):
     board.drop()
 
 
-def test_tvms_own_server(server, bundle):
+def test_tvms_own_server(server: int, bundle: Bundle) -> None:
     device = Rpc.opened(f"rpc://127.0.0.1:{server}")
     np.testing.assert_array_equal(device.run(bundle, "full", X), Local().run(bundle, "full", X))
     assert device.time(bundle, "full", X[:1], 20).shape == (20,)
 
 
 @pytest.mark.parametrize("after", [0, 8, 600, 9000, -1500])
-def test_a_server_that_dies_at_any_step(server, bundle, after):
+def test_a_server_that_dies_at_any_step(server: int, bundle: Bundle, after: Any) -> None:
     """The connection ends after so many bytes of ours: while connecting, uploading, loading, running."""
     size = bundle.library.stat().st_size
     with cutting(server, after if after >= 0 else size - after) as cut:
@@ -187,7 +196,7 @@ def test_a_server_that_dies_at_any_step(server, bundle, after):
     count("an RPC server dies: connect, upload, load, run")
 
 
-def test_what_is_no_server_is_refused_in_time(bundle):
+def test_what_is_no_server_is_refused_in_time(bundle: Bundle) -> None:
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))
         number = deaf.getsockname()[1]
@@ -202,7 +211,7 @@ def test_what_is_no_server_is_refused_in_time(bundle):
 
 
 @pytest.mark.needs("ssh", "sshd")
-def test_two_agents_behind_tvms_tracker_serve_two_benches_at_once(board, bundle):
+def test_two_agents_behind_tvms_tracker_serve_two_benches_at_once(board: Sshd, bundle: Bundle) -> None:
     """The boards have no port: a bridge here registers each, and leads to the agent there."""
     number = port()
     with program(
@@ -226,7 +235,7 @@ def test_two_agents_behind_tvms_tracker_serve_two_benches_at_once(board, bundle)
     assert len([line for line in said if "waits for tiny" in line]) == 2
 
 
-def test_a_tracker_that_is_not_there(board, capsys):
+def test_a_tracker_that_is_not_there(board: Sshd, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["device", "share", board.spec, f"tracker://127.0.0.1:{port()}/tiny"]) == 5
     assert "there is no tracker" in capsys.readouterr().err
     assert main(["device", "share", board.spec, "rpc://127.0.0.1:1"]) == 2
@@ -267,7 +276,7 @@ def pump(source, sink, left):
             left -= len(piece)
 
 
-def test_a_runtime_with_other_contents_is_not_sent(monkeypatch, tmp_path):
+def test_a_runtime_with_other_contents_is_not_sent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Whoever serves the wheel cannot change what runs on the board."""
     other = {"x86_64": "aarch64", "aarch64": "x86_64"}[_tiny.HOST]
     wheel = tmp_path / "fetched.whl"

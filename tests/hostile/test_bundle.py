@@ -1,15 +1,20 @@
 """Broken and hostile bundles: a typed error in bounded time, nothing executed, nothing read elsewhere."""
 
+from __future__ import annotations
+
 import json
 import os
 import random
 import shutil
 import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import edgecsi
-from edgecsi.bundle import parse_manifest, read_bundle
+from edgecsi.bundle import Bundle, parse_manifest, read_bundle
 from edgecsi.bundle.manifest import MAX_BYTES, to_json
 from edgecsi.errors import BundleError
 from tests import _tiny
@@ -49,18 +54,18 @@ def _refused(folder, words=""):
     ],
     ids=lambda value: repr(value[:24]),
 )
-def test_a_broken_manifest(data, words):
+def test_a_broken_manifest(data: Any, words: str) -> None:
     with pytest.raises(BundleError, match=words):
         parse_manifest(data, "manifest.json")
 
 
-def test_a_hundred_megabytes_are_not_read(bundle):
+def test_a_hundred_megabytes_are_not_read(bundle: Bundle) -> None:
     with (bundle.path / "manifest.json").open("r+b") as stream:
         stream.truncate(100 << 20)
     _refused(bundle.path, f"more than {MAX_BYTES >> 20} MB")
 
 
-def test_every_changed_byte_of_the_manifest_is_detected(bundle):
+def test_every_changed_byte_of_the_manifest_is_detected(bundle: Bundle) -> None:
     data = (bundle.path / "manifest.json").read_bytes()
     for i in range(len(data)):
         for flip in (0x01, 0x20, 0x80):
@@ -70,7 +75,7 @@ def test_every_changed_byte_of_the_manifest_is_detected(bundle):
                 parse_manifest(bytes(broken), "m")
 
 
-def test_every_cut_of_the_manifest_is_detected(bundle):
+def test_every_cut_of_the_manifest_is_detected(bundle: Bundle) -> None:
     data = (bundle.path / "manifest.json").read_bytes()
     for i in range(0, len(data), 7):
         with pytest.raises(BundleError):
@@ -78,7 +83,7 @@ def test_every_cut_of_the_manifest_is_detected(bundle):
 
 
 @pytest.mark.parametrize("name", ["libtiny-net.so", "tiny-net.h", "golden.npz"])
-def test_a_changed_byte_of_a_file_is_detected(bundle, name):
+def test_a_changed_byte_of_a_file_is_detected(bundle: Bundle, name: str) -> None:
     data = (bundle.path / name).read_bytes()
     for i in {0, len(data) // 2, len(data) - 1}:
         (bundle.path / name).write_bytes(data[:i] + bytes([data[i] ^ 1]) + data[i + 1 :])
@@ -89,7 +94,7 @@ def test_a_changed_byte_of_a_file_is_detected(bundle, name):
     _refused(bundle.path, "No such file")
 
 
-def test_no_bundle_at_all(tmp_path):
+def test_no_bundle_at_all(tmp_path: Path) -> None:
     _refused(tmp_path, "no bundle")
     _refused(tmp_path / "missing", "no bundle")
     (tmp_path / "file").write_text("")
@@ -97,7 +102,7 @@ def test_no_bundle_at_all(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["manifest.json", "libtiny-net.so"])
-def test_symbolic_links_and_pipes_are_refused(bundle, tmp_path, name):
+def test_symbolic_links_and_pipes_are_refused(bundle: Bundle, tmp_path: Path, name: str) -> None:
     elsewhere = tmp_path / "elsewhere"
     shutil.move(bundle.path / name, elsewhere)
     (bundle.path / name).symlink_to(elsewhere)
@@ -107,7 +112,7 @@ def test_symbolic_links_and_pipes_are_refused(bundle, tmp_path, name):
     _refused(bundle.path, "not a regular file")
 
 
-def test_a_linked_folder_inside_the_bundle_is_refused(bundle, tmp_path):
+def test_a_linked_folder_inside_the_bundle_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "outside").mkdir()
     (tmp_path / "outside" / "main.c").write_bytes(b"")
     (bundle.path / "example").symlink_to(tmp_path / "outside")
@@ -120,19 +125,19 @@ def test_a_linked_folder_inside_the_bundle_is_refused(bundle, tmp_path):
 @pytest.mark.parametrize(
     "name", ["../secret", "/etc/passwd", "a/../../secret", "a//b", "./a", ".hidden", "a\\b", "a\n"]
 )
-def test_names_that_lead_outside_are_refused(bundle, name):
+def test_names_that_lead_outside_are_refused(bundle: Bundle, name: str) -> None:
     _tiny.reseal(bundle.path, lambda tree: tree["files"].update({name: {"bytes": 0, "sha256": "0" * 64}}))
     _refused(bundle.path, "stays inside")
 
 
-def test_a_library_for_another_processor(bundle, libraries):
+def test_a_library_for_another_processor(bundle: Bundle, libraries: Callable[..., Path]) -> None:
     other = "aarch64" if _tiny.HOST == "x86_64" else "x86_64"
     shutil.copy(libraries(other), bundle.library)
     _tiny.reseal(bundle.path, lambda tree: None)
     _refused(bundle.path, "another processor")
 
 
-def test_a_truncated_library(bundle):
+def test_a_truncated_library(bundle: Bundle) -> None:
     data = bundle.library.read_bytes()
     for size in (0, 3, 16, 63, 64, 200, len(data) // 2):
         bundle.library.write_bytes(data[:size])
@@ -140,7 +145,7 @@ def test_a_truncated_library(bundle):
         _refused(bundle.path, r"libtiny-net\.so")
 
 
-def test_a_library_that_needs_more_than_libc_and_libm(bundle, tmp_path):
+def test_a_library_that_needs_more_than_libc_and_libm(bundle: Bundle, tmp_path: Path) -> None:
     about = _tiny.manifest()
     evil = _tiny.compile_library(tmp_path / "libevil.so", about, "-Wl,-soname,libevil.so")
     _tiny.compile_library(bundle.library, about, f"-L{tmp_path}", "-Wl,--no-as-needed", "-levil")
@@ -150,13 +155,13 @@ def test_a_library_that_needs_more_than_libc_and_libm(bundle, tmp_path):
     _refused(bundle.path, r"needs libevil\.so")
 
 
-def test_a_library_with_a_search_path_of_its_own(bundle):
+def test_a_library_with_a_search_path_of_its_own(bundle: Bundle) -> None:
     _tiny.compile_library(bundle.library, _tiny.manifest(), "-Wl,-rpath,/tmp/evil")
     _tiny.reseal(bundle.path, lambda tree: None)
     _refused(bundle.path, "search path")
 
 
-def test_a_library_without_a_promised_entry(bundle):
+def test_a_library_without_a_promised_entry(bundle: Bundle) -> None:
     def promise(tree):
         tree["entries"]["more"] = tree["entries"]["full"]
 
@@ -164,7 +169,7 @@ def test_a_library_without_a_promised_entry(bundle):
     _refused(bundle.path, "lacks tiny_net_more, tiny_net_more_ws, tiny_net_more_profile")
 
 
-def test_damaged_elf_headers_never_give_a_traceback(bundle):
+def test_damaged_elf_headers_never_give_a_traceback(bundle: Bundle) -> None:
     """Whoever makes the digest match can put any bytes into the library; checking must survive them all."""
     whole, numbers = bundle.library.read_bytes(), random.Random(0)
     segments = struct.unpack_from("<H", whole, 56)[0]
@@ -184,7 +189,7 @@ def test_damaged_elf_headers_never_give_a_traceback(bundle):
     assert refused > 20
 
 
-def test_inspecting_executes_nothing(bundle, tmp_path):
+def test_inspecting_executes_nothing(bundle: Bundle, tmp_path: Path) -> None:
     """A library whose constructor leaves a trace, in a bundle that is otherwise in order."""
     trace = tmp_path / "trace"
     source = _tiny.SOURCE + (
@@ -199,7 +204,7 @@ def test_inspecting_executes_nothing(bundle, tmp_path):
     assert trace.exists()
 
 
-def test_a_terminal_is_safe_from_names_in_a_manifest(bundle):
+def test_a_terminal_is_safe_from_names_in_a_manifest(bundle: Bundle) -> None:
     def colour(tree):
         tree["\x1b[31mred\nline"] = 1
 
