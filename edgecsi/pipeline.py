@@ -39,6 +39,7 @@ class BuildOptions:
     Attributes:
         model: zoo name, ``module:factory``, ``file.py:factory`` or ``.safetensors``. target: name or file.
         out: folder of the bundle; default: its name and target's. entry: one entry only. weights: replace the weights.
+        outputs: the only ones to keep of entries with several; none: all.
         recipe: post-training compression; calib: its data. input_shape: with the batch.
         batches: also build entries that take so many inputs at once, ``decoder_b8``.
         dump_ir: folder for the IR after every pass. name: of the bundle. dry_run: stop before code is generated.
@@ -51,6 +52,7 @@ class BuildOptions:
     target: str
     out: Path | None = None
     entry: str | None = None
+    outputs: tuple[str, ...] = ()
     weights: str | None = None
     recipe: str | None = None
     calib: str | None = None
@@ -167,11 +169,16 @@ def load(options: BuildOptions, target: Target, note: Callable[[str], None]) -> 
 
 def compress(options: BuildOptions, model: LoadedModel) -> LoadedModel:
     """Apply the recipe."""
-    if options.recipe is None:
-        return model
-    from edgecsi.compress.post_training import compressed
+    if options.recipe is not None:
+        from edgecsi.compress.post_training import compressed
 
-    return compressed(model, options.recipe, options.calib)
+        model = compressed(model, options.recipe, options.calib)
+    if options.outputs:
+        from edgecsi.models.entries import with_outputs
+
+        chosen = {n: e for n, e in model.entries.items() if options.entry in (None, n)}
+        model = replace(model, entries={**model.entries, **with_outputs(chosen, options.outputs)})
+    return model
 
 
 def lower(options: BuildOptions, name: str, model: LoadedModel, target: Target) -> Plan:

@@ -49,6 +49,13 @@ def shape(_context: click.Context, _option: click.Parameter, text: str | None) -
     help="Build only this one: encoder, decoder or full  [default: all].",
 )
 @click.option(
+    "--keep-output",
+    "outputs",
+    multiple=True,
+    metavar="NAME",
+    help="Of entries with several outputs, build this one and no others; may be given again  [default: all].",
+)
+@click.option(
     "--weights", metavar="FILE", help="Take the weights from a .safetensors or .pth; ENCODER,DECODER too."
 )
 @click.option(
@@ -119,6 +126,7 @@ def command(
     target: str,
     out: Path | None,
     entry: str | None,
+    outputs: tuple[str, ...],
     weights: str | None,
     random_weights: bool,
     recipe: str | None,
@@ -159,6 +167,7 @@ def command(
         target=target,
         out=out,
         entry=entry,
+        outputs=outputs,
         weights=weights,
         recipe=recipe,
         calib=calib,

@@ -22,7 +22,8 @@ from edgecsi.errors import UsageError
     multiple=True,
     required=True,
     metavar="X.npy",
-    help="Samples, [N, ...] or a single one, in a .npy, .npz or .mat; once for every input.",
+    help="Samples, [N, ...] or a single one, in a .npy, .npz or .mat; once for every input, or an .npz that "
+    "names them all.",
 )
 @click.option(
     "-o",
@@ -77,11 +78,13 @@ def command(
         )
     if same := [path for path in outputs for x in inputs if os.path.realpath(path) == os.path.realpath(x)]:
         raise UsageError(f"{same[0]} is an input", "it would be overwritten", "give another file with -o")
+    if len(inputs) == 1 < len(described.inputs) and inputs[0].endswith(".npz"):
+        inputs = tuple(f"{inputs[0]}#{tensor.name}" for tensor in described.inputs)
     if len(inputs) != len(described.inputs):
         raise UsageError(
             f"{entry} has {len(described.inputs)} input(s), {len(inputs)} file(s) given",
             f"they are {', '.join(t.name for t in described.inputs)}",
-            f"give -i {len(described.inputs)} time(s)",
+            f"give -i {len(described.inputs)} time(s), or one .npz that names them",
         )
     x = [read_samples(Path(path), t.shape) for path, t in zip(inputs, described.inputs, strict=True)]
     with contextlib.closing(open_device(device)) as where, progress(f"running on {device}"):

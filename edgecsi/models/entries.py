@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from edgecsi.errors import ModelError
+from edgecsi.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -78,9 +78,54 @@ def entries_of(name: str, module: nn.Module, example: Tensor, *more: Tensor) -> 
     return {"encoder": encoder, "decoder": decoder, "full": full}
 
 
-def _with_note(full: Entry, why: str) -> Entry:
-    from dataclasses import replace
+def with_outputs(entries: Mapping[str, Entry], names: Sequence[str]) -> dict[str, Entry]:
+    """Entries that answer some of their outputs only, in the order of `names`; those with one output stay as they are.
 
+    Raises:
+        UsageError: a name is none of any entry's outputs, or an entry would answer nothing.
+    """
+    known = [name for entry in entries.values() for name in entry.output_names]
+    found: dict[str, Entry] = {}
+    for entry in entries.values():
+        kept = [entry.output_names.index(name) for name in names if name in entry.output_names]
+        if unknown := [name for name in names if name not in known]:
+            raise UsageError(
+                f"no entry has an output {unknown[0]!r}", f"there are {', '.join(known)}", "name one of these"
+            )
+        if len(entry.output_names) > 1 and not kept:
+            raise UsageError(
+                f"{entry.name} would answer nothing",
+                f"its outputs are {', '.join(entry.output_names)}",
+                "keep one of them, or build another --entry",
+            )
+        if len(entry.output_names) > 1:
+            entry = replace(
+                entry,
+                module=_some_outputs(entry.module, kept),
+                output_names=tuple(entry.output_names[k] for k in kept),
+            )
+        found[entry.name] = entry
+    return found
+
+
+def _some_outputs(module: nn.Module, kept: Sequence[int]) -> nn.Module:
+    from torch import Tensor, nn
+    from torch.utils import _pytree
+
+    class SomeOutputs(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module
+
+        def forward(self, *x: Tensor) -> Any:
+            tensors = [leaf for leaf in _pytree.tree_leaves(self.model(*x)) if isinstance(leaf, Tensor)]
+            some = tuple(tensors[k] for k in kept)
+            return some if len(some) > 1 else some[0]
+
+    return SomeOutputs().eval()
+
+
+def _with_note(full: Entry, why: str) -> Entry:
     return replace(
         full,
         note=f"children encoder and decoder are no halves of it, so it is built as one ({why}); "

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from edgecsi.bundle import read_bundle
 from edgecsi.cli import main
 from tests import _tiny
 
@@ -39,6 +40,11 @@ def test_run_takes_several_inputs_and_outputs(bundle: Path, tmp_path: Path) -> N
     assert main(["run", str(bundle), "--entry", "pair", *options]) == 0
     np.testing.assert_array_equal(np.load(paths["c"]), a + b)
     np.testing.assert_array_equal(np.load(paths["d"]), a * b)
+    names = [tensor.name for tensor in read_bundle(bundle).entry("pair").inputs]
+    np.savez(tmp_path / "named.npz", **{names[1]: a, names[0]: b})  # by name, in any order
+    options = ["-i", str(tmp_path / "named.npz"), "-o", paths["c"], "-o", paths["a"]]
+    assert main(["run", str(bundle), "--entry", "pair", *options]) == 0
+    np.testing.assert_array_equal(np.load(paths["c"]), a + b)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import edgecsi
-from edgecsi.errors import ModelError
+from edgecsi.errors import ModelError, UsageError
 from edgecsi.models.entries import entries_of
 from tests._builds import build_for
 
@@ -60,6 +60,16 @@ def test_tensors_are_named_in_manifest_header_and_python(tmp_path: Path) -> None
     assert found["quality"].shape == ()
     assert found["best"].dtype == np.int32
     assert (found["best"] == rest["best"].numpy()).all()
+
+
+def test_outputs_that_nobody_wants_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(NETWORK)
+    network = f"{tmp_path}/net.py:make"
+    chosen = build_for(network, "host", tmp_path / "out", outputs=("best", "y")).manifest
+    assert [t.name for t in chosen.entries["full"].outputs] == ["best", "y"]
+    assert chosen.check.status == "passed"
+    with pytest.raises(UsageError, match="no entry has an output 'worst'\nthere are y, quality, best"):
+        build_for(network, "host", tmp_path / "none", dry_run=True, outputs=("worst",))
 
 
 class Transformer(nn.Module):
