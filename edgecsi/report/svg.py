@@ -339,6 +339,10 @@ def _short(text: str, most: int) -> str:
 
 
 def _tick(value: float, digits: int = 4) -> str:
+    """As short as an axis needs it: 2,500, 50k, 1.5M."""
+    for power, name in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= 10 * power or (power == 1e6 and abs(value) >= power):
+            return f"{value / power:.{digits}g}{name}"
     return "0" if value == 0 else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}g}"
 
 

@@ -234,6 +234,9 @@ def test_no_label_lies_over_another() -> None:
             svg.bars("", [svg.Bar("a layer", float(v), f"{v:,.0f} µs", v, 1.2 * v) for v in values[:3]]),
         ):
             assert overlaps(drawing) == []
+    rates = svg.over_time("", [svg.Line("calls", [(0.0, 1e5), (1.0, 5e4)])], "1/s")
+    assert ">100k</text>" in rates
+    assert re.findall(r'x="0.0"[^>]*>[^<]+<', rates) == []  # no label of the axis had to go into the drawing
     close = [svg.Point(str(i), 50 + i / 100, -19.0, "") for i in range(4)]
     assert [text for text in "1234" if f">{text}</text>" not in svg.scatter("", close, "µs", "dB")] == []
 
