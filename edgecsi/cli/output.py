@@ -78,7 +78,7 @@ def report(result: Any, text: Callable[[], str], json_to: str | None) -> None:
     if json_to == "-":
         click.echo(as_json(result), nl=False)
         return
-    click.echo(folded(text()))
+    say(folded(text()))
     if json_to is not None:
         disk.write(Path(json_to), as_json(result))
 
