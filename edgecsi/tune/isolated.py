@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from edgecsi.bundle import Bundle
 from edgecsi.device import Device, DeviceInfo, open_device
 from edgecsi.device.protocol import Array, Samples
-from edgecsi.errors import DeviceError, EdgecsiError
+from edgecsi.errors import DeviceError, EdgecsiError, UsageError
 
 _START_SECONDS, _PATIENCE = 300.0, 15
 _REST = "the setting is left out; the search goes on"
@@ -140,14 +140,17 @@ class Isolated:
             self._process = context.Process(target=_serve, args=(theirs, self.spec, self.cpu), daemon=True)
             self._process.start()
             theirs.close()
-            if not self._pipe.poll(_START_SECONDS):
+            try:
+                if not self._pipe.poll(_START_SECONDS):
+                    raise EOFError
+                self._pipe.recv()
+            except EOFError:
                 self.close()
-                raise DeviceError(
+                raise UsageError(
                     "the process that measures does not start",
-                    f"nothing after {_START_SECONDS:.0f} s",
-                    "run `edgecsi doctor`",
-                )
-            self._pipe.recv()
+                    "it ended, or said nothing in five minutes; a script that is run again by it must not tune again",
+                    'call from below `if __name__ == "__main__":`, or run `edgecsi doctor`',
+                ) from None
         return self._pipe
 
     def _used(self) -> tuple[str, float]:
