@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,7 @@ from numpy.typing import NDArray
 from edgecsi import cpu
 from edgecsi.bundle import Bundle, Loaded
 from edgecsi.device import state as states
-from edgecsi.device.protocol import Array, DeviceInfo, FirstCall, Plan, Progress, Samples, Series
+from edgecsi.device.protocol import EMPTY_CALLS, Array, DeviceInfo, FirstCall, Plan, Progress, Samples, Series
 from edgecsi.device.samples import from_calls, to_calls
 from edgecsi.device.state import State
 from edgecsi.device.toolchain import prepare_fast_call, timer
@@ -101,8 +102,12 @@ class Local:
         self, bundle: Bundle, entry: str, x: Samples, plan: Plan, progress: Progress | None = None
     ) -> Series:
         """See :meth:`edgecsi.device.protocol.Device.measure`."""
-        return in_turns(
+        series = in_turns(
             lambda calls, flush: self.time(bundle, entry, x, calls, flush_bytes=flush), plan, progress
+        )
+        nothing = _time_nothing(EMPTY_CALLS).astype(np.int64)
+        return replace(
+            series, nothing=Series([nothing], nothing[:0], settled=True, complete=True, threads=1.0)
         )
 
     def profile(
@@ -186,3 +191,11 @@ def _time_calls() -> Any:
     function.argtypes = [pointer, pointer, ctypes.c_long, ctypes.c_long, pointer, ctypes.c_size_t, pointer]
     function.restype = ctypes.c_int
     return function
+
+
+def _time_nothing(calls: int) -> NDArray[np.float64]:
+    """Nanoseconds of calls that do nothing: of C's ``abs``, of 0."""
+    nanoseconds, pointers, flush = np.zeros(calls), np.zeros(_MAX_TENSORS, np.uintp), np.zeros(1, np.uint8)
+    nothing = ctypes.cast(ctypes.CDLL(None).abs, ctypes.c_void_p)
+    _time_calls()(nothing, pointers.ctypes.data, 1, calls, flush.ctypes.data, 0, nanoseconds.ctypes.data)
+    return nanoseconds

@@ -22,6 +22,8 @@ Progress = Callable[[float, float, str], None]
 
 EVICTION_BYTES = 8 << 20
 """Read before a call to push everything else out of the L2 cache."""
+EMPTY_CALLS = 1001
+"""That do nothing, timed to know what timing costs; also in native/remote.c."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.device.protocol import EVICTION_BYTES, Plan
+from edgecsi.device.protocol import EMPTY_CALLS, EVICTION_BYTES, Plan
 from edgecsi.device.transport import SLOWEST
 from edgecsi.device.turns import in_turns
 from edgecsi.errors import ToolchainError
@@ -29,7 +29,6 @@ from edgecsi.schema import decode_json, read_bytes
 CONNECT_SECONDS = 30.0
 LOAD_SECONDS = 60.0
 KINDS = ("cold", "turn", "nothing", "nothing cold")
-EMPTY_CALLS = 1001
 """What ``FOLDER/turns`` holds: for each of them int64 kind, number of calls, and the ns of each."""
 
 

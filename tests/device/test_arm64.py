@@ -84,6 +84,26 @@ def test_a_pi_5s_bundle_is_refused_on_a_pi_4_by_name(
         assert device.info().description == "cortex-a76 (QEMU)"
 
 
+@pytest.mark.parametrize(("target", "cpu"), [("rpi4", "cortex-a72"), ("rpi5", "cortex-a76")])
+def test_a_network_through_the_aarch64_agent(
+    target: str, cpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The very files that ship: compiled for the board, benched through TVM's RPC in its CPU."""
+    lend_libraries()
+    monkeypatch.setattr(api, "QUICK", SHORT)
+    out = tmp_path / "bench.json"
+    assert main(["build", "csinet-cr4", "--target", target, "-o", str(tmp_path / "csinet-pi")]) == 0
+    with arm64(cpu) as pi:
+        assert main(["device", "setup", pi.spec, "--rpc"]) == 0
+        arguments = ["--device", f"rpc+{pi.spec}", "--quick", "--json", str(out)]
+        assert main(["bench", str(tmp_path / "csinet-pi"), *arguments]) == 0
+    found = json.loads(out.read_text())
+    assert found["bundle"]["target"] == target
+    assert found["machine"]["cpu"] == f"{cpu} (QEMU)"
+    assert (found["validity"]["state"], found["validity"]["reasons"][0][:8]) == ("invalid", "emulated")
+    assert found["engines"][0]["answer"]["max_rel_diff"] < 1e-4
+
+
 def test_rpc_through_the_aarch64_agent(pi4: Sshd, bundle: Bundle, capsys: pytest.CaptureFixture[str]) -> None:
     lend_libraries()
     assert main(["device", "setup", pi4.spec, "--rpc", "--json", "-"]) == 0
