@@ -13,7 +13,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/edgecsi demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 lint: $(VENV)/stamp
 	$(BIN)/ruff check .

@@ -29,7 +29,7 @@ STACK_WORKSPACE = 20 << 10
 
 
 @dataclass
-class Loop:
+class BatchLoop:
     """Neighbouring calls that run `count` times, for one sample after the other: (number, C statement)."""
 
     count: int
@@ -47,7 +47,7 @@ class Linked:
     counts: dict[str, int] = field(default_factory=dict)
     layers: dict[str, str] = field(default_factory=dict)
     weights: bytearray = field(default_factory=bytearray)
-    loops: dict[str, list[Loop]] = field(default_factory=dict)
+    loops: dict[str, list[BatchLoop]] = field(default_factory=dict)
 
 
 def gather(entries: Sequence[Entry]) -> Linked:
@@ -80,7 +80,7 @@ def gather(entries: Sequence[Entry]) -> Linked:
                 return f"(char *)out{place.at} + {place.offset}{step}"
 
     for entry in entries:
-        loops: list[Loop] = []
+        loops: list[BatchLoop] = []
         segment = -1
         for number, call in enumerate(entry.calls):
             key = (call.kernel, int(structural_hash(call.function)))
@@ -92,7 +92,7 @@ def gather(entries: Sequence[Entry]) -> Linked:
             pointers = ", ".join(pointer(call, p) for p in call.arguments)
             comment = "".join(ch if ch.isalnum() or ch in "._- " else "_" for ch in call.layer)
             if call.segment != segment:
-                loops.append(Loop(call.repeat, []))
+                loops.append(BatchLoop(call.repeat, []))
                 segment = call.segment
             loops[-1].calls.append((number, f"{symbols[key]}({pointers}); /* {comment} */"))
         linked.loops[entry.name] = loops
