@@ -948,6 +948,8 @@ add(
     refused="random",
 )
 add("through_numpy", lambda s, x: torch.from_numpy(x.numpy() * 2), refused="numpy")
+add("sort_of_many", lambda s, x: x.sort(-1)[0], torch.zeros(1, 100_000), refused="sort")
+add("cumsum_of_many", lambda s, x: x.cumsum(-1), torch.zeros(1, 100_000), refused="cumsum")
 add("svd", lambda s, x: torch.linalg.svd(x[:, 0])[1], refused="svd")
 add("inverse", lambda s, x: torch.linalg.inv(x[:, 0] + torch.eye(8)), refused="inv")
 add("power_of_a_matrix", lambda s, x: torch.linalg.matrix_power(x[:, 0], 3))

@@ -18,6 +18,9 @@ from edgecsi.lower.operators.elementwise import FLOATS, computed
 if TYPE_CHECKING:
     from edgecsi.lower.import_torch import Call
 
+LARGEST_SQUARE = 1 << 28
+"""Steps of a quadratic algorithm, some 0.1 s; sorting 16384 numbers takes them."""
+
 
 def _axes(call: Call) -> list[int]:
     dims = call.arguments.get("dim", call.arguments.get("dims"))
@@ -170,6 +173,7 @@ def _accumulate(*, product: bool) -> Callable[[Call], Any]:
         x, dim = call.cast(call["self"], dtype), call["dim"]
         if not call.shape:
             return x
+        _refuse_long(call, call.shape[dim])
         if product:
             multiply = te.comm_reducer(lambda a, b: a * b, lambda kind: tirx.const(1, kind), name="product")
 
@@ -189,6 +193,14 @@ def _accumulate(*, product: bool) -> Callable[[Call], Any]:
     return convert
 
 
+def _refuse_long(call: Call, length: int) -> None:
+    """Refuse what would take a large part of a second: every element looks at every other along the axis."""
+    if math.prod(call.shape) * length > LARGEST_SQUARE:
+        raise ValueError(
+            f"along {length} elements it takes {math.prod(call.shape) * length:.0e} steps, too many"
+        )
+
+
 def _sort(call: Call) -> Any:
     """Stable: how many come before each (its rank), then who has rank k. NaN is the largest.
 
@@ -205,6 +217,7 @@ def _sort(call: Call) -> Any:
         x = call.cast(x, "int8")
     floating = str(x.ty.dtype) in FLOATS
     n = call.shape[dim]
+    _refuse_long(call, n)
 
     def ranks(t: Any) -> Any:
         over = te.reduce_axis((0, n), name="r")
