@@ -50,7 +50,7 @@ def _tell_peaks(graph: Graph) -> None:
         readers = graph.readers(value)
         rounds = any(n.op == "conv2d" and n.inputs[0] is value and n.attrs.get("steps") for n in readers)
         finds = node.op == "conv2d" and node.attrs.get("steps") and node.y_quant is None
-        alone = value.parent is None and not graph.is_output(value) and value.shape[0] == 1
+        alone = value.parent is None and not graph.is_output(value) and value.shape[:1] == (1,)
         if rounds and finds and alone and all(n.op in READS_ANY for n in readers):
             assert value.layout is not None
             value.layout = replace(value.layout, peak=True)
