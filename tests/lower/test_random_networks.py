@@ -7,6 +7,7 @@ import pytest
 from tests.lower.random_networks import SEEDS, verdict_of
 
 
+@pytest.mark.filterwarnings("ignore:LSTM with projections:UserWarning")  # PyTorch's word about its own speed
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_random_network_answers_what_pytorch_answers(seed: int) -> None:
     assert verdict_of(seed) == "right"
