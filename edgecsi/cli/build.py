@@ -50,7 +50,7 @@ def shape(_context: click.Context, _option: click.Parameter, text: str | None) -
 )
 @click.option(
     "--keep-output",
-    "outputs",
+    "keep_outputs",
     multiple=True,
     metavar="NAME",
     help="Of entries with several outputs, build this one and no others; may be given again  [default: all].",
@@ -126,7 +126,7 @@ def command(
     target: str,
     out: Path | None,
     entry: str | None,
-    outputs: tuple[str, ...],
+    keep_outputs: tuple[str, ...],
     weights: str | None,
     random_weights: bool,
     recipe: str | None,
@@ -167,7 +167,7 @@ def command(
         target=target,
         out=out,
         entry=entry,
-        outputs=outputs,
+        outputs=keep_outputs,
         weights=weights,
         recipe=recipe,
         calib=calib,

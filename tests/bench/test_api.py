@@ -199,7 +199,7 @@ def test_a_result_survives_its_file(bundle: Bundle, tmp_path: Path) -> None:
     assert report.to_json(report.read_result(path)) == path.read_text()
     assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
     tree = json.loads(path.read_text())
-    assert (tree["kind"], tree["schema"]) == ("edgecsi bench", 2)
+    assert (tree["kind"], tree["schema"]) == ("edgecsi bench", 3)
     assert tree["engines"][0]["samples"] == list(result.engines[0].samples)
 
 
