@@ -63,6 +63,7 @@ def build(
     *,
     out: str | Path | None = None,
     entry: str | None = None,
+    keep_output: str | Sequence[str] = (),
     weights: str | None = None,
     recipe: str | None = None,
     calib: str | None = None,
@@ -81,8 +82,9 @@ def build(
 
     Args:
         model: zoo name, ``package.module:factory``, ``file.py:factory`` or a ``.safetensors`` of :func:`compress`.
-        target: name (:func:`targets`) or file. The other arguments are those of
-            :class:`edgecsi.pipeline.BuildOptions`.
+        target: name (:func:`targets`) or file.
+        keep_output: of entries with several outputs, build this one, or these, and no others; by default all. The
+            other arguments are those of :class:`edgecsi.pipeline.BuildOptions`.
 
     Raises:
         InputError: model, weights, data, target, recipe or folder cannot be used. ToolchainError: compiling failed.
@@ -95,6 +97,7 @@ def build(
         target=target,
         out=None if out is None else Path(out),
         entry=entry,
+        outputs=(keep_output,) if isinstance(keep_output, str) else tuple(keep_output),
         weights=weights,
         recipe=recipe,
         calib=calib,

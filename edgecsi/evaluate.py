@@ -343,7 +343,7 @@ def refuse_mixed_batches(entry: Entry) -> None:
             f"{entry.name} mixes the samples of a batch, or takes only the batch of its example",
             "two samples at once are answered otherwise than one by one: it sums, averages or normalises over the "
             "batch axis, or has the batch size in a view",
-            "build without --batches: the library takes one sample a call",
+            "build without --batch: the library takes one sample a call",
         )
 
 

@@ -1,7 +1,8 @@
 """The commands of README, quickstart, how-tos and troubleshooting, as they are written there.
 
 `tests/test_docs.py` holds every one against the verbs and options that exist, and runs the cheap ones. To run them all,
-which takes most of an hour, two pseudo-devices and the network for a package or two:
+which takes most of an hour, two pseudo-devices, a board that `python -m tests._arm64` makes, and the network for a
+package or two:
 
     python -m tests.documented [PAGE...]
 
@@ -122,8 +123,8 @@ STAND_INS = [
 ]
 """What a reader has and a test has not; and less of what takes long."""
 NOT_HERE = re.compile(
-    r"<family>|tvm\.exec|tracker://|rpc://|zsh_source|pytest|find_package|pip install|^git clone|^make |csinet-cr4_42|"
-    r"DATA_Htrainin|docker|ansible|raspi-config|deploy .* pi-1"
+    r"<family>|^source |tvm\.exec|tracker://|rpc://|zsh_source|pytest|find_package|pip install|^git clone|^make |"
+    r"csinet-cr4_42|DATA_Htrainin|docker|ansible|raspi-config|deploy .* pi-1"
 )
 """Commands that need what no stand-in gives: a server, another shell, a package manager."""
 FILES = {
@@ -157,10 +158,13 @@ torch.save(make()[0].state_dict(), "trained.pth")
 
 @contextlib.contextmanager
 def reader() -> Iterator[dict[str, str]]:
-    """An environment in which `edgecsi` is this one and the board is an SSH server on loopback."""
-    from tests._sshd import serving
+    """An environment in which `edgecsi` is this one and the board is an SSH server on loopback, a Raspberry Pi's Debian
+    run by QEMU; an error if that is missing."""
+    from tests._arm64 import arm64, missing
 
-    with tempfile.TemporaryDirectory(prefix="reader-") as folder, serving() as board:
+    if lacking := missing():
+        raise SystemExit(f"no board can be played: {lacking} is missing")
+    with tempfile.TemporaryDirectory(prefix="reader-") as folder, arm64("cortex-a72") as board:
         program = Path(folder) / "edgecsi"
         program.write_text(f'#!/bin/sh\nexec {sys.executable} -m edgecsi "$@"\n')
         program.chmod(0o755)

@@ -9,10 +9,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 
 import edgecsi
 from edgecsi import api
+from edgecsi.cli import cli
 from edgecsi.errors import EdgecsiError
 
 DOCS = Path(__file__).parents[1] / "docs" / "api.md"
@@ -20,6 +22,20 @@ PUBLIC = [
     "__version__", "bench", "build", "compress", "deploy", "evaluate", "load", "models", "report", "targets", "train",
     "tune",
 ]  # fmt: skip
+SHOWN = {"json", "quiet", "verbose", "debug"}
+ELSEWHERE = {
+    "build": {"output", "batch", "explain", "measure", "no_records"},  # out=, batches=, records=None
+    "compress": {"output", "sensitivity"},
+    "train": {"output"},
+    "eval": set(),
+    "bench": {
+        "deadline", "rate", "sustained", "meter", "cpu", "cross_check", "self_check", "save", "repeat", "plot", "limits",
+    },
+    "deploy": {"require_signature", "parallel", "max_failures"},  # allowed_signers=; one device a call
+    "tune": {"batch", "report", "allow", "max_loss", "data", "save_recipe"},
+    "report": {"output", "markdown", "csv"},
+}  # fmt: skip
+"""Options that are no arguments: called otherwise, or left to the command line. A new option is one, or stands here."""
 
 
 def test_the_public_names_are_these() -> None:
@@ -72,6 +88,33 @@ def test_the_long_examples_call_what_there_is() -> None:
         function = getattr(api, ast.unparse(call.func).removeprefix("edgecsi."))
         named = {key.arg: ast.literal_eval(key.value) for key in call.keywords if key.arg}
         inspect.signature(function).bind(*map(ast.literal_eval, call.args), **named)
+
+
+@pytest.mark.parametrize("verb", ["build", "compress", "train", "eval", "bench", "deploy", "tune", "report"])
+def test_what_a_verb_takes_its_function_takes(verb: str) -> None:
+    """An option is an argument of the same name, but for those that only say how results are shown."""
+    command = cli.get_command(click.Context(cli), verb)
+    assert command is not None
+    taken = inspect.signature(getattr(api, {"eval": "evaluate"}.get(verb, verb))).parameters
+    names = {
+        max(option.opts, key=len).removeprefix("--").replace("-", "_")
+        for option in command.params
+        if isinstance(option, click.Option)
+    }
+    assert names - set(taken) == SHOWN | ELSEWHERE[verb]
+
+
+def test_outputs_are_chosen_from_python(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "class Two(torch.nn.Module):\n"
+        "    def forward(self, x):\n"
+        "        return {'y': x + 1, 'energy': (x * x).sum(1)}\n"
+        "def make():\n"
+        "    return Two(), torch.zeros(1, 8)\n"
+    )
+    built = edgecsi.build(f"{tmp_path}/net.py:make", "host", keep_output="energy", dry_run=True)
+    assert [tensor.name for tensor in built.manifest.entries["full"].outputs] == ["energy"]
 
 
 @pytest.mark.parametrize(

@@ -81,10 +81,9 @@ def test_cheap_commands_run_as_they_are_written(
     for name, text in FILES.items():
         Path(name).write_text(text)
     failed = []
-    for command in {
-        command.text: command for command in OURS if not command.inline and _cheap(command)
-    }.values():
-        code = main(shlex.split(command.text, comments=True)[1:])
+    cheap = {tuple(shlex.split(c.text, comments=True)[1:]): c for c in OURS if not c.inline and _cheap(c)}
+    for words, command in cheap.items():
+        code = main(list(words))
         said = capsys.readouterr()
         if code or "Traceback" in said.err:
             failed.append(f"{command}: {code}: {said.err}")
@@ -93,6 +92,4 @@ def test_cheap_commands_run_as_they_are_written(
 
 def _cheap(command: Command) -> bool:
     words = command.text.removeprefix("edgecsi ")
-    return (words.startswith(CHEAP) and ".toml" not in words) or (
-        "--dry-run" in words and "deploy" not in words
-    )
+    return (words.startswith(CHEAP) and ".toml" not in words) or ("--dry-run" in words and ".py:" in words)
