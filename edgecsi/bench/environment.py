@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 
 from edgecsi.bench.result import Machine, Snapshot, Validity
 from edgecsi.bench.result import State as ValidityState
-from edgecsi.device.state import THROTTLE_BITS, THROTTLED, State, read
+from edgecsi.device.state import THROTTLE_BITS, THROTTLED, State, cpu_name, read
 
 OTHER_LOAD = 0.05
 """Share of one core that other processes may use while we measure."""
@@ -39,16 +39,10 @@ def machine(state: State | None = None, packages: Sequence[str] = PACKAGES) -> M
     """
     here, state = state is None, read() if state is None else state
     cpuinfo = state.get("proc/cpuinfo", "")
-    # ARM kernels name the board, not the CPU.
-    board = state.get("proc/device-tree/model", "").strip("\x00 \n")
-    found = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    family = re.search(r"^cpu family\s*:\s*(\d+)$", cpuinfo, re.MULTILINE)
-    name = found.group(1) if found else ""
-    cpu = board or (f"{name} (family {family.group(1)})" if name and family else name)
     system, _, architecture = state.get("uname", "").strip().rpartition(" ")
     cores = state.get("cores", "").strip()
     return Machine(
-        cpu=cpu or architecture or "unknown",
+        cpu=cpu_name(state) or architecture or "unknown",
         cores=int(cores) if cores.isdecimal() else 1,
         architecture=architecture,
         system=f"{system}, Python {platform.python_version()}" if here else system,

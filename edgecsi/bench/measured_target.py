@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -10,8 +9,6 @@ from edgecsi import target as targets
 from edgecsi.bench.result import Limits
 from edgecsi.device.probe import Probe
 from edgecsi.errors import DeviceError, TargetError
-
-_KEYS = {field.name for field in dataclasses.fields(targets.Target)}
 
 
 def write_target(path: Path, probe: Probe, limits: Limits) -> targets.Target:
@@ -48,17 +45,13 @@ def write_target(path: Path, probe: Probe, limits: Limits) -> targets.Target:
         "l1_gbps": limits.read_rate(l1 // 2),
         "l2_gbps": limits.read_rate(l2 // 2),
         "l3_gbps": limits.read_rate(min(4 * l2, largest)),
-        "dram_gbps": limits.read_rate(largest),
         "peak_gmacs_f32": limits.fp32_gflops / 2,
-        "peak_gmacs_i8": limits.int8_gops / 2,
         "cores": probe.cores,
     }
     lines = [
         "# Written by `edgecsi device probe --write-target`: one core's limits as they were measured there."
     ]
-    lines += [
-        f"{key} = {_toml(value)}" for key, value in values.items() if key in _KEYS | {"extends"} and value
-    ]
+    lines += [f"{key} = {_toml(value)}" for key, value in values.items() if value]
     if path.suffix != ".toml":
         raise TargetError(f"{path} is no name for a target file", "such names end in .toml", "give FILE.toml")
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -33,13 +32,8 @@ _START_SECONDS = 120.0
 
 
 def cpu_name() -> str:
-    """This machine's CPU in words, for example ``AMD EPYC``; on a Raspberry Pi, the board's name."""
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return cpu.machine()
-    fields = dict(re.findall(r"^(model name|Model)\s*:\s*(.*)$", text, re.MULTILINE))
-    return str(fields.get("model name") or fields.get("Model") or cpu.machine())
+    """This machine's CPU in words, as :func:`edgecsi.device.state.cpu_name` gives them."""
+    return states.cpu_name(states.read()) or cpu.machine()
 
 
 class Local:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from edgecsi import cpu
 from edgecsi import target as targets
 from edgecsi.device.board import Board, Trouble
-from edgecsi.device.state import THROTTLE_BITS, THROTTLED, State
+from edgecsi.device.state import THROTTLE_BITS, THROTTLED, State, cpu_name
 from edgecsi.errors import TargetError
 
 _CPU = "sys/devices/system/cpu"
@@ -105,13 +105,10 @@ def describe(board: Board) -> Probe:
 
 
 def cpu_of(board: Board) -> str:
-    """Its name, or its CPU's: ``Raspberry Pi 4 Model B Rev 1.4``, ``AMD EPYC``, ``cortex-a72 (QEMU)``."""
-    cpuinfo = board.state.get("proc/cpuinfo", "")
+    """Its name, or its CPU's: ``Raspberry Pi 4 Model B Rev 1.4``, ``AMD EPYC (family 25)``, ``cortex-a72 (QEMU)``."""
     if board.emulated:
         return f"{_llvm_name(board) or board.arch} (QEMU)"
-    model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    named = board.state.get("proc/device-tree/model", "").strip() or (model[1] if model else "")
-    return named or _llvm_name(board) or board.arch
+    return cpu_name(board.state) or _llvm_name(board) or board.arch
 
 
 def throttled(state: State) -> tuple[str, ...] | None:

@@ -1,11 +1,13 @@
 """What Linux says about a machine: the files that describe it, read here or by a shell there.
 
-Nothing is interpreted: ``bench/environment.py`` and ``probe.py`` do that, for this machine and for others alike.
+Nothing but the CPU's name is interpreted: ``bench/environment.py`` and ``probe.py`` do that, for this machine and for
+others alike.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Mapping
@@ -72,3 +74,14 @@ def parse(written: bytes) -> dict[str, str]:
     """What :data:`SCRIPT` wrote."""
     parts = written.decode(errors="replace").split("\0")
     return dict(zip(parts[::2], parts[1::2], strict=False))
+
+
+def cpu_name(state: State) -> str:
+    """The board's name (ARM kernels name no CPU) or the CPU's, the same however the state was read:
+    ``Raspberry Pi 4 Model B Rev 1.4``, ``AMD EPYC (family 25)``; empty where Linux names neither."""
+    cpuinfo = state.get("proc/cpuinfo", "")
+    fields = dict(re.findall(r"^(model name|cpu family|Model)\s*:\s*(.*\S)\s*$", cpuinfo, re.MULTILINE))
+    if board := state.get("proc/device-tree/model", "").strip("\x00 \n") or fields.get("Model"):
+        return str(board)
+    name, family = fields.get("model name", ""), fields.get("cpu family", "")
+    return f"{name} (family {family})" if name and family else name

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import tomllib
+from importlib import resources
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from edgecsi import cpu
 from edgecsi import target as targets
+from edgecsi.bench.environment import machine
 from edgecsi.cli import main
 from edgecsi.device import names
 from edgecsi.device.board import Board
+from edgecsi.device.local import cpu_name
 from edgecsi.device.probe import describe, throttled
 from edgecsi.device.state import THROTTLED
 from tests._sshd import Sshd
@@ -106,6 +112,7 @@ def test_from_a_bare_device_to_a_clean_one(sshd: Sshd, capsys: pytest.CaptureFix
     assert found["folder"] == str(sshd.home / ".edgecsi")
     assert found["target"]
     assert found["troubles"] == []
+    assert found["board"] == cpu_name() == machine().cpu  # what results are compared by
 
     assert main(["device", "setup", "board", "--json", "-"]) == 0
     done = json.loads(capsys.readouterr().out)
@@ -135,6 +142,27 @@ def test_a_target_file_of_the_board_is_a_target(
     assert target.id == "my-board"
     assert target.peak_gmacs_f32 == pytest.approx(100)
     assert not target.missing_on_this_cpu()
+
+
+@pytest.mark.needs("ssh", "sshd")
+def test_a_target_file_has_the_limits_that_were_measured_over_ssh(
+    sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """By the very program, which tries everything twice here instead of sixty times."""
+    source = (resources.files("edgecsi.bench") / "native" / "limits.c").read_text("utf-8")
+    assert source.count("#define TRIALS 60") == 1
+    sources = tmp_path / "sources"
+    (sources / "native").mkdir(parents=True)
+    (sources / "native" / "limits.c").write_text(source.replace("#define TRIALS 60", "#define TRIALS 2"))
+    monkeypatch.setattr("edgecsi.bench.native_code.resources", SimpleNamespace(files=lambda _: sources))
+    written = tmp_path / "my-board.toml"
+    assert main(["device", "probe", sshd.spec, "--write-target", str(written)]) == 0
+    assert str(written) in capsys.readouterr().out
+    target, base = targets.load(str(written)), tomllib.loads(written.read_text())["extends"]
+    assert (target.arch, target.features) == (cpu.machine(), targets.load(base).features)
+    assert target.l1_gbps > target.l3_gbps > 0.1
+    assert target.peak_gmacs_f32 > 0.1
+    assert not list((sshd.home / ".edgecsi").rglob("*limits*"))  # nothing stays
 
 
 @pytest.mark.needs("ssh", "sshd")
