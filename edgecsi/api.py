@@ -350,8 +350,8 @@ def report(
 
 @_in_python
 def load(path: str | Path, *, allowed_signers: str | Path | None = None) -> Loaded:
-    """A bundle's library, ready to be called; needs numpy alone. See :func:`edgecsi.bundle.load.load`."""
-    from edgecsi.bundle.load import load as run
+    """A bundle's library, ready to be called; needs numpy alone. See :func:`edgecsi.bundle.loaded.load`."""
+    from edgecsi.bundle.loaded import load as run
 
     return run(path, allowed_signers=allowed_signers)
 

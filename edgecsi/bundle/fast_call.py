@@ -15,8 +15,6 @@ from importlib.util import module_from_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from edgecsi import disk
 
 SOURCE = Path(__file__).parent / "native" / "fast_call.c"
@@ -25,6 +23,8 @@ SOURCE = Path(__file__).parent / "native" / "fast_call.c"
 @cache
 def name() -> str:
     """Of the compiled module's file: its source, this Python and this numpy."""
+    import numpy as np
+
     suffix = str(sysconfig.get_config_var("EXT_SUFFIX"))
     key = hashlib.sha256(SOURCE.read_bytes() + f"{sys.version}\0{suffix}\0{np.__version__}".encode())
     return f"{key.hexdigest()[:16]}-fast_call{suffix}"

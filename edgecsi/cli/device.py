@@ -193,23 +193,12 @@ def rollback(device: str, bundle: str | None, root: str | None, json_to: str | N
       edgecsi device rollback pi4
       edgecsi device rollback pi4 csinet-cr4
     """
-    from edgecsi.deploy import Options, bundles, destination
+    from edgecsi.deploy import Options, destination
     from edgecsi.deploy import rollback as go_back
 
     there = destination(device, root)
     with contextlib.closing(there.connection):
-        names = [bundle] if bundle else bundles(there.connection, there.root)
-        if len(names) != 1:
-            raise UsageError(
-                f"{device} has {len(names)} bundles, not one"
-                if names
-                else f"no bundle is deployed on {device}",
-                f"they are {', '.join(names)}" if names else f"there is none in {there.root}",
-                f"name one: edgecsi device rollback {device} BUNDLE"
-                if names
-                else "deploy one: edgecsi deploy",
-            )
-        done = go_back(there.connection, names[0], Options(root=there.root))
+        done = go_back(there.connection, bundle, Options(root=there.root))
     shown = {"device": device, "current": done.digest[:12], "previous": done.previous[:12], "in": done.place}
     report(done, lambda: pairs(shown), json_to)
 

@@ -1,6 +1,6 @@
 """Releases on a device: copied whole, proven there, activated in one rename, rolled back as fast."""
 
-from edgecsi.deploy.deploy import ROOT, Deployed, Options, RolledBack, bundles, deploy, rollback
+from edgecsi.deploy.deploy import ROOT, Deployed, Options, RolledBack, deploy, rollback
 from edgecsi.deploy.fleet import Destination, Outcome, deploy_all, destination
 from edgecsi.deploy.here import Here
 from edgecsi.deploy.status import Release, Status, status
@@ -15,7 +15,6 @@ __all__ = [
     "Release",
     "RolledBack",
     "Status",
-    "bundles",
     "deploy",
     "deploy_all",
     "destination",

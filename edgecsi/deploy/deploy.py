@@ -20,7 +20,6 @@ from edgecsi.bundle import Bundle, Manifest, parse_manifest, signature
 from edgecsi.bundle.manifest import MANIFEST, SIGNATURE
 from edgecsi.deploy import lock
 from edgecsi.deploy.far_side import FarSide
-from edgecsi.deploy.trial import prove
 from edgecsi.device import install
 from edgecsi.device.ssh import FOLDER
 from edgecsi.device.transport import STEP_SECONDS, Connection
@@ -139,6 +138,8 @@ def deploy(
         DeviceError: the device cannot run it, cannot be reached, has no room, or refused a step.
         CheckFailed: it answered wrongly on the device. What was active is active still, in each of these cases.
     """
+    from edgecsi.deploy.trial import prove  # with numpy, which a rollback does not wait for
+
     manifest = bundle.manifest
     far = FarSide(remote, place_of(options.root, manifest.name), secrets.token_hex(8))
     contents = _contents(bundle)
@@ -295,30 +296,27 @@ class RolledBack:
     previous: str
 
 
-def bundles(remote: Connection, root: str = ROOT) -> list[str]:
-    """Names of the bundles that were deployed; what is in them is not looked at.
-
-    Raises:
-        DeviceError: the device cannot be reached.
-    """
-    return FarSide(remote, folder_of(root), secrets.token_hex(8)).do("names").splitlines()
-
-
-def rollback(remote: Connection, name: str, options: Options = Options()) -> RolledBack:  # frozen
+def rollback(
+    remote: Connection, name: str | None = None, options: Options = Options()
+) -> RolledBack:  # frozen
     """Activate the previous release of a bundle again, in one message; a second rollback comes back.
 
     Args:
         remote: the way to the device.
-        name: the bundle's name.
+        name: the bundle's name; not needed if there is only one.
         options: ``root``, ``wait`` and ``lease`` count.
 
     Raises:
         DeviceError: there is no previous release, it is damaged, or the device cannot be reached or refused.
+        UsageError: no name was given, and there is not one bundle.
         BundleError: the device trusts no signer of it. What was active is active still, in each of these cases.
     """
-    far = FarSide(remote, place_of(options.root, name), secrets.token_hex(8))
+    step, place = (
+        ("rollback", place_of(options.root, name)) if name else ("only_rollback", folder_of(options.root))
+    )
+    far = FarSide(remote, place, secrets.token_hex(8))
     try:
-        old, new = lock.acquire(far, options.lease, options.wait, "rollback").split()
+        old, new, name = lock.acquire(far, options.lease, options.wait, step).split()
     finally:
         lock.abandon(far)
-    return RolledBack(remote.name, far.place, new.partition(".")[0], old.partition(".")[0])
+    return RolledBack(remote.name, place_of(options.root, name), new.partition(".")[0], old.partition(".")[0])

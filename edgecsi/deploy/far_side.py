@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Protocol
 
 from edgecsi.device.transport import SLOWEST, STEP_SECONDS, Done
-from edgecsi.errors import BundleError, DeviceError, EdgecsiError
+from edgecsi.errors import BundleError, DeviceError, EdgecsiError, UsageError
 
-CHANGED, UNTRUSTED, NOTHING, NOEXEC, LOST, LOCKED, SHORT = range(71, 78)
+CHANGED, UNTRUSTED, NOTHING, NOEXEC, LOST, LOCKED, SHORT, WHICH = range(71, 79)
 """Exit codes of ``far_side.sh``."""
 
 
@@ -84,7 +84,7 @@ class FarSide:
                 f"{where} refuses the bundle: nobody it trusts has signed it", said,
                 "sign it with a listed key (edgecsi sign), or change the list on the device",
             )  # fmt: skip
-        if done.code == CHANGED and step == "rollback":
+        if done.code == CHANGED and step.endswith("rollback"):
             return DeviceError(
                 f"the previous release on {where} is damaged: it is not activated", said,
                 "deploy a bundle again; what is current is as it was",
@@ -93,6 +93,13 @@ class FarSide:
             return DeviceError(
                 f"the bundle did not arrive on {where} as it left: it is not activated", said,
                 "deploy again; if it happens again, check the device's storage and the bundle (edgecsi inspect)",
+            )  # fmt: skip
+        if done.code == WHICH:
+            names = done.text.split()
+            return UsageError(
+                f"{where} has {len(names)} bundles, not one" if names else f"no bundle is deployed on {where}",
+                f"they are {', '.join(names)}" if names else f"there is none in {self.place}",
+                "name one of them" if names else "deploy one: edgecsi deploy",
             )  # fmt: skip
         if done.code == NOTHING:
             return DeviceError(
@@ -124,7 +131,7 @@ _DOING = {
     "activate": "activate the release",
     "prune": "remove old releases",
     "rollback": "go back",
-    "names": "say what it has",
+    "only_rollback": "go back",
     "status": "say what is active",
 }
 

@@ -14,7 +14,7 @@ LC_ALL=C PATH=$PATH:/usr/sbin:/sbin
 export LC_ALL PATH
 umask 022
 
-CHANGED=71 UNTRUSTED=72 NOTHING=73 NOEXEC=74 LOST=75 LOCKED=76 SHORT=77
+CHANGED=71 UNTRUSTED=72 NOTHING=73 NOEXEC=74 LOST=75 LOCKED=76 SHORT=77 WHICH=78
 
 die() { # CODE TEXT…
     code=$1
@@ -227,10 +227,22 @@ prune() { # KEEP: as many releases stay, the newest, and always `current` and `p
     rm -rf incoming/*
 }
 
-names() { # PLACE is the folder of all bundles
+names() { # of the bundles, PLACE being the folder of all
     for folder in "$place"/*/; do
         [ ! -d "$folder/releases" ] || (name=${folder%/} && echo "${name##*/}")
     done
+}
+
+only_rollback() { # the same for the one bundle there is, PLACE being the folder of all
+    found=$(names)
+    case $found in
+    "" | *[!A-Za-z0-9._-]*) # none, or a line each
+        printf '%s\n' "$found"
+        exit $WHICH
+        ;;
+    esac
+    place=$place/$found
+    rollback "$@"
 }
 
 rollback() { # OWNER SECONDS SEEN: locks, goes to what `previous` means, and unlocks
@@ -242,7 +254,7 @@ rollback() { # OWNER SECONDS SEEN: locks, goes to what `previous` means, and unl
     whole "releases/$to" "${to%%.*}"
     trusted "releases/$to"
     switch "$to" "$old"
-    echo "$old $to"
+    echo "$old $to ${place##*/}"
 }
 
 status() { # PLACE is the folder of all bundles: what is active there, and is it what was deployed?
@@ -270,5 +282,5 @@ status() { # PLACE is the folder of all bundles: what is active there, and is it
 step=$1 place=$2 token=$3
 shift 3
 case $place in /*) ;; *) place=$HOME/$place ;; esac
-case $step in lock | rollback | survey | status | names) ;; *) cd "$place" ;; esac
+case $step in lock | rollback | only_rollback | survey | status) ;; *) cd "$place" ;; esac
 "$step" "$@"

@@ -13,8 +13,6 @@ from functools import cache
 from importlib import metadata
 from pathlib import Path
 
-import numpy as np
-
 from edgecsi import disk
 from edgecsi.bundle import fast_call as source
 from edgecsi.codegen.zig import zig_cc
@@ -82,6 +80,8 @@ def fast_call() -> Path | None:
     Raises:
         ToolchainError: ziglang is missing or cannot compile it.
     """
+    import numpy as np
+
     headers = [sysconfig.get_path("include"), np.get_include()]
     if not Path(headers[0], "Python.h").is_file():
         return None

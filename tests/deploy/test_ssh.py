@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,8 +19,7 @@ import pytest
 from edgecsi.bundle import Bundle, parse_manifest
 from edgecsi.cli import main
 from edgecsi.deploy import ROOT, deploy, destination, rollback, status
-from edgecsi.deploy import bundles as names_of_bundles
-from edgecsi.errors import ConnectionLost, DeviceError
+from edgecsi.errors import ConnectionLost, DeviceError, UsageError
 from tests import _tiny
 from tests._sshd import Sshd, running, until
 from tests._sshd import sshd as sshd
@@ -199,10 +200,39 @@ def test_a_rollback_is_one_message(
     monkeypatch.setattr(there.connection, "run", counting)
     assert rollback(there.connection, "tiny-net").digest == bundles[0].manifest.digest
     assert len(sent) == 1
+    back = rollback(there.connection)  # the one there is
+    assert (back.digest, back.place) == (bundles[1].manifest.digest, f"{ROOT}/tiny-net")
+    assert len(sent) == 2
     with pytest.raises(DeviceError, match="has no previous release"):
         rollback(there.connection, "another")
-    assert names_of_bundles(there.connection) == ["tiny-net"]
+    (sshd.home / ROOT / "another" / "releases").mkdir(parents=True)
+    with pytest.raises(UsageError, match="has 2 bundles, not one") as caught:
+        rollback(there.connection)
+    assert "another, tiny-net" in caught.value.why
+    assert active(sshd.home) == bundles[1].manifest.digest
     there.connection.close()
+
+
+def test_a_rollback_is_quick(bundles: list[Bundle], sshd: Sshd, tmp_path: Path) -> None:
+    """Nothing is loaded that it does not need, and there are two processes of ssh: the connection and its message.
+    Counted, for a time says nothing where others work as well."""
+    for bundle in bundles[:2]:
+        assert main(["deploy", str(bundle.path), sshd.spec]) == 0
+    counted, ssh = tmp_path / "counted", tmp_path / "bin" / "ssh"
+    ssh.parent.mkdir()
+    ssh.write_text(f'#!/bin/sh\necho >>"{counted}"\nexec {shutil.which("ssh")} "$@"\n')
+    ssh.chmod(0o755)
+    command = [sys.executable, "-X", "importtime", "-m", "edgecsi", "device", "rollback", sshd.spec]
+    path = f"{ssh.parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command, env={**os.environ, "PATH": path}, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert active(sshd.home) == bundles[0].manifest.digest
+    assert len(counted.read_text().splitlines()) == 2
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "edgecsi.deploy.deploy" in loaded
+    assert not loaded & {"numpy", "torch", "tvm", "rich", "scipy"}
 
 
 def test_ctrl_c_with_several_devices_ends_all_of_them_quickly(
