@@ -108,7 +108,9 @@ def _count(name: str, title: str, network: Network, target: str, bar: float | No
     )
 
 
-def _kernel(name: str, title: str, network: Network, bar: float, entry: str = "full") -> list[Scenario]:
+def _kernel(
+    name: str, title: str, network: Network, bar: float | None, entry: str = "full"
+) -> list[Scenario]:
     """A row of the kernels' table, for this machine and, without a bar, for portable AVX2."""
     return [
         Scenario(
@@ -203,6 +205,14 @@ _AIMS: tuple[Scenario, ...] = (
     *_kernel("csinet-cr16-joint90", "CsiNet CR 1/16, full, joint", CR16_JOINT, 0.17),
     *_kernel("csinet-cr4-decoder-joint90", "CsiNet CR 1/4, decoder, joint", CR4_JOINT, 0.11, "decoder"),
     *_kernel("crnet-cr4-joint90", "CRNet CR 1/4, full, joint", CRNET_JOINT, 0.12),
+    *_kernel(
+        "csinet-cr4-joint90-int16",
+        "CsiNet CR 1/4, full, joint, convolutions int16",
+        Network("csinet-cr4+prune90-bsr16x4-int8-dynamic", "int16"),
+        0.13,
+    ),
+    *_kernel("csinet-cr4-int16", "CsiNet CR 1/4, full, int16", Network("csinet-cr4", "int16"), None),
+    *_kernel("csinet-cr16-int16", "CsiNet CR 1/16, full, int16", Network("csinet-cr16", "int16"), None),
     *_kernel("mlp-int8", "MLP 60-600×7-20, int8", _layer("mlp", "int8-dynamic"), 0.13),
     *_kernel("mlp-joint90", "MLP 60-600×7-20, joint", _layer("mlp_block16x4", "int8-dynamic"), 0.06),
     _batches(
