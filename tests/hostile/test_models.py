@@ -107,7 +107,7 @@ def hostile(tmp_path: Path) -> Path:
     [
         ("depends_on_data", "decides by the values"),
         ("dynamic_shape", ""),
-        ("counts", "state in forward"),
+        ("counts", "own state"),
         ("nan_weight", "fc.weight"),
         ("infinite_weight", "fc.bias"),
         ("nan_buffer", "count"),
