@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from edgecsi.bundle import Bundle, parse_manifest
@@ -21,7 +22,7 @@ from edgecsi.cli import main
 from edgecsi.deploy import ROOT, deploy, destination, rollback, status
 from edgecsi.errors import ConnectionLost, DeviceError, UsageError
 from tests import _tiny
-from tests._sshd import Sshd, running, until
+from tests._sshd import Sshd, running, serving, until
 from tests._sshd import sshd as sshd
 from tests.deploy.conftest import active
 from tests.deploy.faults import count
@@ -84,6 +85,25 @@ def test_any_folder_name_is_only_a_name(bundles: list[Bundle], sshd: Sshd, folde
     assert main(["deploy", str(bundles[0].path), sshd.spec, "--root", root]) == 0
     assert (Path(root) / "tiny-net" / "current" / "manifest.json").is_file()
     assert not (sshd.home / "x").exists()
+
+
+def test_a_home_folder_may_have_a_space(bundles: list[Bundle], tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", np.ones((1, 8), np.float32))
+    enter = (
+        'cd "{home}/my home" && HOME="{home}/my home" && export HOME && exec sh -c "$SSH_ORIGINAL_COMMAND"'
+    )
+    with serving(command=f'mkdir -p "{{home}}/my home" && {enter}') as sshd:
+        for bundle in bundles[:2]:
+            assert main(["deploy", str(bundle.path), sshd.spec]) == 0
+        home = sshd.home / "my home"
+        assert active(home) == bundles[1].manifest.digest
+        files = ["--input", str(tmp_path / "x.npy"), "--output", str(tmp_path / "y.npy")]
+        assert main(["run", str(bundles[1].path), *files, "--device", sshd.spec]) == 0
+        assert main(["device", "rollback", sshd.spec]) == 0
+        assert active(home) == bundles[0].manifest.digest
+        assert main(["device", "clean", sshd.spec, "--bundles"]) == 0
+        assert not list(home.iterdir())
+        assert list(sshd.home.iterdir()) == [home]
 
 
 def _message(capsys: pytest.CaptureFixture[str], bundle: Bundle, spec: str, code: int = 5) -> str:
