@@ -74,11 +74,10 @@ def reference_model(manifest: Manifest, model: str | None = None, weights: str |
         raise UsageError(
             f"{manifest.name} was built from {spec}, which is no model of the zoo",
             "for safety, a bundle's word alone makes edgecsi run no other code and open no other file",
-            f"pass --model {spec}",
+            f"pass --model {spec}" + (" --weights FILE" if ":" in spec and manifest.model.sha256 else ""),
         )
-    shape = next(iter(manifest.entries.values())).inputs[0].shape if ":" in spec else None
-    if "full" in manifest.entries and shape is not None:
-        shape = manifest.entries["full"].inputs[0].shape
+    whole = manifest.entries.get("full") or manifest.entries.get("encoder")  # a decoder's input is another
+    shape = whole.inputs[0].shape if whole is not None and ":" in spec else None
     loaded = load_model(spec, weights, shape, allow_random=manifest.model.sha256 is None)
     if loaded.sha256 != manifest.model.sha256:
         raise BundleError(
@@ -124,12 +123,6 @@ def evaluate(
         outputs["encoder"] = device.run(bundle, "encoder", samples)
         if "decoder" in entries and "full" not in entries:
             outputs["full"] = device.run(bundle, "decoder", outputs["encoder"])
-    if not outputs and reference is None:
-        raise DataError(
-            f"{bundle.path} has only the entries {', '.join(entries)}",
-            "channels go into full or encoder; a decoder needs codewords, which only PyTorch could make here",
-            "pass --model, or build the bundle with the entry full",
-        )
 
     differences: dict[str, Difference] = {}
     expected_full: Any = None
@@ -244,7 +237,7 @@ def evaluate_data(
     if data.startswith("mimo:"):
         found = evaluate_detector(bundle, data, device=device, reference=reference, progress=progress)
         return _with_golden(found, bundle, device), note
-    shape = _input_shape(bundle)[1:]
+    shape = _input_shape(bundle, reference)[1:]
     x = files.load(data, shape=shape, progress=lambda done, total: tell(done, total, f"reading {data}"))[
         :samples
     ]
@@ -298,13 +291,19 @@ def _with_golden(found: Evaluation, bundle: Bundle, device: Device) -> Evaluatio
     return replace(found, differences=differences)
 
 
-def _input_shape(bundle: Bundle) -> tuple[int, ...]:
-    """What samples go in: the input of ``full``, else of ``encoder``, else of whatever entry there is."""
+def _input_shape(bundle: Bundle, reference: LoadedModel | None) -> tuple[int, ...]:
+    """What samples go in: the input of ``full``, else of ``encoder``, else of the network that makes the codewords."""
     entries = bundle.manifest.entries
-    first = next(
-        (entries[name] for name in ("full", "encoder") if name in entries), next(iter(entries.values()))
-    )
-    return first.inputs[0].shape
+    for name in ("full", "encoder"):
+        if name in entries:
+            return entries[name].inputs[0].shape
+    if reference is None:
+        raise DataError(
+            f"{bundle.path} has only the entries {', '.join(entries)}",
+            "channels go into full or encoder; a decoder needs codewords, which only PyTorch could make here",
+            "pass --model, or build the bundle with the entry full",
+        )
+    return tuple(reference.example_input.shape)
 
 
 def judge(bundle: Bundle, found: Evaluation) -> None:

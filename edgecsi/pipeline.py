@@ -163,7 +163,7 @@ def load(options: BuildOptions, target: Target, note: Callable[[str], None]) -> 
     if o.sign is not None:
         sign_bytes(b"", o.sign)
     if not o.allow_random and (nmse := channel_nmse(model)) is not None and nmse > 0:
-        note(f"{model.name} looks untrained: NMSE {nmse:.2f} dB; an answer without content has 0 dB")
+        note(f"{o.model} looks untrained: NMSE {nmse:.2f} dB; an answer without content has 0 dB")
     return Source(model, name, out)
 
 

@@ -78,7 +78,7 @@ class Accuracy:
         }
         lines = {name: f"NMSE {value:.2f} dB" for name, value in steps.items() if value is not None}
         if self.loss is not None:
-            lines["loss"] = f"{self.loss + 0.0:.2f} dB{self._in_words(self.loss)}"
+            lines["loss"] = f"{round(self.loss, 2) + 0.0:.2f} dB{self._in_words(self.loss)}"
         return lines
 
     @staticmethod

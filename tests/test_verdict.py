@@ -26,3 +26,7 @@ def test_what_is_not_known_is_left_out() -> None:
     assert Accuracy.of("mine", None, None, -8.0).named() == {"library": "NMSE -8.00 dB"}
     assert Accuracy.of(None, None, None, None).named() == {}
     assert Accuracy(-math.inf, None, -math.inf).loss == 0
+
+
+def test_a_gain_too_small_to_see_has_no_sign() -> None:
+    assert Accuracy(-20.0, None, -20.001).named()["loss"] == "0.00 dB"

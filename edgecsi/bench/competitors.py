@@ -119,10 +119,13 @@ def fp32_model(manifest: Manifest, model: str | None, weights: str | None) -> nn
     import json
 
     from edgecsi.evaluate import reference_model
-    from edgecsi.models import registry
+    from edgecsi.models import factories, registry
     from edgecsi.models.compressed.layers import CompressedLayer
 
     loaded = reference_model(manifest, model, weights)
     if any(isinstance(part, CompressedLayer) for part in loaded.module.modules()):
+        spec = model or manifest.model.spec
+        if ":" in spec:
+            return factories.make(spec)[1].eval()
         return registry.create(loaded.name, **json.loads(loaded.metadata.get("config", "{}")))
     return loaded.module

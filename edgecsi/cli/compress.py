@@ -139,7 +139,7 @@ def _accuracy(result: CompressResult) -> dict[str, str]:
         lines = {
             "fp32 network": f"{result.metric} {result.before:.4g}",
             "compressed network in PyTorch": f"{result.metric} {result.after:.4g}",
-            "loss": f"{loss_db(result.metric, result.before, result.after):.2f} dB",
+            "loss": f"{round(loss_db(result.metric, result.before, result.after), 2) + 0.0:.2f} dB",
         }
     return lines | {"fp32 network": lines["fp32 network"] + " on held-out data"}
 

@@ -58,7 +58,8 @@ def load_model(
             ``(module, (input, input, …))``; it is the user's own code and is executed.
             Its arguments, if it wants any, are literals: ``file.py:make(cr=4)``.
         weights: file to take the weights from, or ``encoder.pth,decoder.pth``.
-        input_shape: shape of the input with its batch; needed if neither zoo nor factory tells.
+        input_shape: shape of the input with its batch; needed if neither zoo nor factory tells. An example that has
+            this shape is kept, for it knows the type, and the inputs beside it.
         allow_random: give a zoo network without weights seeded random ones (tests and latency only).
 
     Returns:
@@ -91,7 +92,7 @@ def load_model(
     make_plain(module.eval())
     if "compression" not in metadata:
         check_module(module, name)
-    if input_shape is not None:
+    if input_shape is not None and (not examples or examples[0].shape != tuple(input_shape)):
         examples = (_example(input_shape),)
     if not examples:
         raise ModelError(

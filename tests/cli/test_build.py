@@ -240,6 +240,6 @@ def test_an_untrained_network_is_noted(tmp_path: Path, capsys: pytest.CaptureFix
     (tmp_path / "codec.py").write_text(CHANNELS)
     build = ["build", f"{tmp_path}/codec.py:untrained", "--target", "host", "--dry-run"]
     assert main(build) == 0
-    assert "looks untrained: NMSE" in capsys.readouterr().err
+    assert "codec.py:untrained looks untrained: NMSE" in capsys.readouterr().err
     assert main([*build, "--quiet"]) == 0
     assert "untrained" not in capsys.readouterr().err

@@ -6,8 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from edgecsi.bundle import Entry, ModelInfo, Tensor, golden_npz, write_bundle
+from edgecsi.bench.competitors import fp32_model
+from edgecsi.bundle import Entry, ModelInfo, Tensor, golden_npz, read_bundle, write_bundle
 from edgecsi.cli import main
 from tests import _tiny
 
@@ -35,6 +37,23 @@ class Shrink(torch.nn.Module):
 
 def make():
     return Shrink(), torch.full((1, 2, 32, 32), 0.5)
+"""
+CODEC = """
+import torch
+from torch import nn
+
+class Codec(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(2048, 16))
+        self.decoder = nn.Sequential(nn.Linear(16, 2048), nn.Unflatten(1, (2, 32, 32)))
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
+def make():
+    torch.manual_seed(0)
+    return Codec(), torch.full((1, 2, 32, 32), 0.5)
 """
 
 
@@ -96,6 +115,38 @@ def test_eval_of_a_wrong_library_is_exit_code_6(
     wrong = make_bundle(tmp_path, network, scale=0.8)
     assert main(["eval", str(wrong), "--data", "test", "--samples", "5", "--model", network]) == 6
     assert "answers wrongly" in capsys.readouterr().err
+
+
+def test_a_compressed_decoder_of_ones_own_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Channels go in, PyTorch makes the codewords; other engines get the network before it was compressed."""
+    (tmp_path / "codec.py").write_text(CODEC)
+    network, small, out = (
+        f"{tmp_path}/codec.py:make",
+        str(tmp_path / "small.safetensors"),
+        str(tmp_path / "out"),
+    )
+    compress = [
+        "compress",
+        network,
+        "--recipe",
+        "int8-weights",
+        "--data",
+        "umi:100",
+        "--accept-loss",
+        "-o",
+        small,
+    ]
+    assert main(compress) == 0
+    build = ["build", network, "--weights", small, "--target", "host", "--entry", "decoder", "-o", out]
+    assert main(build) == 0
+    capsys.readouterr()
+    assert main(["eval", out, "--data", "test", "--samples", "9"]) == 3
+    assert "--model" in capsys.readouterr().err
+    reference = ["--model", network, "--weights", small]
+    assert main(["eval", out, "--data", "test", "--samples", "9", *reference, "--json", "-"]) == 0
+    assert json.loads(capsys.readouterr().out)["differences"]["decoder"]["max_rel_diff"] < 1e-4
+    plain = fp32_model(read_bundle(Path(out)).manifest, network, small)
+    assert type(plain.decoder[0]) is torch.nn.Linear
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,24 @@ def test_a_plain_module_has_one_entry_and_is_put_into_eval_mode(own: str) -> Non
     assert model.sha256 is None
 
 
+def test_an_example_of_the_shape_that_is_asked_for_is_kept(tmp_path: Path) -> None:
+    """A bundle remembers its first input's shape; the factory also knows its type, and the inputs beside it."""
+    (tmp_path / "net.py").write_text(
+        "import torch\n"
+        "class Looked(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        self.table = torch.nn.Embedding(9, 4)\n"
+        "    def forward(self, index, gain):\n"
+        "        return self.table(index) * gain\n"
+        "def make():\n"
+        "    return Looked(), (torch.zeros(1, 5, dtype=torch.int32), torch.ones(1))\n"
+    )
+    model = load_model(f"{tmp_path}/net.py:make", input_shape=[1, 5])
+    assert model.example_input.dtype == torch.int32
+    assert len(model.more_inputs) == 1
+
+
 def test_a_double_network_becomes_float32(own: str) -> None:
     model = load_model(f"{own}:double", input_shape=[2, 5])
     assert next(model.module.parameters()).dtype == torch.float32
