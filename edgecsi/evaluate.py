@@ -143,6 +143,8 @@ def evaluate(
     if full is not None and full.shape != samples.shape:
         full = expected_full = fp32 = None  # nothing is reconstructed, so these figures have no meaning
     channels = full if full is not None and full.shape[1:] == files.SAMPLE else None
+    if channels is not None and not np.isfinite(channels).all():
+        channels = None  # what overflows is like nothing
     return Evaluation(
         bundle=bundle.manifest.name,
         target=bundle.manifest.target.id,

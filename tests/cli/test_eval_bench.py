@@ -69,7 +69,7 @@ def make_bundle(folder: Path, spec: str, scale: float = 0.9) -> Path:
     about = dataclasses.replace(
         _tiny.manifest(), entries={"full": entry}, model=ModelInfo(spec, "own", None, None)
     )
-    library = _tiny.compile_library(folder / "l.so", about, f"-DSCALE={scale}f", source=SOURCE)
+    library = _tiny.compile_library(folder / "l.so", about, f"-DSCALE={scale}", source=SOURCE)
     x = np.random.default_rng(0).random((2, *SHAPE), np.float32)
     golden = {"full": {"csi": x, "reconstruction": np.float32(0.9) * x + np.float32(0.05)}}
     contents = {about.library: library, about.header: b"", "golden.npz": golden_npz(about.entries, golden)}
@@ -107,6 +107,14 @@ def test_eval_does_not_run_code_that_a_bundle_names(bundle: Path, capsys: pytest
     assert "-20.00 dB" in output
     assert "not compared with PyTorch" in output
     assert "--model" in output
+
+
+def test_answers_that_overflow_are_said_without_warnings(
+    tmp_path: Path, network: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    wild = make_bundle(tmp_path, network, scale=1e39)
+    main(["eval", str(wild), "--data", "test", "--samples", "5", "--json", "-"])
+    assert "Warning" not in capsys.readouterr().err
 
 
 def test_eval_of_a_wrong_library_is_exit_code_6(
