@@ -158,6 +158,6 @@ def test_a_report_has_graph_and_error_and_no_weights(tmp_path: Path, monkeypatch
     assert not [name for name, text in held.items() if "0.1234" in text]
     good = tmp_path / "good.zip"
     assert (
-        main(["doctor", "--report", f"{tmp_path / 'net.py'}:make", "-o", str(tmp_path / "no" / "x.zip")]) == 2
+        main(["doctor", "--report", f"{tmp_path / 'net.py'}:make", "-o", str(tmp_path / "no" / "x.zip")]) == 3
     )
     assert not good.exists()
