@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,11 @@ Json = dict[str, Any]
 
 
 def own_folder(folder: Path, cpu: str) -> Path:
-    """Where results of a CPU go: the folder itself if it holds none or that CPU's, else one beside them in it, so that
-    the figures of one CPU never replace those of another."""
-    kept = (
-        {found for entry in read_all(folder).values() if (found := _cpu(entry))} if folder.is_dir() else set()
-    )
-    return folder if not kept or cpu in kept else folder / slug_of(cpu)
+    """Where results of a CPU go: the folder itself if it holds none or mostly that CPU's, else one beside them in it,
+    so that the figures of one CPU never replace those of another, nor stray ones make a folder theirs."""
+    kept = Counter(_cpu(entry) for entry in read_all(folder).values()) if folder.is_dir() else Counter[str]()
+    del kept[""]
+    return folder if not kept or kept.most_common(1)[0][0] == cpu else folder / slug_of(cpu)
 
 
 def page_of(docs: Path, folder: Path) -> Path:

@@ -86,6 +86,8 @@ def test_another_kind_of_cpu_is_added_beside(tmp_path: Path) -> None:
     folder.mkdir()
     write_json(folder / "a.json", {"kind": "fact", "machine": {"cpu": "Zen 4"}})
     assert own_folder(folder, "Zen 4") == folder
+    write_json(folder / "b.json", {"kind": "fact", "machine": {"cpu": "Zen 4"}})
+    write_json(folder / "stray.json", {"kind": "fact", "machine": {"cpu": "Intel(R) Xeon(R) (family 6)"}})
     other = own_folder(folder, "Intel(R) Xeon(R) (family 6)")
     assert other == folder / "intel-xeon"
     assert page_of(tmp_path, folder) == tmp_path / "results.md"
