@@ -124,6 +124,11 @@ def weight_norm() -> nn.Module:
     return nn.Sequential(layer, nn.ReLU(inplace=True), nn.Linear(32, 4))
 
 
+def windows() -> nn.Module:
+    """Dense layers on tokens of windows: tensors of four axes that are no images."""
+    return nn.Sequential(nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
 def dead() -> nn.Module:
     """The second layer's input never varies."""
     return nn.Sequential(nn.Linear(16, 16), nn.Threshold(1e9, 0.0), nn.Linear(16, 4))
@@ -138,6 +143,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], str]] = {
     "one dimension": (OneDimension, (8, 16), "1 ConvTranspose1d (up)"),
     "in place": (InPlace, (2, 8, 8), "1 Conv2d (round)"),
     "weight norm": (weight_norm, (16,), ""),
+    "windows": (windows, (4, 8, 16), ""),
     "dead": (dead, (16,), ""),
 }
 

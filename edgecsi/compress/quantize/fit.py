@@ -44,7 +44,7 @@ def importance(reference: nn.Module, layers: Iterable[str], samples: Tensor) -> 
     for rows in gradients(reference, found, torch.split(samples, _BATCH), directions):
         for name, row in rows.items():
             square = row.square().sum(0)
-            image = square.ndim == 4
+            image = square.ndim == 4 and not isinstance(reference.get_submodule(name), nn.Linear)
             found[name].append(
                 square.flatten(2).mean(1) if image else square.flatten(0, -2).mean(1, keepdim=True)
             )
