@@ -100,7 +100,8 @@ class Int16(Fp32):
             are to be whole numbers.
     """
 
-    sums: ClassVar[str] = "int32"
+    sums: ClassVar[str] = "uint32"
+    """What Winograd's additions may overflow on their way, LLVM leaves undefined for signed numbers."""
 
     def __init__(
         self, op: Conv2d, target: Target, buffers: Sequence[Any], factor: Any, bias: Any, lanes: int, quarters: bool
@@ -190,10 +191,10 @@ class Int16(Fp32):
         if self.target.dot == "avx2":
             name = {8: "avx2.pmadd.wd", 4: "sse2.pmadd.wd"}[lanes]
             return total + e.intrinsic(
-                f"llvm.x86.{name}", f"int32x{lanes}", _as(x, "int16"), _as(weight, "int16")
+                f"llvm.x86.{name}", f"{self.sums}x{lanes}", _as(x, "int16"), _as(weight, "int16")
             )
         name = f"llvm.x86.avx512.vpdpwssd.{32 * lanes}"
-        return e.intrinsic(name, f"int32x{lanes}", total, _as(x, "int16"), _as(weight, "int16"))
+        return e.intrinsic(name, f"{self.sums}x{lanes}", total, _as(x, "int16"), _as(weight, "int16"))
 
     def value(self, total: Expr, channel: Expr) -> Expr:
         from edgecsi.kernels import emit as e
@@ -212,6 +213,7 @@ class Int16(Fp32):
         bias = e.let(e.splat(e.load(self.bias, channel, 1), lanes))
 
         def whole(total: Expr) -> Expr:
+            total = _as(total, "int32")
             if self.quarters:
                 total = T.shift_right(total, e.splat(2, lanes, "int32"))
             return e.fence(T.cast(total, e.vector_type("float32", lanes)) * factor) + bias

@@ -1,7 +1,7 @@
 """Convolution of int16 codes that it makes itself, sample by sample, with int16 weights: direct, and in Winograd's form.
 
-One instruction multiplies two channels of a pixel and adds both products to an int32: twice the products of fp32 in the
-same time. Sums are exact, so that both forms and every CPU give the same bits.
+One instruction multiplies two channels of a pixel and adds both products to a 32-bit number: twice the products of
+fp32 in the same time. Sums are exact, so that both forms and every CPU give the same bits.
 
 Winograd's form makes whole numbers of its weights by a factor of four, and of sums of four codes. What overflows on its
 way is nothing to the result, as long as four times that fits: additions and products are those of integers modulo 2^32.
