@@ -65,6 +65,8 @@ def _into_producer(graph: Graph, node: Node) -> bool:
         producer.y_quant = node.y_quant
         producer.output = node.output
         graph.drop(node)
+        for fused in node.epilogue:
+            _show_early(graph, fused.operand)
         return True
     return False
 
@@ -87,6 +89,15 @@ def _viewed(graph: Graph, value: Value) -> Value:
         value = producer.inputs[0]
         producer = graph.producer(value)
     return value
+
+
+def _show_early(graph: Graph, value: Value | None) -> None:
+    """Move the views that `value` is made of to where what they show is there: its reader moved up."""
+    view = None if value is None else graph.producer(value)
+    if view is not None and view.op == "view":
+        _show_early(graph, view.inputs[0])
+        graph.drop(view)
+        graph.insert_early(view)
 
 
 def _into_weights(layer: Node, fused: Fused) -> bool:

@@ -88,7 +88,13 @@ def plan_memory(graph: Graph, steps: list[Need], batch: int = 1) -> Memory:
                 roots[id(root)] = root
                 segments.setdefault(id(root), []).append(index)
         scratch.append(Use(step.scratch, index, index) if step.scratch else None)
-    written = {id(root_of(step.writes)[0]) for step in steps}
+    given = {id(v) for v in graph.inputs}
+    written: set[int] = set()
+    for step in steps:
+        for value in step.reads:
+            if value.data is None and id(root_of(value)[0]) not in given | written:
+                raise ValueError(f"{value.name} is read before anything writes it")
+        written.add(id(root_of(step.writes)[0]))
     if missing := [v.name for v in graph.outputs if id(v) not in written]:
         raise ValueError(f"nothing writes the outputs {', '.join(missing)}")
     uses: dict[int, Use] = {}

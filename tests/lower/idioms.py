@@ -798,6 +798,7 @@ add(
     _TOKENS,
     r=lambda: nn.RNN(16, 5, 2, nonlinearity="relu", batch_first=True),
 )
+add("film", lambda s, x: _film(s, x), fc=lambda: nn.Linear(2, 8))
 add("lstm_cell", lambda s, x: _unrolled(s.r, x), _TOKENS, r=lambda: nn.LSTMCell(16, 4))
 add("gru_cell", lambda s, x: s.r(x[:, 1], s.r(x[:, 0])), _TOKENS, r=lambda: nn.GRUCell(16, 4))
 add("conv_gru", lambda s, x: _conv_gru(s, x), g=conv(4, 4, 3, padding=1), n=conv(4, 2, 3, padding=1))
@@ -1356,6 +1357,13 @@ def _autocast(layer: nn.Module, x: Tensor) -> Tensor:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         y = layer(x)
     return y.float()
+
+
+def _film(s: Any, x: Tensor) -> Tensor:
+    """Scale and shift by parts of one layer's outputs; the views of these stand behind the product they belong to."""
+    made = s.fc(x.mean((2, 3)))
+    y = x * made[:, :2, None, None] + made[:, 2:4, None, None]
+    return torch.max(y, x * made[:, 4:6, None, None] + made[:, 6:, None, None])
 
 
 def _unrolled(cell: nn.Module, x: Tensor) -> Tensor:
