@@ -29,6 +29,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 CpuName = Annotated[str, matching(_NAME.pattern, "a CPU name of LLVM, like cortex-a72")]
 Attribute = Annotated[str, matching("[+-][a-z0-9][a-z0-9._-]{0,60}", "an attribute like +dotprod or -aes")]
 Feature = Annotated[str, matching("[a-z0-9][a-z0-9_]{0,60}", "a name as in /proc/cpuinfo")]
+Half = Literal["", "f16"]
 Glibc = Annotated[str, matching(r"2\.[0-9]{1,2}", "a version like 2.28")]
 Dot = Literal["", "avx512_vnni", "avx_vnni", "avx2", "sdot", "neon"]
 Bytes = Annotated[int, between(1, 1 << 40)]
@@ -72,6 +73,8 @@ class Target:
     """LLVM attributes on top of ``mcpu``, for example ``-prefer-256-bit``."""
     dot: Dot = ""
     """Int8 dot product: ``avx512_vnni``, ``avx_vnni``, ``avx2``, ``sdot``, ``neon`` or ``""`` for none."""
+    half: Half = ""
+    """Half precision the CPU multiplies faster than fp32: ``f16`` (ARM's FP16 extension) or ``""`` for none."""
     glibc: Glibc = "2.28"
     """Oldest C library the compiled library has to load with."""
     emulate: Annotated[str, matching(f"({_NAME.pattern})?", "a CPU of QEMU")] = ""

@@ -101,7 +101,7 @@ class ElementwiseKernel(Kernel):
                     block(0, rest)
 
             with e.serial(n) as sample:
-                if op.y_quant is not None and y.dtype == "uint8" and x.group == 1 and width >= 4:
+                if isinstance(op.y_quant, Quant) and y.dtype == "uint8" and x.group == 1 and width >= 4:
                     whole, held = divmod(channels, y.group)
                     with e.serial(whole) as plane, e.serial(height) as h:
                         row_of_codes(sample, plane, y.group, h, op.y_quant)

@@ -25,7 +25,7 @@ from tvm.tirx.script import builder as T
 
 from edgecsi.codegen import vector_math
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Op, Quant
+from edgecsi.ops.operators import Half, Op, Quant
 from edgecsi.ops.steps import Step
 from edgecsi.target import Target
 
@@ -294,6 +294,13 @@ def quantize(x: Expr, quant: Quant, target: Target) -> Expr:
     return round_to_int(within(scaled, low, high, target)) + splat(quant.zero_point, lanes, "int32")
 
 
+def centred(x: Expr, half: Half) -> Expr:
+    """fp32 lanes as half precision is to round them."""
+    if half.offset:
+        x = fence(x) - splat(float(np.float32(half.offset)), lanes_of(x))
+    return x * splat(half.gain, lanes_of(x)) if half.gain != 1 else x
+
+
 def shuffle(vectors: Sequence[Expr], indices: Sequence[int]) -> Expr:
     """Lanes picked from vectors laid end to end."""
     return tirx.Shuffle(list(vectors), [tirx.const(i, "int32") for i in indices])
@@ -535,6 +542,8 @@ class Finish:
         """Quantise if the output is quantised, and store."""
         if self.op.y_quant is None:
             store(self.y, offset, x)
+        elif isinstance(self.op.y_quant, Half):
+            store(self.y, offset, T.cast(centred(x, self.op.y_quant), vector_type("float16", lanes_of(x))))
         else:
             codes = quantize(x, self.op.y_quant, self.target)
             store(self.y, offset, T.cast(codes, vector_type("uint8", lanes_of(x))))

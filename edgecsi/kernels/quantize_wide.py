@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgecsi.kernels.base import Cost, Kernel, Knobs
-from edgecsi.ops.operators import QuantizeWide
+from edgecsi.ops.operators import Quant, QuantizeWide
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ class QuantizeWideKernel(Kernel):
         from edgecsi.kernels import emit as e
 
         quant, lanes = op.y_quant, knobs["lanes"]
-        assert quant is not None
+        assert isinstance(quant, Quant)
         n, channels, height, width = op.x.shape
         zero, arm = quant.zero_point, target.arch == "aarch64"
         with e.function(op, []) as (done, buffers):

@@ -11,8 +11,7 @@ from edgecsi.target import Target
 class Scalars:
     """Numbers of a row, each to be multiplied with whole vectors.
 
-    NEON multiplies with one lane of a register, so there up to four are loaded at once; x86 broadcasts from
-    memory.
+    NEON multiplies with one lane of a register, so there a register is loaded at once; x86 broadcasts from memory.
 
     Args:
         start: offset of the first. count: how many; nothing behind is read. stride: from one to the next.
@@ -24,7 +23,7 @@ class Scalars:
         self.buffer, self.start, self.stride = buffer, start, stride
         self.lanes: dict[int, tuple[Any, int]] = {}
         if target.arch == "aarch64" and stride == 1:
-            for first, width in vector_widths(count, 4):
+            for first, width in vector_widths(count, 8 if buffer.dtype == "float16" else 4):
                 if width > 1:
                     vector = e.let(e.load(buffer, start + first, width))
                     self.lanes |= {first + lane: (vector, lane) for lane in range(width)}

@@ -20,13 +20,13 @@ class Layout:
 
     Attributes:
         shape: logical shape, batch first: ``(N, C, H, W)`` for images, anything else is stored row-major.
-        dtype: ``float32``, ``uint8`` or ``int8``.
+        dtype: ``float32``, ``float16``, ``uint8`` or ``int8``.
         halo: rows above, rows below, columns left, columns right of the image, images only.
         group: channels stored side by side innermost, ``[N, C/group, H, W, group]``; 1 is plain NCHW, 4 is what
             the int8 dot-product instructions read. Missing channels of the last group hold anything; their weights are 0.
         batch_stride: elements between samples; None when they follow each other. A slice of a wider buffer
             (a concatenation written in place) has the stride of that buffer.
-        fill: the code stored in the halo: 0, or the zero point of a quantised image.
+        fill: what stands for 0 in the halo: 0, the zero point of a quantised image, or what `Half` makes of 0.
         peak: behind the last element lies one more, the largest magnitude of all, for who rounds them next. Of one
             sample only.
     """
@@ -36,7 +36,7 @@ class Layout:
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)
     group: int = 1
     batch_stride: int | None = None
-    fill: int = 0
+    fill: float = 0
     peak: bool = False
 
     def __post_init__(self) -> None:

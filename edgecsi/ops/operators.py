@@ -8,6 +8,8 @@ Quantised arithmetic is defined here once; the PyTorch simulation and every kern
 * an input may have two planes of codes for one tensor, see `QuantizeWide` and `Dense.fine`;
 * int16 codes of a sample are ``rne(x * (steps / peak))``, `peak` its largest magnitude (0 where that is below 1e-33),
   and a result is ``float32(sum) * (peak / steps * weight.scale[o]) + bias[o]``, each operation rounded;
+* half precision is ``float16((x - offset) * gain)``, see `Half`; sums of its products are meant to be exact, and a
+  kernel's differ from that by what its own half-precision additions round;
 * not-a-number has the code 0, on every CPU; a dynamically quantised sample that holds one, or an infinity, gives
   not-a-number in every output;
 * fp32 steps behind it (activation, residual) are separate fp32 operations, never contracted to an FMA.
@@ -54,6 +56,28 @@ class Quant:
         return np.where(np.isnan(codes), F32(0), codes).astype(np.uint8)
 
 
+@dataclass(frozen=True)
+class Half:
+    """Half precision of a tensor: its eleven binary digits are for what differs from a value that most of it is near.
+
+    Attributes:
+        offset: subtracted first (CSI lies around 0.5). gain: a power of two, multiplied with what is left, so that sums
+            of products stay within the range of half precision.
+    """
+
+    offset: float = 0.0
+    gain: float = 1.0
+
+    @property
+    def fill(self) -> float:
+        """What stands for 0, as in a halo."""
+        return float(self.codes(np.zeros(1, F32))[0])
+
+    def codes(self, x: NDArray[np.float32]) -> NDArray[np.float16]:
+        with np.errstate(over="ignore"):
+            return ((x.astype(F32) - F32(self.offset)) * F32(self.gain)).astype(np.float16)
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Op:
     """An operator with everything that is known when it is compiled.
@@ -62,14 +86,14 @@ class Op:
         name: where it comes from, e.g. ``encoder.fc``.
         x: layout of the (first) input. y: layout of the output.
         epilogue: elementwise steps on the result; the layouts of their operands are further inputs, in order.
-        y_quant: when set, the result is stored as uint8 codes of this quantisation.
+        y_quant: when set, the result is stored as uint8 codes of this quantisation, or in half precision.
     """
 
     name: str = ""
     x: Layout
     y: Layout
     epilogue: Epilogue = ()
-    y_quant: Quant | None = None
+    y_quant: Quant | Half | None = None
 
     @property
     def inputs(self) -> list[Layout]:
@@ -99,7 +123,8 @@ class Conv2d(Op):
     """2-D cross-correlation, PyTorch's conv2d.
 
     Attributes:
-        weight: ``[O, C/groups, KH, KW]`` float32, or int8 with `scale`.
+        weight: ``[O, C/groups, KH, KW]`` float32, or int8 with `scale`, or float16 with `scale` for an input in half
+            precision, whose offset and gain are in `bias` and `scale`.
         bias: float32 ``[O]``; for int8 weights int32 ``[O]`` or ``[O, H, W]`` (a map that differs at the border
             only), or None.
         padding: top, bottom, left, right. If the input's halo is at least that wide, kernels read the halo.
@@ -142,7 +167,7 @@ class Conv2d(Op):
             wide, unit = int16_codes(x, self.steps)
         if self.x_quant:
             wide = x.astype(np.int64) - self.x_quant.zero_point
-        pad_value = self.x.fill - self.x_quant.zero_point if self.x_quant else 0
+        pad_value = self.x.fill - (self.x_quant.zero_point if self.x_quant else 0)
         wide = np.pad(wide, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=pad_value)
         outs, per, kh, kw = self.weight.shape
         n, _, height, width = self.y.shape
@@ -336,7 +361,7 @@ class QuantizeWide(Op):
     fine: int
 
     def reference(self, *inputs: NDArray[Any]) -> NDArray[Any]:
-        assert self.y_quant is not None
+        assert isinstance(self.y_quant, Quant)
         zero = F32(self.y_quant.zero_point)
         high, low = wide_steps(inputs[0], self.y_quant, self.fine)
         nothing = ((0, 0), (0, self.y.shape[1] // 2 - high.shape[1]), (0, 0), (0, 0))

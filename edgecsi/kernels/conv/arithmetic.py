@@ -1,7 +1,9 @@
-"""What products and sums are in a convolution whose lanes are pixels: fp32, or pairs of int16 with sums in int32.
+"""What products and sums are in a convolution whose lanes are pixels: fp32, half precision, or pairs of int16 with sums
+in int32.
 
 The loops around them are the same. In int16 a pixel is a pair of channels: one instruction multiplies both and adds
-both products, so that half as many are needed. See `edgecsi.ops.operators` for what is computed.
+both products, so that half as many are needed. In half precision a vector has twice the pixels. See
+`edgecsi.ops.operators` for what is computed.
 """
 
 from __future__ import annotations
@@ -9,9 +11,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
+
 from edgecsi.kernels.tiling import overlap, strided
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import TINY16, Conv2d
+from edgecsi.ops.operators import TINY16, Conv2d, Half
 from edgecsi.target import Target
 
 Expr = Any  # a TIR expression; tvm has no type stubs
@@ -25,10 +29,11 @@ class Fp32:
             it last.
 
     Attributes:
-        sums: type of a sum. finish: what comes behind it.
+        sums: type of a sum. size: its bytes. finish: what comes behind it.
     """
 
     sums: ClassVar[str] = "float32"
+    size: ClassVar[int] = 4
 
     def __init__(
         self, op: Conv2d, target: Target, buffers: Sequence[Any], own: int = 1, bias: Any = None
@@ -62,6 +67,17 @@ class Fp32:
         """Write results, finished."""
         self.finish.store(offset, value)
 
+    def stretch(self, op: Conv2d) -> int:
+        """How many input channels are summed before the sum is widened: all, where it never is."""
+        return int(op.weight.shape[1])
+
+    def channel(self, channel: Expr) -> None:
+        """What a channel of results begins with."""
+
+    def finished(self, value: Expr, at: Callable[[Layout], Expr], channel: Expr) -> None:
+        """What comes behind results, and their way to memory; `at`: where they lie in a tensor of a given layout."""
+        self.store(at(self.op.y), self.finish.value(value, at, channel, 1))
+
     def close(self) -> None:
         """What all samples end with."""
 
@@ -81,7 +97,7 @@ class Fp32:
         """What `put` has kept."""
         from edgecsi.kernels import emit as e
 
-        return _as(e.load(self.scratch, offset, 4 * lanes), self.sums)
+        return _as(e.load(self.scratch, offset, self.size * lanes), self.sums)
 
     def values(self, channel: Expr, lanes: int) -> Callable[[Expr], Expr]:
         """From sums that are transformed back to results."""
@@ -89,6 +105,78 @@ class Fp32:
 
         bias = e.let(e.splat(e.load(self.bias, channel, 1), lanes))
         return lambda total: total + bias
+
+
+class F16(Fp32):
+    """Products and sums in half precision; from a sum on, everything in fp32.
+
+    Args:
+        scale, bias: constants, float32 ``[O]``.
+    """
+
+    sums: ClassVar[str] = "float16"
+    size: ClassVar[int] = 2
+
+    def __init__(self, op: Conv2d, target: Target, buffers: Sequence[Any], scale: Any, bias: Any) -> None:
+        super().__init__(op, target, buffers, 3, bias)
+        self.scale = scale if op.scale is not None and (op.scale != 1).any() else None
+        self.own: tuple[Expr, Expr] = (None, None)
+
+    def stretch(self, op: Conv2d) -> int:
+        return f16_stretch(op)
+
+    def channel(self, channel: Expr) -> None:
+        from edgecsi.kernels import emit as e
+
+        scale = None if self.scale is None else e.let(e.load(self.scale, channel, 1))
+        self.own = scale, e.let(e.load(self.bias, channel, 1))
+
+    def values(self, channel: Expr, lanes: int) -> Callable[[Expr], Expr]:
+        self.channel(channel)
+        return lambda total: total
+
+    def finished(self, value: Expr, at: Callable[[Layout], Expr], channel: Expr) -> None:
+        from tvm.tirx.script import builder as T
+
+        from edgecsi.kernels import emit as e
+
+        lanes, half = e.lanes_of(value), self.op.y_quant
+        width = min(lanes, self.target.lanes_f32)
+        wide = e.let(T.cast(value, e.vector_type("float32", lanes)))
+        scale, bias = self.own
+        parts = []
+        for first in range(0, lanes, width):
+            part = e.part(wide, first, width) if width < lanes else wide
+            if scale is not None:
+                part = part * e.splat(scale, width)
+            part = part + e.splat(bias, width)
+
+            def place(layout: Layout, first: int = first) -> Expr:
+                offset = at(layout)
+                return offset + first if layout.shape[3] > 1 else offset
+
+            part = self.finish.value(part, place, channel, 1)
+            if isinstance(half, Half):
+                parts.append(e.centred(part, half))
+            else:
+                self.store(place(self.op.y), part)
+        if isinstance(half, Half):
+            whole = e.shuffle(parts, range(lanes)) if len(parts) > 1 else parts[0]
+            e.store(self.finish.y, at(self.op.y), T.cast(whole, e.vector_type("float16", lanes)))
+
+
+LONGEST_SUM = 72
+"""Products that are added in half precision before their sum is widened. Each addition rounds by at most 2^-11 of the
+sum so far, so all of them by at most 72 / 2048 of the sum of the products' magnitudes, as a rule by a tenth of that."""
+
+
+def f16_stretch(op: Conv2d) -> int:
+    """The most input channels whose products may be added in half precision; they divide all channels of a group."""
+    per_group, *window = op.weight.shape[1:]
+    taps = int(np.prod(window))
+    return max(
+        n for n in range(1, per_group + 1) if per_group % n == 0 and (n * taps <= LONGEST_SUM or n == 1)
+    )
 
 
 class Int16(Fp32):
@@ -261,7 +349,6 @@ def codes_layout(op: Conv2d) -> Layout:
 
 def _as(vector: Expr, dtype: str) -> Expr:
     """The bits of a vector as elements of another type."""
-    import numpy as np
     from tvm.tirx.script import builder as T
 
     from edgecsi.kernels import emit as e

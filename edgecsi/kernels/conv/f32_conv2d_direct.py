@@ -136,6 +136,8 @@ class F32Conv2dDirect(Kernel):
         return Fp32(op, target, buffers)
 
     def emit(self, op: Conv2d, target: Target, knobs: Knobs) -> PrimFunc:
+        from tvm.tirx.script import builder as T
+
         from edgecsi.kernels import emit as e
 
         constants, scratch = self.constants(op, target, knobs), self.scratch(op, target, knobs)
@@ -156,8 +158,10 @@ class F32Conv2dDirect(Kernel):
         with e.function(whole, constants, scratch) as (done, buffers):
             w = buffers[len(whole.inputs)]
             arithmetic = self.arithmetic(whole, target, buffers, knobs)
-            finish = arithmetic.finish
-            e.zero_halo(finish.y, op.y)
+            stretch = arithmetic.stretch(op)
+            if stretch % knobs["ci_unroll"]:
+                raise ValueError(f"sums are widened every {stretch} channels, not every {knobs['ci_unroll']}")
+            e.zero_halo(arithmetic.finish.y, op.y)
 
             def block(sample: Any, group: Any, co: Any, row: Any, column: Any) -> None:
                 """All outputs of one block; `co`: number of the block of channels in its group."""
@@ -199,21 +203,39 @@ class F32Conv2dDirect(Kernel):
 
                 step, plane = _step(op, knobs), op.x.rows * op.x.pitch
                 unroll = knobs["ci_unroll"]
-                with e.serial(per_group // unroll) as outer:
-                    for u in range(unroll):
-                        ci = outer * unroll + u
-                        pixels = corner + ci * plane
-                        weights = start + _head(knobs) + ci * kw * step
-                        if knobs["taps"]:
-                            for k in range(kw):
-                                tap(pixels + k * op.dilation[1], weights + k * step)
-                        else:
-                            with e.serial(kw) as k:
-                                tap(pixels + k * op.dilation[1], weights + k * step)
-                for (o, r, v), acc in sums.items():
+
+                def walk(channels: int, first: Any = None) -> None:
+                    """Everything that some input channels contribute."""
+                    with e.serial(channels // unroll) as outer:
+                        for u in range(unroll):
+                            ci = outer * unroll + u if first is None else first + outer * unroll + u
+                            pixels = corner + ci * plane
+                            weights = start + _head(knobs) + ci * kw * step
+                            if knobs["taps"]:
+                                for k in range(kw):
+                                    tap(pixels + k * op.dilation[1], weights + k * step)
+                            else:
+                                with e.serial(kw) as k:
+                                    tap(pixels + k * op.dilation[1], weights + k * step)
+
+                totals = sums
+                if stretch == per_group:
+                    walk(per_group)
+                else:
+                    totals = {orv: e.registers(lanes) for orv in block_of_sums}
+                    for total in totals.values():
+                        e.store(total, 0, e.splat(0.0, lanes))
+                    with e.serial(per_group // stretch) as part:
+                        walk(stretch, part * stretch)
+                        for orv, acc in sums.items():
+                            more = T.cast(e.load(acc, 0, lanes), e.vector_type("float32", lanes))
+                            e.store(totals[orv], 0, e.load(totals[orv], 0, lanes) + more)
+                            e.store(acc, 0, e.splat(0.0, lanes, arithmetic.sums))
+                for (o, r, v), acc in totals.items():
+                    if (r, v) == (0, 0):
+                        arithmetic.channel(channel + o)
                     at = image_place(sample, channel + o, top + r, left + v * lanes)
-                    total = arithmetic.value(e.load(acc, 0, lanes), channel + o)
-                    arithmetic.store(at(op.y), finish.value(total, at, channel + o, 1))
+                    arithmetic.finished(arithmetic.value(e.load(acc, 0, lanes), channel + o), at, channel + o)
 
             row_blocks, column_blocks = -(-height // rows), -(-width // (columns * lanes))
             with e.serial(n) as sample:

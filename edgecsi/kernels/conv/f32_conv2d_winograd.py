@@ -145,12 +145,11 @@ class F32Conv2dWinograd(Kernel):
         if not fits or ins % unroll or co_tile * vectors > target.vector_registers:
             raise ValueError(f"{dict(knobs)} do not fit {op.weight.shape} on {op.y.shape}")
         co_blocks, per_block = -(-outs // co_tile), POINTS * ins * _width(knobs)
-        size = 4 * lanes  # bytes of a vector
 
         with e.function(whole, constants, room) as (done, buffers):
             w = buffers[len(whole.inputs)]
             arithmetic = self.arithmetic(whole, target, buffers, knobs)
-            load, finish = arithmetic.load, arithmetic.finish
+            load, size = arithmetic.load, arithmetic.size * lanes  # bytes of a vector
             e.zero_halo(buffers[-2], op.y)
             # Where the transformed inputs begin in the scratch, and behind them the products.
             inputs = self.codes(whole)
@@ -225,7 +224,7 @@ class F32Conv2dWinograd(Kernel):
                             sample, channel, top + 2 * row + i, left + 2 * lanes * column + part * lanes
                         )
                         value = e.shuffle(pair, order)
-                        arithmetic.store(at(op.y), finish.value(value, at, channel, 1))
+                        arithmetic.finished(value, at, channel)
 
             down, across = -(-height // (2 * rows)), -(-width // (2 * lanes * columns))
             with e.serial(n) as sample:

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Conv2d
+from edgecsi.ops.operators import Conv2d, Quant
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class Tile:
                 result.append(e.let(self.finish.value(product, place, channel, 1)))
             return result
 
-        if plan.op.y_quant is None:
+        if not isinstance(plan.op.y_quant, Quant):
             for o in range(outs):
                 for value, (r, column) in zip(values(o), places, strict=True):
                     self.finish.store(y.at(sample, index * plan.outs + o, h + r, left + column), value)
@@ -178,7 +178,7 @@ def bound(op: Conv2d, bias: NDArray[np.int32]) -> float:
         for step in op.epilogue
         if step.op not in _KEEPS_BOUND or max(map(abs, step.params), default=0) > 1
     ]
-    if op.y_quant is None or grows:
+    if not isinstance(op.y_quant, Quant) or grows:
         return float("inf")
     outs = len(op.scale)
     sums = np.abs(op.weight.astype(np.int64)).reshape(outs, -1).sum(1) * 255.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from edgecsi.kernels.base import Kernel
+from edgecsi.kernels.conv.f16_conv2d import KERNELS as F16
 from edgecsi.kernels.conv.f32_conv2d_direct import F32Conv2dDirect
 from edgecsi.kernels.conv.f32_conv2d_direct_co import F32Conv2dDirectCo
 from edgecsi.kernels.conv.f32_conv2d_winograd import F32Conv2dWinograd
@@ -17,6 +18,7 @@ KERNELS: tuple[Kernel, ...] = (
     F32Conv2dDirect("f32_conv2d_direct"),
     F32Conv2dDirectCo("f32_conv2d_direct_co"),
     F32Conv2dWinograd("f32_conv2d_winograd"),
+    *F16,
     *INT16,
     Qs8Conv2dAvx2("qs8_conv2d_avx2"),
     Qs8Conv2dMaddubs("qs8_conv2d_maddubs"),

@@ -12,7 +12,7 @@ from edgecsi.kernels.dense.sparse import (
 )
 from edgecsi.kernels.dense.walk import each_run, run_lanes
 from edgecsi.ops.layout import Layout, vector_widths
-from edgecsi.ops.operators import Dense
+from edgecsi.ops.operators import Dense, Quant
 
 if TYPE_CHECKING:
     pass
@@ -143,7 +143,7 @@ class Results:
         from edgecsi.kernels import emit as e
 
         y, quant = self.op.y, self.op.y_quant
-        assert quant is not None
+        assert isinstance(quant, Quant)
         _, channels, height, width = y.shape
         for first in range(0, channels, 4):
             with e.serial(height) as h:
