@@ -1,4 +1,4 @@
-"""How far fp32 rounding can move the answers of a quantised network.
+"""How far fp32 rounding can move the answers of a network: of a quantised one (`allowed`), of any other (`moved`).
 
 Sums in another order differ in their last bits. Behind a quantiser such a difference vanishes, or becomes a whole code
 where a number lay at the border of two. How much one code is worth in the answer depends on the network, so it is
@@ -7,6 +7,7 @@ tried: PyTorch's simulation runs again with everything that fp32 sums feed into 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -16,9 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from edgecsi import verdict
 
 if TYPE_CHECKING:
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
 _TRIALS = 2
+_CALLS_TRIED = 8
 _MARGIN = 4.0
 """The trials meet some of the borders; others may be worth more."""
 _QUANTISERS = {"quantize", "quantize_wide", "qd8_linear", "qd16_conv2d"}
@@ -54,6 +57,56 @@ def allowed(module: nn.Module, x: Tensor) -> float:
                 break
             moved = max(moved, verdict.difference(y.numpy(), plain.numpy()).max_rel_diff)
     return float(np.clip(verdict.NARROW + _MARGIN * moved, verdict.NARROW, verdict.QUANTISED))
+
+
+def moved(module: nn.Module, inputs: Sequence[Tensor]) -> list[NDArray[np.float64]]:
+    """How far rounding alone moves every number that a network answers: the most of eight trials, in each of which
+    every result of an operator moves by up to a unit in its last place.
+
+    Args:
+        inputs: of one call, as `module` takes them.
+
+    Returns:
+        an array for every output, of its shape; infinite where a number stops being one.
+    """
+    with torch.no_grad():
+        wanted = _answers(module, inputs)
+        most = [np.zeros(t.shape) for t in wanted]
+        for seed in range(_CALLS_TRIED):
+            with _LastPlaces(seed) as mode:
+                found = _answers(module, [mode.moved(x.clone()) for x in inputs])
+            for number, (one, other) in enumerate(zip(wanted, found, strict=True)):
+                apart = (one.double() - other.double()).abs()
+                apart = torch.where(one.isfinite(), apart.nan_to_num(torch.inf), 0.0)
+                most[number] = np.maximum(most[number], apart.numpy())
+    return most
+
+
+def _answers(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
+    return [t for t in torch.utils._pytree.tree_leaves(module(*inputs)) if isinstance(t, torch.Tensor)]
+
+
+class _LastPlaces(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Moves every result by up to a unit in the last place of its type, each element for itself."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._generator = torch.Generator().manual_seed(seed)
+
+    def moved(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or value.dtype not in _PLACES:
+            return value
+        noise = torch.rand(value.shape, generator=self._generator) * 2 - 1
+        return (value.float() * (1 + noise * _PLACES[value.dtype])).to(value.dtype)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if func.is_view or func._schema.is_mutable:
+            return result
+        return torch.utils._pytree.tree_map(self.moved, result)
+
+
+_PLACES = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 
 
 class _Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -12,6 +12,7 @@ from edgecsi import verdict
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from edgecsi.models.entries import Entry
     from edgecsi.models.load import LoadedModel
 
 TIES = 1e-4
@@ -34,6 +35,16 @@ def golden(model: LoadedModel, entry: str, count: int) -> tuple[list[NDArray[Any
             calls.append((x, answers(entry, x)))
     inputs, outputs = ([list(call[side]) for call in calls] for side in (0, 1))
     return _stacked(inputs), _stacked(outputs)
+
+
+def as_given(entry: Entry, inputs: list[NDArray[Any]]) -> list[tuple[Tensor, ...]]:
+    """The inputs of :func:`golden`, call by call, in the types that an entry's module takes."""
+    import torch
+
+    return [
+        tuple(torch.from_numpy(x).to(like.dtype) for x, like in zip(call, entry.inputs, strict=True))
+        for call in zip(*inputs, strict=True)
+    ]
 
 
 def check_inputs(model: LoadedModel, samples: int) -> tuple[NDArray[Any], str]:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from edgecsi.errors import CheckFailed
 
 if TYPE_CHECKING:
+    import numpy as np
     from numpy.typing import NDArray
 
 FP32 = 1e-5
@@ -20,10 +21,13 @@ FP32 = 1e-5
 NARROW = 2e-5
 """The same, where weights are int8 or clustered: PyTorch's simulation sums these in double precision, so all rounding
 is the library's."""
-AMPLIFIED = 1e-3
-"""The most for an fp32 network that amplifies rounding, if the library is as near to the exact answer as PyTorch."""
-AS_EXACT = 2.0
-"""How many times further from the exact answer than PyTorch such a library may be."""
+AMPLIFIED = 4.0
+"""Times what moving every result by a unit in its last place does to PyTorch's own answer: an fp32 network that
+amplifies rounding is held to that."""
+DECIDED = 1e-2
+"""Where that alone moves a number further, a value lay on an edge (argmax, sort, round, x > 0) and rounding decides."""
+UNDECIDED = 0.5
+"""The most of an answer's numbers that rounding may decide; the others are compared."""
 QUANTISED = 0.1
 """The most that fp32 rounding before a quantiser may be found to move the answers of a network; see
 `edgecsi.rounding`."""
@@ -110,6 +114,23 @@ def difference(y: NDArray[Any], expected: NDArray[Any]) -> Difference:
     apart = float(np.max(np.abs(y[finite].astype(np.float64) - wanted), initial=0.0))
     largest = float(np.max(np.abs(wanted), initial=0.0)) or 1.0
     return Difference(apart, apart / largest)
+
+
+def within_rounding(y: NDArray[Any], expected: NDArray[Any], moved: NDArray[np.float64]) -> float | None:
+    """The bar that an answer passes if rounding explains its difference to the right one; None if it does not.
+
+    Args:
+        moved: how far rounding alone moves each number of `expected`.
+    """
+    import numpy as np
+
+    finite = np.isfinite(expected)
+    reach = moved / (float(np.max(np.abs(expected[finite]), initial=0.0)) or 1.0)
+    edges = finite & (reach > DECIDED)
+    if edges.sum() > UNDECIDED * edges.size:
+        return None
+    bar = max(FP32, min(AMPLIFIED * float(np.max(reach[finite & ~edges], initial=0.0)), QUANTISED))
+    return bar if difference(np.where(edges, expected, y), expected).max_rel_diff <= bar else None
 
 
 def require(name: str, y: NDArray[Any], expected: NDArray[Any], allowed: float) -> Difference:

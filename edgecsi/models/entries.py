@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from edgecsi.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 
@@ -174,7 +175,34 @@ def _entry(
     inner = {"decoder": "codeword"}.get(entry, "x")
     given = _distinct(_arguments(module, len(examples)), inner) if len(examples) > 1 else (inner,)
     names = _distinct([*given, *(_path(path) for path, _ in tensors)], outer)[len(given) :]
-    return Entry(entry, module, examples[0], examples[1:], given, names), [t for _, t in tensors]
+    answers = [t for _, t in tensors]
+    wide = (torch.float16, torch.bfloat16, torch.float64)
+    if any(t.dtype in wide for t in (*examples, *answers)):
+        module = _in_single_precision(module, [x.dtype for x in examples])
+        examples = tuple(x.float() if x.dtype in wide else x for x in examples)
+    return Entry(entry, module, examples[0], examples[1:], given, names), answers
+
+
+def _in_single_precision(module: nn.Module, types: Sequence[torch.dtype]) -> nn.Module:
+    """A module that takes and returns other floats as the library does, which knows float32 at its borders."""
+    import torch
+    from torch import nn
+    from torch.utils import _pytree
+
+    def single(value: Any) -> Any:
+        floats = isinstance(value, torch.Tensor) and value.is_floating_point()
+        return value.float() if floats else value
+
+    class InSinglePrecision(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = module
+
+        def forward(self, *x: Tensor) -> Any:
+            given = (t.to(dtype) for t, dtype in zip(x, types, strict=True))
+            return _pytree.tree_map(single, self.model(*given))
+
+    return InSinglePrecision().eval()
 
 
 def _arguments(module: nn.Module, count: int) -> list[str]:

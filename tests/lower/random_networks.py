@@ -23,20 +23,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations
-from torch.utils import _pytree
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from edgecsi import rounding, verdict
 from edgecsi.device.local import cpu_name
 from edgecsi.errors import CheckFailed, EdgecsiError
+from edgecsi.lower.export import tensors_of
 from tests.lower._answers import TOLERANCE, Answers
 
 SEEDS = (0, 1, 2, 3, 4, 5, 6, 7, 46, 272, 282)
 """Networks that the tests build every time."""
 
 COUNTS = Path(__file__).parents[2] / "docs" / "results" / "random-networks.json"
-ROUNDING = 2.0**-23
-TIMES = 4.0  # the library's polynomials and sums may lose some units where PyTorch loses one
-DECIDED = 1e-2  # where rounding moves an answer further, a value lay on an edge: argmax, sort, round, x > 0
 
 Layer = Callable[[Tensor], Tensor]
 
@@ -275,37 +272,13 @@ def _rows(chance: random.Random, x: Tensor) -> Layer:
     return chance.choice(chance.choice([choices, choices, _anywhere(chance, x)]))
 
 
-class _Rounding(TorchDispatchMode):
-    """Moves every result by up to a unit in its last place, each element for itself: what rounding can do."""
-
-    def __init__(self, seed: int) -> None:
-        super().__init__()
-        self.generator = torch.Generator().manual_seed(seed)
-
-    def moved(self, value: Any) -> Any:
-        if not isinstance(value, Tensor) or value.dtype != torch.float32:
-            return value
-        return value * (1 + (torch.rand(value.shape, generator=self.generator) * 2 - 1) * ROUNDING)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func.is_view or func._schema.is_mutable:
-            return result
-        return _pytree.tree_map(self.moved, result)
-
-
 def rounded_apart(module: nn.Module, inputs: tuple[Tensor, ...]) -> float:
-    """How far rounding alone moves the answers, of the largest: the most of eight trials."""
-    wanted = [t for t in _pytree.tree_leaves(module(*inputs)) if isinstance(t, Tensor)]
+    """How far rounding alone moves the answers, of the largest."""
     most = 0.0
-    for seed in range(8):
-        with _Rounding(seed) as rounding:
-            found = _pytree.tree_leaves(module(*map(rounding.moved, inputs)))
-        for one, other in zip(wanted, found, strict=True):
-            finite = one.isfinite()
-            largest = float(one[finite].abs().max()) if bool(finite.any()) else 1.0
-            apart = (one.double() - other.double())[finite].abs().nan_to_num(torch.inf)
-            most = max(most, float(apart.max()) / (largest or 1.0) if apart.numel() else 0.0)
+    for one, moved in zip(tensors_of(module(*inputs)), rounding.moved(module, inputs), strict=True):
+        finite = one.isfinite()
+        largest = float(one[finite].abs().max()) if bool(finite.any()) else 1.0
+        most = max(most, float(moved.max(initial=0.0)) / (largest or 1.0))
     return most
 
 
@@ -320,7 +293,7 @@ def verdict_of(seed: int, target: str = "host") -> str:
         compiled = Answers(module, inputs)
     except EdgecsiError as error:
         return f"refused: {error.what}"
-    rounding = False
+    amplified = False
     with torch.no_grad():
         for given in (
             inputs,
@@ -329,13 +302,13 @@ def verdict_of(seed: int, target: str = "host") -> str:
             apart = max(compiled.wrong(*given).values(), default=0.0)
             if apart <= TOLERANCE:
                 continue
-            explained = TIMES * rounded_apart(module, given)
-            if explained > DECIDED:
+            explained = verdict.AMPLIFIED * rounded_apart(module, given)
+            if explained > verdict.DECIDED:
                 return "on an edge"
             if apart > explained:
                 return f"wrong by {apart:.1e}, rounding explains {explained:.1e}"
-            rounding = True
-    return "right within rounding" if rounding else "right"
+            amplified = True
+    return "right within rounding" if amplified else "right"
 
 
 def _built(seed: int, target: str) -> str:
@@ -349,7 +322,9 @@ def _built(seed: int, target: str) -> str:
             module, example = network(seed)
             with torch.no_grad():
                 moved = rounded_apart(module, example if isinstance(example, tuple) else (example,))
-            return "on an edge" if moved > DECIDED else f"wrong: {error.why}, rounding moves {moved:.1e}"
+            return (
+                "on an edge" if moved > verdict.DECIDED else f"wrong: {error.why}, rounding moves {moved:.1e}"
+            )
         except EdgecsiError as error:
             return f"refused: {error.what}"
     return "right"

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import edgecsi
+from edgecsi import verdict
 from edgecsi.errors import ModelError, UsageError
 from edgecsi.models.entries import entries_of
 from tests._builds import build_for
@@ -98,3 +99,59 @@ def test_what_is_no_tensor_is_no_output() -> None:
 
     with pytest.raises(ModelError, match="returns str"):
         entries_of("net", Text(), torch.rand(1, 4))
+
+
+BORDERS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, function, layer=None):
+        super().__init__()
+        self.function, self.layer = function, layer
+
+    def forward(self, x):
+        return self.function(self.layer, x)
+
+def channels():
+    return torch.rand(1, 2, 32, 32, generator=torch.Generator().manual_seed(0))
+
+def half():
+    return nn.Linear(8, 4).half(), torch.rand(1, 8).half()
+
+def double():
+    return nn.Linear(8, 4).double(), torch.rand(1, 8).double()
+
+def half_inside():
+    return Net(lambda conv, x: conv(x.half()).float(), nn.Conv2d(2, 4, 3).half()), channels()
+
+def one_number():
+    return Net(lambda _, x: x.norm()), channels()
+
+def ties():
+    return Net(lambda _, x: torch.zeros_like(x[0].reshape(1, -1)).scatter(1, x.flatten(1).topk(64)[1], 1.0)), channels()
+
+def mixed():
+    return Net(lambda _, x: x + (x > 0.5).float().mean()), channels()
+"""
+
+
+@pytest.mark.parametrize("factory", ["half", "double", "half_inside", "one_number", "ties", "mixed"])
+def test_networks_are_checked_in_their_own_types_and_by_what_rounding_leaves_to_them(
+    tmp_path: Path, factory: str
+) -> None:
+    """Equal numbers among channels, sums in half precision and means over the batch make no network wrong."""
+    (tmp_path / "net.py").write_text(BORDERS)
+    manifest = build_for(f"{tmp_path}/net.py:{factory}", "host", tmp_path / "out").manifest
+    assert manifest.check.status == "passed"
+    assert manifest.entries["full"].inputs[0].dtype == "float32"
+
+
+def test_what_rounding_does_not_explain_is_wrong() -> None:
+    wanted, still = np.linspace(1, 2, 50, dtype=np.float32), np.full(50, 1e-7)
+    assert verdict.within_rounding(wanted, wanted, still) == verdict.FP32
+    assert verdict.within_rounding(wanted + 1e-3, wanted, still) is None
+    moved = np.where(np.arange(50) < 5, 1.0, still)  # on an edge
+    assert verdict.within_rounding(np.where(moved == 1, 9, wanted), wanted, moved) == verdict.FP32
+    assert verdict.within_rounding(np.where(moved == 1, 9, wanted + 1e-3), wanted, moved) is None
+    assert verdict.within_rounding(wanted, wanted, np.ones(50)) is None
