@@ -1,8 +1,8 @@
 """Sixteen bits where fp32 has thirty-two, without training or data.
 
 Dense weights become numbers that half the bytes hold, and arithmetic stays fp32: the network stays an ordinary one, and
-the kernels find such weights by themselves, as they find zeros. And convolutions may compute in int16, whose codes come
-of every sample's own range.
+the kernels find such weights by themselves, as they find zeros. Or convolutions and dense layers compute in int16, whose
+codes come of every sample's own range, and in a sequence of every row's.
 
 Why int16, and neither of the 16-bit floats: it has the digits of fp16 and more, for images lie around a value that is
 large against what differs between them; CPUs with VNNI multiply it at twice the rate of fp32, as they do bf16; and sums
@@ -18,8 +18,10 @@ from edgecsi.compress.choose import called, left_in_fp32, say_left
 from edgecsi.compress.quantize.fold import fold_batch_norm
 from edgecsi.compress.quantize.rounded import four_sides
 from edgecsi.compress.recipe import Halve, matches
+from edgecsi.compress.size import density
 from edgecsi.errors import RecipeError
-from edgecsi.models.compressed.layers import DynamicConv2d
+from edgecsi.models.compressed.layers import DynamicConv2d, Int16Linear
+from edgecsi.models.compressed.taken_apart import take_apart
 
 _LARGEST = torch.finfo(torch.float16).max
 _MOST_STEPS, _TRANSFORMED_STEPS = 16383, 8191
@@ -27,9 +29,8 @@ _MOST_STEPS, _TRANSFORMED_STEPS = 16383, 8191
 _LONGEST_SUM = 2**31 - 1
 _MOST_CODE = 32767
 _MOST_WEIGHTS = 4608  # of an output; with more there are too few bits for each
-_LEAST_BITS = (
-    9  # of the mean weight; a filter with so many weights that fewer are left has coarser inputs instead
-)
+_LEAST_BITS = 9  # of the mean weight; an output with so many that fewer are left has coarser inputs instead
+_DENSE = 0.5  # share of weights from which on all are stored; with fewer, zeros are left out, and arithmetic stays fp32
 
 
 @torch.no_grad()
@@ -40,13 +41,11 @@ def halve(module: nn.Module, step: Halve, example: Tensor) -> nn.Module:
     Raises:
         RecipeError: no layer is chosen, or a weight is larger than half precision goes.
     """
-    if step.arithmetic == "int16":
-        fold_batch_norm(module, example)
-    parts = dict(module.named_modules())
+    prepare(module, step, example)
+    integer = _in_int16(module, example) if step.arithmetic == "int16" else {}
     for name, weight in chosen(module, step, example).items():
-        part = parts.get(name)
-        if isinstance(part, nn.Conv2d):
-            module.set_submodule(name, int16_layer(part))
+        if name in integer:
+            module.set_submodule(name, int16_layer(integer[name]))
             continue
         if float(weight.abs().max()) > _LARGEST:
             raise RecipeError(
@@ -56,15 +55,17 @@ def halve(module: nn.Module, step: Halve, example: Tensor) -> nn.Module:
             )
         weight.copy_(weight.half().float())
     if step.arithmetic == "int16":
-        say_left(
-            "stay in fp32",
-            {
-                name: part
-                for name, part in left_in_fp32(module, (nn.Conv2d,), step.exclude).items()
-                if isinstance(part, nn.modules.conv._ConvNd) and matches(name, step.layers)
-            },
-        )
+        left = left_in_fp32(module, (nn.Conv2d,), step.exclude)
+        say_left("stay in fp32", {name: part for name, part in left.items() if matches(name, step.layers)})
     return module
+
+
+def prepare(module: nn.Module, step: Halve, example: Tensor) -> None:
+    """Give the network the layers that int16 arithmetic can take, in place; their names are those of :func:`chosen`."""
+    if step.arithmetic == "int16":
+        kept = [name for name, _ in module.named_modules() if matches(name, step.exclude)]
+        take_apart(module, example, kept, images=True)
+        fold_batch_norm(module, example)
 
 
 def chosen(module: nn.Module, step: Halve, example: Tensor) -> dict[str, Tensor]:
@@ -75,7 +76,7 @@ def chosen(module: nn.Module, step: Halve, example: Tensor) -> dict[str, Tensor]
     """
     found: dict[str, Tensor] = {}
     if step.arithmetic == "int16":
-        found = {name: conv.weight for name, conv in _convolutions(module, example).items()}
+        found = {name: layer.weight for name, layer in _in_int16(module, example).items()}
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear):
             found[name] = part.weight
@@ -94,43 +95,52 @@ def chosen(module: nn.Module, step: Halve, example: Tensor) -> dict[str, Tensor]
     return named
 
 
-def _convolutions(module: nn.Module, example: Tensor) -> dict[str, nn.Conv2d]:
-    """Those that kernels take in int16."""
-    return {
-        name: conv
-        for name, conv in called(module, (nn.Conv2d,), example).items()
-        if conv.groups == 1
-        and set(conv.stride) == {1}
-        and conv.padding_mode == "zeros"
-        and conv.weight[0].numel() <= _MOST_WEIGHTS
-    }
+def _in_int16(module: nn.Module, example: Tensor) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Layers that kernels take in int16."""
+    kinds: tuple[type[nn.Conv2d | nn.Linear], ...] = (nn.Conv2d, nn.Linear)
+    return {name: part for name, part in called(module, kinds, example).items() if _fits(part)}
 
 
-def int16_layer(conv: nn.Conv2d) -> DynamicConv2d:
-    """A convolution in int16.
+def _fits(layer: nn.Conv2d | nn.Linear) -> bool:
+    if layer.weight[0].numel() > _MOST_WEIGHTS:
+        return False
+    if isinstance(layer, nn.Linear):
+        return density(layer.weight) >= _DENSE
+    return layer.groups == 1 and set(layer.stride) == {1} and layer.padding_mode == "zeros"
+
+
+def int16_layer(layer: nn.Conv2d | nn.Linear) -> DynamicConv2d | Int16Linear:
+    """A layer in int16.
 
     Codes of weights are as fine as sums of their number allow; where Winograd's form pays, two bits and a sum of four
     codes are left to it.
     """
-    weight = conv.weight.detach().double()
-    outs, ins, *window = weight.shape
-    transforms = window == [3, 3] and set(conv.dilation) == {1} and 8 <= ins <= 128 and outs >= 8
+    bias = None if layer.bias is None else layer.bias.detach().clone()
+    if isinstance(layer, nn.Linear):
+        codes, scale, steps = _codes(layer.weight[:, None])
+        return Int16Linear(codes[:, 0], scale, bias, steps=steps)
+    outs, ins, *window = layer.weight.shape
+    transforms = window == [3, 3] and set(layer.dilation) == {1} and 8 <= ins <= 128 and outs >= 8
+    codes, scale, steps = _codes(layer.weight, transforms)
+    left, right, top, bottom = four_sides(layer)
+    return DynamicConv2d(
+        codes, scale, bias, steps=steps, padding=[top, bottom, left, right], dilation=list(layer.dilation)
+    )  # fmt: skip
+
+
+def _codes(weight: Tensor, transforms: bool = False) -> tuple[Tensor, Tensor, int]:
+    """Codes of weights ``[O, C, …]``, int16, their scale, float32 ``[O]``, and the largest code of an input."""
+    weight = weight.detach().double()
     steps, longest = (_TRANSFORMED_STEPS, _LONGEST_SUM // 4) if transforms else (_MOST_STEPS, _LONGEST_SUM)
     while steps > 1023 and longest // steps < weight[0].numel() << _LEAST_BITS:
         steps //= 2
-    size = weight.abs()
+    size = weight.abs().flatten(1)
     # A code may be off by one from the nearest.
     room = longest // steps - weight[0].numel()
-    scale = torch.maximum(
-        size.amax((1, 2, 3)) / (_MOST_CODE // (4 if transforms else 1) - 1), size.sum((1, 2, 3)) / room
-    )
+    scale = torch.maximum(size.amax(1) / (_MOST_CODE // (4 if transforms else 1) - 1), size.sum(1) / room)
     scale = torch.where(scale > 0, scale, torch.ones_like(scale)).float()
-    codes = _rounded(weight / scale.double()[:, None, None, None]).to(torch.int16)
-    left, right, top, bottom = four_sides(conv)
-    bias = None if conv.bias is None else conv.bias.detach().clone()
-    return DynamicConv2d(
-        codes, scale, bias, steps=steps, padding=[top, bottom, left, right], dilation=list(conv.dilation)
-    )  # fmt: skip
+    units = scale.double().reshape(-1, *[1] * (weight.ndim - 1))
+    return _rounded(weight / units).to(torch.int16), scale, steps
 
 
 def _rounded(weight: Tensor) -> Tensor:

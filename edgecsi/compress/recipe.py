@@ -253,7 +253,8 @@ class Halve:
 
     Attributes:
         arithmetic: ``fp32``: the weights of dense layers are rounded to half precision, which halves their bytes.
-            ``int16``: convolutions, too, which compute in int16, with a range for every sample (x86 only).
+            ``int16``: convolutions and dense layers compute in int16, with a range for every sample, and in sequences
+            for every row (x86 only). Dense weights of which most are zero are rounded to half precision.
         layers, exclude: as in :class:`Prune`.
     """
 
@@ -267,7 +268,7 @@ class Halve:
 
     def explain(self) -> str:
         if self.arithmetic == "int16":
-            return "compute convolutions in int16 and round dense weights to half precision, without training"
+            return "compute convolutions and dense layers in int16, without training"
         return "round the weights of dense layers to half precision, without training"
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from edgecsi.compress import recipe as recipes
 from edgecsi.compress.codeword import change_codeword
 from edgecsi.compress.halve import chosen as halved
-from edgecsi.compress.halve import halve
+from edgecsi.compress.halve import halve, prepare
 from edgecsi.compress.prune import Pruner, global_masks, mask
 from edgecsi.compress.quantize import quantize
 from edgecsi.compress.quantize.ranges import layers_of
@@ -140,6 +140,8 @@ def _changed_by_int8(
 
 def _changed_by_halving(module: nn.Module, step: Halve, example: Tensor) -> Iterator[tuple[str, nn.Module]]:
     """(layer, copy of the network with this layer alone in 16 bits)."""
+    module = copy.deepcopy(module)
+    prepare(module, step, example)
     for name in halved(module, step, example):
         yield name, halve(copy.deepcopy(module), replace(step, layers=(name,)), example)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,28 @@ def across(value: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
         low, high = (tirx.Shuffle([value], list(range(k, k + lanes))) for k in (0, lanes))
         value = combine(low, high)
     return e.let(value)
+
+
+def four_across(values: Sequence[Expr], combine: Callable[[Expr, Expr], Expr]) -> Expr:
+    """:func:`across` of four vectors of at least four lanes at once, to a vector of four: lanes change places within
+    128 bits first, as instructions do."""
+    from edgecsi.kernels import emit as e
+
+    def fold(a: Expr, b: Expr, order: Sequence[int]) -> Expr:
+        """Lanes of both, within every four, combined with the others."""
+        lanes = e.lanes_of(a)
+        sides = [
+            [four + i % 4 + (i // 4) * lanes for four in range(0, lanes, 4) for i in some]
+            for some in (order[:4], order[4:])
+        ]
+        return e.let(combine(*(e.shuffle([a, b], side) for side in sides)))
+
+    # lane by lane a0 b0 a1 b1 with a2 b2 a3 b3, then the first half of both with the second
+    first, second = (fold(values[i], values[i + 1], (0, 4, 1, 5, 2, 6, 3, 7)) for i in (0, 2))
+    total = fold(first, second, (0, 1, 4, 5, 2, 3, 6, 7))
+    while (lanes := e.lanes_of(total)) > 4:
+        total = e.let(combine(e.part(total, 0, lanes // 2), e.part(total, lanes // 2, lanes // 2)))
+    return total
 
 
 def tree(values: list[Expr], combine: Callable[[Expr, Expr], Expr]) -> Expr:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgecsi.kernels.base import Kernel, Knobs
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Op, Quant
+from edgecsi.ops.operators import Dense, Op, Quant
 from edgecsi.ops.steps import Step
 from edgecsi.target import Target
 
@@ -31,7 +31,9 @@ def describe(op: Op) -> dict[str, Any]:
     """The work of an operator in plain JSON values: operator, layouts, shapes, types, epilogue, zeros."""
     found: dict[str, Any] = {"op": type(op).__name__}
     for field in dataclasses.fields(op):
-        if field.name not in _IGNORED:
+        # Records were kept before a dense layer had steps.
+        unsaid = field.name == "steps" and isinstance(op, Dense) and not op.steps
+        if field.name not in _IGNORED and not unsaid:
             found[field.name] = _plain(field.name, getattr(op, field.name))
     weight = getattr(op, "weight", None)
     if weight is not None and weight.ndim == 2:

@@ -24,7 +24,7 @@ from edgecsi.ops.operators import (
 # Attributes of a node that its operator takes as they are.
 CONV2D = ("weight", "bias", "padding", "stride", "dilation", "groups", "scale", "x_quant", "fine", "steps")
 POOL2D = ("kind", "window", "stride", "padding", "count_include_pad")
-DENSE = ("weight", "bias", "scale", "x_quant", "fine", "dynamic", "table")
+DENSE = ("weight", "bias", "scale", "x_quant", "fine", "dynamic", "steps", "table")
 
 
 def as_op(node: Node) -> Op | None:

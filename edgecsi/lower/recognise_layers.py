@@ -86,6 +86,9 @@ def recognise_layers(graph: Graph) -> None:
                 _dense(node, **_quantised(node, arguments), x_quant=quant, fine=int(fine))
             case "qd8_linear":
                 _dense(node, **_quantised(node, node.attrs.pop("arguments")), dynamic=True)
+            case "qd16_linear":
+                arguments = node.attrs.pop("arguments")
+                _dense(node, **_quantised(node, arguments), steps=int(arguments[4]))
             case "qs8w_linear":
                 _dense(node, **_quantised(node, node.attrs.pop("arguments")))
             case "lut_linear":

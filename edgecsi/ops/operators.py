@@ -23,15 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecsi.ops.dynamic import int8_codes, int16_codes, rescaled
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.steps import Epilogue, apply_step
 
 F32 = np.float32
-TINY = F32(1e-36)  # a dynamic scale's divisor is at least this: 254 / 1e-36 still fits fp32
-TINY16 = F32(1e-33)  # the same for int16 codes: 32767 / 1e-33 fits too
-DYNAMIC_STEPS = 254.0
-"""Between the lowest and the highest value of a dynamically quantised sample: one less than there are codes, so that
-wherever zero lies, no value rounds to a code that does not exist."""
 
 
 @dataclass(frozen=True)
@@ -188,9 +184,7 @@ class Conv2d(Op):
                     ]
                     acc[:, g * share : (g + 1) * share] += np.einsum("nchw,oc->nohw", patch, w[:, :, i, j])
         if self.steps:
-            assert self.scale is not None
-            y = acc.astype(F32) * (unit * self.scale.astype(F32).reshape(-1, 1, 1))
-            return y if self.bias is None else y + self.bias.astype(F32).reshape(-1, 1, 1)
+            return rescaled(acc, unit, self.scale, self.bias)
         return _finish(acc, self.bias, self.scale, self.x_quant, integer)
 
 
@@ -209,6 +203,7 @@ class Dense(Op):
             ``scale = width / 254``, ``zero = floor(-min(x, 0) * (254 / width)) + 1`` and
             ``code = rne(x * (254 / width) + zero)`` in uint8 (254 / width is 0 when width < 1e-36). A width that is
             no finite number gives not-a-number everywhere.
+        steps: as in :class:`Conv2d`.
         table: float32 ``[entries]``, centroids of clustered weights.
         among: bytes of all constants that are read in a call of the library, these included; they share the caches.
             0 if nothing else is read.
@@ -220,6 +215,7 @@ class Dense(Op):
     x_quant: Quant | None = None
     fine: int = 1
     dynamic: bool = False
+    steps: int = 0
     table: NDArray[np.float32] | None = None
     among: int = 0
 
@@ -239,19 +235,12 @@ class Dense(Op):
     def compute(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         x = inputs[0].reshape(self.x.shape[0], -1)
         w = self.dense_weight()
+        if self.steps:
+            codes, unit = int16_codes(x, self.steps)
+            return rescaled(codes @ w.astype(np.int64).T, unit, self.scale, self.bias)
         if self.dynamic:
-            low = np.minimum(x.min(1, keepdims=True, initial=0), F32(0))
-            width = np.maximum(x.max(1, keepdims=True, initial=0), F32(0)) - low
-            steps = F32(DYNAMIC_STEPS)
-            inverse = np.where(width >= TINY, steps / np.maximum(width, TINY), F32(0)).astype(F32)
-            finite = np.isfinite(width)
-            zero = np.where(finite, np.floor(-low * inverse) + 1, 0)
-            codes = np.where(finite, np.rint((x * inverse).astype(np.float64) + zero), 0).astype(np.int64)
-            size = np.where(finite, width / steps, F32(np.nan)).astype(F32)
-            acc: NDArray[Any] = (codes - zero.astype(np.int64)) @ w.astype(np.int64).T
-            assert self.scale is not None
-            y: NDArray[np.float32] = acc.astype(F32) * (size * self.scale[None].astype(F32))
-            return y + self.bias.astype(F32) if self.bias is not None else y
+            codes, unit = int8_codes(x)
+            return rescaled(codes @ w.astype(np.int64).T, unit, self.scale, self.bias)
         if self.x_quant is not None:
             quant = self.x_quant
             if self.fine > 1:
@@ -265,17 +254,6 @@ class Dense(Op):
         return _finish(acc, self.bias, self.scale, None, False)
 
 
-def int16_codes(x: NDArray[Any], steps: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """Codes of every sample ``[N, …]``, and the size of a step, ``[N, 1, …]``: not-a-number if a sample is not finite."""
-    axes = tuple(range(1, x.ndim))
-    peak = np.abs(x.astype(F32)).max(axes, keepdims=True, initial=0)
-    finite = np.isfinite(peak)
-    inverse = np.where(finite & (peak >= TINY16), F32(steps) / np.maximum(peak, TINY16), F32(0)).astype(F32)
-    with np.errstate(invalid="ignore"):
-        codes = np.where(finite, np.rint(x * inverse), 0).astype(np.int64)
-    return codes, np.where(finite, peak / F32(steps), F32(np.nan)).astype(F32)
-
-
 def sums_fit(op: Conv2d | Dense) -> bool:
     """Whether no input can make a sum of int8 products, bias included, that int32 does not hold.
 
@@ -283,7 +261,7 @@ def sums_fit(op: Conv2d | Dense) -> bool:
     """
     rows = op.weight.astype(np.int64).reshape(len(op.weight), -1)
     above, below = np.maximum(rows, 0).sum(1), np.maximum(-rows, 0).sum(1)
-    if isinstance(op, Conv2d) and op.steps:
+    if op.steps:
         return int((above + below).max(initial=0)) * op.steps < 2**31
     # Codes reach 255 - zero point above it and zero point below; in dynamic ones that is anywhere.
     zero = None if op.x_quant is None else op.x_quant.zero_point

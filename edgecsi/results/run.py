@@ -29,7 +29,7 @@ from edgecsi.bench.environment import judge, machine, other_load, snapshot
 from edgecsi.bench.limits import measure_limits
 from edgecsi.bench.measure import timed
 from edgecsi.bench.result import Result, read_result
-from edgecsi.bundle import Loaded, read_bundle, read_golden
+from edgecsi.bundle import Bundle, Loaded, read_bundle, read_golden
 from edgecsi.channels.shipped import test_set
 from edgecsi.codegen.zig import zig_cc
 from edgecsi.device import Local
@@ -251,6 +251,7 @@ def measure_fact(fact: Fact, scratch: Path) -> Json:
         "run_above_c_cold_us": partial(run_above_c_us, flush_bytes=COLD_BYTES),
         "joint_library_kb": joint_library_kb,
         "program_memory_mb": program_memory_mb,
+        "transformer_int16_share": transformer_int16_share,
     }
     stored: Json = {
         "kind": "fact",
@@ -304,23 +305,27 @@ def run_above_c_us(scratch: Path, flush_bytes: int = 0) -> list[float]:
 
 def joint_library_kb(scratch: Path) -> list[float]:
     """Size of the library of the joint CsiNet CR 1/4, all entries of batch 1, in kB (1000 bytes)."""
-    scenario = next(s for s in SCENARIOS if s.name == "csinet-cr4-joint90-host")
-    bundle = scratch / slug(scenario)
-    if not bundle.exists():
-        run_edgecsi(build_command(scenario), scratch)
-    return [read_bundle(bundle).library.stat().st_size / 1e3]
+    return [_built("csinet-cr4-joint90-host", scratch).library.stat().st_size / 1e3]
+
+
+def transformer_int16_share(scratch: Path) -> list[float]:
+    """Time of the transformer codec in int16 as a share of that in fp32, in turns."""
+    device, codecs = Local(), [_built(f"transformer-codec{kind}-host", scratch) for kind in ("", "-int16")]
+    x, found = read_golden(codecs[0], "full")[0][0][0], []
+    for _ in range(100):
+        fp32, int16 = (np.median(device.time(codec, "full", x, 20)) for codec in codecs)
+        found.append(float(int16 / fp32))
+    return found
 
 
 def program_memory_mb(scratch: Path) -> list[float]:
     """Peak resident memory of the bundle's own C example, in MB (10⁶ bytes), three runs."""
-    bundle = _csinet_cr16(scratch)
-    program = scratch / "example"
-    name = read_bundle(bundle).manifest.name
+    bundle, program = _built("csinet-cr16-full", scratch), scratch / "example"
+    folder, name = bundle.path, bundle.manifest.name
     zig_cc(
-        ["-O2", bundle / "example" / "main.c", "-L", bundle, f"-l{name}", "-lm", "-o", program],
-        cwd=scratch,
+        ["-O2", folder / "example" / "main.c", "-L", folder, f"-l{name}", "-lm", "-o", program], cwd=scratch
     )
-    return [peak_memory_mb([program, bundle / "golden.npz"], bundle) for _ in range(3)]
+    return [peak_memory_mb([program, folder / "golden.npz"], folder) for _ in range(3)]
 
 
 def peak_memory_mb(command: Sequence[str | Path], libraries: Path) -> float:
@@ -390,11 +395,13 @@ def _cycles(scratch: Path) -> Json:
     return {"kind": "cycles", **dataclasses.asdict(cycles)}
 
 
-def _csinet_cr16(scratch: Path) -> Path:
-    bundle = scratch / "csinet-cr16-host"
-    if not bundle.exists():
-        run_edgecsi(_plain_build("csinet-cr16", bundle.name), scratch)
-    return bundle
+def _built(name: str, scratch: Path) -> Bundle:
+    """The bundle of a scenario."""
+    scenario = next(s for s in SCENARIOS if s.name == name)
+    folder = scratch / slug(scenario)
+    if not folder.exists():
+        run_edgecsi(build_command(scenario), scratch)
+    return read_bundle(folder)
 
 
 def _plain_build(model: str, out: str) -> list[str]:

@@ -213,6 +213,15 @@ _AIMS: tuple[Scenario, ...] = (
     ),
     *_kernel("csinet-cr4-int16", "CsiNet CR 1/4, full, int16", Network("csinet-cr4", "int16"), None),
     *_kernel("csinet-cr16-int16", "CsiNet CR 1/16, full, int16", Network("csinet-cr16", "int16"), None),
+    *_kernel(
+        "transformer-codec",
+        "Transformer codec, d = 128, 32 tokens, 4 layers, fp32",
+        _layer("transformer_codec"),
+        None,
+    ),
+    *_kernel(
+        "transformer-codec-int16", "Transformer codec, int16", _layer("transformer_codec", "int16"), None
+    ),
     *_kernel("mlp-int8", "MLP 60-600×7-20, int8", _layer("mlp", "int8-dynamic"), 0.13),
     *_kernel("mlp-joint90", "MLP 60-600×7-20, joint", _layer("mlp_block16x4", "int8-dynamic"), 0.06),
     _batches(
@@ -251,5 +260,6 @@ FACTS: tuple[Fact, ...] = (
     ),
     Fact("run_above_c_cold_us", "the same, 8 MB read before every call", "µs", 1.5),
     Fact("joint_library_kb", "library of CsiNet CR 1/4, joint, all entries, for this machine", "kB", 450.0),
+    Fact("transformer_int16_share", "transformer codec in int16, in turns with fp32", "of fp32's time", 0.60),
     Fact("program_memory_mb", "peak memory of the C example running CsiNet CR 1/16", "MB", 8.0),
 )

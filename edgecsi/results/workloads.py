@@ -6,6 +6,7 @@ Every function is a factory for MODEL: ``edgecsi build edgecsi.results.workloads
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -64,6 +65,29 @@ def csinet_cr16_block90() -> Workload:
 def crnet_cr4_block90() -> Workload:
     """CRNet CR 1/4 with 90 % of the 16×4 blocks of its dense layers zero."""
     return _pruned(_zoo("crnet-cr4"), 16, 4, SPARSITY)
+
+
+def transformer_codec() -> Workload:
+    """A codec of two transformer layers on each side, 32 tokens of 128 numbers with 512 between them, and a codeword of
+    512, input ``[1, 2, 32, 32]``."""
+    import torch
+    from torch import nn
+
+    _seeded()
+
+    def tokens() -> nn.Module:
+        layer = nn.TransformerEncoderLayer(128, 4, 512, dropout=0.0, batch_first=True)
+        return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+    encoder = nn.Sequential(
+        nn.Flatten(), nn.Unflatten(1, (32, 64)), nn.Linear(64, 128), tokens(), nn.Flatten(), nn.Linear(4096, 512)
+    )  # fmt: skip
+    decoder = nn.Sequential(
+        nn.Linear(512, 4096), nn.Unflatten(1, (32, 128)), tokens(), nn.Linear(128, 64), nn.Flatten(),
+        nn.Unflatten(1, (2, 32, 32)),
+    )  # fmt: skip
+    module = nn.Sequential(OrderedDict(encoder=encoder, decoder=decoder))
+    return module.eval(), 0.5 + 0.025 * torch.randn(1, 2, 32, 32)
 
 
 def prune_blocks(weight: Tensor, rows: int, columns: int, sparsity: float) -> Tensor:

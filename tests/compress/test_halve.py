@@ -16,7 +16,7 @@ from edgecsi.compress.halve import halve, int16_layer
 from edgecsi.compress.recipe import Halve
 from edgecsi.compress.size import stored_bytes
 from edgecsi.errors import ModelError, Notice, RecipeError, ToolchainError
-from edgecsi.models.compressed.layers import DynamicConv2d
+from edgecsi.models.compressed.layers import DynamicConv2d, Int16Linear
 from edgecsi.models.compressed.store import rebuild, structure
 from edgecsi.pipeline import BuildOptions, build
 
@@ -101,13 +101,34 @@ def test_convolutions_compute_in_int16_and_are_found_again_in_a_file(tmp_path: P
 
 
 def test_a_filter_of_any_size_fits_its_sums() -> None:
-    for ins, window in ((1, 1), (8, 3), (64, 3), (512, 3)):
-        conv = nn.Conv2d(ins, 8, window, padding="same")
-        made = int16_layer(conv)
-        assert int(made.weight.double().abs().sum((1, 2, 3)).max()) * made.steps < 2**31
-        off = conv.weight - made.weight * made.weight_scale[:, None, None, None]
+    convolutions = [
+        nn.Conv2d(ins, 8, window, padding="same") for ins, window in ((1, 1), (8, 3), (64, 3), (512, 3))
+    ]
+    for layer in (*convolutions, *(nn.Linear(ins, 8) for ins in (1, 64, 2048, 4608))):
+        made = int16_layer(layer)
+        assert int(made.weight.double().abs().flatten(1).sum(1).max()) * made.steps < 2**31
+        off = layer.weight - made.weight * made.weight_scale.reshape(-1, *[1] * (layer.weight.ndim - 1))
         assert float(off.detach().abs().max()) <= 1.01 * float(made.weight_scale.max())
         assert int(made.weight.abs().max()) >= 255
+
+
+def test_dense_layers_of_sequences_and_attention_compute_in_int16() -> None:
+    torch.manual_seed(2)
+    net = nn.Sequential(
+        nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), nn.Linear(16, 64, bias=False), nn.Linear(64, 4)
+    ).eval()  # fmt: skip
+    x = torch.randn(8, 6, 16)
+    with torch.no_grad():
+        net[1].weight[torch.rand(64, 16) < 0.8] = 0
+        made = apply_post_training(net, x[:1], "int16")
+        y, wanted = made(x), net(x)
+    kinds = {name: type(made.get_submodule(name)) for name in ("0.self_attn.qkv", "0.linear1", "1", "2")}
+    # zeros are left out where most are: such a layer computes in fp32 with half the bytes
+    assert list(kinds.values()) == [Int16Linear, Int16Linear, nn.Linear, Int16Linear]
+    assert torch.equal(made[1].weight, net[1].weight.half().float())
+    assert float((y - wanted).square().sum()) < 1e-6 * float(wanted.square().sum())
+    kept = halve(copy.deepcopy(net), Halve(arithmetic="int16", exclude=("0.self_attn",)), x[:1])
+    assert isinstance(kept[0].self_attn, nn.MultiheadAttention)
 
 
 def test_int16_is_built_bit_for_bit_where_the_cpu_has_it_and_refused_by_name_elsewhere(
@@ -117,6 +138,8 @@ def test_int16_is_built_bit_for_bit_where_the_cpu_has_it_and_refused_by_name_els
     options = {"model": f"{tmp_path / 'net.py'}:make", "recipe": "int16"}
     build(BuildOptions(target="x86", out=tmp_path / "x86", **options))
     manifest = read_bundle(tmp_path / "x86").manifest
-    assert [layer.bits for layer in manifest.entries["full"].layers if layer.op == "conv2d"] == [16, 16]
+    layers = [layer for layer in manifest.entries["full"].layers if layer.op in ("conv2d", "dense")]
+    assert [layer.bits for layer in layers] == [16, 16, 16]
+    assert all(layer.kernel.startswith("qd16_qs16w_") for layer in layers)
     with pytest.raises(ToolchainError, match="int16"):
         build(BuildOptions(target="rpi4", out=tmp_path / "rpi4", **options))

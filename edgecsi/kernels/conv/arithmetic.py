@@ -13,9 +13,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from edgecsi.kernels.int16 import Largest, add_products, as_bits, steps_of
 from edgecsi.kernels.tiling import overlap, strided
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import TINY16, Conv2d, Half
+from edgecsi.ops.operators import Conv2d, Half
 from edgecsi.target import Target
 
 Expr = Any  # a TIR expression; tvm has no type stubs
@@ -91,13 +92,13 @@ class Fp32:
         """Keep a vector in the scratch, at so many bytes."""
         from edgecsi.kernels import emit as e
 
-        e.store(self.scratch, offset, _as(value, "uint8"))
+        e.store(self.scratch, offset, as_bits(value, "uint8"))
 
     def get(self, offset: Expr, lanes: int) -> Expr:
         """What `put` has kept."""
         from edgecsi.kernels import emit as e
 
-        return _as(e.load(self.scratch, offset, self.size * lanes), self.sums)
+        return as_bits(e.load(self.scratch, offset, self.size * lanes), self.sums)
 
     def values(self, channel: Expr, lanes: int) -> Callable[[Expr], Expr]:
         """From sums that are transformed back to results."""
@@ -197,7 +198,7 @@ class Int16(Fp32):
         super().__init__(op, target, buffers, 3, bias)
         self.factor, self.quarters = factor, quarters
         self.unit: Expr = None
-        self.largest = _Largest(lanes) if op.y.peak else None
+        self.largest = Largest(lanes) if op.y.peak else None
 
     def store(self, offset: Expr, value: Expr) -> None:
         super().store(offset, value)
@@ -218,7 +219,6 @@ class Int16(Fp32):
 
     def open(self, sample: Expr) -> None:
         """Find the largest magnitude, and write the codes."""
-        from tvm import tirx
         from tvm.tirx.script import builder as T
 
         from edgecsi.kernels import emit as e
@@ -232,12 +232,7 @@ class Int16(Fp32):
             bits = e.let(T.reinterpret(e.load(self.x, x.size - 1, 1), dtype="int32"))
         else:
             bits = self._largest(start, lanes)
-        peak = e.let(T.reinterpret(bits, dtype="float32"))
-        finite = bits < tirx.const(0x7F800000, "int32")
-        steps, nothing = tirx.const(float(op.steps), "float32"), tirx.const(0.0, "float32")
-        counts = tirx.all(finite, peak >= tirx.const(float(TINY16), "float32"))
-        inverse = e.let(T.Select(counts, steps / peak, nothing))
-        self.unit = e.let(T.Select(finite, peak / steps, tirx.const(float("nan"), "float32")))
+        inverse, self.unit = steps_of(bits, op.steps)
 
         def codes(offset: Expr) -> Expr:
             return e.to_int(
@@ -264,7 +259,7 @@ class Int16(Fp32):
         """The largest magnitude of a sample."""
         from edgecsi.kernels import emit as e
 
-        largest = _Largest(lanes)
+        largest = Largest(lanes)
         with e.serial(-(-self.op.x.sample // lanes)) as block:
             largest.see(e.load(self.x, start + overlap(block, lanes, self.op.x.sample), lanes))
         return largest.bits()
@@ -273,16 +268,7 @@ class Int16(Fp32):
         return self.get(offset * 4, lanes)
 
     def add(self, total: Expr, x: Expr, weight: Expr) -> Expr:
-        from edgecsi.kernels import emit as e
-
-        lanes = e.lanes_of(total)
-        if self.target.dot == "avx2":
-            name = {8: "avx2.pmadd.wd", 4: "sse2.pmadd.wd"}[lanes]
-            return total + e.intrinsic(
-                f"llvm.x86.{name}", f"{self.sums}x{lanes}", _as(x, "int16"), _as(weight, "int16")
-            )
-        name = f"llvm.x86.avx512.vpdpwssd.{32 * lanes}"
-        return e.intrinsic(name, f"{self.sums}x{lanes}", total, _as(x, "int16"), _as(weight, "int16"))
+        return add_products(total, x, weight, self.target)
 
     def value(self, total: Expr, channel: Expr) -> Expr:
         from edgecsi.kernels import emit as e
@@ -290,7 +276,7 @@ class Int16(Fp32):
         return self.values(channel, e.lanes_of(total))(total)
 
     def transformed(self, x: Expr) -> Expr:
-        return _as(x, "int16")
+        return as_bits(x, "int16")
 
     def values(self, channel: Expr, lanes: int) -> Callable[[Expr], Expr]:
         from tvm.tirx.script import builder as T
@@ -301,7 +287,7 @@ class Int16(Fp32):
         bias = e.let(e.splat(e.load(self.bias, channel, 1), lanes))
 
         def whole(total: Expr) -> Expr:
-            total = _as(total, "int32")
+            total = as_bits(total, "int32")
             if self.quarters:
                 total = T.shift_right(total, e.splat(2, lanes, "int32"))
             return e.fence(T.cast(total, e.vector_type("float32", lanes)) * factor) + bias
@@ -309,52 +295,7 @@ class Int16(Fp32):
         return whole
 
 
-class _Largest:
-    """The largest magnitude of what it sees.
-
-    As integers, floats without their sign compare as they are large, and what is not finite is above all.
-    """
-
-    def __init__(self, lanes: int) -> None:
-        from edgecsi.kernels import emit as e
-
-        self.lanes, self.held = lanes, e.registers(lanes, "int32")
-        e.store(self.held, 0, e.splat(0, lanes, "int32"))
-
-    def see(self, vector: Expr) -> None:
-        from tvm.tirx.script import builder as T
-
-        from edgecsi.kernels import emit as e
-
-        magnitude = _as(vector, "int32") & e.splat(0x7FFFFFFF, self.lanes, "int32")
-        e.store(self.held, 0, T.max(e.load(self.held, 0, self.lanes), magnitude))
-
-    def bits(self) -> Expr:
-        from tvm.tirx.script import builder as T
-
-        from edgecsi.kernels import emit as e
-
-        vector, width = e.let(e.load(self.held, 0, self.lanes)), self.lanes
-        while width > 1:
-            width //= 2
-            vector = e.let(T.max(e.part(vector, 0, width), e.part(vector, width, width)))
-        return vector
-
-
 def codes_layout(op: Conv2d) -> Layout:
     """Pairs of codes of one sample, as 32-bit pixels."""
     x = op.x
     return Layout((1, -(-x.shape[1] // 2), *x.shape[2:]), "int32", x.halo)
-
-
-def _as(vector: Expr, dtype: str) -> Expr:
-    """The bits of a vector as elements of another type."""
-    from tvm.tirx.script import builder as T
-
-    from edgecsi.kernels import emit as e
-
-    old = e.type_of(vector)
-    if old.split("x")[0] == dtype:
-        return vector
-    lanes = e.lanes_of(vector) * np.dtype(old.split("x")[0]).itemsize // np.dtype(dtype).itemsize
-    return T.reinterpret(vector, dtype=e.vector_type(dtype, lanes))

@@ -9,7 +9,8 @@ import numpy as np
 
 from edgecsi.kernels.dense.dot import Dot
 from edgecsi.kernels.dense.walk import each_run
-from edgecsi.ops.operators import DYNAMIC_STEPS, TINY, Dense
+from edgecsi.ops.dynamic import DYNAMIC_STEPS, TINY
+from edgecsi.ops.operators import Dense
 from edgecsi.target import Target
 
 if TYPE_CHECKING:

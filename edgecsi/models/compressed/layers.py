@@ -209,6 +209,31 @@ class DynamicLinear(_RoundedInput):
         return y
 
 
+class Int16Linear(CompressedLayer):
+    """``qd16_linear``: every row is rounded to int16 codes of its own range; float32 ``[..., I] -> [..., O]``.
+
+    Args:
+        weight: int16 ``[O, I]``. weight_scale, bias: float32 ``[O]``. steps: the largest code.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor | None = None,
+        *,
+        steps: int,
+        bits: int = 16,
+    ) -> None:
+        tensors = {"weight": weight, "weight_scale": weight_scale, "bias": bias}
+        super().__init__(tensors, {"steps": steps, "bits": bits})
+        self.steps = steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = ops.qd16_linear(x, self.weight, self.weight_scale, self.bias, self.steps)
+        return y
+
+
 class WeightOnlyLinear(CompressedLayer):
     """``qs8w_linear``: the input stays float32. Tensors as in :class:`DynamicLinear`, without centre and gain."""
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from edgecsi.ops.operators import DYNAMIC_STEPS, TINY, TINY16, plane_channels
+from edgecsi.ops.dynamic import DYNAMIC_STEPS, TINY, TINY16
+from edgecsi.ops.operators import plane_channels
 
 _EXACT_IN_FLOAT32 = (1 << 24) // (255 * 127)  # longest sum of products of a code and an int8 weight
 
@@ -164,12 +165,11 @@ def qd16_conv2d(
 ) -> Tensor:
     """Convolution of a float32 input ``[N, C, H, W]``, rounded sample by sample to codes of at most `steps`, with an
     int16 weight ``[O, C, KH, KW]``; float32 ``[O]`` scale and bias. Returns float32 ``[N, O, H', W']``."""
-    peak = x.abs().amax((1, 2, 3), keepdim=True)
-    inverse = torch.where(peak >= float(TINY16), steps / peak, torch.zeros_like(peak))
+    codes, unit = _int16_codes(x, steps, (1, 2, 3))
     top, bottom, left, right = padding
-    codes = torch.nn.functional.pad(torch.round(x * inverse), (left, right, top, bottom)).double()
+    codes = torch.nn.functional.pad(codes, (left, right, top, bottom))
     acc = torch.nn.functional.conv2d(codes, weight.double(), None, 1, 0, list(dilation))
-    y = acc.float() * (peak / steps * weight_scale[:, None, None])
+    y = acc.float() * (unit * weight_scale[:, None, None])
     return y if bias is None else y + bias[:, None, None]
 
 
@@ -302,6 +302,31 @@ def qd8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | N
 @qd8_linear.register_fake
 def _(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+@custom_op(
+    "edgecsi::qd16_linear",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, int steps) -> Tensor",
+)
+def qd16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, steps: int) -> Tensor:
+    """Dense layer that rounds every row of its float32 input ``[..., I]`` to codes of at most `steps`, with an int16
+    weight ``[O, I]``; float32 ``[O]`` scale and bias. Returns float32 ``[..., O]``."""
+    codes, unit = _int16_codes(x, steps, (-1,))
+    y = (codes @ weight.double().T).float() * (unit * weight_scale)
+    return y if bias is None else y + bias
+
+
+@qd16_linear.register_fake
+def _(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, steps: int) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]))
+
+
+def _int16_codes(x: Tensor, steps: int, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+    """Codes, float64, and the size of a step, of all numbers along some axes."""
+    peak = x.abs().amax(axes, keepdim=True)
+    inverse = torch.where(peak >= float(TINY16), steps / peak, torch.zeros_like(peak))
+    return torch.round(x * inverse).double(), peak / steps
 
 
 @custom_op(

@@ -20,6 +20,7 @@ from edgecsi.models.compressed.layers import (
     CompressedLayer,
     DynamicConv2d,
     DynamicLinear,
+    Int16Linear,
     StaticConv2d,
     StaticLinear,
     WeightOnlyLinear,
@@ -28,7 +29,15 @@ from edgecsi.models.compressed.taken_apart import TakenApart, put_apart
 
 _LAYERS: dict[str, type[CompressedLayer]] = {
     kind.__name__: kind
-    for kind in (StaticConv2d, DynamicConv2d, StaticLinear, DynamicLinear, WeightOnlyLinear, ClusteredLinear)
+    for kind in (
+        StaticConv2d,
+        DynamicConv2d,
+        StaticLinear,
+        DynamicLinear,
+        Int16Linear,
+        WeightOnlyLinear,
+        ClusteredLinear,
+    )
 }
 _CONVOLUTIONS = ("StaticConv2d", "DynamicConv2d", "FoldedConv2d")
 Record = dict[str, Any]
@@ -131,7 +140,7 @@ def _check(layer: CompressedLayer, path: str) -> None:
     outputs = len(next(iter(tensors.values())))
     for name, tensor in tensors.items():
         dtype = {"weight": torch.int8, "index": torch.uint8}.get(name, torch.float32)
-        if name == "weight" and isinstance(layer, DynamicConv2d):
+        if name == "weight" and isinstance(layer, DynamicConv2d | Int16Linear):
             dtype = torch.int16
         if name == "bias" and isinstance(layer, StaticConv2d | StaticLinear):
             dtype = torch.int32
@@ -144,7 +153,7 @@ def _check(layer: CompressedLayer, path: str) -> None:
         assert layer.fine in (1, 2, 4, 8, 16, 32, 64), f"{path}.fine"
     if isinstance(layer, StaticConv2d):
         assert layer.fine == 1 or layer.groups == 1, f"{path}.fine"
-    if isinstance(layer, DynamicConv2d):
+    if isinstance(layer, DynamicConv2d | Int16Linear):
         assert 1 <= layer.steps <= 32767, f"{path}.steps"
     if isinstance(layer, ClusteredLinear):
         assert tensors["table"].ndim == 1, f"{path}.table"

@@ -177,3 +177,22 @@ def test_int16_convolution_equals_the_reference_also_for_samples_without_a_range
     )
     np.testing.assert_array_equal(y.numpy(), op.reference(x))
     assert np.isnan(y[4].numpy()).all()
+
+
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_int16_dense_equals_the_reference_row_by_row(with_bias: bool) -> None:
+    x = floats(2, 5, 300) * np.float32([[[1]], [[1e30]]])
+    x[0, 1] *= 0
+    x[0, 2] *= np.float32(1e-35)
+    x[1, 3, 7], x[1, 4, 8] = np.inf, np.nan
+    weight = RNG.integers(-900, 901, (20, 300)).astype(np.int16)
+    weight[3, 7:9] = 0
+    bias, scale = floats(20) if with_bias else None, np.abs(floats(20))
+    op = Dense(
+        x=Layout((10, 300)), y=Layout((10, 20)), weight=weight, bias=bias, scale=scale, steps=7000
+    )  # fmt: skip
+    arrays = *map(torch.from_numpy, (x, weight, scale)), tensor(bias)
+    y = ops.qd16_linear(*arrays, op.steps)
+    np.testing.assert_array_equal(y.numpy().reshape(10, 20), op.reference(x.reshape(10, 300)))
+    assert np.isnan(y[1, 3:].numpy()).all()
+    torch.library.opcheck(ops.qd16_linear, (torch.rand(2, 300), *arrays[1:], op.steps))
