@@ -58,7 +58,7 @@ class ElementwiseKernel(Kernel):
 
             def pixels(sample: Any, c: Any, h: Any, w: Any, lanes: int) -> Any:
                 values = e.load(buffers[0], x.at(sample, c, h, w), lanes)
-                if op.x.dtype != "float32":
+                if op.x.dtype != "float32" and not op.moves_codes:
                     values = T.cast(values, e.vector_type("float32", lanes))
 
                 def place(lay: Layout) -> Any:

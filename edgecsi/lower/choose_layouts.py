@@ -146,10 +146,11 @@ def _writes_groups(node: Node) -> bool:
 
 
 def _quantize_apart(graph: Graph, node: Node) -> Node:
-    """Let `node` store fp32, and a copy behind it the codes; returns the copy."""
+    """Let `node` store fp32, or a view its codes as they lie, and a copy behind it the codes in groups; returns the
+    copy."""
     value = node.output
-    plain = Value(f"{value.name}_fp32", value.shape)
-    plain.layout = Layout(plain.shape)
+    plain = Value(f"{value.name}_plain", value.shape, "float32" if node.y_quant is not None else value.dtype)
+    plain.layout = Layout(plain.shape, plain.dtype)
     copy = Node("elementwise", [plain], value, path=node.path, y_quant=node.y_quant)
     node.output, node.y_quant = plain, None
     graph.insert_after(node, copy)

@@ -302,8 +302,17 @@ def _finish(
 class Elementwise(Op):
     """Nothing but an epilogue: a copy from one layout to another, an activation, a sum, a quantisation."""
 
-    def compute(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
-        return inputs[0].astype(F32).reshape(self.y.shape)
+    def __post_init__(self) -> None:
+        if self.y.dtype == "uint8" and self.y_quant is None and not self.moves_codes:
+            raise ValueError("codes need a quantisation, or to be copied from codes")
+
+    @property
+    def moves_codes(self) -> bool:
+        """Whether codes are copied as they are into another layout."""
+        return self.x.dtype == self.y.dtype == "uint8" and not self.epilogue and self.y_quant is None
+
+    def compute(self, *inputs: NDArray[Any]) -> NDArray[Any]:
+        return inputs[0].astype(self.y.dtype if self.moves_codes else F32).reshape(self.y.shape)
 
 
 def wide_steps(x: NDArray[Any], quant: Quant, fine: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:

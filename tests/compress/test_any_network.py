@@ -19,6 +19,7 @@ from edgecsi.models.compressed.layers import CompressedLayer
 from edgecsi.models.compressed.store import rebuild, structure
 from edgecsi.models.load import load_model
 from edgecsi.models.parametrised import make_plain
+from tests.lower._answers import Answers
 
 RECIPES = [name for name in recipe.list_recipes() if recipe.load(name).post_training]
 
@@ -228,3 +229,22 @@ def test_a_build_says_what_a_recipe_loses() -> None:
     module, x = network("weight norm")
     with pytest.warns(Notice, match=r"loses .* answers in PyTorch differ from the fp32 network's by -\d"):
         apply_post_training(module, x[:1], two_bits, x)
+
+
+def test_codes_of_a_dense_layer_are_the_image_that_a_convolution_reads() -> None:
+    """Both layers are int8 and nothing but a view lies between them; the convolution wants channels side by side."""
+
+    class Decoder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc, self.conv = nn.Linear(32, 512), nn.Conv2d(2, 2, 5, padding=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y: Tensor = self.conv(self.fc(x).reshape(-1, 2, 16, 16))
+            return y
+
+    torch.manual_seed(0)
+    x = torch.randn(64, 32)
+    quantised = apply_post_training(Decoder().eval(), x[:1], "int8-static", x)
+    library = Answers(quantised, x[:1])
+    assert all(not library.wrong(sample) for sample in x.split(1)[:8])

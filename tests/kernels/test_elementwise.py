@@ -37,7 +37,18 @@ def test_layouts_and_epilogues(target: str) -> None:
         Elementwise(x=Layout((2, 3, 9)), y=Layout((2, 3, 9)), epilogue=(*PER_CHANNEL, Step("tanh"))),
     ]
     kernel = all_kernels()["elementwise"]
-    check([Case(kernel, op, [normal(rng, *lay.shape) for lay in op.inputs]) for op in ops], target)
+    cases = [Case(kernel, op, [normal(rng, *lay.shape) for lay in op.inputs]) for op in ops]
+    plain = Layout(codes.shape, "uint8")
+    for x, y in ((plain, codes), (codes, plain), (plain, Layout(codes.shape, "uint8", (2, 0, 1, 0), fill=7))):
+        given = rng.integers(0, 256, x.shape, np.uint8)
+        cases.append(Case(kernel, Elementwise(x=x, y=y), [given]))
+    check(cases, target)
+
+
+def test_numbers_are_never_stored_as_codes() -> None:
+    shape = (1, 2, 4, 4)
+    with pytest.raises(ValueError, match="codes need a quantisation"):
+        Elementwise(x=Layout(shape), y=Layout(shape, "uint8"))
 
 
 @pytest.mark.parametrize("epilogue", [(), PER_CHANNEL])
