@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from edgecsi.errors import EdgecsiError
 
@@ -301,20 +301,43 @@ def tune(
     recipe: str | None = None,
     calib: str | None = None,
     input_shape: Sequence[int] | None = None,
+    batches: Sequence[int] = (),
     trials: int = 64,
     minutes: float | None = None,
+    recheck: bool = False,
     records: str | Path | None = None,
+    allow: Sequence[str] = (),
+    max_loss: float = 0.1,
+    data: str = "test",
+    save_recipe: str | Path | None = None,
     progress: Progress = lambda done, total, what: None,
 ) -> TuneResult:
-    """Measure on a device which kernels and knobs are best for a model's layers, and keep that for the next build;
-    arguments and errors as for :func:`edgecsi.tune.network.tune`."""
-    from edgecsi.tune.network import tune as run
+    """Measure on a device which kernels and knobs are best for a model's layers, and keep that for the next build.
 
-    return run(
-        model, target, device=device, entry=entry, weights=weights, recipe=recipe, calib=calib, input_shape=input_shape,
-        allow_random=random_weights, trials=trials, minutes=minutes, records=None if records is None else Path(records),
-        progress=progress,
-    )  # fmt: skip
+    Arguments and errors as for :func:`edgecsi.tune.network.tune`. With ``allow`` (of ``f16``, ``int8``, ``int16``) layers
+    may have fewer bits, as long as that costs no more than ``max_loss`` dB on ``data``; ``save_recipe`` is the file that
+    then says which, for building, see :func:`edgecsi.tune.precision.tune_with`.
+    """
+    from edgecsi.errors import UsageError
+    from edgecsi.tune.network import tune as run
+    from edgecsi.tune.precision import tune_with
+
+    options: dict[str, Any] = {
+        "device": device, "entry": entry, "weights": weights, "calib": calib, "input_shape": input_shape,
+        "allow_random": random_weights, "batches": sorted(set(batches)), "trials": trials, "minutes": minutes,
+        "records": None if records is None else Path(records), "progress": progress,
+    }  # fmt: skip
+    if not allow:
+        return run(model, target, recipe=recipe, recheck=recheck, **options)
+    if recipe is not None or recheck or save_recipe is None:
+        raise UsageError(
+            "allow= goes with save_recipe=, and with neither recipe= nor recheck=",
+            "it searches, and what it finds is a recipe",
+            "name a file to write that to, and leave the others out",
+        )
+    return tune_with(
+        model, target, allow=allow, max_loss_db=max_loss, data=data, recipe_to=Path(save_recipe), **options
+    )
 
 
 @_in_python

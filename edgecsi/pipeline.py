@@ -7,6 +7,7 @@ Each stage takes what it needs and returns what it made.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from edgecsi.bundle.signature import sign_bytes
 from edgecsi.check import Draft, channel_nmse, golden_values
 from edgecsi.check import check as compare
 from edgecsi.describe import manifest_of
-from edgecsi.errors import UsageError
+from edgecsi.errors import CheckFailed, UsageError
 from edgecsi.names import as_name, bundle_folder, bundle_name
 from edgecsi.target import Target
 
@@ -224,7 +225,30 @@ def check(options: BuildOptions, draft: Draft, model: LoadedModel, target: Targe
         plain = replace(options, dump_ir=None, records=None)
         return generate(lower(plain, draft.manifest.name, model, other), model)
 
-    return replace(draft, manifest=replace(draft.manifest, check=compare(draft, model, target, make)))
+    try:
+        found = compare(draft, model, target, make)
+    except CheckFailed as error:
+        raise _names_records(error, draft.manifest) from error
+    return replace(draft, manifest=replace(draft.manifest, check=found))
+
+
+_RECORD = re.compile(r"record [0-9a-f]{8}")
+
+
+def _names_records(error: CheckFailed, manifest: bundles.Manifest) -> CheckFailed:
+    """A wrong answer, with the tuning records that had a part in it."""
+    used = {
+        f"{found[0]} ({layer.kernel} for {layer.name})"
+        for entry in manifest.entries.values()
+        for layer in entry.layers
+        if (found := _RECORD.findall(layer.why))
+    }
+    if not used:
+        return error
+    return CheckFailed(
+        error.what, error.why,
+        f"build with --no-records; if that is right, one of these tuning records is not: {', '.join(sorted(used))}",
+    )  # fmt: skip
 
 
 def write(options: BuildOptions, out: Path, draft: Draft) -> bundles.Bundle:

@@ -32,7 +32,7 @@ ELSEWHERE = {
         "deadline", "rate", "sustained", "meter", "cpu", "cross_check", "self_check", "save", "repeat", "plot", "limits",
     },
     "deploy": {"require_signature", "parallel", "max_failures"},  # allowed_signers=; one device a call
-    "tune": {"batch", "report", "allow", "max_loss", "data", "save_recipe"},
+    "tune": {"batch", "report"},  # batches=
     "report": {"output", "markdown", "csv"},
 }  # fmt: skip
 """Options that are no arguments: called otherwise, or left to the command line. A new option is one, or stands here."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shutil
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from edgecsi.bundle import read_bundle
 from edgecsi.codegen.zig import zig_cc
 from edgecsi.errors import CheckFailed, DataError, InputError, ModelError, RecipeError, UsageError
 from edgecsi.lower.graph import Graph
-from edgecsi.pipeline import STAGES, BuildOptions, build
+from edgecsi.pipeline import STAGES, BuildOptions, _names_records, build
 from tests._builds import NETWORKS, pytorch
 
 NETWORK = """
@@ -167,6 +169,19 @@ def test_a_wrong_answer_is_never_written(
     with pytest.raises(CheckFailed, match="nothing was written"):
         build(BuildOptions(f"{network}:make", "host", out=tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_wrong_answer_names_the_tuning_records_that_may_be_at_fault() -> None:
+    def named(*whys: str) -> str:
+        layers = [SimpleNamespace(name=f"fc{n}", kernel="f32_dense", why=why) for n, why in enumerate(whys)]
+        manifest: Any = SimpleNamespace(entries={"full": SimpleNamespace(layers=layers)})
+        return _names_records(CheckFailed("full is wrong", "by 3", "report this"), manifest).fix
+
+    assert named("predicted") == "report this"
+    fix = named("predicted", "1.00 µs measured, the default 2.00 (record 0123abcd)")
+    assert "--no-records" in fix
+    assert "record 0123abcd (f32_dense for fc1)" in fix
+    assert "fc0" not in fix
 
 
 def test_without_an_emulator_the_same_network_is_checked_here(

@@ -76,6 +76,11 @@ def decibels(context: click.Context, option: click.Parameter, text: str) -> floa
     "--minutes", type=click.FloatRange(0.01, 10_000), metavar="M", help="Stop searching after so long."
 )
 @click.option(
+    "--recheck",
+    is_flag=True,
+    help="Search nothing: measure again what was chosen before, and drop what is not faster any more.",
+)
+@click.option(
     "--records",
     type=click.Path(path_type=Path, dir_okay=False),
     callback=can_be_written,
@@ -94,7 +99,8 @@ def decibels(context: click.Context, option: click.Parameter, text: str) -> floa
     "--allow",
     callback=lambda context, option, text: tuple(text.split(",")) if text else (),
     metavar="F,...",
-    help="Let dense layers have fewer bits: `f16`, `int8`. Which, and where, is decided by time and by --max-loss.",
+    help="Let layers have fewer bits: dense ones `f16` or `int8`, convolutions `int16`. Which, and where, is decided by "
+    "time and by --max-loss.",
 )
 @click.option(
     "--max-loss",
@@ -125,6 +131,7 @@ def command(
     batches: tuple[int, ...],
     trials: int,
     minutes: float | None,
+    recheck: bool,
     records: Path | None,
     page: Path | None,
     allow: tuple[str, ...],
@@ -154,9 +161,11 @@ def command(
         "input_shape": input_shape, "allow_random": random_weights, "trials": trials, "minutes": minutes,
         "records": records, "batches": sorted(set(batches)),
     }  # fmt: skip
-    if allow and recipe is not None:
+    if allow and (recipe is not None or recheck):
         raise UsageError(
-            "--allow and --recipe do not go together", "each makes another network", "choose one"
+            f"--allow and {'--recheck' if recheck else '--recipe'} do not go together",
+            "each makes another network" if not recheck else "one searches, the other does not",
+            "choose one",
         )
     with progress(f"tuning {model} for {target}") as update:
         if allow:
@@ -166,7 +175,7 @@ def command(
                 model, target, allow=allow, max_loss_db=max_loss, data=data, recipe_to=name, progress=update, **options
             )  # fmt: skip
         else:
-            result = tune(model, target, progress=update, **options)
+            result = tune(model, target, recheck=recheck, progress=update, **options)
     if page is not None:
         from edgecsi import disk
         from edgecsi.report.html import html

@@ -2,8 +2,9 @@
 
 Every network is tuned, equal layers of different networks once, and the whole network timed with its choices and with
 the defaults, in turns. Results are kept network by network in docs/results/tuned-<target>.json, so that a run that was
-interrupted goes on, and shown in docs/results/tuned.md. ``--ship`` writes the choices that gain `WORTH` of a network in
-place to edgecsi/records.
+interrupted goes on, and shown in tuned.md beside them (in the folder of this CPU). What most networks have is searched
+first, and a network whose choice a later one gave up is timed again. ``--ship`` writes the choices that gain `WORTH` of a
+network in place to edgecsi/records.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import json
 import math
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,18 +24,22 @@ from typing import Any
 from edgecsi import disk
 from edgecsi import target as targets
 from edgecsi.bench.environment import judge, machine, snapshot
-from edgecsi.errors import EdgecsiError
+from edgecsi.errors import CheckFailed, DeviceError, EdgecsiError
 from edgecsi.kernels.records import SHIPPED, Record, current, own_file, read_records, write_records
 from edgecsi.models import registry
 from edgecsi.report.text import number
-from edgecsi.results.files import write_json
+from edgecsi.results.files import own_folder, write_json
 from edgecsi.results.tables import markdown
 from edgecsi.schema import convert
+from edgecsi.target import Target
 from edgecsi.tune.network import tune
 from edgecsi.tune.result import TuneResult
+from edgecsi.tune.work import Networks, Work, kinds_of, networks_of
 
 FOLDER = Path("docs") / "results"
 TRIALS = 32
+CONFIRMING, LEAST_MINUTES = 15.0, 0.2
+"""Seconds that confirming a network takes, before any did; the least time for a search."""
 WORTH = 0.03
 """A choice that gains less of a network's time does not ship."""
 _ABOUT = """\
@@ -58,7 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ship(chosen.records)
         else:
             tune_all(chosen.target, chosen.minutes, chosen.only, chosen.again, chosen.records)
-        disk.write(FOLDER / "tuned.md", page(_stored()))
+        disk.write(_folder() / "tuned.md", page(_stored()))
     except EdgecsiError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
@@ -71,24 +77,47 @@ def networks() -> list[str]:
 
 
 def tune_all(name: str, minutes: float, only: str, again: bool, records: Path | None) -> None:
-    """Tune what is not done, each network within its share of the time that is left."""
+    """Tune what is not done, layers of the most networks first; then confirm again what later networks gave up."""
     target = targets.load(name)
-    file = FOLDER / f"tuned-{target.id}.json"
+    file = _folder() / f"tuned-{target.id}.json"
     device = "emulate" if target.missing_on_this_cpu() else "local"
     kept: Json = json.loads(file.read_text()) if file.exists() else {}
-    done: Json = kept.get("networks", {})
-    left = [n for n in networks() if only in n and (again or n not in done)]
+    done: Json = {} if again else kept.get("networks", {})
     deadline = time.monotonic() + 60 * minutes
-    for count, network in enumerate(left):
-        share = (deadline - time.monotonic()) / (len(left) - count) / 60
-        if share <= 0:
-            sys.stderr.write(f"time is up with {len(left) - count} networks left; the same command goes on\n")
+    lowered: dict[str, Networks] = {}
+    overhead: list[float] = []
+    failed: set[str] = set()
+    while left := [
+        n for n in networks() if only in n and n not in failed and not _is_settled(done, n, target, records)
+    ]:
+        for network in left:
+            if network not in lowered:
+                sys.stderr.write(f"reading {network}\n")
+                lowered[network] = networks_of(network, target, None, None, None, None, None, False)
+        network, share = next_of({n: kinds_of(lowered[n]) for n in left}, _chosen(done))
+        seconds = deadline - time.monotonic()
+        searching = seconds - len(left) * (sum(overhead) / len(overhead) if overhead else CONFIRMING)
+        if seconds <= 0 or (network in done and searching <= 0):
+            sys.stderr.write(f"time is up with {len(left)} networks left; the same command goes on\n")
             return
+        began = time.monotonic()
+        confirming: list[float] = []
+
+        def note(now: float, total: float, what: str, confirming: list[float] = confirming) -> None:
+            if what.startswith("confirming"):
+                confirming.append(time.monotonic())
+
         before = snapshot()
-        # The first networks have most that nobody measured yet.
-        found = tune(
-            network, name, device=device, trials=TRIALS, minutes=2 * share, records=records, settled=True
-        )
+        try:
+            found = tune(
+                network, name, device=device, trials=TRIALS, minutes=max(share * searching / 60, LEAST_MINUTES),
+                records=records, settled=True, networks=lowered[network], progress=note,
+            )  # fmt: skip
+        except (CheckFailed, DeviceError) as error:
+            sys.stderr.write(f"{network} is left out: {error}\n")
+            failed.add(network)
+            continue
+        overhead.append(time.monotonic() - (confirming or [began])[0])
         tree = asdict(found)
         for layer in tree["layers"]:
             del layer["times"]
@@ -98,7 +127,40 @@ def tune_all(name: str, minutes: float, only: str, again: bool, records: Path | 
             "networks": dict(sorted(done.items())),
         })  # fmt: skip
         ratios = ", ".join(f"{entry} {c.ratio:.3f}" for entry, c in found.entries.items())
-        sys.stderr.write(f"{network}: {ratios} ({found.measured} settings, {found.seconds:.0f} s)\n")
+        sys.stderr.write(
+            f"{network}: {ratios} ({found.measured} settings, {found.seconds:.0f} s, {len(left) - 1} left)\n"
+        )
+
+
+def next_of(works: Mapping[str, Mapping[str, Work]], covered: Collection[str]) -> tuple[str, float]:
+    """The network whose layers that nobody searched take longest, each counted for all networks that have it; and its
+    share of that sum over all."""
+    count = Counter(key for layers in works.values() for key in layers)
+    costs = {key: work.choice.cost.seconds for layers in works.values() for key, work in layers.items()}
+    open_to = {key: seconds * count[key] for key, seconds in costs.items() if key not in covered}
+    value = {name: sum(open_to.get(key, 0.0) for key in layers) for name, layers in works.items()}
+    best = max(value, key=lambda name: value[name])
+    total = sum(open_to.values())
+    return best, value[best] / total if total else 1.0
+
+
+def _is_settled(done: Json, name: str, target: Target, records: Path | None) -> bool:
+    """Whether a network was tuned to its end, with choices that still stand: later networks may have given some up."""
+    if name not in done or not done[name]["complete"]:
+        return False
+    found = done[name]
+    lines = read_records([records or own_file(target, found["cpu"])]).lines
+    latest = {r.workload: (r.kernel, dict(r.knobs)) for r in lines if r.kind == "choice"}
+    return all(
+        latest.get(layer["workload"]) == (layer["best"]["kernel"], layer["best"]["knobs"])
+        for layer in found["layers"]
+        if layer["kept"]
+    )
+
+
+def _chosen(done: Json) -> set[str]:
+    """The kinds of layers that were searched."""
+    return {layer["workload"] for network in done.values() for layer in network["layers"]}
 
 
 def ship(records: Path | None) -> None:
@@ -151,7 +213,11 @@ def geometric_mean(entries: Sequence[Mapping[str, float]]) -> tuple[float, float
 
 
 def _stored() -> dict[str, Json]:
-    return {path.stem: json.loads(path.read_text()) for path in sorted(FOLDER.glob("tuned-*.json"))}
+    return {path.stem: json.loads(path.read_text()) for path in sorted(_folder().glob("tuned-*.json"))}
+
+
+def _folder() -> Path:
+    return own_folder(FOLDER, machine().cpu)
 
 
 def page(stored: Mapping[str, Json]) -> str:

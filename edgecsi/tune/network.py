@@ -23,7 +23,7 @@ from edgecsi import target as targets
 from edgecsi.codegen.program import Entry
 from edgecsi.device import open_device
 from edgecsi.errors import CheckFailed, ConnectionLost, TargetError, Unreachable, UsageError
-from edgecsi.kernels.records import Means, Record, append, own_file, read_records
+from edgecsi.kernels.records import Means, Record, append, known_records, own_file, read_records
 from edgecsi.kernels.variants import all_kernels, candidates, grid
 from edgecsi.kernels.workload import workload
 from edgecsi.lower.select_kernels import Choice
@@ -32,7 +32,7 @@ from edgecsi.tune import in_place
 from edgecsi.tune.isolated import Devices, Isolated, Timer, compiling_elsewhere
 from edgecsi.tune.measure import Bench
 from edgecsi.tune.result import Compared, TuneResult
-from edgecsi.tune.search import Found, Setting, Space, Time, search
+from edgecsi.tune.search import Found, Setting, Space, Time, decide, search
 from edgecsi.tune.work import (
     Network,
     Networks,
@@ -68,6 +68,8 @@ def tune(
     batches: Sequence[int] = (),
     records: Path | None = None,
     settled: bool = False,
+    recheck: bool = False,
+    networks: Networks | None = None,
     progress: Progress = lambda done, total, what: None,
 ) -> TuneResult:
     """Search the kernels and knobs of a network's layers on a device, and keep what is found.
@@ -82,6 +84,8 @@ def tune(
         minutes: wall-clock budget. batches: also entries that take so many inputs at once.
         records: file to keep them in; by default the user's own for this target and CPU.
         settled: what was chosen before for a kind of layer stays, unmeasured.
+        recheck: search nothing; what was chosen before is measured again, and dropped if it wins no more.
+        networks: the entries as they were lowered before, by :func:`edgecsi.tune.work.networks_of` for the same target.
         progress: called with (layers done, layers, what is being done).
 
     Raises:
@@ -102,11 +106,11 @@ def tune(
     means: Means = "counted" if counted else "measured"
     cpu_name = _cpu_of(opened, chosen_target)
     path = records or own_file(chosen_target, cpu_name)
-    networks = networks_of(
+    networks = networks or networks_of(
         model, chosen_target, entry, weights, recipe, calib, input_shape, allow_random, batches
     )
     works = kinds_of(networks)
-    kept = read_records([path])
+    kept = known_records(chosen_target, [path]) if recheck else read_records([path])
     known = kept.trials(chosen_target, cpu_name, means)
     deadline = began + 60 * minutes if minutes else float("inf")
     total = measured = 0
@@ -134,12 +138,18 @@ def tune(
             progress(number, len(works), f"{work.names[0]}: {measured} measured")
 
         progress(number, len(works), work.names[0])
-        if settled and (before := kept.choice(work.choice.op, chosen_target)) is not None:
+        before = kept.choice(work.choice.op, chosen_target) if settled or recheck else None
+        if before is not None:
             kernel, knobs, record = before
             default = Time(record.default_us)
             best = Setting.of(kernel.name, knobs)
             same = best == Setting.of(work.choice.kernel.name, work.choice.knobs)
             work.found = Found(best, default if same else Time(record.us), default)
+            if recheck and not same:
+                work.found = _again(work, best, chosen_target, pool, counted, ended)
+                with lock:
+                    measured += 2
+        if before is not None or recheck:
             return
         found = _search(work, chosen_target, pool, counted, known, trials, deadline, tell, ended)
         with lock:
@@ -149,6 +159,10 @@ def tune(
         with compiling_elsewhere(timers):
             _each(works, search_one, pool.count + 1, ended)
         searched = [work for work in works.values() if work.found is not None]
+        if not searched and recheck:
+            raise UsageError(
+                f"nothing was chosen for {model} yet", f"{path} has no choice for its layers", "tune it first"
+            )
         if not searched:
             raise CheckFailed(
                 f"nothing was found for {model} on {opened.spec}",
@@ -259,6 +273,16 @@ def _search(
         tell=tell,
     )
     return len(before)
+
+
+def _again(
+    work: Work, best: Setting, target: Target, devices: Devices, counted: bool, ended: threading.Event
+) -> Found | None:
+    """An old choice held against the default again."""
+    work.bench = bench = Bench(work.choice.op, target, devices, work.beside, counted)
+    default = Setting.of(work.choice.kernel.name, work.choice.knobs)
+    times = dict(zip((default, best), _patiently(lambda: bench.careful([default, best]), ended), strict=True))
+    return decide(default, times, times)
 
 
 def _still(record: Record, setting: Setting, bench: Bench) -> bool:

@@ -7,6 +7,7 @@ What comes of it is a recipe, for it changes the network's answers: only a build
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,14 +26,25 @@ from edgecsi.tune.work import networks_of
 if TYPE_CHECKING:
     import torch
 
-FORMATS: Mapping[str, Mapping[str, str]] = {
-    "f16": {"f16 weights": 'do = "halve"\nlayers = {layers}'},
+
+@dataclass(frozen=True)
+class Format:
+    """The step of a recipe that does it to some layers, and which kind of layers that is: ``dense`` or ``conv``."""
+
+    step: str
+    kind: str = "dense"
+
+
+Formats = Mapping[str, Format]
+FORMATS: Mapping[str, Formats] = {
+    "int16": {"int16": Format('do = "halve"\narithmetic = "int16"\nlayers = {layers}', "conv")},
+    "f16": {"f16 weights": Format('do = "halve"\nlayers = {layers}')},
     "int8": {
-        "int8 weights": 'do = "quantize"\nmode = "weights"\nkeep-fp32 = {others}',
-        "int8, dynamic": 'do = "quantize"\nmode = "dynamic"\nkeep-fp32 = {others}',
+        "int8 weights": Format('do = "quantize"\nmode = "weights"\nkeep-fp32 = {others}'),
+        "int8, dynamic": Format('do = "quantize"\nmode = "dynamic"\nkeep-fp32 = {others}'),
     },
 }
-"""What may be allowed, and the steps of a recipe that do it to some layers, in the order in which steps may follow."""
+"""What may be allowed, in the order in which steps may follow each other."""
 SAMPLES = 512
 
 
@@ -55,18 +67,19 @@ def tune_with(
     max_loss_db: float,
     data: str,
     recipe_to: Path,
+    minutes: float | None = None,
     records: Path | None = None,
     progress: Progress = lambda done, total, what: None,
     **options: Any,
 ) -> TuneResult:
-    """Tune a network whose dense layers may have fewer bits, and write the recipe that says which.
+    """Tune a network whose layers may have fewer bits, and write the recipe that says which.
 
     Args:
         allow: names of `FORMATS`. max_loss_db: what all together may lose on the data: dB of NMSE, or of the answers'
             difference from those in fp32, as :func:`edgecsi.compress.loss.loss_of`.
         data: inputs, as for :func:`edgecsi.channels.files.load`. recipe_to: the file to write; none is written if nothing
             is gained.
-        options: as for :func:`edgecsi.tune.network.tune`.
+        minutes: for all searches together. options: as for :func:`edgecsi.tune.network.tune`.
 
     Returns:
         The result for the mixture, with its `precision`; that of fp32 if no mixture is faster.
@@ -82,31 +95,49 @@ def tune_with(
                 suggestion(word, FORMATS, f"there are {', '.join(FORMATS)}"),
                 "correct --allow",
             )
-    formats = {name: text for word in allow for name, text in FORMATS[word].items()}
+    if "int16" in allow and targets.load(target).arch != "x86_64":
+        raise UsageError(f"{target} does not compute in int16", "kernels for it are for x86", "leave it out")
     network = _Network(model, data, options)
-    base = tune(model, target, records=records, progress=progress, **options)
+    formats = {
+        name: one
+        for word in FORMATS
+        if word in allow
+        for name, one in FORMATS[word].items()
+        if network.of(one.kind)
+    }
+    if not formats:
+        raise UsageError(
+            f"{model} has no layer in fp32 that --allow is about",
+            "int16 is for convolutions, the others are for dense layers",
+            "leave --allow out",
+        )
+    deadline = time.monotonic() + 60 * minutes if minutes else None
+    left = len(formats) + 2
+
+    def search(**more: Any) -> TuneResult:
+        """One search, with its share of the time."""
+        nonlocal left
+        share = None if deadline is None else max((deadline - time.monotonic()) / 60 / left, 0.01)
+        left -= 1
+        return tune(model, target, records=records, progress=progress, minutes=share, **more, **options)
+
+    base = search()
     before = _times(network, target, base, None)
     found: list[Option] = []
     with disk.scratch() as folder:
-        for name, text in formats.items():
+        for name, one in formats.items():
             recipe = folder / "all.toml"
-            recipe.write_text(
-                _recipe(dict.fromkeys(network.layers, name), network.layers, formats), encoding="utf-8"
-            )
-            made = tune(
-                model, target, records=records, progress=progress, settled=True, recipe=str(recipe), **options
-            )
+            recipe.write_text(_recipe(dict.fromkeys(network.of(one.kind), name), network, formats), "utf-8")
+            made = search(settled=True, recipe=str(recipe))
             for layer, us in _times(network, target, made, recipe).items():
-                if us < before[layer]:
-                    loss = network.loss({layer: name}, {name: text})
+                if layer in network.of(one.kind) and us < before.get(layer, 0.0):
+                    loss = network.loss({layer: name}, {name: one})
                     found.append(Option(layer, name, us, before[layer] - us, loss))
     chosen = choose(found, max_loss_db, lambda mixture: network.loss(mixture, formats))
     if not chosen:
         return replace(base, precision=Precision("", data, max_loss_db, 0.0, {}, _total(base)))
-    disk.write(recipe_to, _recipe(chosen, network.layers, formats))
-    made = tune(
-        model, target, records=records, progress=progress, settled=True, recipe=str(recipe_to), **options
-    )
+    disk.write(recipe_to, _recipe(chosen, network, formats))
+    made = search(settled=True, recipe=str(recipe_to))
     loss = network.loss(chosen, formats)
     if _total(made) >= _total(base):
         recipe_to.unlink()
@@ -131,7 +162,7 @@ def choose(
 
 
 class _Network:
-    """The network in PyTorch: its dense layers, and what a mixture loses on the data."""
+    """The network in PyTorch: its dense layers and convolutions, and what a mixture loses on the data."""
 
     def __init__(self, model: str, data: str, options: Mapping[str, Any]) -> None:
         import torch
@@ -148,21 +179,23 @@ class _Network:
         )
         self.module: torch.nn.Module = self.loaded.module
         self.x = torch.from_numpy(files.load(data, shape=self.loaded.example_input.shape[1:])[:SAMPLES])
-        self.layers = [
-            name for name, part in self.module.named_modules() if isinstance(part, torch.nn.Linear)
-        ]
-        if not self.layers:
-            raise UsageError(
-                f"{model} has no dense layer in fp32", "--allow is about their weights", "leave --allow out"
-            )
+        self.layers = {
+            name: "dense" if isinstance(part, torch.nn.Linear) else "conv"
+            for name, part in self.module.named_modules()
+            if isinstance(part, torch.nn.Linear | torch.nn.Conv2d)
+        }
 
-    def loss(self, mixture: Mapping[str, str], formats: Mapping[str, str]) -> float:
+    def of(self, kind: str) -> list[str]:
+        """The layers of a kind, by name."""
+        return [name for name, its in self.layers.items() if its == kind]
+
+    def loss(self, mixture: Mapping[str, str], formats: Formats) -> float:
         """What a mixture of formats loses, in dB."""
         from edgecsi.compress import apply_post_training
         from edgecsi.compress.loss import loss_of
         from edgecsi.compress.recipe import parse
 
-        recipe = parse(_recipe(mixture, self.layers, formats), "mixture")
+        recipe = parse(_recipe(mixture, self, formats), "mixture")
         mixed = apply_post_training(self.module, self.loaded.example_input, recipe, self.x)
         lost = loss_of(self.module.eval(), mixed, self.x)
         if lost is None:
@@ -173,14 +206,15 @@ class _Network:
         return lost[0]
 
 
-def _recipe(mixture: Mapping[str, str], layers: Sequence[str], formats: Mapping[str, str]) -> str:
+def _recipe(mixture: Mapping[str, str], network: _Network, formats: Formats) -> str:
     """The TOML of a mixture: a step for each format that is used."""
     parts = ['description = "Chosen by edgecsi tune, layer by layer, by time and by loss on data."']
-    for name, step in formats.items():
+    for name, one in formats.items():
+        layers = network.of(one.kind)
         used = [layer for layer in layers if mixture.get(layer) == name]
         others = [layer for layer in layers if mixture.get(layer) != name]
         if used:
-            parts.append("[[steps]]\n" + step.format(layers=_list(used), others=_list(others)))
+            parts.append("[[steps]]\n" + one.step.format(layers=_list(used), others=_list(others)))
     return "\n\n".join(parts) + "\n"
 
 
@@ -189,7 +223,7 @@ def _list(names: Sequence[str]) -> str:
 
 
 def _times(network: _Network, target: str, result: TuneResult, recipe: Path | None) -> dict[str, float]:
-    """What each dense layer takes, by its name in the whole network: measured, as the records say."""
+    """What each layer takes, by its name in the whole network: measured, as the records say."""
     board = targets.load(target)
     records = read_records([Path(result.records)])
     o = network.options

@@ -158,15 +158,24 @@ def search(
     times |= {setting: time for setting, time in known.items() if setting not in times}
     finalists = list(dict.fromkeys([space.default, *ranked()[:FINALISTS]]))
     final = dict(zip(finalists, confirm(finalists), strict=True))
-    default = final[space.default] or times[space.default]
-    assert default is not None
-    others = [(s, t) for s, t in final.items() if t is not None and s != space.default]
-    chosen, time = space.default, default
+    final[space.default] = final[space.default] or times[space.default]
+    return decide(space.default, final, times)
+
+
+def decide(
+    default_setting: Setting, final: Mapping[Setting, Time | None], tried: dict[Setting, Time | None]
+) -> Found | None:
+    """The default, or what is faster by more than noise, of settings measured in turns; None without the default."""
+    default = final[default_setting]
+    if default is None:
+        return None
+    others = [(s, t) for s, t in final.items() if t is not None and s != default_setting]
+    chosen, time = default_setting, default
     if others:
         setting, found = min(others, key=lambda item: item[1].median)
         if default.median - found.median > max(LEAST_GAIN * default.median, found.noise + default.noise):
             chosen, time = setting, found
-    return Found(chosen, time, default, times)
+    return Found(chosen, time, default, tried)
 
 
 class _Grids:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgecsi.kernels.variants import grid
 from edgecsi.ops.layout import Layout
 from edgecsi.target import Target, load
 from edgecsi.tune.harness import Case
@@ -55,6 +56,7 @@ def check(
     assert listed, f"nothing to check on {target}"
     for case in listed:
         assert case.kernel.refuses(case.op, board) == "", case.op
+    listed = [*listed, *with_other_knobs(listed, board)]
     try:
         outputs = run_guarded(listed, board)
     except AssertionError as error:
@@ -75,6 +77,29 @@ def check(
         assert (outside(memory, case.op.y) == outside(case.op.y.store(want), case.op.y)).all(), (
             f"{where}: halo"
         )
+
+
+OTHERS = 2
+"""Settings that `check` tries beside those asked for."""
+
+
+def with_other_knobs(cases: Sequence[Case], board: Target) -> list[Case]:
+    """Some of the cases with knobs drawn from their kernels' spaces: whatever a tuning record names must be right."""
+    rng, found = np.random.default_rng(len(cases)), []
+    for number in rng.permutation(len(cases)):
+        case = cases[number]
+        space = {} if case.knobs is not None else grid(case.kernel, case.op, board)
+        if all(len(values) == 1 for values in space.values()):
+            continue
+        knobs = {knob: int(rng.choice(values)) for knob, values in space.items()}
+        try:
+            case.kernel.emit(case.op, board, knobs)
+        except ValueError:  # knobs that do not fit each other
+            continue
+        found.append(replace(case, knobs=knobs))
+        if len(found) == OTHERS:
+            break
+    return found
 
 
 def outside(memory: np.ndarray[Any, Any], layout: Layout) -> np.ndarray[Any, Any]:

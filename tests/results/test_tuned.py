@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from edgecsi.results.tuned import geometric_mean, networks, page, worth_shipping
+from edgecsi.kernels.records import Record, append
+from edgecsi.results import tuned
+from edgecsi.results.tuned import geometric_mean, networks, next_of, page, worth_shipping
 from edgecsi.tune.result import Candidate, Compared, TunedLayer, TuneResult
 
 
@@ -59,3 +64,49 @@ def test_the_page_has_every_entry() -> None:
 
 def test_all_that_ships_is_tuned() -> None:
     assert {"csinet-cr4", "fullycon", "csinet-cr4+prune90-bsr16x4-int8"} <= set(networks())
+
+
+def works(**seconds: float) -> Any:
+    return {
+        key: SimpleNamespace(choice=SimpleNamespace(cost=SimpleNamespace(seconds=value)))
+        for key, value in seconds.items()
+    }
+
+
+def test_what_most_networks_have_is_searched_first() -> None:
+    all_works = {"one": works(large=5.0), "two": works(shared=2.0, own=1.0), "three": works(shared=2.0)}
+    assert next_of(all_works, set()) == ("one", 0.5)
+    all_works["four"] = works(shared=2.0)
+    assert next_of(all_works, set())[0] == "two"
+    assert next_of(all_works, {"shared"})[0] == "one"
+    assert next_of(all_works, {"large", "own", "shared"})[1] == 1.0
+
+
+def test_all_are_tuned_in_one_go_and_again_where_a_choice_was_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second network gives up what the first one had confirmed."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tuned, "networks", lambda: ["a", "b"])
+    monkeypatch.setattr(tuned, "networks_of", lambda *arguments: {})
+    monkeypatch.setattr(tuned, "kinds_of", lambda lowered: works(w=1.0))
+    file, order = tmp_path / "r.jsonl", []
+
+    def tune(name: str, target: str, *, minutes: float, **options: Any) -> TuneResult:
+        order.append(name)
+        best = "b" if order == ["a"] else "a"
+        found = layer("w", 2.0, 1.0 if best == "b" else 2.0)
+        found = replace(found, best=Candidate(best, {}))
+        record = Record(
+            "choice", "w", "fc", best, {}, "", target, "znver4", version("apache-tvm"), "measured", 1.0
+        )
+        append(file, [record])
+        return result(layers=(found,), records=str(file), complete=order != ["a", "b"])
+
+    monkeypatch.setattr(tuned, "tune", tune)
+    assert tuned.main(["--records", str(file), "--target", "x86"]) == 0
+    assert sorted(order[:2]) == ["a", "b"]
+    assert sorted(order[2:]) == ["a", "b"]  # one was given up, the other had no time for all
+    assert tuned.main(["--records", str(file), "--target", "x86"]) == 0
+    assert len(order) == 4  # all done
+    assert (tmp_path / "docs" / "results" / "tuned.md").is_file()

@@ -31,7 +31,7 @@ from edgecsi.tune.isolated import Devices, Isolated
 from edgecsi.tune.measure import Bench
 from edgecsi.tune.network import tune
 from edgecsi.tune.result import TuneResult, read_tuned
-from edgecsi.tune.search import Setting
+from edgecsi.tune.search import Found, Setting
 
 NET = """
 import torch
@@ -94,6 +94,34 @@ def test_a_chosen_record_changes_the_kernel_that_is_built(tmp_path: Path, model:
     layers = build(options).manifest.entries["full"].layers
     stale = [c for c, k in zip(choices, changed, strict=True) if c.knobs != k.knobs]
     assert sum("record" in layer.why for layer in layers) == len(layers) - len(stale)
+
+
+def test_what_was_chosen_is_measured_again_and_dropped_if_it_wins_no_more(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "x86.jsonl"
+    with pytest.raises(UsageError, match="nothing was chosen"):
+        quickly(model, file, recheck=True)
+    layer = quickly(model, file).layers[0]
+    lines = [r for r in read_records([file]).lines if r.kind == "choice"]
+    before = next(r for r in lines if r.workload == layer.workload)
+    slower = next(
+        r for r in read_records([file]).lines
+        if r.kind == "trial" and r.workload == layer.workload and r.knobs != layer.default.knobs and r.us > 0
+    )  # fmt: skip
+    old = replace(
+        before, kernel=slower.kernel, knobs=slower.knobs, code=slower.code, us=0.001, default_us=9.0
+    )
+    append(file, [old])
+    monkeypatch.setattr(
+        network, "decide", lambda default, final, tried: Found(default, final[default], final[default])
+    )
+    assert quickly(model, file, recheck=True).measured == 2
+    after = [r for r in read_records([file]).lines if r.kind == "choice" and r.workload == before.workload][
+        -1
+    ]
+    assert after.us == after.default_us < 9.0
+    assert after.knobs == layer.default.knobs
 
 
 class Broken:

@@ -106,3 +106,32 @@ def test_unknown_formats_and_losses_are_refused(
         tune_with(model, "x86", allow=["int9"], max_loss_db=0.1, data="test", recipe_to=tmp_path / "t.toml")
     assert main(["tune", model, "--target", "x86", "--allow", "int8", "--max-loss", "much"]) == 2
     assert "much is no loss" in capsys.readouterr().err
+
+
+def test_convolutions_may_be_int16_where_that_is_faster(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "net.py").write_text("""
+import torch
+def make():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(torch.nn.Conv2d(2, 2, 3, padding=1), torch.nn.Flatten(), torch.nn.Linear(32, 4)), \\
+        torch.zeros(1, 2, 4, 4)
+""")
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((64, 2, 4, 4)).astype(np.float32))
+    monkeypatch.setattr(
+        precision, "_times",
+        lambda network, target, result, recipe: dict.fromkeys(
+            network.layers, 2.0 if recipe is not None and "int16" in recipe.read_text() else 5.0
+        ),
+    )  # fmt: skip
+    out = tmp_path / "mine.toml"
+    asked = {"max_loss_db": 1.0, "data": str(tmp_path / "x.npy"), "recipe_to": out}
+    result = tune_with(model, "x86", allow=["f16", "int16"], minutes=1.0, **asked)
+    assert result.precision is not None
+    assert result.precision.formats == {"0": "int16"}
+    (step,) = recipes.load(out).steps
+    assert isinstance(step, recipes.Halve)
+    assert (step.arithmetic, step.layers) == ("int16", ("0",))
+    with pytest.raises(UsageError, match="int16"):
+        tune_with(model, "rpi4", allow=["int16"], **asked)
