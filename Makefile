@@ -12,8 +12,9 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check
 demo: $(VENV)/demo.stamp
 	$(BIN)/edgecsi demo
 
+# One process more than the two cores it is made for: tests of devices wait for them.
 test: lint
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(BIN)/python -m pytest -n 3 --dist worksteal
 
 lint: $(VENV)/stamp
 	$(BIN)/ruff check .

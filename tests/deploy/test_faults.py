@@ -7,10 +7,12 @@ time; and the next deployment succeeds without anybody touching the device. The 
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import signal
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ from edgecsi.deploy import Options, deploy, rollback
 from edgecsi.errors import DeviceError, EdgecsiError
 from tests.deploy.conftest import active, place
 from tests.deploy.faults import count, recover, strike
-from tests.deploy.simulated import Plan, Simulated
+from tests.deploy.simulated import Plan, Simulated, copy
 
 ENTRIES = ["decoder", "encoder", "full", "pair"]  # the trial run
 DEPLOY = [
@@ -67,14 +69,20 @@ def _counted(home: Path, work: Callable[[Simulated], object]) -> list[int]:
     return counts
 
 
+@pytest.fixture(scope="module")
+def commands(bundles: list[Bundle], _template: Path, tmp_path_factory: pytest.TempPathFactory) -> list[int]:
+    """How many commands the device runs for each message of a deployment."""
+    home = copy(_template, tmp_path_factory.mktemp("counted") / "device")
+    return _counted(home, lambda remote: deploy(bundles[1], remote))
+
+
 @pytest.mark.parametrize("kind", ["kill_at", "reboot_at"])
 @pytest.mark.parametrize("message", SCRIPTED, ids=lambda n: f"{n}-{DEPLOY[n - 1]}")
 def test_the_device_dies_before_any_command(
-    bundles: list[Bundle], device: Device, kind: str, message: int
+    bundles: list[Bundle], device: Device, commands: list[int], kind: str, message: int
 ) -> None:
-    commands = _counted(device(), lambda remote: deploy(bundles[1], remote))[message - 1]
     # The first commands only define functions' names and settings: one strike stands for them.
-    for command in _spread(commands, 6 if DEPLOY[message - 1] in CHANGING else 2):
+    for command in _spread(commands[message - 1], 6 if DEPLOY[message - 1] in CHANGING else 2):
         error = strike(bundles, device(), Plan(**{kind: (message, command)}), may_succeed=True)
         assert error is not None or DEPLOY[message - 1] == "unlock"
         count(
@@ -100,6 +108,22 @@ FULL, READ_ONLY, DENIED, IO = (
 )
 
 
+@pytest.fixture(scope="module")
+def uses(
+    bundles: list[Bundle], _template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], int]:
+    """How often a deployment uses this tool of the device."""
+    folder = tmp_path_factory.mktemp("uses")
+
+    @cache
+    def counted(tool: str) -> int:
+        dry = Simulated(copy(_template, folder / tool), Plan(tool=(tool, 10**6, "")))
+        deploy(bundles[1], dry)
+        return int(dry.faulty_use().read_text())
+
+    return counted
+
+
 @pytest.mark.parametrize(
     ("tool", "says"),
     [
@@ -108,12 +132,10 @@ FULL, READ_ONLY, DENIED, IO = (
         *(("sync", IO), ("sha256sum", IO), ("cat", IO)),
     ],
 )
-def test_the_devices_disk_refuses(bundles: list[Bundle], device: Device, tool: str, says: str) -> None:
-    home = device()
-    dry = Simulated(home, Plan(tool=(tool, 10**6, "")))
-    deploy(bundles[1], dry)
-    uses = int(dry.faulty_use().read_text())
-    for use in range(1, min(uses, 4) + 1):
+def test_the_devices_disk_refuses(
+    bundles: list[Bundle], device: Device, uses: Callable[[str], int], tool: str, says: str
+) -> None:
+    for use in range(1, min(uses(tool), 4) + 1):
         error = strike(bundles, device(), Plan(tool=(tool, use, says)), may_succeed=True)
         if error is not None and says in error.why:
             assert "deploy again" not in error.fix, error  # the fix is the disk's
@@ -136,10 +158,20 @@ def test_this_side_is_killed(bundles: list[Bundle], device: Device, message: int
     count("our process killed after a message")
 
 
+@pytest.fixture(scope="module")
+def updated(
+    bundles: list[Bundle], _template: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[], Path]:
+    """Makes folders of devices on which build 2 is active, and build 1 the previous."""
+    folder, numbers = tmp_path_factory.mktemp("updated"), itertools.count()
+    home = copy(_template, folder / "device")
+    deploy(bundles[1], Simulated(home))
+    return lambda: copy(home, folder / f"device{next(numbers)}")
+
+
 def _rolled_back(bundles: list[Bundle], home: Path, plan: Plan) -> EdgecsiError | None:
     """Go back from build 2 to build 1 with a fault; afterwards either runs, and the next rollback works."""
     one, two = bundles[0].manifest.digest, bundles[1].manifest.digest
-    deploy(bundles[1], Simulated(home))
     error = None
     try:
         rollback(Simulated(home, plan), "tiny-net", Options(wait=5))
@@ -155,16 +187,14 @@ def _rolled_back(bundles: list[Bundle], home: Path, plan: Plan) -> EdgecsiError 
 
 
 @pytest.mark.parametrize("kind", ["drop_before", "drop_after", "hang", "kill_at", "reboot_at"])
-def test_a_rollback_is_interrupted(bundles: list[Bundle], device: Device, kind: str) -> None:
+def test_a_rollback_is_interrupted(bundles: list[Bundle], updated: Device, kind: str) -> None:
     if kind in ("drop_before", "drop_after", "hang"):
-        assert _rolled_back(bundles, device(), Plan(**{kind: 1})) is not None
+        assert _rolled_back(bundles, updated(), Plan(**{kind: 1})) is not None
         count("rollback interrupted")
         return
-    home = device()
-    deploy(bundles[1], Simulated(home))
-    (commands,) = _counted(home, lambda remote: rollback(remote, "tiny-net"))
+    (commands,) = _counted(updated(), lambda remote: rollback(remote, "tiny-net"))
     for command in (2, *range(commands // 2, commands, 6), *_spread(commands, 10)):
-        _rolled_back(bundles, device(), Plan(**{kind: (1, command)}))
+        _rolled_back(bundles, updated(), Plan(**{kind: (1, command)}))
         count("rollback interrupted")
 
 
@@ -178,10 +208,9 @@ def test_there_is_nothing_to_go_back_to(bundles: list[Bundle], device: Device) -
 
 @pytest.mark.parametrize("damage", ["libtiny-net.so", "manifest.json", "golden.npz", "gone", "dangling"])
 def test_a_damaged_previous_release_is_not_activated(
-    bundles: list[Bundle], device: Device, damage: str
+    bundles: list[Bundle], updated: Device, damage: str
 ) -> None:
-    home = device()
-    deploy(bundles[1], Simulated(home))
+    home = updated()
     previous = (place(home) / "previous").resolve()
     if damage == "gone":
         shutil.rmtree(previous)
