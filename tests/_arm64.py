@@ -2,7 +2,8 @@
 
 Runner, agent, loader, C library and bundle there are the very aarch64 files that ship. It needs root, and once the
 network, so it is made before the tests: ``python -m tests._arm64`` (``.ci/run`` does that). It lies in the cache of
-whoever runs the tests; tests that need it are skipped where it is missing, and fail in CI.
+whoever runs the tests; tests that need it are skipped where it is missing, and fail in CI. ``python -m tests._arm64
+serve`` keeps such a device for whoever has no board at hand (docs/how-to/set-up-a-pi.md).
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -77,6 +79,16 @@ def arm64(cpu: str) -> Iterator[Sshd]:
         yield server
 
 
+def serve(cpu: str = "cortex-a72") -> None:
+    """Be the device ``ssh://board`` until Ctrl-C or a request to end; says how a shell comes to know it."""
+    make()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    with arm64(cpu) as server, contextlib.suppress(KeyboardInterrupt):
+        print(f"export EDGECSI_SSH_CONFIG={server.config}", flush=True)
+        print(f"# in another shell; then ssh://board is a {cpu} there. Ctrl-C here ends it.", flush=True)
+        signal.pause()
+
+
 def lend_libraries() -> None:
     """Give the tests' own cache TVM's aarch64 libraries, which were fetched before."""
     source = _CACHE / "rpc"
@@ -88,4 +100,4 @@ def lend_libraries() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(make())
+    serve() if sys.argv[1:] == ["serve"] else make()
