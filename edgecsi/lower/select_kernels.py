@@ -58,11 +58,15 @@ def select_kernels(graph: Graph, target: Target) -> list[Choice | Node]:
 def _choose(node: Node, op: Op, target: Target) -> Choice:
     found, refused = candidates(op, target)
     if not found:
-        reasons = "; ".join(f"{k}: {r}" for k, r in refused.items()) or "there is none for this operator"
+        # Those that have all but the instructions say what is missing; the others were written for other layers.
+        lacking = {name: reason for name, reason in refused.items() if reason.startswith("the CPU has no ")}
+        reasons = "; ".join(f"{name}: {reason}" for name, reason in (lacking or refused).items())
         raise ToolchainError(
             f"no kernel takes {node.path or node.op} on {target.id}",
-            reasons,
-            "change the layer, or write a kernel: docs/how-to/add-a-kernel.md",
+            reasons or "there is none for this operator",
+            "build for another target, or by another recipe: f16-weights and int8-dynamic go everywhere"
+            if lacking
+            else "change the layer, or write a kernel: docs/how-to/add-a-kernel.md",
         )
     kernel, knobs, cost = found[0]
     why = "the only one" if len(found) == 1 else _why(found)
