@@ -273,12 +273,14 @@ def test_dynamic_codes_of_awkward_inputs() -> None:
     target = load("x86-64-v3")
     rng = rng_of("awkward")
     weight = int8_weight(rng, 16, 128, np.ones((16, 128)))
-    op = int8_layer(rng, weight, dynamic=True)
     ties = (np.arange(128, dtype=np.float32) - 64) / 2
     ties[0] = 127
-    inputs = [ties, np.zeros(128), ties * 1e-38, ties * 1e-30, ties * 1e36, -ties]
+    rows = np.stack([ties, np.zeros(128), ties * 1e-38, ties * 1e-30, ties * 1e36, -ties]).astype(np.float32)
     kernel = all_kernels()["qd8_qs8w_dense_avx2"]
-    check([Case(kernel, op, [x.astype(np.float32)[None]]) for x in inputs], target.id, tolerance=0)
+    one, six = (int8_layer(rng, weight, dynamic=True, batch=batch) for batch in (1, 6))
+    # four rows find their ranges together, and two more each its own
+    cases = [Case(kernel, six, [rows]), *(Case(kernel, one, [row[None]]) for row in rows)]
+    check(cases, target.id, tolerance=0)
 
 
 @on_targets("x86-64-v3", "rpi4")

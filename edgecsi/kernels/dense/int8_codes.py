@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgecsi.kernels import reduce
 from edgecsi.kernels.dense.dot import Dot
 from edgecsi.kernels.dense.walk import each_run
+from edgecsi.kernels.tiling import overlap
 from edgecsi.ops.dynamic import DYNAMIC_STEPS, TINY
 from edgecsi.ops.operators import Dense
 from edgecsi.target import Target
@@ -58,7 +60,56 @@ def write_codes(
             place = codes + T.cast(inputs[k], "int32")
             e.store(scratch, row + k * run, e.load(scratch, place, run))
 
-    with e.serial(op.x.shape[0]) as sample:
+    def ranges(first: Any, count: int) -> None:
+        """Codes of so many samples by their own ranges."""
+        find = _limits if count == 1 else _limits_of_four
+        low, high = (e.let(limit) for limit in find(op, target, x, first))
+
+        def every(value: float) -> Any:
+            return e.splat(value, count)
+
+        width = e.let(high - low)
+        usable = T.And(width >= every(float(TINY)), width <= every(_LARGEST))
+        inverse = e.let(T.Select(usable, every(DYNAMIC_STEPS) / width, every(0.0)))
+        # one above the lowest code, so that no value rounds to a code that does not exist
+        below = T.Select(usable, -low * inverse, every(0.0))
+        zero = e.let(T.cast(below, e.vector_type("int32", count)) + e.splat(dot.zero - 127, count, "int32"))
+        # Infinity and what is not a number take all outputs along.
+        size = T.Select(width <= every(_LARGEST), width / every(DYNAMIC_STEPS), every(float("nan")))
+        for name, value in (("steps", size), ("zeros", zero)):
+            e.store(scratch, room[name] + first * 4, T.reinterpret(value, dtype=f"uint8x{4 * count}"))
+        shift_up = e.let(T.cast(zero, e.vector_type("float32", count)) + every(MAGIC))
+        for k in range(count):
+            row = (first + k) * stride
+            factor, shift = (v if count == 1 else e.let(e.part(v, k, 1)) for v in (inverse, shift_up))
+            codes = row if inputs is None else room["all"]
+
+            def quantize(
+                element: Any,
+                offset: Any,
+                lanes: int,
+                k: int = k,
+                codes: Any = codes,
+                by: Any = factor,
+                up: Any = shift,
+            ) -> None:
+                value = e.load(x, (first + k) * op.x.stride + offset, lanes)
+                rounded = e.fence(value * e.splat(by, lanes)) + e.splat(up, lanes)
+                bits = T.reinterpret(rounded, dtype=e.vector_type("int32", lanes))
+                e.store(scratch, codes + element, T.cast(bits, e.vector_type("uint8", lanes)))
+
+            each_run(op.x, lanes, quantize)
+            if inputs is not None:
+                gather(row, room["all"])
+
+    # The range of a short row takes longer than its codes; four rows find theirs together.
+    plain = not any(op.x.halo) and op.x.group == 1
+    fours = op.x.shape[0] // 4 if op.dynamic and plain and op.weight.shape[1] >= 4 else 0
+    if fours:
+        with e.serial(fours) as four:
+            ranges(four * 4, 4)
+    with e.serial(op.x.shape[0] - 4 * fours) as rest:
+        sample = rest + 4 * fours if fours else rest
         here = sample * (op.planes * stride)
         if op.fine > 1:
             rows = [(here + k * stride, room["all"] + k * op.weight.shape[1]) for k in range(2)]
@@ -85,31 +136,7 @@ def write_codes(
 
             each_run(op.x, lanes, shift)
             return
-        low, high = (e.let(limit) for limit in _limits(op, lanes, x, sample))
-        width = e.let(high - low)
-        usable = T.And(width >= T.float32(float(TINY)), width <= T.float32(_LARGEST))
-        inverse = e.let(T.Select(usable, T.float32(DYNAMIC_STEPS) / width, T.float32(0)))
-        # one above the lowest code, so that no value rounds to a code that does not exist
-        below = T.Select(usable, -low * inverse, T.float32(0))
-        zero = e.let(T.cast(below, "int32") + T.int32(dot.zero - 127))
-        # Infinity and what is not a number take all outputs along.
-        size = T.Select(
-            width <= T.float32(_LARGEST), width / T.float32(DYNAMIC_STEPS), T.float32(float("nan"))
-        )
-        e.store(scratch, room["steps"] + sample * 4, T.reinterpret(size, dtype="uint8x4"))
-        e.store(scratch, room["zeros"] + sample * 4, T.reinterpret(zero, dtype="uint8x4"))
-        shift_up = e.let(T.cast(zero, "float32") + T.float32(MAGIC))
-        target_of_codes = here if inputs is None else room["all"]
-
-        def quantize(element: Any, offset: Any, count: int) -> None:
-            value = e.load(x, sample * op.x.stride + offset, count)
-            rounded = e.fence(value * e.splat(inverse, count)) + e.splat(shift_up, count)
-            bits = T.reinterpret(rounded, dtype=e.vector_type("int32", count))
-            e.store(scratch, target_of_codes + element, T.cast(bits, e.vector_type("uint8", count)))
-
-        each_run(op.x, lanes, quantize)
-        if inputs is not None:
-            gather(here, room["all"])
+        ranges(sample, 1)
 
 
 def _wide_codes(x: Any, op: Dense, target: Target) -> list[Any]:
@@ -133,30 +160,59 @@ def _wide_codes(x: Any, op: Dense, target: Target) -> list[Any]:
     return found
 
 
-def _limits(op: Dense, lanes: int, x: Any, sample: Any) -> tuple[Any, Any]:
+_ZEROS = {"uint32": 1 << 31, "int32": 0}
+"""Bits of positive fp32 are ordered like signed integers; of negative ones, unsigned and upside down, above all
+positive ones. Each starts from its zero."""
+
+
+def _limits_of_four(op: Dense, target: Target, x: Any, first: Any) -> list[Any]:
+    """:func:`_limits` of four samples that lie in memory without gaps, as vectors of four."""
+    from tvm.tirx.script import builder as T
+
+    from edgecsi.kernels import emit as e
+
+    length = op.weight.shape[1]
+    lanes = reduce.lanes_for(length, target.lanes_f32)
+    best = {kind: [e.registers(lanes, kind) for _ in range(4)] for kind in _ZEROS}
+    for kind, registers in best.items():
+        for one in registers:
+            e.store(one, 0, e.splat(_ZEROS[kind], lanes, kind))
+    with e.serial(-(-length // lanes)) as block:
+        at = e.let(overlap(block, lanes, length))
+        for k in range(4):
+            value = e.let(e.load(x, (first + k) * op.x.stride + at, lanes))
+            for kind, registers in best.items():
+                bits = T.reinterpret(value, dtype=e.vector_type(kind, lanes))
+                e.store(registers[k], 0, T.max(e.load(registers[k], 0, lanes), bits))
+    found = []
+    for registers in best.values():
+        four = reduce.four_across([e.let(e.load(one, 0, lanes)) for one in registers], T.max)
+        found.append(T.reinterpret(four, dtype="float32x4"))
+    return found
+
+
+def _limits(op: Dense, target: Target, x: Any, sample: Any) -> tuple[Any, Any]:
     """Emit min(x, 0) and max(x, 0) over a sample, as fp32; not-a-number wins."""
     from tvm.tirx.script import builder as T
 
     from edgecsi.kernels import emit as e
 
+    lanes = 4 * target.lanes_f32
     widths = [w for w in (lanes >> k for k in range(lanes.bit_length())) if w]
-    # Bits of positive fp32 are ordered like signed integers; of negative ones, unsigned and upside down, above all
-    # positive ones. Each starts from its zero.
-    kinds = {"uint32": 1 << 31, "int32": 0}
-    best = {(kind, w): e.registers(w, kind) for kind in kinds for w in widths}
+    best = {(kind, w): e.registers(w, kind) for kind in _ZEROS for w in widths}
     for (kind, w), registers in best.items():
-        e.store(registers, 0, e.splat(kinds[kind], w, kind))
+        e.store(registers, 0, e.splat(_ZEROS[kind], w, kind))
 
     def widen(element: Any, offset: Any, count: int) -> None:
         value = e.load(x, sample * op.x.stride + offset, count)
-        for kind in kinds:
+        for kind in _ZEROS:
             bits = T.reinterpret(value, dtype=e.vector_type(kind, count))
             registers = best[kind, count]
             e.store(registers, 0, T.max(e.load(registers, 0, count), bits))
 
     each_run(op.x, lanes, widen)
     found = []
-    for kind in kinds:
+    for kind in _ZEROS:
         top = None
         for w in widths:
             value = e.load(best[kind, w], 0, w)
