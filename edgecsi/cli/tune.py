@@ -193,6 +193,11 @@ def _text(result: TuneResult) -> str:
         for layer in result.layers
     ]  # fmt: skip
     parts = [columns(("layer", f"default {unit}", f"best {unit}", "tried", "failed", "choice"), rows)]
+    if estimated := [layer for layer in result.layers if layer.default_cycles is not None]:
+        head = ("hot loops, estimated by llvm-mca", "default M cycles", "best M cycles")
+        parts.append(
+            columns(head, [(layer.layer, layer.default_cycles, layer.best_cycles) for layer in estimated])
+        )
     entries = [
         (name, e.default_us, e.tuned_us, f"{e.ratio:.3f}", f"{e.low:.3f} to {e.high:.3f}")
         for name, e in result.entries.items()

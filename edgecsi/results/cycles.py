@@ -6,20 +6,12 @@ nothing of memory, of branches and of the rest of the kernel: an estimate, no me
 
 from __future__ import annotations
 
-import re
-import shutil
-import subprocess
 from dataclasses import dataclass
 
 from edgecsi import target as targets
-from edgecsi.errors import ToolchainError
+from edgecsi.tune.cycles import MODELS, analyse, find_tool, hot_loop, multiply_adds
 
 TARGETS = ("rpi4", "rpi5")
-TOOLS = tuple(f"llvm-mca-{version}" for version in range(22, 15, -1))
-"""Newest first; before 16 there is no model of Neoverse N1."""
-MODELS = {"cortex-a76": "neoverse-n1"}
-"""LLVM describes the Cortex-A76 by its server sibling, and otherwise schedules it as a Cortex-A57."""
-ITERATIONS = 100
 NOTES = (
     "Cortex-A76 is estimated by LLVM's model of its sibling Neoverse N1. Layers that only move or convert "
     "numbers are left out, and so is what kernels do outside of the loop."
@@ -108,79 +100,3 @@ def estimate_cycles(model: str, recipe: str, calibration: str) -> Cycles:
                 )
             )
     return Cycles(model, tool, tuple(loops))
-
-
-def find_tool() -> str:
-    """The newest llvm-mca there is.
-
-    Raises:
-        ToolchainError: none is installed.
-    """
-    for name in TOOLS:
-        if shutil.which(name):
-            return name
-    raise ToolchainError(
-        "cycles cannot be estimated", "llvm-mca of LLVM 16 or newer is missing", "apt-get install llvm-16"
-    )
-
-
-def hot_loop(assembly: str) -> list[str]:
-    """The instructions of the innermost loop (no other loop in it) with the most multiply-adds; empty if no
-    loop has any.
-
-    Args:
-        assembly: AArch64, as LLVM prints it.
-    """
-    lines = [line.split("//")[0].strip() for line in assembly.splitlines()]
-    labels = {line[:-1]: index for index, line in enumerate(lines) if line.endswith(":")}
-    backward: list[tuple[int, int]] = []
-    for index, line in enumerate(lines):
-        branch = re.fullmatch(r"(?:b|b\.\w+|cbn?z|tbn?z)\s+(?:.*,\s*)?(\.L\w+)", line)
-        if branch and labels.get(branch[1], index) < index:
-            backward.append((labels[branch[1]], index))
-    bodies = [
-        [line for line in lines[begin : end + 1] if line and not line.startswith(".")]
-        for begin, end in backward
-        if not any(begin <= b and e <= end and (b, e) != (begin, end) for b, e in backward)
-    ]
-    return max(bodies, key=multiply_adds, default=[])
-
-
-_WIDENING = re.compile(r"(?:[su]mull2?|[su]mlal2?)\s+v\d+\.(8h|4s)")
-_DOT = re.compile(r"[su]dot\s+v\d+\.(4s|2s)")
-_PLAIN = re.compile(r"(?:mla|fmla)\s+v\d+\.(16b|8h|4s)")
-
-
-def multiply_adds(instructions: list[str]) -> int:
-    """Multiply-adds of a piece of AArch64 code, by the lanes of its vector instructions."""
-    total = 0
-    for line in instructions:
-        if found := _DOT.match(line):
-            total += 4 * int(found[1][:-1])
-        elif found := _WIDENING.match(line) or _PLAIN.match(line):
-            total += int(found[1][:-1])
-    return total
-
-
-def analyse(tool: str, mcpu: str, instructions: list[str]) -> float:
-    """Cycles of one pass of a loop body.
-
-    Raises:
-        ToolchainError: the tool failed.
-    """
-    # Where branches lead is of no interest, and the labels are not in the piece.
-    straight = [re.sub(r"\.L\w+$", "0", line) for line in instructions]
-    command = [tool, "-mtriple=aarch64", f"-mcpu={mcpu}", f"-iterations={ITERATIONS}"]
-    try:
-        said = subprocess.run(
-            [*command, "-instruction-info=0", "-resource-pressure=0"],
-            input="\n".join(straight) + "\n",
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=True,
-        ).stdout
-        return int(re.findall(r"Total Cycles:\s+(\d+)", said)[0]) / ITERATIONS
-    except (OSError, subprocess.SubprocessError, IndexError) as error:
-        said = getattr(error, "stderr", None) or str(error)
-        raise ToolchainError(f"{tool} failed", said.strip()[:300], "report this as a bug") from None

@@ -28,7 +28,7 @@ from edgecsi.errors import CheckFailed, DeviceError, EdgecsiError
 from edgecsi.kernels.records import SHIPPED, Record, current, own_file, read_records, write_records
 from edgecsi.models import registry
 from edgecsi.report.text import number
-from edgecsi.results.files import own_folder, write_json
+from edgecsi.results.files import own_folder, write_between, write_json
 from edgecsi.results.tables import markdown
 from edgecsi.schema import convert
 from edgecsi.target import Target
@@ -36,7 +36,9 @@ from edgecsi.tune.network import tune
 from edgecsi.tune.result import TuneResult
 from edgecsi.tune.work import Networks, Work, kinds_of, networks_of
 
-FOLDER = Path("docs") / "results"
+DOCS = Path("docs")
+FOLDER = DOCS / "results"
+MARKS = "<!-- tuned -->", "<!-- /tuned -->"
 TRIALS = 32
 CONFIRMING, LEAST_MINUTES = 15.0, 0.2
 """Seconds that confirming a network takes, before any did; the least time for a search."""
@@ -64,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             ship(chosen.records)
         else:
             tune_all(chosen.target, chosen.minutes, chosen.only, chosen.again, chosen.records)
-        disk.write(_folder() / "tuned.md", page(_stored()))
+        stored = _stored()
+        disk.write(_folder() / "tuned.md", page(stored))
+        write_between(DOCS / "how-to" / "tune.md", *MARKS, "\n" + summary(stored, _folder()) + "\n")
     except EdgecsiError as error:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
@@ -210,6 +214,26 @@ def geometric_mean(entries: Sequence[Mapping[str, float]]) -> tuple[float, float
     middle = sum(logs) / len(logs)
     half = math.sqrt(sum(width**2 for width in widths)) / len(logs)
     return math.exp(middle), math.exp(middle - half), math.exp(middle + half)
+
+
+def summary(stored: Mapping[str, Json], folder: Path) -> str:
+    """What tuning brings, in a few sentences for its how-to."""
+    parts = []
+    for tree in stored.values():
+        found = tree["networks"]
+        first = next(iter(found.values()))
+        entries = {
+            f"{name}, {e}": c for name, network in found.items() for e, c in network["entries"].items()
+        }
+        middle, low, high = geometric_mean(list(entries.values()))
+        most = min(entries, key=lambda name: entries[name]["ratio"])
+        where = "by counted instructions" if first["means"] == "counted" else f"on {tree['machine']['cpu']}"
+        parts.append(
+            f"For {first['target']} {where}: {middle:.3f} of the defaults' time ({low:.3f} to {high:.3f}, geometric mean "
+            f"over {len(entries)} entries of {len(found)} networks), most for {most}: {entries[most]['ratio']:.3f}."
+        )
+    link = f"../{folder.relative_to(DOCS).as_posix()}/tuned.md"
+    return "\n".join([*parts, f"Entry by entry: [what tuning brings]({link})."])
 
 
 def _stored() -> dict[str, Json]:

@@ -37,7 +37,7 @@ TOGETHER = 16
 QUICK, CAREFUL = (3, 40), (12, 60)
 """Turns, and calls in a turn."""
 EVICTION_BYTES = 8 << 20
-_COMPILING = threading.RLock()  # TVM's builder is not for several threads; meanwhile others measure
+COMPILING = threading.RLock()  # TVM's builder is not for several threads; meanwhile others measure
 CLOCK_US = 0.01
 """What the clock of a usual machine cannot tell apart."""
 
@@ -98,7 +98,7 @@ class Bench:
 
     def code(self, setting: Setting) -> str:
         """Key of the code of a setting."""
-        with _COMPILING:
+        with COMPILING:
             return code(_kernel(setting), self.op, self.target, dict(setting.knobs))
 
     @property
@@ -113,7 +113,7 @@ class Bench:
 
     def _together(self, settings: Sequence[Setting], turns: int, calls: int) -> None:
         with disk.scratch(runs=True) as folder:
-            with _COMPILING:
+            with COMPILING:
                 entries: dict[Setting, Entry] = {}
                 for index, setting in enumerate(settings):
                     try:

@@ -28,9 +28,9 @@ from edgecsi.kernels.variants import all_kernels, candidates, grid
 from edgecsi.kernels.workload import workload
 from edgecsi.lower.select_kernels import Choice
 from edgecsi.target import Target
-from edgecsi.tune import in_place
+from edgecsi.tune import cycles, in_place
 from edgecsi.tune.isolated import Devices, Isolated, Timer, compiling_elsewhere
-from edgecsi.tune.measure import Bench
+from edgecsi.tune.measure import COMPILING, Bench
 from edgecsi.tune.result import Compared, TuneResult
 from edgecsi.tune.search import Found, Setting, Space, Time, decide, search
 from edgecsi.tune.work import (
@@ -272,7 +272,25 @@ def _search(
         stop=lambda: time.monotonic() > deadline,
         tell=tell,
     )
+    if counted and work.found is not None:
+        _hold_against_cycles(work, target)
     return len(before)
+
+
+def _hold_against_cycles(work: Work, target: Target) -> None:
+    """Fewer instructions that are estimated to take more cycles are no gain."""
+    found = work.found
+    assert found is not None
+    default = Setting.of(work.choice.kernel.name, work.choice.knobs)
+    for setting, counted in ((default, found.default_time), (found.best, found.best_time)):
+        with COMPILING:
+            rate = cycles.an_instruction(
+                all_kernels()[setting.kernel], work.choice.op, target, dict(setting.knobs)
+            )
+        if rate is not None:
+            work.cycles[setting] = round(counted.median * rate, 4)
+    if len(work.cycles) == 2 and work.cycles[found.best] > work.cycles[default]:
+        give_up(work)
 
 
 def _again(

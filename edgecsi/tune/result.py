@@ -55,6 +55,8 @@ class TunedLayer:
         kept: whether the best is used: it is another than the default, and does not lose in place.
         tried, failed: settings measured, and those that crashed, hung or answered wrongly.
         times: of all settings tried, by kernel, in the order of trial.
+        default_cycles, best_cycles: where instructions were counted, the millions of cycles that they take at the rate of
+            the hot loop, as llvm-mca estimates it; None without. The best by count is no choice if it takes more.
         bound: what takes longest in the best of them by the target's bandwidths and peaks: reading weights or
             multiplying; None where there is neither. share: the least possible time by that, over ``best_us``; None
             where instructions were counted.
@@ -73,6 +75,8 @@ class TunedLayer:
     times: Mapping[str, tuple[float, ...]]
     bound: Literal["bytes", "MACs"] | None = None
     share: float | None = None
+    default_cycles: float | None = None
+    best_cycles: float | None = None
 
 
 @dataclass(frozen=True)

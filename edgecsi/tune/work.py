@@ -56,6 +56,8 @@ class Work:
     found: Found | None = None
     bench: Bench | None = None
     given_up: bool = False
+    cycles: dict[Setting, float] = field(default_factory=dict)
+    """Of counted settings: the millions of cycles that they are estimated to take."""
 
     @property
     def changed(self) -> bool:
@@ -171,6 +173,8 @@ def tuned_layer(work: Work, target: Target | None) -> TunedLayer:
         tried=sum(len(v) for v in times.values()),
         failed=sum(status in ("wrong", "crashed", "hung") for status in statuses),
         times={kernel: tuple(taken) for kernel, taken in times.items()}, bound=bound, share=share,
+        default_cycles=work.cycles.get(Setting.of(work.choice.kernel.name, work.choice.knobs)),
+        best_cycles=work.cycles.get(found.best),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from edgecsi.kernels.records import Record, append
 from edgecsi.results import tuned
-from edgecsi.results.tuned import geometric_mean, networks, next_of, page, worth_shipping
+from edgecsi.results.tuned import geometric_mean, networks, next_of, page, summary, worth_shipping
 from edgecsi.tune.result import Candidate, Compared, TunedLayer, TuneResult
 
 
@@ -60,6 +60,11 @@ def test_the_page_has_every_entry() -> None:
     text = page({"tuned-host": {"machine": {"cpu": "EPYC"}, "date": "2026-11-30", "networks": {"net": tree}}})
     assert "| net | encoder | 20.0 | 18.0 | 0.900 | 0.890 to 0.910 | 3 |" in text
     assert "**0.944**" in text
+    stored = {"tuned-host": {"machine": {"cpu": "EPYC"}, "networks": {"net": tree}}}
+    said = summary(stored, Path("docs/results/epyc"))
+    assert "For host on EPYC: 0.944 of the defaults' time" in said
+    assert "most for net, encoder: 0.900" in said
+    assert "(../results/epyc/tuned.md)" in said
 
 
 def test_all_that_ships_is_tuned() -> None:

@@ -5,10 +5,19 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from edgecsi import target as targets
 from edgecsi.errors import ToolchainError
-from edgecsi.results import cycles
+from edgecsi.kernels.variants import candidates
+from edgecsi.lower.select_kernels import Choice
+from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Dense
+from edgecsi.tune import cycles
+from edgecsi.tune.network import _hold_against_cycles
+from edgecsi.tune.search import Found, Setting, Time
+from edgecsi.tune.work import Work, tuned_layer
 
 ASSEMBLY = """
 kernel:
@@ -83,3 +92,33 @@ def test_the_tool_itself_estimates() -> None:
     except ToolchainError as error:
         pytest.skip(f"{error.why}: {error.fix}")
     assert 1 <= cycles.analyse(tool, "cortex-a72", cycles.hot_loop(ASSEMBLY)) < 10
+
+
+def test_fewer_instructions_that_take_more_cycles_are_no_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+    op = Dense(x=Layout((1, 48)), y=Layout((1, 40)), weight=np.ones((40, 48), np.float32))
+    target = targets.load("rpi4")
+    kernel, knobs, cost = candidates(op, target)[0][0]
+    default, other = Setting.of(kernel.name, knobs), Setting.of(kernel.name, {**knobs, "unroll": 8})
+    for rates, best in (((1.0, 0.9), other), ((1.0, 1.5), default), ((1.0, None), other)):
+        found = Found(other, Time(0.9), Time(1.0))
+        layer = Work(
+            Choice(node=None, op=op, kernel=kernel, knobs=knobs, cost=cost, why=""), 0, ["fc"], found
+        )  # type: ignore[arg-type]
+        answers = iter(rates)
+        monkeypatch.setattr(cycles, "an_instruction", lambda *arguments, a=answers: next(a))
+        _hold_against_cycles(layer, target)
+        assert layer.found is not None
+        assert layer.found.best == best
+        assert tuned_layer(layer, None).default_cycles == 1.0
+
+
+def test_a_kernel_has_a_hot_loop() -> None:
+    try:
+        cycles.find_tool()
+    except ToolchainError as error:
+        pytest.skip(f"{error.why}: {error.fix}")
+    op = Dense(x=Layout((1, 256)), y=Layout((1, 64)), weight=np.ones((64, 256), np.float32))
+    kernel, knobs, _ = candidates(op, targets.load("rpi5"))[0][0]
+    rate = cycles.an_instruction(kernel, op, targets.load("rpi5"), knobs)
+    assert rate is not None
+    assert 0.2 < rate < 3
