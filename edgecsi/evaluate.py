@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,10 +12,13 @@ import numpy as np
 
 from edgecsi import verdict
 from edgecsi.bundle import Bundle, Manifest, read_golden
+from edgecsi.bundle import Entry as Described
 from edgecsi.channels import files, metrics
+from edgecsi.channels.named import has_samples, load_named
 from edgecsi.device import Device
+from edgecsi.device.protocol import Samples
 from edgecsi.errors import BundleError, CheckFailed, DataError, EdgecsiError, ModelError, Notice, UsageError
-from edgecsi.verdict import Difference, difference
+from edgecsi.verdict import Difference, difference, difference_but_ties
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +93,7 @@ def reference_model(manifest: Manifest, model: str | None = None, weights: str |
 
 def evaluate(
     bundle: Bundle,
-    samples: NDArray[Any],
+    samples: Samples,
     data: str,
     *,
     device: Device,
@@ -102,7 +105,7 @@ def evaluate(
 
     Args:
         bundle: what to run.
-        samples: float32 ``[N, *shape]``, inputs of its ``full`` or ``encoder`` entry.
+        samples: float32 ``[N, *shape]``, inputs of its ``full`` or ``encoder`` entry; a list of them if it takes several.
         data: what to call the samples in the result.
         device: where to run it.
         reference: the PyTorch model, if it is to be compared with. fp32: the whole network before compression.
@@ -116,36 +119,44 @@ def evaluate(
     tell = progress or (lambda done, total, what: None)
     steps = ["bundle", *(reference.entries if reference else ())]
     tell(0, len(steps), f"running {bundle.manifest.name} on {device.spec}")
-    outputs: dict[str, Any] = {}
+    given = [samples] if isinstance(samples, np.ndarray) else list(samples)
+    outputs: dict[str, tuple[Any, ...]] = {}
+
+    def run(name: str, x: Sequence[NDArray[Any]]) -> None:
+        found = device.run(bundle, name, x)
+        outputs[name] = found if isinstance(found, tuple) else (found,)
+
     if "full" in entries:
-        outputs["full"] = device.run(bundle, "full", samples)
+        run("full", given)
     if "encoder" in entries:
-        outputs["encoder"] = device.run(bundle, "encoder", samples)
+        run("encoder", given)
         if "decoder" in entries and "full" not in entries:
-            outputs["full"] = device.run(bundle, "decoder", outputs["encoder"])
+            run("decoder", outputs["encoder"])
+            outputs["full"] = outputs.pop("decoder")
 
     differences: dict[str, Difference] = {}
-    expected_full: Any = None
+    expected: dict[str, tuple[Any, ...]] = {}
     if reference is not None:
-        given: Any = samples
         for done, (name, entry) in enumerate(reference.entries.items(), 1):
             tell(done, len(steps), f"comparing {name} with PyTorch")
-            x = given if name == "decoder" else samples
-            expected = pytorch(entry, x)
-            given = expected if name == "encoder" else given
-            expected_full = expected if name == "full" else expected_full
+            x = expected["encoder"] if name == "decoder" else given
+            expected[name] = answers(entry, x)
             if name == "decoder" and name in entries:
-                outputs[name] = device.run(bundle, name, x)
+                run(name, x)
             if name in outputs:
-                differences[name] = difference(outputs[name], expected)
-                few = len(x) <= _AT_ONCE * len(entry.example_input)
+                kept = _kept(entry, entries.get(name), expected[name])
+                differences[name] = _worst(outputs[name], kept)
+                few = len(x[0]) <= _AT_ONCE * len(entry.example_input)
                 if few and not differences[name].max_rel_diff <= verdict.FP32:
                     # it may mix its samples just a little
-                    differences[name] = difference(outputs[name], pytorch(entry, x, at_once=False))
+                    alone = _kept(entry, entries.get(name), answers(entry, x, at_once=False))
+                    differences[name] = _worst(outputs[name], alone)
 
-    full = outputs.get("full")
-    if full is not None and full.shape != samples.shape:
-        full = expected_full = fp32 = None  # nothing is reconstructed, so these figures have no meaning
+    samples = given[0]
+    full = _alike(outputs.get("full", ()), samples)
+    # where nothing is reconstructed these figures have no meaning
+    expected_full = None if full is None else _alike(expected.get("full", ()), samples)
+    exact = None if full is None or fp32 is None else _alike(answers(fp32, given), samples)
     channels = full if full is not None and full.shape[1:] == files.SAMPLE else None
     if channels is not None and not np.isfinite(channels).all():
         channels = None  # what overflows is like nothing
@@ -157,13 +168,29 @@ def evaluate(
         samples=len(samples),
         nmse_db=None if full is None else metrics.nmse_db(samples, full),
         nmse_db_pytorch=None if expected_full is None else metrics.nmse_db(samples, expected_full),
-        nmse_db_fp32=None
-        if full is None or fp32 is None
-        else metrics.nmse_db(samples, pytorch(fp32, samples)),
+        nmse_db_fp32=None if exact is None else metrics.nmse_db(samples, exact),
         rho=None if channels is None else metrics.rho(samples, channels),
         sgcs=None if channels is None else metrics.sgcs(samples, channels),
         differences=differences,
     )
+
+
+def _alike(outputs: Sequence[NDArray[Any]], samples: NDArray[Any]) -> Any:
+    """The first output of the samples' shape; None without one."""
+    return next((y for y in outputs if y.shape == samples.shape and y.dtype.kind == "f"), None)
+
+
+def _worst(found: Sequence[NDArray[Any]], expected: Sequence[NDArray[Any]]) -> Difference:
+    """Of several outputs the one that is furthest away."""
+    apart = [difference_but_ties(np.asarray(y), e) for y, e in zip(found, expected, strict=True)]
+    return max(apart, key=lambda d: d.max_rel_diff)
+
+
+def _kept(entry: Entry, built: Described | None, answers: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Of PyTorch's answers those that the bundle has: it may have been built for some outputs only."""
+    if built is None or len(built.outputs) == len(answers):
+        return answers
+    return tuple(answers[entry.output_names.index(tensor.name)] for tensor in built.outputs)
 
 
 def evaluate_detector(
@@ -243,10 +270,7 @@ def evaluate_data(
     if data.startswith("mimo:"):
         found = evaluate_detector(bundle, data, device=device, reference=reference, progress=progress)
         return _with_golden(found, bundle, device), note
-    shape = _input_shape(bundle, reference)[1:]
-    x = files.load(data, shape=shape, progress=lambda done, total: tell(done, total, f"reading {data}"))[
-        :samples
-    ]
+    x = _read(bundle, reference, data, lambda done, total: tell(done, total, f"reading {data}"), samples)
     found = evaluate(bundle, x, data, device=device, reference=reference, fp32=fp32, progress=progress)
     return _with_golden(found, bundle, device), note
 
@@ -275,8 +299,10 @@ def _compressed_again(bundle: Bundle, model: LoadedModel, calib: str | None) -> 
             raise
     for name, entry in again.entries.items():
         if name in bundle.manifest.entries and name != "decoder":
-            (x,), (y,) = ([a.reshape(-1, *a.shape[2:]) for a in side] for side in read_golden(bundle, name))
-            if not difference(pytorch(entry, x), y).max_rel_diff <= verdict.SAME_WEIGHTS:
+            x, y = ([a.reshape(-1, *a.shape[2:]) for a in side] for side in read_golden(bundle, name))
+            found = _kept(entry, bundle.manifest.entries[name], answers(entry, x))
+            apart = [difference(a, b).max_rel_diff for a, b in zip(found, y, strict=True)]
+            if not max(apart) <= verdict.SAME_WEIGHTS:
                 return None
     return again
 
@@ -290,26 +316,39 @@ def _with_golden(found: Evaluation, bundle: Bundle, device: Device) -> Evaluatio
         inputs, expected = (
             [array.reshape(-1, *array.shape[2:]) for array in arrays] for arrays in read_golden(bundle, name)
         )
-        answers = device.run(bundle, name, inputs)
-        several = answers if isinstance(answers, tuple) else (answers,)
-        apart = [difference(np.asarray(y), e) for y, e in zip(several, expected, strict=True)]
-        differences[name] = max(apart, key=lambda d: d.max_rel_diff)
+        found_here = device.run(bundle, name, inputs)
+        differences[name] = _worst(found_here if isinstance(found_here, tuple) else (found_here,), expected)
     return replace(found, differences=differences)
 
 
-def _input_shape(bundle: Bundle, reference: LoadedModel | None) -> tuple[int, ...]:
-    """What samples go in: the input of ``full``, else of ``encoder``, else of the network that makes the codewords."""
+def _read(
+    bundle: Bundle, reference: LoadedModel | None, data: str, progress: Any, count: int | None
+) -> list[NDArray[Any]]:
+    """What goes in, `count` samples: the inputs of ``full``, else of ``encoder``, else of the network that makes the
+    codewords."""
     entries = bundle.manifest.entries
-    for name in ("full", "encoder"):
-        if name in entries:
-            return entries[name].inputs[0].shape
-    if reference is None:
+    whole = entries.get("full") or entries.get("encoder")
+    if whole is not None and len(whole.inputs) > 1:
+        shapes = {tensor.name: tensor.shape for tensor in whole.inputs}
+        batch, found = whole.inputs[0].shape[0], load_named(data, shapes)
+        calls = min(len(found[0]), count or len(found[0])) // batch
+        return [
+            x[: calls * batch]
+            if has_samples(shape, shapes)
+            else np.repeat(x[None], calls, 0).reshape(-1, *shape[1:])
+            for x, shape in zip(found, shapes.values(), strict=True)
+        ]
+    if whole is not None:
+        shape = whole.inputs[0].shape
+    elif reference is not None:
+        shape = tuple(reference.example_input.shape)
+    else:
         raise DataError(
             f"{bundle.path} has only the entries {', '.join(entries)}",
             "channels go into full or encoder; a decoder needs codewords, which only PyTorch could make here",
             "pass --model, or build the bundle with the entry full",
         )
-    return tuple(reference.example_input.shape)
+    return [files.load(data, shape=shape[1:], progress=progress)[:count]]
 
 
 def judge(bundle: Bundle, found: Evaluation) -> None:
@@ -343,7 +382,7 @@ def refuse_mixed_batches(entry: Entry) -> None:
     x = entry.example_input
     other = 1 - 2 * x.flip(-1) if x.is_floating_point() else x.flip(-1)  # with another sum, too
     with torch.no_grad():
-        mixed = len(entry.inputs) == 1 and not _takes_any_batch(entry, torch.cat([x, other]))
+        mixed = len(entry.inputs) == 1 and not _takes_any_batch(entry, [torch.cat([x, other])])
     if mixed:
         raise ModelError(
             f"{entry.name} mixes the samples of a batch, or takes only the batch of its example",
@@ -353,29 +392,59 @@ def refuse_mixed_batches(entry: Entry) -> None:
         )
 
 
-def pytorch(entry: Entry, x: Any, *, at_once: bool = True) -> Any:
-    """PyTorch's answers; in large batches if the network takes them, as that is many times faster."""
+def pytorch(entry: Entry, x: NDArray[Any]) -> NDArray[Any]:
+    """PyTorch's answer of an entry with one input and one output; see :func:`answers`."""
+    (y,) = answers(entry, [x])
+    return y
+
+
+def answers(entry: Entry, x: Sequence[NDArray[Any]], *, at_once: bool = True) -> tuple[NDArray[Any], ...]:
+    """PyTorch's answers; in large batches if the network takes them, as that is many times faster.
+
+    Args:
+        x: for every input ``[calls * shape[0], *shape[1:]]``; of scalars ``[calls]``.
+    """
     import torch
 
-    batch = len(entry.example_input)
+    given = [
+        torch.from_numpy(np.ascontiguousarray(a)).to(e.dtype) for a, e in zip(x, entry.inputs, strict=True)
+    ]
+    rows = [len(e) if e.ndim else 1 for e in entry.inputs]
+
+    def part(first: int, calls: int) -> tuple[torch.Tensor, ...]:
+        some = [a[first * n : (first + calls) * n] for a, n in zip(given, rows, strict=True)]
+        return _call(entry, [a if e.ndim else a[0] for a, e in zip(some, entry.inputs, strict=True)])
+
     with torch.no_grad():
-        many = at_once and _takes_any_batch(entry, torch.from_numpy(x[: 2 * batch]))
-        step = batch * _AT_ONCE if many else batch
-        parts = [entry.module(torch.from_numpy(x[i : i + step])).numpy() for i in range(0, len(x), step)]
-    return np.concatenate(parts)
+        count = len(given[0]) // rows[0]
+        alike = at_once and len(set(rows)) == 1 and all(e.ndim for e in entry.inputs)
+        many = alike and _takes_any_batch(entry, [a[: 2 * n] for a, n in zip(given, rows, strict=True)])
+        step = _AT_ONCE if many else 1
+        parts = [part(first, step) for first in range(0, count, step)]
+    return tuple(np.concatenate([np.atleast_1d(y.numpy()) for y in ys]) for ys in zip(*parts, strict=True))
 
 
-def _same(y: torch.Tensor, expected: torch.Tensor) -> bool:
-    return verdict.difference(y.numpy(), expected.numpy()).max_rel_diff <= verdict.OTHER_ENGINE
+def _call(entry: Entry, x: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    import torch
+    from torch.utils import _pytree
+
+    return tuple(y for y in _pytree.tree_leaves(entry.module(*x)) if isinstance(y, torch.Tensor))
 
 
-def _takes_any_batch(entry: Entry, two: torch.Tensor) -> bool:
+def _takes_any_batch(entry: Entry, two: Sequence[torch.Tensor]) -> bool:
     """Whether two batches at once give what they give one by one; a network may be written for just one."""
     import torch
 
     try:
-        together = entry.module(two)
-        apart = torch.cat([entry.module(part) for part in two.chunk(2)])
-        return together.shape == apart.shape and _same(together, apart)
+        together = _call(entry, two)
+        apart = zip(
+            *(_call(entry, half) for half in zip(*(x.chunk(2) for x in two), strict=True)), strict=True
+        )
+        return all(_same(y, torch.cat(parts)) for y, parts in zip(together, apart, strict=True))
     except Exception:  # the network may be the user's, and says in its own way that it takes one batch
         return False
+
+
+def _same(y: torch.Tensor, expected: torch.Tensor) -> bool:
+    near = verdict.OTHER_ENGINE
+    return y.shape == expected.shape and verdict.difference(y.numpy(), expected.numpy()).max_rel_diff <= near

@@ -1,4 +1,4 @@
-"""Entries that take or give several tensors, or integers: their inputs, PyTorch's answers, and what counts as equal."""
+"""Entries that take or give several tensors, or integers: their inputs and PyTorch's answers."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi import verdict
-
 if TYPE_CHECKING:
     from torch import Tensor
 
     from edgecsi.models.entries import Entry
     from edgecsi.models.load import LoadedModel
-
-TIES = 1e-4
-"""Share of whole numbers that may fall to the other side, because the value they were rounded from lay on the edge."""
 
 
 def golden(model: LoadedModel, entry: str, count: int) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
@@ -63,21 +58,11 @@ def check_inputs(model: LoadedModel, samples: int) -> tuple[NDArray[Any], str]:
     return numbers, "normally distributed numbers"
 
 
-def difference(y: NDArray[Any], expected: NDArray[Any]) -> verdict.Difference:
-    """As `edgecsi.verdict.difference`; of whole numbers a few may be ties."""
-    finite = np.isfinite(expected).all()
-    if finite and y.shape == expected.shape and (expected == np.round(expected)).all():
-        ties = np.abs(y.astype(np.float64) - expected) > 0
-        if 0 < ties.sum() <= max(1, int(TIES * ties.size)) and ties.size > 100:
-            y = np.where(ties, expected, y)
-    return verdict.difference(y, expected)
-
-
 def _calls(model: LoadedModel, count: int) -> list[tuple[Tensor, ...]]:
     """Channels where the first input takes them, else seeded numbers; integers are the example's, shuffled."""
     import torch
 
-    examples = (model.example_input, *model.more_inputs)
+    examples = model.inputs
     generator = torch.Generator().manual_seed(0)
     first = examples[0]
     channels = None

@@ -39,6 +39,8 @@ SAME_WEIGHTS = 1e-3
 """Beyond this, two fp32 networks have different weights."""
 KERNEL = 2e-5
 """A kernel against its reference in numpy."""
+TIES = 1e-4
+"""Share of whole numbers that may fall to the other side, because the value they were rounded from lay on the edge."""
 NMSE_DB = 0.01
 """How far the NMSE (or the bit error rate, in dB) may be from PyTorch's."""
 WORTH_SAYING_DB = 1.0
@@ -131,6 +133,17 @@ def within_rounding(y: NDArray[Any], expected: NDArray[Any], moved: NDArray[np.f
         return None
     bar = max(FP32, min(AMPLIFIED * float(np.max(reach[finite & ~edges], initial=0.0)), QUANTISED))
     return bar if difference(np.where(edges, expected, y), expected).max_rel_diff <= bar else None
+
+
+def difference_but_ties(y: NDArray[Any], expected: NDArray[Any]) -> Difference:
+    """As :func:`difference`; of whole numbers a few (:data:`TIES`) may be on the other side."""
+    import numpy as np
+
+    if np.isfinite(expected).all() and y.shape == expected.shape and (expected == np.round(expected)).all():
+        ties = np.abs(y.astype(np.float64) - expected) > 0
+        if 0 < ties.sum() <= max(1, int(TIES * ties.size)) and ties.size > 100:
+            y = np.where(ties, expected, y)
+    return difference(y, expected)
 
 
 def require(name: str, y: NDArray[Any], expected: NDArray[Any], allowed: float) -> Difference:

@@ -12,10 +12,13 @@ from edgecsi.bench.peers import Array, Run, find_peers
 from edgecsi.bench.result import Skipped
 from edgecsi.bundle import Manifest
 from edgecsi.errors import CheckFailed, ToolchainError
+from edgecsi.names import split_batch
 from edgecsi.verdict import Difference
 
 if TYPE_CHECKING:
     from torch import nn
+
+    from edgecsi.models.entries import Entry
 
 Loader = Callable[[Manifest], "nn.Module"]
 
@@ -121,11 +124,33 @@ def fp32_model(manifest: Manifest, model: str | None, weights: str | None) -> nn
     from edgecsi.evaluate import reference_model
     from edgecsi.models import factories, registry
     from edgecsi.models.compressed.layers import CompressedLayer
+    from edgecsi.models.entries import entries_of
 
     loaded = reference_model(manifest, model, weights)
-    if any(isinstance(part, CompressedLayer) for part in loaded.module.modules()):
-        spec = model or manifest.model.spec
-        if ":" in spec:
-            return factories.make(spec)[1].eval()
-        return registry.create(loaded.name, **json.loads(loaded.metadata.get("config", "{}")))
-    return loaded.module
+    if not any(isinstance(part, CompressedLayer) for part in loaded.module.modules()):
+        return _with_outputs_of(manifest, loaded.module, loaded.entries)
+    spec = model or manifest.model.spec
+    if ":" in spec:
+        plain = factories.make(spec)[1].eval()
+    else:
+        plain = registry.create(loaded.name, **json.loads(loaded.metadata.get("config", "{}"))).eval()
+    return _with_outputs_of(manifest, plain, entries_of(loaded.name, plain, *loaded.inputs))
+
+
+def _with_outputs_of(manifest: Manifest, module: nn.Module, entries: Mapping[str, Entry]) -> nn.Module:
+    """The model, or where a bundle was built for some outputs only, its entries with these."""
+    from torch import nn
+
+    from edgecsi.models.entries import with_outputs
+
+    built = {split_batch(name)[0]: entry for name, entry in manifest.entries.items()}
+    if all(len(entries[name].output_names) == len(entry.outputs) for name, entry in built.items()):
+        return module
+    kept = {
+        name: with_outputs({name: entries[name]}, [tensor.name for tensor in entry.outputs])[name].module
+        for name, entry in built.items()
+    }
+    whole = kept.pop("full", nn.Module())
+    for name, part in kept.items():
+        setattr(whole, name, part)
+    return whole.eval()

@@ -227,9 +227,18 @@ def describe(samples: NDArray[Any]) -> ChannelInfo:
     )
 
 
-def read_raw(path: Path, variable: str | None = None) -> NDArray[Any]:
-    """The array of a file as it is, complex numbers too; errors as for :func:`load`."""
-    return np.asarray(_read_array(path, _NAMES if variable is None else (variable,), None))
+def read_raw(path: Path, variable: str | None = None, advice: str = "") -> NDArray[Any]:
+    """The array of a file as it is, complex numbers too; errors as for :func:`load`.
+
+    Args:
+        advice: what to do where there is no such variable, if that is not to name one.
+    """
+    try:
+        return np.asarray(_read_array(path, _NAMES if variable is None else (variable,), None))
+    except DataError as error:
+        if advice and error.what.startswith(f"{path} has no variable"):
+            raise DataError(error.what, error.why, advice) from None
+        raise
 
 
 def _read_array(path: Path, names: tuple[str, ...], shape: Sequence[int] | None) -> NDArray[Any]:
@@ -280,7 +289,7 @@ def _read_npz(path: Path, names: tuple[str, ...], shape: Sequence[int] | None) -
                     shapes[name] = _npy_header(file)[0]
         name = _variable(path, names, shapes, shape)
         array = _read_member(path, archive, members[name])
-        if "levels" in members:  # the packed form of the shipped test set
+        if names == _NAMES and set(members) == {name, "levels"}:  # the packed form of the shipped test set
             levels = _read_member(path, archive, members["levels"])
             if array.dtype.kind != "u" or levels.shape != () or not 0 < float(levels) < 2**32:
                 raise DataError(f"{path}: levels do not fit the array", "", "write the file again")

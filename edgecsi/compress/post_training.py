@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from edgecsi.channels import files
 from edgecsi.channels.files import SAMPLE
 from edgecsi.channels.shipped import test_set
 from edgecsi.compress import recipe as recipes
@@ -19,6 +18,7 @@ from edgecsi.compress.loss import say_loss
 from edgecsi.compress.quantize import quantize
 from edgecsi.compress.recipe import Halve, Quantize, Recipe
 from edgecsi.errors import RecipeError
+from edgecsi.models.rows import as_it_was, in_rows
 
 if TYPE_CHECKING:
     from edgecsi.models.load import LoadedModel
@@ -31,14 +31,17 @@ def compressed(model: LoadedModel, recipe: str | Path | Recipe, calib: str | Non
     :func:`apply_post_training`.
 
     Args:
-        calib: data to fit layers to, see :func:`edgecsi.channels.files.load`.
+        calib: data to fit layers to, see :func:`edgecsi.channels.files.load`; of several inputs by their names.
     """
     from edgecsi.models.entries import entries_of
 
-    shape = model.example_input.shape[1:]
-    calibration = torch.from_numpy(files.load(calib, shape=shape)) if calib else None
-    module = apply_post_training(model.module, model.example_input, recipe, calibration)
-    entries = entries_of(model.name, module, model.example_input, *model.more_inputs)
+    rows, read = in_rows(model)
+    try:
+        calibration = torch.from_numpy(read(calib, None)) if calib else None
+        module = as_it_was(apply_post_training(model.module, rows.example_input, recipe, calibration))
+    finally:
+        as_it_was(model.module)
+    entries = entries_of(model.name, module, *model.inputs)
     fp32 = model.fp32 if "compression" in model.metadata else model.entries.get("full")
     return replace(model, module=module, entries=entries, fp32=fp32)
 

@@ -30,6 +30,7 @@ from edgecsi.compress.size import densities, stored_bytes
 from edgecsi.compress.watch import Tell
 from edgecsi.errors import CheckFailed, ModelError, Notice, RecipeError
 from edgecsi.models.compressed.store import rebuild, structure
+from edgecsi.models.rows import in_rows
 from edgecsi.training.loop import Hooks, Plan, State, fit, frozen, keep_freed_memory, score
 from edgecsi.training.tasks import Task, first_inputs, make_task
 from edgecsi.verdict import WORTH_SAYING_DB
@@ -130,8 +131,8 @@ def compress(
     out = Path(out)
     if out.suffix != ".safetensors":
         raise RecipeError(f"{out} is no .safetensors file", "that is what is written", "name it so")
-    loaded = load_model(model, weights)
-    task = make_task(loaded.module, loaded.example_input.shape[1:], str(data), batch, seed, data_progress)
+    loaded, read = in_rows(load_model(model, weights))
+    task = make_task(loaded, str(data), batch, seed, data_progress, read)
     settings = {
         "model": model,
         "weights": loaded.sha256,

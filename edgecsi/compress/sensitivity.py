@@ -22,6 +22,7 @@ from edgecsi.compress.recipe import Halve, Pattern, Prune, Quantize, Recipe
 from edgecsi.compress.reconstruct import FIT_SAMPLES, Reference, reconstruct
 from edgecsi.compress.size import density
 from edgecsi.errors import RecipeError
+from edgecsi.models.rows import in_rows
 from edgecsi.training.loop import score
 from edgecsi.training.tasks import first_inputs, make_task
 
@@ -91,9 +92,9 @@ def layer_costs(
             "sensitivity is the price of zeros or of fewer bits, layer by layer",
             "try int8-static",
         )
-    loaded = load_model(model, weights)
+    loaded, read = in_rows(load_model(model, weights))
     generating = partial(tell, what=f"generating {data}")
-    task = make_task(loaded.module, loaded.example_input.shape[1:], str(data), 100, seed, generating)
+    task = make_task(loaded, str(data), 100, seed, generating, read)
 
     def rate(module: nn.Module) -> float:
         return score(module, task)

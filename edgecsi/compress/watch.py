@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from edgecsi.models.rows import one_tensor
 
 _BATCH = 100
 _GRADIENTS = 500  # samples that say how much an output weighs
@@ -91,7 +92,7 @@ def gradients(
         for part in parts:
             seen.update({name: [] for name in names})
             with torch.enable_grad():
-                result = _real(module(part.detach().clone().requires_grad_()))
+                result = one_tensor(module(part.detach().clone().requires_grad_()))
                 outputs = [y for name in names for y in seen[name]]
                 rows = [_row(result, direction, outputs) for direction in directions(result.detach())]
             every = iter(zip(*rows, strict=True))
@@ -108,23 +109,6 @@ def _row(result: Tensor, direction: Tensor, outputs: list[Tensor]) -> Sequence[T
         )
     except RuntimeError:  # not differentiable, or overwrites what the gradient needs: nothing is known
         return [torch.ones_like(y) for y in outputs]
-
-
-def _real(result: Any) -> Tensor:
-    """A network's output as one real tensor, whatever it is made of."""
-    parts = (
-        result
-        if isinstance(result, tuple | list)
-        else result.values()
-        if isinstance(result, dict)
-        else [result]
-    )
-    real = [
-        part if part.is_floating_point() else part.detach().float()
-        for part in parts
-        if isinstance(part, Tensor)
-    ]
-    return real[0] if len(real) == 1 else torch.cat([part.reshape(len(real[0]), -1) for part in real], 1)
 
 
 @torch.no_grad()

@@ -43,6 +43,7 @@ EDGES = (
     "topk",
     "sort",
 )
+ORDERS = ("topk", "sort", "median", "kthvalue")
 # Operators that look at the shape and the type of their input only.
 ONLY_SHAPE = ("full_like", "zeros_like", "ones_like", "new_full", "new_zeros", "new_ones")
 EMPTY = ("empty", "empty_like", "new_empty", "empty_permuted", "empty_strided", "new_empty_strided")
@@ -280,12 +281,38 @@ def refuse_other_answers(
                         f"PyTorch's fast path sets padded places to zero, {apart:.1e} of the largest output away",
                         "make it with enable_nested_tensor=False, and multiply by the mask if you want the zeros",
                     )
+                if edges and _ties_decide(module, inputs, found):
+                    raise ModelError(
+                        "the model's answer depends on which of equal values is named first",
+                        "topk, sort, median or kthvalue met several equal values, and PyTorch leaves the order of their "
+                        "places open",
+                        "take the places from torch.sort(x, stable=True), or use the values only",
+                    )
                 raise ModelError(
                     "exporting the model changes its answer",
                     f"torch.export's graph differs from the module by {apart:.1e} of the largest output: forward "
                     "depends on something that is no tensor operation (a branch on values, state, numpy)",
                     "compute with torch operators on the inputs only",
                 )
+
+
+def _ties_decide(
+    module: torch.nn.Module, inputs: Sequence[torch.Tensor], found: Sequence[torch.Tensor]
+) -> bool:
+    """Whether the module answers what was found once everything that orders values keeps the order of equal ones."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    stable = {
+        op: to for op, to in decompositions().items() if op.name().split("::")[1].split(".")[0] in ORDERS
+    }
+
+    class Stable(TorchDispatchMode):  # type: ignore[no-untyped-call]
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            return stable.get(func, func)(*args, **(kwargs or {}))
+
+    with Stable():  # type: ignore[no-untyped-call]
+        answers = tensors_of(module(*(x.clone() for x in inputs)))
+    return all(_apart(y, one) <= CLOSE for y, one in zip(found, answers, strict=True))
 
 
 def random_inputs(example: Sequence[torch.Tensor], count: int) -> list[list[torch.Tensor]]:

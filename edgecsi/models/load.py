@@ -41,6 +41,11 @@ class LoadedModel:
     sha256: str | None = None
     fp32: Entry | None = None
 
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Examples of all its inputs."""
+        return (self.example_input, *self.more_inputs)
+
 
 def load_model(
     spec: str,

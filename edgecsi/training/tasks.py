@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from edgecsi.models.load import LoadedModel
+    from edgecsi.models.rows import Read
     from edgecsi.training.loop import Epoch
 
 _MAX_VALIDATION = 2000
@@ -257,18 +259,18 @@ class Detection:
 
 
 def make_task(
-    network: torch.nn.Module | None,
-    shape: Sequence[int],
+    model: LoadedModel | Sequence[int],
     data: str,
     batch: int,
     seed: int,
     progress: Callable[[int, int], None] | None,
+    read: Read | None = None,
 ) -> Task:
     """What a network learns: to detect bits, to reconstruct what it is given, or else to answer as it does now.
 
     Args:
-        network: tried on some samples, to see what it does; None if it has learnt nothing yet.
-        shape: of one input. batch: samples a step.
+        model: tried on some samples, to see what it does; the shape of an input of one that has learnt nothing yet.
+        batch: samples a step. read: what reads its data, see :func:`edgecsi.models.rows.in_rows`.
         data: as :func:`edgecsi.channels.files.load` takes it, or ``mimo:COUNT[:seed=N]`` for the zoo's detector.
         seed: of the order of the data. progress: called with (done, wanted) while channels are generated.
 
@@ -280,7 +282,10 @@ def make_task(
     from edgecsi.channels import files
     from edgecsi.channels.generate import is_spec
     from edgecsi.models import registry
+    from edgecsi.models.load import LoadedModel
 
+    shape = model.example_input.shape[1:] if isinstance(model, LoadedModel) else model
+    network = model.module if isinstance(model, LoadedModel) else None
     detector = tuple(shape) == registry.FAMILIES["fullycon"].input_shape[1:]
     if data.startswith("mimo:") and not detector:
         raise DataError(
@@ -290,25 +295,25 @@ def make_task(
         )
     if detector and (network is None or not Path(data).is_file()):
         return Detection(data, batch)
-    samples = files.load(data, shape=shape, progress=progress)
-    if (
-        network is None
-        or tuple(shape) == files.SAMPLE
-        or _reconstructs(network, torch.from_numpy(samples[:100]))
-    ):
+    samples = read(data, progress) if read is not None else files.load(data, shape=shape, progress=progress)
+    if network is None or _reconstructs(network, torch.from_numpy(samples[:100])):
         return Reconstruction(samples, batch, seed, on_test_set=is_spec(data))
     return Imitation(samples, network, batch, seed)
 
 
 def _reconstructs(network: torch.nn.Module, x: torch.Tensor) -> bool:
-    """Whether a network gives back what it is given, more or less."""
+    """Whether a network gives back what it is given, more or less; one for channels may have learnt nothing yet."""
     import torch
+
+    from edgecsi.channels.files import SAMPLE
 
     with torch.no_grad():
         y = network.eval()(x)
     if not isinstance(y, torch.Tensor) or y.shape != x.shape:
         return False
-    return float((y - x).square().sum()) < float((x - x.mean(0)).square().sum())
+    return tuple(x.shape[1:]) == SAMPLE or float((y - x).square().sum()) < float(
+        (x - x.mean(0)).square().sum()
+    )
 
 
 def first_inputs(task: Task, count: int) -> torch.Tensor:

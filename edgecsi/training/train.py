@@ -114,7 +114,7 @@ def train(
         **({"freeze": list(freeze)} if freeze else {}),
     }
     network = _random_network(model, seed)
-    task = make_task(None, info.input_shape[1:], data, batch, seed, data_progress)
+    task = make_task(info.input_shape[1:], data, batch, seed, data_progress)
     keep_freed_memory()
     if threads is not None:
         torch.set_num_threads(threads)

@@ -167,18 +167,20 @@ class _Network:
     def __init__(self, model: str, data: str, options: Mapping[str, Any]) -> None:
         import torch
 
-        from edgecsi.channels import files
         from edgecsi.models.load import load_model
+        from edgecsi.models.rows import in_rows
 
         self.model, self.options = model, options
-        self.loaded = load_model(
-            model,
-            options.get("weights"),
-            options.get("input_shape"),
-            allow_random=options.get("allow_random", False),
+        self.loaded, read = in_rows(
+            load_model(
+                model,
+                options.get("weights"),
+                options.get("input_shape"),
+                allow_random=options.get("allow_random", False),
+            )
         )
         self.module: torch.nn.Module = self.loaded.module
-        self.x = torch.from_numpy(files.load(data, shape=self.loaded.example_input.shape[1:])[:SAMPLES])
+        self.x = torch.from_numpy(read(data, None)[:SAMPLES])
         self.layers = {
             name: "dense" if isinstance(part, torch.nn.Linear) else "conv"
             for name, part in self.module.named_modules()

@@ -77,20 +77,14 @@ def networks_of(
     batches: Sequence[int] = (),
 ) -> Networks:
     """The lowered entries to search, with the default choice of every layer, and those for batches."""
-    from edgecsi.models.entries import entries_of
     from edgecsi.models.load import load_model
 
     loaded = load_model(model, weights, input_shape, allow_random=allow_random)
     entries = loaded.entries
     if recipe is not None:
-        import torch
+        from edgecsi.compress.post_training import compressed
 
-        from edgecsi.channels import files
-        from edgecsi.compress import apply_post_training
-
-        data = torch.from_numpy(files.load(calib, shape=loaded.example_input.shape[1:])) if calib else None
-        module = apply_post_training(loaded.module, loaded.example_input, recipe, data)
-        entries = entries_of(loaded.name, module, loaded.example_input)
+        entries = compressed(loaded, recipe, calib).entries
     halves: list[str] = [name for name in ("encoder", "decoder") if name in entries]
     names = [entry] if entry else halves or ["full"]
     if unknown := set(names) - set(entries):
@@ -99,7 +93,7 @@ def networks_of(
         )
     found: Networks = {}
     for name in names:
-        graph, chosen = choose(entries[name].module, (entries[name].example_input,), name, target)
+        graph, chosen = choose(entries[name].module, entries[name].inputs, name, target)
         found[name] = Network(graph, chosen, chosen)
         for count in batches:
             wide = Planner(graph, chosen, target).batched(count)

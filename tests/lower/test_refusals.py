@@ -38,6 +38,7 @@ class Does(nn.Module):
         (lambda s, x: x * x.max().item(), ["item()"]),
         (lambda s, x: x * 2 if x.sum() > 0 else x, ["decides by the values", "torch.where"]),
         (lambda s, x: torch.fft.fft(x), ["complex", "view_as_real"]),
+        (lambda s, x: (x > 9).float().topk(3, -1)[1], ["which of equal values", "topk", "stable=True"]),
         (lambda s, x: torch.linalg.svd(x[0])[1], ["_linalg_svd", "test_refusals.py:"]),
     ],
 )

@@ -1,0 +1,132 @@
+"""Networks of several inputs and outputs, and of integers, go the whole way: calibrated, built, evaluated, compressed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import edgecsi
+from edgecsi.bundle import read_bundle
+from edgecsi.compress import compress
+from edgecsi.device import open_device
+from edgecsi.errors import DataError
+from edgecsi.evaluate import evaluate_data, judge
+
+SOURCE = """
+import torch
+from torch import nn
+
+class Denoiser(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(2, 8, 3, padding=1), nn.Conv2d(8, 2, 3, padding=1)
+        self.noise, self.users, self.rows = nn.Linear(1, 8), nn.Embedding(10, 8), nn.Linear(16, 16)
+
+    def forward(self, h, snr, user, levels, scale):
+        y = self.first(h) + self.noise(snr)[..., None, None] + self.users(user)[..., None, None]
+        y = self.last(torch.relu(y)) + levels[:, None, None].float() / 255
+        y = h + self.rows(y.flatten(2)).reshape(h.shape) * scale
+        return {"clean": y, "strong": (y > 0.5).to(torch.uint8), "power": y.square().mean((1, 2, 3))}
+
+def denoiser():
+    torch.manual_seed(0)
+    levels = torch.randint(0, 256, (1, 4), dtype=torch.uint8)
+    return Denoiser(), (torch.randn(1, 2, 4, 4), torch.rand(1, 1), torch.tensor([3]), levels, torch.tensor(0.7))
+"""
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str, Path]:
+    """MODEL, DATA, and the folder they lie in."""
+    folder = tmp_path_factory.mktemp("several")
+    (folder / "networks.py").write_text(SOURCE)
+    random = np.random.default_rng(0)
+    np.savez(
+        folder / "data.npz", h=random.standard_normal((64, 2, 4, 4)), snr=random.random((64, 1)),
+        user=random.integers(0, 10, 64), levels=random.integers(0, 256, (64, 4), np.uint8), scale=0.3,
+    )  # fmt: skip
+    return f"{folder}/networks.py:denoiser", f"{folder}/data.npz", folder
+
+
+@pytest.fixture(scope="module")
+def calibrated(given: tuple[str, str, Path]) -> Path:
+    model, data, folder = given
+    edgecsi.build(
+        model, "host", recipe="int8-static", calib=data, keep_output=("power", "clean"), out=folder / "b"
+    )
+    return folder / "b"
+
+
+def test_data_by_name_calibrate_and_evaluate_some_outputs(
+    given: tuple[str, str, Path], calibrated: Path
+) -> None:
+    model, data, _ = given
+    bundle = read_bundle(calibrated)
+    assert [t.name for t in bundle.manifest.entries["full"].outputs] == ["power", "clean"]
+    assert {layer.bits for layer in bundle.manifest.entries["full"].layers} >= {8}
+    found, note = evaluate_data(bundle, data, open_device("local"), 20, model, calib=data)
+    judge(bundle, found)
+    assert not note
+    assert found.samples == 20
+    assert found.differences["full"].max_rel_diff < 1e-5
+    assert found.nmse_db is not None
+    assert found.nmse_db_fp32 == pytest.approx(found.nmse_db, abs=0.5)
+
+
+def test_other_engines_get_the_outputs_that_a_bundle_has(
+    given: tuple[str, str, Path], calibrated: Path
+) -> None:
+    from edgecsi.bench.competitors import fp32_model
+    from edgecsi.models.load import load_model
+
+    module = fp32_model(read_bundle(calibrated).manifest, given[0], None)
+    power, clean = module(*load_model(given[0]).inputs)
+    assert (power.shape, clean.shape) == ((1,), (1, 2, 4, 4))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"snr": None}, ["has no variable snr", "user [64]", "the network takes h [N, 2, 4, 4], snr [N, 1]"]),
+        ({"user": np.zeros(63)}, ["different numbers of samples", "user 63"]),
+        ({"scale": np.zeros(2)}, ["#scale", "the same for all samples"]),
+        ({"levels": np.zeros((64, 5))}, ["#levels", "[N, 4]"]),
+    ],
+)
+def test_data_that_do_not_fit_are_named(
+    given: tuple[str, str, Path], tmp_path: Path, change: dict[str, object], words: list[str]
+) -> None:
+    model, data, _ = given
+    arrays = {name: array for name, array in {**np.load(data), **change}.items() if array is not None}
+    np.savez(tmp_path / "other.npz", **arrays)
+    with pytest.raises(DataError) as caught:
+        edgecsi.build(
+            model, "host", recipe="int8-static", calib=str(tmp_path / "other.npz"), out=tmp_path / "b"
+        )
+    text = f"{caught.value.what} {caught.value.why} {caught.value.fix}"
+    assert all(word in text for word in words), text
+
+
+def test_one_array_for_several_inputs_is_refused_with_their_names(given: tuple[str, str, Path]) -> None:
+    model, data, folder = given
+    np.save(folder / "h.npy", np.load(data)["h"])
+    with pytest.raises(DataError, match="takes 5 inputs, h, snr, user, levels, scale"):
+        edgecsi.build(model, "host", recipe="int8-static", calib=str(folder / "h.npy"), out=folder / "c")
+
+
+def test_recipes_of_compress_take_them_too(given: tuple[str, str, Path]) -> None:
+    model, data, folder = given
+    recipe = folder / "some.toml"
+    recipe.write_text(
+        'description = "A third of the dense weights zero, trained on, then int8."\n'
+        '[[steps]]\ndo = "prune"\nsparsity = 0.3\npattern = "unstructured"\nepochs = 1\nlr = 1e-4\n'
+        '[[steps]]\ndo = "quantize"\nmode = "dynamic"\n'
+    )
+    out = folder / "small.safetensors"
+    done = compress(model, recipe, data, out, batch=16)
+    assert done.metric == "difference_db"
+    assert done.after < -13
+    bundle = edgecsi.build(model, "host", weights=str(out), out=folder / "small")
+    assert bundle.manifest.check.status == "passed"
