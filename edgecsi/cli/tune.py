@@ -99,8 +99,8 @@ def decibels(context: click.Context, option: click.Parameter, text: str) -> floa
     "--allow",
     callback=lambda context, option, text: tuple(text.split(",")) if text else (),
     metavar="F,...",
-    help="Let layers have fewer bits: dense ones `f16` or `int8`, convolutions `int16`. Which, and where, is decided by "
-    "time and by --max-loss.",
+    help="Let layers have fewer bits: dense ones `f16`, `int8` or `int16`, convolutions `int16`. Which, and where, is "
+    "decided by time and by --max-loss.",
 )
 @click.option(
     "--max-loss",

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Format:
-    """The step of a recipe that does it to some layers, and which kind of layers that is: ``dense`` or ``conv``."""
+    """The step of a recipe that does it to some layers, and which kind of layers that is: ``dense``, or ``""`` for
+    convolutions too."""
 
     step: str
     kind: str = "dense"
@@ -37,7 +38,7 @@ class Format:
 
 Formats = Mapping[str, Format]
 FORMATS: Mapping[str, Formats] = {
-    "int16": {"int16": Format('do = "halve"\narithmetic = "int16"\nlayers = {layers}', "conv")},
+    "int16": {"int16": Format('do = "halve"\narithmetic = "int16"\nlayers = {layers}', "")},
     "f16": {"f16 weights": Format('do = "halve"\nlayers = {layers}')},
     "int8": {
         "int8 weights": Format('do = "quantize"\nmode = "weights"\nkeep-fp32 = {others}'),
@@ -108,7 +109,7 @@ def tune_with(
     if not formats:
         raise UsageError(
             f"{model} has no layer in fp32 that --allow is about",
-            "int16 is for convolutions, the others are for dense layers",
+            "all are for dense layers, int16 is for convolutions too",
             "leave --allow out",
         )
     deadline = time.monotonic() + 60 * minutes if minutes else None
@@ -189,7 +190,7 @@ class _Network:
 
     def of(self, kind: str) -> list[str]:
         """The layers of a kind, by name."""
-        return [name for name, its in self.layers.items() if its == kind]
+        return [name for name, its in self.layers.items() if kind in ("", its)]
 
     def loss(self, mixture: Mapping[str, str], formats: Formats) -> float:
         """What a mixture of formats loses, in dB."""

@@ -108,7 +108,7 @@ def test_unknown_formats_and_losses_are_refused(
     assert "much is no loss" in capsys.readouterr().err
 
 
-def test_convolutions_may_be_int16_where_that_is_faster(
+def test_convolutions_and_dense_layers_may_be_int16_where_that_is_faster(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "net.py").write_text("""
@@ -129,9 +129,9 @@ def make():
     asked = {"max_loss_db": 1.0, "data": str(tmp_path / "x.npy"), "recipe_to": out}
     result = tune_with(model, "x86", allow=["f16", "int16"], minutes=1.0, **asked)
     assert result.precision is not None
-    assert result.precision.formats == {"0": "int16"}
+    assert result.precision.formats == {"0": "int16", "2": "int16"}
     (step,) = recipes.load(out).steps
     assert isinstance(step, recipes.Halve)
-    assert (step.arithmetic, step.layers) == ("int16", ("0",))
+    assert (step.arithmetic, step.layers) == ("int16", ("0", "2"))
     with pytest.raises(UsageError, match="int16"):
         tune_with(model, "rpi4", allow=["int16"], **asked)
