@@ -44,6 +44,7 @@ _REFUSED = {
     errno.EIO: "an input/output error: the disk, or the way to it, is failing",
 }
 KNOWN = frozenset({*_NOT_THERE, *_REFUSED})
+FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 ANOTHER = "free some space, or write to another place"
 
 

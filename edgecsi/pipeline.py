@@ -204,7 +204,7 @@ def lower(options: BuildOptions, name: str, model: LoadedModel, target: Target) 
 
 def generate(plan: Plan, model: LoadedModel) -> Draft:
     """Generate and link the library."""
-    from edgecsi.codegen.interface import render_example, render_header
+    from edgecsi.codegen.interface import render_header
     from edgecsi.codegen.library import build_library, gather
 
     manifest = plan.manifest
@@ -212,14 +212,15 @@ def generate(plan: Plan, model: LoadedModel) -> Draft:
         manifest.cname, plan.entries, gather(plan.entries), bundles.embedded_json(manifest), plan.target
     )
     golden = bundles.golden_npz(manifest.entries, golden_values(model, manifest.entries))
-    return Draft(manifest, {
-        manifest.library: library, manifest.header: render_header(manifest), "golden.npz": golden,
-        **render_example(manifest),
-    })  # fmt: skip
+    return Draft(
+        manifest,
+        {manifest.library: library, manifest.header: render_header(manifest), "golden.npz": golden},
+    )
 
 
 def check(options: BuildOptions, draft: Draft, model: LoadedModel, target: Target) -> Draft:
     """Check the answer against PyTorch."""
+    from edgecsi.codegen.interface import render_example
 
     def make(other: Target) -> Draft:
         plain = replace(options, dump_ir=None, records=None)
@@ -229,7 +230,8 @@ def check(options: BuildOptions, draft: Draft, model: LoadedModel, target: Targe
         found = compare(draft, model, target, make)
     except CheckFailed as error:
         raise _names_records(error, draft.manifest) from error
-    return replace(draft, manifest=replace(draft.manifest, check=found))
+    manifest = replace(draft.manifest, check=found)
+    return Draft(manifest, {**draft.files, **render_example(manifest)})
 
 
 _RECORD = re.compile(r"record [0-9a-f]{8}")

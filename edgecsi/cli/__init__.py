@@ -198,8 +198,7 @@ def _run(arguments: Sequence[str] | None, settings: Settings) -> int:
         print(": ".join(["interrupted", *map(str, said)]), file=sys.stderr)
         return 130
     except BrokenPipeError:
-        # Whoever read our output has had enough. Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _let_go_of_stdout()  # whoever read it has had enough
         return 141
     except EdgecsiError as error:
         return _explain(error, settings)
@@ -210,6 +209,11 @@ def _run(arguments: Sequence[str] | None, settings: Settings) -> int:
         return _report_bug(error)
     except Exception as error:
         return _report_bug(error)
+
+
+def _let_go_of_stdout() -> None:
+    """What is left in its buffer goes nowhere: Python would complain once more when it closes stdout."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def end_on_signals() -> None:
@@ -262,6 +266,9 @@ def _environment(error: OSError | MemoryError) -> EdgecsiError | None:
     if error.errno in more:
         return ToolchainError(f"the system refused: {error.strerror}", "it has no more", more[error.errno])
     where = error.filename2 or error.filename
+    if where is None and error.errno in disk.FULL:
+        _let_go_of_stdout()
+        return disk.refusal(error, Path("standard output"), "free some space, or send the output elsewhere")
     if error.errno not in disk.KNOWN or where is None:
         return None
     return disk.refusal(

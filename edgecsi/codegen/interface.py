@@ -32,7 +32,8 @@ def render_header(manifest: Manifest) -> bytes:
 
 def render_example(manifest: Manifest) -> dict[str, bytes]:
     """The files of ``example/``, by their names inside the bundle: C and Python programs that run
-    ``golden.npz`` through the library, and a CMake project for the former."""
+    ``golden.npz`` through the library, and a CMake project for the former. They accept what a deployment does, by the
+    manifest's check."""
     return {f"example/{name}": _render(name, manifest) for name in ("main.c", "CMakeLists.txt", "run.py")}
 
 
@@ -49,17 +50,17 @@ def _render(name: str, manifest: Manifest) -> bytes:
             name=manifest.name,
             cname=manifest.cname,
             NAME=manifest.cname.upper(),
-            entries=[_entry(key, entry) for key, entry in sorted(manifest.entries.items())],
+            entries=[_entry(key, entry, manifest) for key, entry in sorted(manifest.entries.items())],
             target=f"{manifest.target.id} ({manifest.target.mcpu})",
             model=manifest.model.spec,
             version=manifest.created_with.edgecsi,
-            tolerance=f"{verdict.elsewhere(verdict.FP32, False):g}",
         )
     )
     return text.encode()
 
 
-def _entry(name: str, entry: Entry) -> dict[str, Any]:
+def _entry(name: str, entry: Entry, manifest: Manifest) -> dict[str, Any]:
+    checked = manifest.check.entries.get(name)
     inputs, outputs = ([_tensor(tensor) for tensor in group] for group in (entry.inputs, entry.outputs))
     parameters = [f"const {tensor['type']} *{tensor['parameter']}" for tensor in inputs]
     parameters += [f"{tensor['type']} *{tensor['parameter']}" for tensor in outputs]
@@ -70,6 +71,7 @@ def _entry(name: str, entry: Entry) -> dict[str, Any]:
         "workspace": entry.workspace,
         "layers": entry.layers,
         "macs": entry.macs,
+        "tolerance": f"{verdict.elsewhere(checked.allowed if checked else None, entry.quantised):g}",
         "parameters": ", ".join(parameters),
         "sample_arguments": ", ".join(f"{t['local']} + s * {t['size']}" for t in [*inputs, *outputs]),
     }

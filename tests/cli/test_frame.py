@@ -267,3 +267,15 @@ def test_a_table_is_folded_between_words_to_fit_the_terminal(monkeypatch: pytest
     narrow = output.columns(("recipe", "bytes", "description"), rows)
     assert max(map(len, wide.splitlines())) > 60 >= max(map(len, narrow.splitlines()))
     assert set(narrow.replace("-" * 5, " ").split()) >= set(wide.replace("-" * 5, " ").split()) - {"---"}
+
+
+@pytest.mark.parametrize("line", ["--help", "targets", "targets --json -"])
+def test_an_output_that_cannot_be_written_is_said_in_three_lines(line: str) -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "edgecsi", *line.split()],
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert done.returncode == 4
+    assert done.stderr.splitlines()[:2] == ["error: standard output cannot be written", "the disk is full"]
+    assert len(done.stderr.splitlines()) == 3

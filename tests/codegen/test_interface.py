@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from edgecsi.bundle import Bundle, Tensor, write_bundle
+from edgecsi import verdict
+from edgecsi.bundle import Bundle, EntryCheck, Tensor, write_bundle
 from edgecsi.codegen.interface import render_example, render_header
 from tests import _tiny
 from tests._tiny import libraries as libraries
@@ -67,6 +69,40 @@ def test_the_c_example_notices_a_wrong_answer(
     done = compiled("wrong.npz")
     assert done.returncode == 1
     assert f"{'full.reconstruction':32} WRONG" in done.stdout
+
+
+@pytest.mark.needs("cc")
+def test_the_examples_take_infinity_and_not_a_number_for_right_where_pytorch_answers_them(
+    complete: Bundle, compiled: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    with np.load(complete.path / "golden.npz") as golden:
+        values = dict(golden)
+    for at, value in enumerate((np.inf, -np.inf, np.nan)):
+        values["encoder.csi"][0, 0, 2 * at : 2 * at + 2] = value
+        values["encoder.codeword"][0, 0, at] = value
+    for right in (True, False):
+        if not right:
+            values["encoder.codeword"][0, 0, 0] = -np.inf
+        np.savez(complete.path / "golden.npz", **values)
+        word = "ok" if right else "WRONG"
+        assert f"{'encoder.codeword':32} {word}" in compiled().stdout
+        assert (
+            f"encoder.codeword: {word}" in _run(sys.executable, complete.path / "example" / "run.py").stdout
+        )
+
+
+def test_the_examples_accept_what_the_check_of_the_build_did_and_no_more(tmp_path: Path) -> None:
+    """Of a library of eight bits, roundings apart are allowed, for each entry what its network makes of them."""
+    about = _tiny.manifest()
+    checked = {
+        "full": EntryCheck(0, 0, None, None, 1e-3),
+        "encoder": EntryCheck(0, 0, None, None, verdict.FP32),
+    }
+    about = dataclasses.replace(about, check=dataclasses.replace(about.check, entries=checked))
+    source, script = (render_example(about)[f"example/{name}"].decode() for name in ("main.c", "run.py"))
+    for entry, allowed in (("full", "0.01"), ("encoder", "0.0001"), ("decoder", "0.0001")):
+        assert f'"{entry}": {allowed},' in script
+        assert re.search(rf'"{entry}\.[^;]*\s{re.escape(allowed)}\);', source)
 
 
 @pytest.mark.needs("cc")
