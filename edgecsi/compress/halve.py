@@ -6,7 +6,8 @@ codes come of every sample's own range, and in a sequence of every row's.
 
 Why int16, and neither of the 16-bit floats: it has the digits of fp16 and more, for images lie around a value that is
 large against what differs between them; CPUs with VNNI multiply it at twice the rate of fp32, as they do bf16; and sums
-are exact. bf16 has eight digits: CsiNet loses 0.15 dB by it, even with every channel's mean taken out first.
+are exact. bf16 has eight digits: CsiNet loses 0.15 dB by it, even with every channel's mean taken out first. ARM has no
+such products of int16, but half precision at twice the rate of fp32: there convolutions may compute in that (`f16`).
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecsi.compress.choose import called, left_in_fp32, say_left
+from edgecsi.compress.f16 import f16_convolutions, f16_layer, inputs_of
 from edgecsi.compress.quantize.fold import fold_batch_norm
 from edgecsi.compress.quantize.rounded import four_sides
 from edgecsi.compress.recipe import Halve, matches
@@ -34,18 +36,29 @@ _DENSE = 0.5  # share of weights from which on all are stored; with fewer, zeros
 
 
 @torch.no_grad()
-def halve(module: nn.Module, step: Halve, example: Tensor) -> nn.Module:
+def halve(module: nn.Module, step: Halve, example: Tensor, samples: Tensor | None = None) -> nn.Module:
     """Round the chosen layers in place: dense layers and the products within attention and recurrent layers, and
     convolutions to int16.
+
+    Args:
+        samples: inputs of the network, to see what convolutions in half precision are given; without, nothing is
+            subtracted from that.
 
     Raises:
         RecipeError: no layer is chosen, or a weight is larger than half precision goes.
     """
     prepare(module, step, example)
     integer = _in_int16(module, example) if step.arithmetic == "int16" else {}
-    for name, weight in chosen(module, step, example).items():
+    named = chosen(module, step, example)
+    half = f16_convolutions(module, example) if step.arithmetic == "f16" else {}
+    half = {name: conv for name, conv in half.items() if name in named}
+    given = {} if samples is None else inputs_of(module, half, samples)
+    for name, weight in named.items():
         if name in integer:
             module.set_submodule(name, int16_layer(integer[name]))
+            continue
+        if name in half:
+            module.set_submodule(name, f16_layer(half[name], given.get(name)))
             continue
         if float(weight.abs().max()) > _LARGEST:
             raise RecipeError(
@@ -54,17 +67,20 @@ def halve(module: nn.Module, step: Halve, example: Tensor) -> nn.Module:
                 "exclude the layer, or use int8-weights, which scales every output",
             )
         weight.copy_(weight.half().float())
-    if step.arithmetic == "int16":
+    if step.arithmetic != "fp32":
         left = left_in_fp32(module, (nn.Conv2d,), step.exclude)
+        if step.arithmetic == "f16":  # of attention and recurrent layers the weights are rounded, no more
+            left = {name: part for name, part in left.items() if isinstance(part, nn.modules.conv._ConvNd)}
         say_left("stay in fp32", {name: part for name, part in left.items() if matches(name, step.layers)})
     return module
 
 
 def prepare(module: nn.Module, step: Halve, example: Tensor) -> None:
-    """Give the network the layers that int16 arithmetic can take, in place; their names are those of :func:`chosen`."""
+    """Give the network the layers that 16-bit arithmetic can take, in place; their names are those of :func:`chosen`."""
     if step.arithmetic == "int16":
         kept = [name for name, _ in module.named_modules() if matches(name, step.exclude)]
         take_apart(module, example, kept, images=True)
+    if step.arithmetic != "fp32":
         fold_batch_norm(module, example)
 
 
@@ -77,6 +93,8 @@ def chosen(module: nn.Module, step: Halve, example: Tensor) -> dict[str, Tensor]
     found: dict[str, Tensor] = {}
     if step.arithmetic == "int16":
         found = {name: layer.weight for name, layer in _in_int16(module, example).items()}
+    if step.arithmetic == "f16":
+        found = {name: conv.weight for name, conv in f16_convolutions(module, example).items()}
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear):
             found[name] = part.weight

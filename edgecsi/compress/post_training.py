@@ -71,15 +71,15 @@ def apply_post_training(
     copied = copy.deepcopy(module)
     if isinstance(copied, nn.Conv2d | nn.Linear):
         copied = nn.Sequential(copied)  # layers are replaced in their parent
-    for step in chosen.steps:
-        assert isinstance(step, Quantize | Halve)
-        if isinstance(step, Halve):
-            copied = halve(copied, step, example_input)
-        else:
-            copied = quantize(copied, step, calibration, example_input)
     inputs = calibration
     if inputs is None and tuple(example_input.shape[1:]) == SAMPLE:
         inputs = torch.from_numpy(test_set(_JUDGED_SAMPLES))
+    for step in chosen.steps:
+        assert isinstance(step, Quantize | Halve)
+        if isinstance(step, Halve):
+            copied = halve(copied, step, example_input, inputs)
+        else:
+            copied = quantize(copied, step, calibration, example_input)
     if inputs is not None:
         say_loss(f"recipe {chosen.name}", module.eval(), copied, inputs[:_JUDGED_SAMPLES])
     return copied

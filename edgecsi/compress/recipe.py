@@ -254,12 +254,13 @@ class Halve:
     Attributes:
         arithmetic: ``fp32``: the weights of dense layers are rounded to half precision, which halves their bytes.
             ``int16``: convolutions and dense layers compute in int16, with a range for every sample, and in sequences
-            for every row (x86 only). Dense weights of which most are zero are rounded to half precision.
+            for every row (x86 only). Dense weights of which most are zero are rounded to half precision. ``f16``:
+            convolutions compute in half precision (ARM with FP16 arithmetic), and dense weights are rounded to it.
         layers, exclude: as in :class:`Prune`.
     """
 
     do = "halve"
-    arithmetic: Literal["fp32", "int16"] = "fp32"
+    arithmetic: Literal["fp32", "int16", "f16"] = "fp32"
     layers: Names = ("*",)
     exclude: Names = ()
 
@@ -269,6 +270,8 @@ class Halve:
     def explain(self) -> str:
         if self.arithmetic == "int16":
             return "compute convolutions and dense layers in int16, without training"
+        if self.arithmetic == "f16":
+            return "compute convolutions in half precision and round dense weights to it, without training"
         return "round the weights of dense layers to half precision, without training"
 
 
@@ -398,12 +401,12 @@ def _check_order(name: str, steps: tuple[Step, ...]) -> None:
             )
         if (
             isinstance(before, Halve)
-            and before.arithmetic == "int16"
+            and before.arithmetic != "fp32"
             and (after.epochs or isinstance(after, Prune))
         ):
             raise RecipeError(
                 f"recipe {name}: {after.do} comes after halve",
-                "int16 weights cannot be trained further",
+                f"{before.arithmetic} weights cannot be trained further",
                 "put it before halve",
             )
         if isinstance(before, Cluster) and not isinstance(after, Quantize | Halve):

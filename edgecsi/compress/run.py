@@ -281,7 +281,7 @@ class _Run:
             self._train(step, Hooks(), running)
             finish_sharing(self.module)
         elif isinstance(step, Halve):
-            halve(self.module, step, self.example)
+            halve(self.module, step, self.example, self._samples(FIT_SAMPLES))
         elif isinstance(step, LowRank):
             factor_layers(self.module, step, self._samples(FIT_SAMPLES))
             self._train(step, Hooks(), running)

@@ -104,7 +104,7 @@ def layer_costs(
     for step in steps:
         samples = first_inputs(task, step.samples if isinstance(step, Quantize) else FIT_SAMPLES)
         if isinstance(step, Halve):
-            changed = _changed_by_halving(loaded.module, step, loaded.example_input)
+            changed = _changed_by_halving(loaded.module, step, loaded.example_input, samples)
         elif isinstance(step, Quantize):
             changed = _changed_by_int8(loaded.module, step, samples, loaded.example_input)
         else:
@@ -139,12 +139,14 @@ def _changed_by_int8(
         )
 
 
-def _changed_by_halving(module: nn.Module, step: Halve, example: Tensor) -> Iterator[tuple[str, nn.Module]]:
+def _changed_by_halving(
+    module: nn.Module, step: Halve, example: Tensor, samples: Tensor
+) -> Iterator[tuple[str, nn.Module]]:
     """(layer, copy of the network with this layer alone in 16 bits)."""
     module = copy.deepcopy(module)
     prepare(module, step, example)
     for name in halved(module, step, example):
-        yield name, halve(copy.deepcopy(module), replace(step, layers=(name,)), example)
+        yield name, halve(copy.deepcopy(module), replace(step, layers=(name,)), example, samples)
 
 
 def _changed_by_pruning(

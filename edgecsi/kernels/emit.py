@@ -177,27 +177,38 @@ def zero_halo(buffer: Any, layout: Layout) -> None:
     side = layout.lead * group
     plane = layout.rows * pitch
 
-    def clear(start: Expr, count: int) -> None:
+    def clear(start: Expr, count: int, fill: float) -> None:
         done = 0
         lanes = 64 // np.dtype(layout.dtype).itemsize
         while done < count:
             while lanes > count - done:
                 lanes //= 2
-            store(buffer, start + done, splat(layout.fill, lanes, layout.dtype))
+            store(buffer, start + done, splat(fill, lanes, layout.dtype))
             done += lanes
 
-    with serial(n) as sample, serial(layout.channels // group) as channel:
-        base = sample * layout.stride + channel * plane
+    def around(base: Expr, fill: float) -> None:
         if top:
-            clear(base, top)
+            clear(base, top, fill)
         if side:
             with serial(height) as row:
-                clear(base + top + row * pitch, side)
+                clear(base + top + row * pitch, side, fill)
         if bottom:
-            clear(base + top + height * pitch, bottom)
-    if side:
-        with serial(n) as sample:
-            clear(sample * layout.stride + layout.sample, side)
+            clear(base + top + height * pitch, bottom, fill)
+
+    def behind(fill: float) -> None:
+        if side:
+            with serial(n) as sample:
+                clear(sample * layout.stride + layout.sample, side, fill)
+
+    if not isinstance(layout.fill, tuple):
+        with serial(n) as sample, serial(layout.channels // group) as channel:
+            around(sample * layout.stride + channel * plane, layout.fill)
+        behind(layout.fill)
+        return
+    behind(layout.fill[-1])  # what is behind a sample is the beginning of the next
+    with serial(n) as sample:
+        for channel, fill in enumerate(layout.fill):
+            around(sample * layout.stride + channel * plane, fill)
 
 
 def step(
@@ -294,11 +305,10 @@ def quantize(x: Expr, quant: Quant, target: Target) -> Expr:
     return round_to_int(within(scaled, low, high, target)) + splat(quant.zero_point, lanes, "int32")
 
 
-def centred(x: Expr, half: Half) -> Expr:
-    """fp32 lanes as half precision is to round them."""
-    if half.offset:
-        x = fence(x) - splat(float(np.float32(half.offset)), lanes_of(x))
-    return x * splat(half.gain, lanes_of(x)) if half.gain != 1 else x
+def halve(x: Expr, half: Half) -> Expr:
+    """fp32 lanes in half precision."""
+    scaled = x * splat(half.gain, lanes_of(x)) if half.gain != 1 else x
+    return T.cast(scaled, vector_type("float16", lanes_of(x)))
 
 
 def shuffle(vectors: Sequence[Expr], indices: Sequence[int]) -> Expr:
@@ -543,7 +553,7 @@ class Finish:
         if self.op.y_quant is None:
             store(self.y, offset, x)
         elif isinstance(self.op.y_quant, Half):
-            store(self.y, offset, T.cast(centred(x, self.op.y_quant), vector_type("float16", lanes_of(x))))
+            store(self.y, offset, halve(x, self.op.y_quant))
         else:
             codes = quantize(x, self.op.y_quant, self.target)
             store(self.y, offset, T.cast(codes, vector_type("uint8", lanes_of(x))))

@@ -39,7 +39,8 @@ def as_elementwise(graph: Graph) -> None:
 def _as_step(node: Node) -> tuple[Value, list[Fused]] | None:
     shape = node.output.shape
     if node.op == "quantize":
-        return node.inputs[0], []
+        shift = node.attrs.get("shift", np.zeros(0, np.float32))
+        return node.inputs[0], [Fused(Step("shift_channels", constants=(shift,)))] if shift.size else []
     if node.output.dtype != "float32":
         return None
     if node.op in UNARY:

@@ -161,9 +161,12 @@ def _is_operand_only(node: Node, value: Value) -> bool:
     return all(v is not value for v in node.inputs)
 
 
-def _wanted(graph: Graph, values: list[Value], target: Target) -> tuple[tuple[int, int, int, int], int, int]:
+def _wanted(
+    graph: Graph, values: list[Value], target: Target
+) -> tuple[tuple[int, int, int, int], int, float | tuple[float, ...]]:
     """Halo, group and fill that the convolutions among the readers ask for."""
-    halo, fill = np.zeros(4, int), 0
+    halo = np.zeros(4, int)
+    fill: float | tuple[float, ...] = 0
     quantised = []
     for value in values:
         for node in graph.readers(value):
@@ -174,7 +177,8 @@ def _wanted(graph: Graph, values: list[Value], target: Target) -> tuple[tuple[in
             if value.dtype == "uint8":
                 quantised.append(as_op(node))
     top, bottom, left, right = (int(h) for h in halo)
-    wide = (top, bottom, left, right)
+    # With a number for every channel a row's right halo, which is in the row below, is not the next channel's.
+    wide = (top, bottom + (isinstance(fill, tuple) and left + right > 0), left, right)
     return wide, _group([op for op in quantised if isinstance(op, Conv2d)], wide, target), fill
 
 
@@ -225,5 +229,6 @@ def _slice(graph: Graph, concat: Node) -> None:
     first = 0
     for part, room in zip(concat.inputs, stored, strict=True):
         part.parent, part.offset = whole, first * layout.rows * layout.pitch
-        part.layout = Layout(part.shape, part.dtype, layout.halo, group, layout.stride, layout.fill)
+        fill = layout.fill[first : first + room] if isinstance(layout.fill, tuple) else layout.fill
+        part.layout = Layout(part.shape, part.dtype, layout.halo, group, layout.stride, fill)
         first += room

@@ -120,7 +120,8 @@ def _into_weights(layer: Node, fused: Fused) -> bool:
     plain = layer.attrs.get("scale") is None
     if not plain and (layer.attrs.get("x_quant") is not None or not np.all(scale == 1)):
         return False  # quantised layers: sums are integers, the shift would have to be rounded
-    if not plain and (layer.attrs.get("dynamic") or layer.attrs.get("steps")) and bias is not None:
+    twice = layer.attrs.get("dynamic") or layer.attrs.get("steps") or weight.dtype == np.float16
+    if not plain and twice and bias is not None:
         return False  # the simulation adds twice, so must we
     if plain:
         layer.attrs["weight"] = (weight * scale.reshape(-1, *[1] * (weight.ndim - 1))).astype(np.float32)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Quant
+from edgecsi.ops.operators import Half, Quant
 from edgecsi.ops.steps import Step
 
 
@@ -67,7 +67,7 @@ class Node:
     attrs: dict[str, Any] = field(default_factory=dict)
     path: str = ""
     epilogue: list[Fused] = field(default_factory=list)
-    y_quant: Quant | None = None
+    y_quant: Quant | Half | None = None
 
     @property
     def reads(self) -> Iterator[Value]:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from edgecsi.errors import ModelError
 from edgecsi.lower.graph import Graph, Node, Value
-from edgecsi.ops.operators import Quant
+from edgecsi.ops.operators import Half, Quant
 
 
 def recognise_layers(graph: Graph) -> None:
@@ -67,6 +67,21 @@ def recognise_layers(graph: Graph) -> None:
                     "x_quant": Quant(float(scale), int(zero_point)), "fill": int(fill), "stride": tuple(stride),
                     "padding": tuple(padding), "dilation": tuple(dilation), "groups": int(groups),
                     "fine": int(fine),
+                }  # fmt: skip
+            case "to_half":
+                _, offset, gain = node.attrs.pop("arguments")
+                node.op, node.attrs["quant"] = "quantize", Half(float(gain))
+                node.attrs["shift"] = -np.array(offset, np.float32)
+            case "f16_conv2d":
+                arguments = node.attrs.pop("arguments")
+                fill, stride, padding, dilation, groups = arguments[4:9]
+                arrays = _quantised(node, arguments)
+                # the front holds every float in fp32
+                arrays["weight"] = arrays["weight"].astype(np.float16)
+                node.op = "conv2d"
+                node.attrs |= arrays | {
+                    "fill": tuple(map(float, fill)) or 0, "stride": tuple(stride), "padding": tuple(padding),
+                    "dilation": tuple(dilation), "groups": int(groups),
                 }  # fmt: skip
             case "qd16_conv2d":
                 arguments = node.attrs.pop("arguments")

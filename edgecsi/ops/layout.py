@@ -26,7 +26,9 @@ class Layout:
             the int8 dot-product instructions read. Missing channels of the last group hold anything; their weights are 0.
         batch_stride: elements between samples; None when they follow each other. A slice of a wider buffer
             (a concatenation written in place) has the stride of that buffer.
-        fill: what stands for 0 in the halo: 0, the zero point of a quantised image, or what `Half` makes of 0.
+        fill: what stands for 0 in the halo: 0, the zero point of a quantised image, or a number for every channel if
+            something was subtracted from each. Then the halo below is a row higher than readers need: the last row's
+            right halo is in the row that follows.
         peak: behind the last element lies one more, the largest magnitude of all, for who rounds them next. Of one
             sample only.
     """
@@ -36,7 +38,7 @@ class Layout:
     halo: tuple[int, int, int, int] = (0, 0, 0, 0)
     group: int = 1
     batch_stride: int | None = None
-    fill: float = 0
+    fill: float | tuple[float, ...] = 0
     peak: bool = False
 
     def __post_init__(self) -> None:
@@ -127,7 +129,13 @@ class Layout:
 
     def store(self, values: NDArray[Any]) -> NDArray[Any]:
         """The buffer (1-D) that holds `values`, of the layout's shape."""
-        memory = np.full(self.size, self.fill, self.dtype)
+        memory = np.full(
+            self.size, self.fill if isinstance(self.fill, int | float) else self.fill[-1], self.dtype
+        )
+        if not isinstance(self.fill, int | float):
+            plane = self.rows * self.pitch
+            for n, c in np.ndindex(self.shape[0], len(self.fill)):
+                memory[n * self.stride + c * plane :][:plane] = self.fill[c]
         memory[self._index()] = values.reshape(self.shape)
         if self.peak:
             memory[-1] = np.abs(values).max()

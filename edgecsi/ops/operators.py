@@ -8,8 +8,8 @@ Quantised arithmetic is defined here once; the PyTorch simulation and every kern
 * an input may have two planes of codes for one tensor, see `QuantizeWide` and `Dense.fine`;
 * int16 codes of a sample are ``rne(x * (steps / peak))``, `peak` its largest magnitude (0 where that is below 1e-33),
   and a result is ``float32(sum) * (peak / steps * weight.scale[o]) + bias[o]``, each operation rounded;
-* half precision is ``float16((x - offset) * gain)``, see `Half`; sums of its products are meant to be exact, and a
-  kernel's differ from that by what its own half-precision additions round;
+* half precision is ``float16(x * gain)``, see `Half`; sums of its products are meant to be exact, and a kernel's differ
+  from that by what its own half-precision additions round;
 * not-a-number has the code 0, on every CPU; a dynamically quantised sample that holds one, or an infinity, gives
   not-a-number in every output;
 * fp32 steps behind it (activation, residual) are separate fp32 operations, never contracted to an FMA.
@@ -54,24 +54,18 @@ class Quant:
 
 @dataclass(frozen=True)
 class Half:
-    """Half precision of a tensor: its eleven binary digits are for what differs from a value that most of it is near.
+    """Half precision of a tensor.
 
     Attributes:
-        offset: subtracted first (CSI lies around 0.5). gain: a power of two, multiplied with what is left, so that sums
-            of products stay within the range of half precision.
+        gain: a power of two that numbers are multiplied with, so that sums of their products stay within the range of
+            half precision.
     """
 
-    offset: float = 0.0
     gain: float = 1.0
-
-    @property
-    def fill(self) -> float:
-        """What stands for 0, as in a halo."""
-        return float(self.codes(np.zeros(1, F32))[0])
 
     def codes(self, x: NDArray[np.float32]) -> NDArray[np.float16]:
         with np.errstate(over="ignore"):
-            return ((x.astype(F32) - F32(self.offset)) * F32(self.gain)).astype(np.float16)
+            return (x.astype(F32) * F32(self.gain)).astype(np.float16)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -120,7 +114,7 @@ class Conv2d(Op):
 
     Attributes:
         weight: ``[O, C/groups, KH, KW]`` float32, or int8 with `scale`, or float16 with `scale` for an input in half
-            precision, whose offset and gain are in `bias` and `scale`.
+            precision.
         bias: float32 ``[O]``; for int8 weights int32 ``[O]`` or ``[O, H, W]`` (a map that differs at the border
             only), or None.
         padding: top, bottom, left, right. If the input's halo is at least that wide, kernels read the halo.
@@ -163,8 +157,9 @@ class Conv2d(Op):
             wide, unit = int16_codes(x, self.steps)
         if self.x_quant:
             wide = x.astype(np.int64) - self.x_quant.zero_point
-        pad_value = self.x.fill - (self.x_quant.zero_point if self.x_quant else 0)
-        wide = np.pad(wide, ((0, 0), (0, 0), (top, bottom), (left, right)), constant_values=pad_value)
+        fill = np.reshape(self.x.fill, (-1, 1, 1)).astype(wide.dtype)
+        fill -= self.x_quant.zero_point if self.x_quant else 0
+        wide = np.pad(wide - fill, ((0, 0), (0, 0), (top, bottom), (left, right))) + fill
         outs, per, kh, kw = self.weight.shape
         n, _, height, width = self.y.shape
         if self.fine > 1:

@@ -99,6 +99,7 @@ def test_bytes_take_as_long_as_where_the_whole_entry_lives() -> None:
         ("qd8_qs8w_dense_vnni", 800),
         ("f32_conv2d_winograd", 450),
         ("qd16_qs16w_conv2d_vnni", 400),
+        ("f16_conv2d_direct", 400),
         ("qd16_qs16w_conv2d_winograd_vnni", 900),
     ],
 )

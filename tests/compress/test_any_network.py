@@ -174,7 +174,7 @@ def test_int8_of_any_network_loses_little_and_names_what_stays(kind: str, name: 
     with torch.no_grad():
         wanted, found = module(x), quantised(x)
     assert float((found - wanted).square().sum()) < 2e-4 * float(wanted.square().sum()) + 1e-12
-    if name != "f16-weights":
+    if name not in ("f16-weights", "f16"):
         assert any(isinstance(part, CompressedLayer) for part in quantised.modules())
     again = rebuild(
         NETWORKS[kind][0]() if kind != "weight norm" else network(kind)[0],
@@ -183,6 +183,8 @@ def test_int8_of_any_network_loses_little_and_names_what_stays(kind: str, name: 
     )
     with torch.no_grad():
         assert torch.equal(again(x), found)
+    if name == "f16":  # leaves what is too small to gain by it
+        return
     said = " ".join(str(warning.message) for warning in caught if warning.category is Notice)
     convolutions = "static" in name or name in ("int8-wide", "int16")
     spared = name == "f16-weights" or ("Conv" in left and not convolutions)

@@ -16,7 +16,7 @@ from edgecsi.compress.halve import halve, int16_layer
 from edgecsi.compress.recipe import Halve
 from edgecsi.compress.size import stored_bytes
 from edgecsi.errors import ModelError, Notice, RecipeError, ToolchainError
-from edgecsi.models.compressed.layers import DynamicConv2d, Int16Linear
+from edgecsi.models.compressed.layers import DynamicConv2d, HalfConv2d, Int16Linear
 from edgecsi.models.compressed.store import rebuild, structure
 from edgecsi.pipeline import BuildOptions, build
 
@@ -147,3 +147,65 @@ def test_int16_is_built_bit_for_bit_where_the_cpu_has_it_and_refused_by_name_els
         with pytest.raises(ToolchainError, match="the CPU has no int16 products") as refused:
             build(BuildOptions(target="rpi4", out=tmp_path / "rpi4", **options))
         assert "lut" not in refused.value.why
+
+
+def layers(gain: float = 1.0) -> nn.Sequential:
+    torch.manual_seed(2)
+    made = nn.Sequential(
+        nn.Conv2d(2, 8, 3, padding=1), nn.LeakyReLU(0.3), nn.Conv2d(8, 2, 3, padding=1), nn.Conv2d(2, 2, 1)
+    )
+    with torch.no_grad():
+        for part in made:
+            for tensor in part.parameters():
+                tensor.mul_(gain)
+    return made.eval()
+
+
+def test_convolutions_compute_in_half_precision_and_are_found_again_in_a_file() -> None:
+    net, x = layers(), 0.5 + 0.025 * torch.randn(8, 2, 12, 16)
+    with pytest.warns(Notice, match=r"stay in fp32: 1 Conv2d \(3\)"):
+        made = halve(copy.deepcopy(net), Halve(arithmetic="f16"), x[:1], x)
+    with pytest.warns(Notice, match="stay in fp32"):
+        unseen = halve(copy.deepcopy(net), Halve(arithmetic="f16"), x[:1])
+    assert isinstance(made[0], HalfConv2d)
+    assert [round(offset, 2) for offset in made[0].offset] == [0.5, 0.5]
+    with torch.no_grad():
+        inside = net(x)[..., 2:-2, 2:-2]
+        off, further = (float((some(x)[..., 2:-2, 2:-2] - inside).std()) for some in (made, unseen))
+        assert off < 1e-3 * float((inside - inside.mean((0, 2, 3), keepdim=True)).std())
+        assert off < 0.3 * further
+        records = structure(made, net)
+        tensors = {name: value.clone() for name, value in made.state_dict().items()}
+        again = rebuild(copy.deepcopy(net), {"compression": json.dumps({"structure": records})}, tensors)
+        assert torch.equal(again(x), made(x))
+    for key, value in (("gain", 3.0), ("offset", [1.0]), ("offset", [1e30, 0.0])):
+        wrong = [record | ({key: value} if record["path"] == "0" else {}) for record in records]
+        with pytest.raises(ModelError, match=rf"0\.{key}"):
+            rebuild(copy.deepcopy(net), {"compression": json.dumps({"structure": wrong})}, tensors)
+    tensors["0.weight"] = tensors["0.weight"].float()
+    with pytest.raises(ModelError, match=r"0\.weight is torch\.float32"):
+        rebuild(copy.deepcopy(net), {"compression": json.dumps({"structure": records})}, tensors)
+
+
+@pytest.mark.filterwarnings("ignore:stay in fp32")
+@pytest.mark.parametrize("gain", [1e-9, 1e-3, 1e3, 1e9])
+def test_numbers_of_any_size_fit_half_precision(gain: float) -> None:
+    net, x = layers(gain), gain * torch.randn(8, 2, 12, 16)
+    made = halve(copy.deepcopy(net), Halve(arithmetic="f16"), x[:1], x)
+    with torch.no_grad():
+        assert float((made(x) - net(x)).abs().max()) < 2e-3 * float(net(x).abs().max())
+
+
+@pytest.mark.needs("qemu-aarch64")
+@pytest.mark.filterwarnings("ignore:stay in fp32")
+def test_half_precision_is_built_where_the_cpu_has_it_and_refused_by_name_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(CONVOLUTIONS)
+    options = {"model": f"{tmp_path / 'net.py'}:make", "recipe": "f16"}
+    build(BuildOptions(target="rpi5", out=tmp_path / "rpi5", **options))
+    found = read_bundle(tmp_path / "rpi5").manifest.entries["full"].layers
+    convolutions = [layer for layer in found if layer.op == "conv2d"]
+    assert [layer.bits for layer in convolutions] == [16, 16]
+    assert all(layer.kernel.startswith("f16_conv2d") for layer in convolutions)
+    for target in ("rpi4", "x86"):
+        with pytest.raises(ToolchainError, match="no half-precision arithmetic"):
+            build(BuildOptions(target=target, out=tmp_path / target, **options))

@@ -340,8 +340,9 @@ def test_zeros_have_a_price(csi_network: str, channels: Path, scope: str, criter
     assert found.keep_fp32 == ()
 
 
-def test_sixteen_bits_have_a_price(csi_network: str, channels: Path) -> None:
-    found = layer_costs(csi_network, "int16", channels)
+@pytest.mark.parametrize("name", ["int16", "f16"])
+def test_sixteen_bits_have_a_price(csi_network: str, channels: Path, name: str) -> None:
+    found = layer_costs(csi_network, name, channels)
     assert {"encoder.fc", "decoder.fc"} < {cost.layer for cost in found.layers}
     assert max(abs(cost.cost) for cost in found.layers) < 0.02
     assert found.keep_fp32 == ()

@@ -3,9 +3,9 @@
 A vector holds twice the pixels of fp32, so half as many multiplications are needed. What is rounded: the weights and
 the input (`edgecsi.ops.operators.Half`), as PyTorch's simulation does, and every addition, which it does not. With the
 unit roundoff u = 2^-11 a sum of L products is off by at most L u times the sum of their magnitudes (N. Higham,
-"Accuracy and Stability of Numerical Algorithms", 2002, section 3.1); `LONGEST_SUM` keeps L small, and what comes behind
-the sum is fp32. In Winograd's form transformed weights are rounded too, and so are three additions each before and
-behind a sum over C channels: (C + 8) u times the magnitudes of all that is added, see :func:`rounding`.
+"Accuracy and Stability of Numerical Algorithms", 2002, section 3.1); `f16_stretch` keeps L small, and what comes behind
+the sum is fp32. In Winograd's form transformed weights are rounded too, and so are two additions before a sum over C
+channels: (C + 3) u times the magnitudes of all that is added.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.kernels.base import Cost, Kernel, Knobs
-from edgecsi.kernels.conv.arithmetic import F16, LONGEST_SUM, f16_stretch
+from edgecsi.kernels.conv.arithmetic import F16, f16_stretch
 from edgecsi.kernels.conv.f32_conv2d_direct import F32Conv2dDirect, reach
 from edgecsi.kernels.conv.f32_conv2d_winograd import WEIGHTS, F32Conv2dWinograd, blocks_of_points
 from edgecsi.ops.operators import Conv2d
 from edgecsi.target import Target
 
 _LEAST_LANES = 4
-"""No instruction takes fewer."""
-_FINISH = 8
-"""Instructions that widening a vector of sums, and narrowing what became of it, cost."""
+"""Of tiles: no instruction takes fewer."""
+_FINISH, _WIDEN = 8, 5
+"""Instructions for narrowing a vector of results, and for widening a sum on its way."""
+_MOST_CHANNELS = 8
+"""Of Winograd's form, which adds products of all channels in half precision; so it rounds about as much as the other."""
 
 
 def _refuses(op: Conv2d, target: Target) -> str:
@@ -35,10 +37,12 @@ def _refuses(op: Conv2d, target: Target) -> str:
         return "it needs input and weights in half precision"
     if target.half != "f16" or "asimdhp" not in target.features:
         return f'the CPU has no half-precision arithmetic (half = "{target.half}" in {target.id})'
-    if op.x.group != 1 or op.y.group != 1 or len(op.x.shape) != 4 or op.y.shape[3] < _LEAST_LANES:
-        return "needs plain NCHW images of at least 4 columns"
+    if op.x.group != 1 or op.y.group != 1 or len(op.x.shape) != 4:
+        return "needs plain NCHW images"
     top, bottom, left, right = op.x.halo
     rows, columns = reach(op)
+    if isinstance(op.x.fill, tuple) and any(op.x.halo) and rows >= bottom:
+        return "the halo below has no row for what is right of the last"
     if op.padding[0] > top or rows > bottom or op.padding[2] > max(left, right) or columns > max(left, right):
         return "the input has no halo as wide as the padding"
     return ""
@@ -61,12 +65,13 @@ def _own(op: Conv2d) -> list[NDArray[Any]]:
     return [op.scale.astype(np.float32), bias.astype(np.float32)]
 
 
-def _cost(op: Conv2d, target: Target, found: Cost) -> Cost:
+def _cost(op: Conv2d, target: Target, found: Cost, sums: int) -> Cost:
     vectors = op.y.size / target.lanes_f32 / 2
-    finish = vectors * _FINISH * (op.weight[0].size // LONGEST_SUM + 1)
     second = target.peak_gmacs_f32 * 1e9 / target.lanes_f32
     weights = op.weight.nbytes * found.bytes // max(4 * op.weight.size, 1)
-    return Cost(found.seconds + finish / second, weights + 8 * len(op.weight), op.macs)
+    return Cost(
+        found.seconds + vectors * (_FINISH + _WIDEN * sums) / second, weights + 8 * len(op.weight), op.macs
+    )
 
 
 class F16Conv2dDirect(F32Conv2dDirect):
@@ -79,7 +84,9 @@ class F16Conv2dDirect(F32Conv2dDirect):
         stretch = f16_stretch(op)
         for knobs in super()._sensible(op, target):
             unroll = max(u for u in (1, 2, 4, 8) if stretch % u == 0 and u <= knobs["ci_unroll"])
-            if knobs["lanes"] >= _LEAST_LANES:
+            # A wide sum takes two registers beside that in half precision.
+            sums = knobs["co_tile"] * knobs["rows"] * knobs["columns"]
+            if stretch == op.weight.shape[1] or 3 * sums < target.vector_registers:
                 yield knobs | {"ci_unroll": unroll}
 
     def knobs(self, op: Conv2d, target: Target) -> Knobs:
@@ -91,7 +98,8 @@ class F16Conv2dDirect(F32Conv2dDirect):
         return super().space(op, _doubled(target))
 
     def cost(self, op: Conv2d, target: Target, knobs: Knobs) -> Cost:
-        return _cost(op, target, super().cost(op, _doubled(target), knobs))
+        parts = op.weight.shape[1] // f16_stretch(op)
+        return _cost(op, target, super().cost(op, _doubled(target), knobs), parts)
 
     def constants(self, op: Conv2d, target: Target, knobs: Knobs) -> list[NDArray[Any]]:
         stream, *epilogue = super().constants(_plain(op), target, knobs)
@@ -113,8 +121,8 @@ class F16Conv2dWinograd(F32Conv2dWinograd):
             return reason
         if op.y.shape[3] < 2 * _LEAST_LANES:
             return "the image is too small for a vector of tiles"
-        if op.weight.shape[1] > LONGEST_SUM:
-            return f"sums over more than {LONGEST_SUM} channels are widened on their way"
+        if op.weight.shape[1] > _MOST_CHANNELS:
+            return f"sums over more than {_MOST_CHANNELS} channels are to be widened on their way"
         return ""
 
     def _sensible(self, op: Conv2d, target: Target) -> Iterator[dict[str, int]]:
@@ -129,7 +137,7 @@ class F16Conv2dWinograd(F32Conv2dWinograd):
         return super().space(op, _doubled(target))
 
     def cost(self, op: Conv2d, target: Target, knobs: Knobs) -> Cost:
-        return _cost(op, target, super().cost(op, _doubled(target), knobs))
+        return _cost(op, target, super().cost(op, _doubled(target), knobs), 4)
 
     def constants(self, op: Conv2d, target: Target, knobs: Knobs) -> list[NDArray[Any]]:
         from edgecsi.kernels.emit import epilogue_constants

@@ -136,8 +136,6 @@ class F32Conv2dDirect(Kernel):
         return Fp32(op, target, buffers)
 
     def emit(self, op: Conv2d, target: Target, knobs: Knobs) -> PrimFunc:
-        from tvm.tirx.script import builder as T
-
         from edgecsi.kernels import emit as e
 
         constants, scratch = self.constants(op, target, knobs), self.scratch(op, target, knobs)
@@ -228,7 +226,7 @@ class F32Conv2dDirect(Kernel):
                     with e.serial(per_group // stretch) as part:
                         walk(stretch, part * stretch)
                         for orv, acc in sums.items():
-                            more = T.cast(e.load(acc, 0, lanes), e.vector_type("float32", lanes))
+                            more = arithmetic.widened(e.load(acc, 0, lanes))
                             e.store(totals[orv], 0, e.load(totals[orv], 0, lanes) + more)
                             e.store(acc, 0, e.splat(0.0, lanes, arithmetic.sums))
                 for (o, r, v), acc in totals.items():

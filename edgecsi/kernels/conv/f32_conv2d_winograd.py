@@ -204,7 +204,10 @@ class F32Conv2dWinograd(Kernel):
                 row, column = divmod(vector, columns)
                 start = products + (o * vectors + vector) * (POINTS * size)
                 point = [
-                    [e.let(arithmetic.get(start + (4 * i + j) * size, lanes)) for j in range(4)]
+                    [
+                        e.let(arithmetic.widened(arithmetic.get(start + (4 * i + j) * size, lanes)))
+                        for j in range(4)
+                    ]
                     for i in range(4)
                 ]
                 half = [

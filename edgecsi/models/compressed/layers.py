@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from edgecsi.models.compressed import ops
-from edgecsi.ops.operators import plane_channels
+from edgecsi.ops.operators import Half, plane_channels
 
 # PyTorch's shortcut for transformers takes weights past their layers, which may be compressed ones.
 torch.backends.mha.set_fastpath_enabled(False)
@@ -120,6 +121,47 @@ class DynamicConv2d(CompressedLayer):
         y: Tensor = ops.qd16_conv2d(
             x, self.weight, self.weight_scale, self.bias, self.steps, self.padding, self.dilation
         )
+        return y
+
+
+class HalfConv2d(CompressedLayer):
+    """``to_half``, then ``f16_conv2d``: float32 ``[N, C, H, W]`` in, ``[N, O, H', W']`` out, half precision between.
+
+    Args:
+        weight: float16 ``[O, C/groups, KH, KW]``. weight_scale, bias: float32 ``[O]``, for what is left of the input.
+        offset: what is subtracted from every channel of the input, or none. gain: what the rest is multiplied with, a
+            power of two.
+        padding: top, bottom, left, right.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor | None = None,
+        *,
+        offset: list[float],
+        gain: float,
+        stride: list[int],
+        padding: list[int],
+        dilation: list[int],
+        groups: int,
+        bits: int = 16,
+    ) -> None:
+        window = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        numbers = {"offset": offset, "gain": gain, "bits": bits} | window
+        super().__init__({"weight": weight, "weight_scale": weight_scale, "bias": bias}, numbers)
+        self.offset, self.gain = offset, gain
+        # What padding with zeros becomes.
+        self.fill = [float(code) for code in Half(gain).codes(-np.array(offset, np.float32))]
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = ops.to_half(x, self.offset, self.gain)
+        y: Tensor = ops.f16_conv2d(
+            half, self.weight, self.weight_scale, self.bias, self.fill, self.stride, self.padding,
+            self.dilation, self.groups,
+        )  # fmt: skip
         return y
 
 

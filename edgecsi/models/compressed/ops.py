@@ -193,6 +193,74 @@ def _(
     return x.new_empty((x.shape[0], weight.shape[0], height, width))
 
 
+@custom_op("edgecsi::to_half", mutates_args=(), schema="(Tensor x, float[] offset, float gain) -> Tensor")
+def to_half(x: Tensor, offset: Sequence[float], gain: float) -> Tensor:
+    """``(x - offset) * gain``, float32 ``[N, C, H, W]`` to float16; `offset` of every channel, or none."""
+    rest = x - x.new_tensor(offset)[:, None, None] if offset else x
+    return (rest * gain).half()
+
+
+@to_half.register_fake
+def _(x: Tensor, offset: Sequence[float], gain: float) -> Tensor:
+    return x.new_empty(x.shape, dtype=torch.float16)
+
+
+@custom_op(
+    "edgecsi::f16_conv2d",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias, float[] fill, int[] stride, int[] padding,"
+    " int[] dilation, int groups) -> Tensor",
+)
+def f16_conv2d(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    fill: Sequence[float],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    """Convolution of a float16 input ``[N, C, H, W]`` with a float16 weight ``[O, C/groups, KH, KW]``, sums exact;
+    float32 ``[O]`` scale and bias.
+
+    Args:
+        fill: what padding holds in every channel, if not 0. padding: top, bottom, left, right.
+
+    Returns:
+        float32 ``[N, O, H', W']``.
+    """
+    top, bottom, left, right = padding
+    around = weight.new_tensor(fill or [0.0], dtype=torch.float64)[:, None, None]
+    wide = torch.nn.functional.pad(x.double() - around, (left, right, top, bottom)) + around
+    acc = torch.nn.functional.conv2d(wide, weight.double(), None, list(stride), 0, list(dilation), groups)
+    y = acc.float() * weight_scale[:, None, None]
+    return y if bias is None else y + bias[:, None, None]
+
+
+@f16_conv2d.register_fake
+def _(
+    x: Tensor,
+    weight: Tensor,
+    weight_scale: Tensor,
+    bias: Tensor | None,
+    fill: Sequence[float],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+) -> Tensor:
+    top, bottom, left, right = padding
+    height, width = (
+        (size + pad - step * (kernel - 1) - 1) // jump + 1
+        for size, pad, step, kernel, jump in zip(
+            x.shape[2:], (top + bottom, left + right), dilation, weight.shape[2:], stride, strict=True
+        )
+    )
+    return x.new_empty((x.shape[0], weight.shape[0], height, width), dtype=torch.float32)
+
+
 @custom_op(
     "edgecsi::qs8_linear",
     mutates_args=(),

@@ -8,6 +8,7 @@ Masks are not stored, they are the zeros of the weights.
 from __future__ import annotations
 
 import json
+import math
 from collections import OrderedDict
 from typing import Any
 
@@ -20,6 +21,7 @@ from edgecsi.models.compressed.layers import (
     CompressedLayer,
     DynamicConv2d,
     DynamicLinear,
+    HalfConv2d,
     Int16Linear,
     StaticConv2d,
     StaticLinear,
@@ -32,6 +34,7 @@ _LAYERS: dict[str, type[CompressedLayer]] = {
     for kind in (
         StaticConv2d,
         DynamicConv2d,
+        HalfConv2d,
         StaticLinear,
         DynamicLinear,
         Int16Linear,
@@ -39,7 +42,7 @@ _LAYERS: dict[str, type[CompressedLayer]] = {
         ClusteredLinear,
     )
 }
-_CONVOLUTIONS = ("StaticConv2d", "DynamicConv2d", "FoldedConv2d")
+_CONVOLUTIONS = ("StaticConv2d", "DynamicConv2d", "HalfConv2d", "FoldedConv2d")
 Record = dict[str, Any]
 
 
@@ -142,6 +145,8 @@ def _check(layer: CompressedLayer, path: str) -> None:
         dtype = {"weight": torch.int8, "index": torch.uint8}.get(name, torch.float32)
         if name == "weight" and isinstance(layer, DynamicConv2d | Int16Linear):
             dtype = torch.int16
+        if name == "weight" and isinstance(layer, HalfConv2d):
+            dtype = torch.float16
         if name == "bias" and isinstance(layer, StaticConv2d | StaticLinear):
             dtype = torch.int32
         assert tensor.dtype == dtype, f"{path}.{name} is {tensor.dtype}"
@@ -155,6 +160,11 @@ def _check(layer: CompressedLayer, path: str) -> None:
         assert layer.fine == 1 or layer.groups == 1, f"{path}.fine"
     if isinstance(layer, DynamicConv2d | Int16Linear):
         assert 1 <= layer.steps <= 32767, f"{path}.steps"
+    if isinstance(layer, HalfConv2d):
+        assert len(layer.offset) in (0, tensors["weight"].shape[1] * layer.groups), f"{path}.offset"
+        assert all(map(math.isfinite, layer.fill)), f"{path}.offset"
+        assert 2.0**-100 <= layer.gain <= 2.0**100, f"{path}.gain"
+        assert math.frexp(layer.gain)[0] == 0.5, f"{path}.gain is no power of two"
     if isinstance(layer, ClusteredLinear):
         assert tensors["table"].ndim == 1, f"{path}.table"
         assert int(tensors["index"].max()) < len(tensors["table"]), f"{path}.index leads out of the table"

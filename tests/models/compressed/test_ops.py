@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from edgecsi.models.compressed import ops
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Conv2d, Dense, Quant
+from edgecsi.ops.operators import Conv2d, Dense, Half, Quant
 
 RNG = np.random.default_rng(0)
 
@@ -196,3 +196,30 @@ def test_int16_dense_equals_the_reference_row_by_row(with_bias: bool) -> None:
     np.testing.assert_array_equal(y.numpy().reshape(10, 20), op.reference(x.reshape(10, 300)))
     assert np.isnan(y[1, 3:].numpy()).all()
     torch.library.opcheck(ops.qd16_linear, (torch.rand(2, 300), *arrays[1:], op.steps))
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_convolution_in_half_precision_is_the_reference(groups: int) -> None:
+    """Both sums are exact; what is subtracted from every channel is what its halo holds."""
+    padding, offset = (1, 0, 2, 1), [0.5, -2.0, 0.25, 8.0]
+    x = floats(2, 4, 6, 8) * np.float32(100)
+    x[1, 0, 0, 0] = 1e6
+    half = ops.to_half(torch.from_numpy(x), offset, 0.25)
+    shifted = x - np.array(offset, np.float32).reshape(-1, 1, 1)
+    np.testing.assert_array_equal(half.numpy(), Half(0.25).codes(shifted))
+    assert np.isinf(half.numpy()).sum() == 1
+    fill = [-number * 0.25 for number in offset]
+    weight, bias, scale = floats(4, 4 // groups, 2, 3).astype(np.float16), floats(4), np.abs(floats(4))
+    op = Conv2d(
+        x=Layout(x.shape, "float16", fill=tuple(fill)), y=Layout((2, 4, 3, 9)), weight=weight, bias=bias, scale=scale,
+        padding=padding, groups=groups, stride=(2, 1),
+    )  # fmt: skip
+    y = ops.f16_conv2d(
+        half, *map(torch.from_numpy, (weight, scale, bias)), fill, [2, 1], list(padding), [1, 1], groups
+    )
+    np.testing.assert_allclose(y[:1].numpy(), op.reference(half.numpy())[:1], rtol=1e-5, atol=1e-5)
+    shape = ops.f16_conv2d(
+        half.to("meta"), *(torch.from_numpy(a).to("meta") for a in (weight, scale, bias)), fill, [2, 1],
+        list(padding), [1, 1], groups,
+    ).shape  # fmt: skip
+    assert shape == y.shape
