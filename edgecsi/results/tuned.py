@@ -98,7 +98,8 @@ def tune_all(name: str, minutes: float, only: str, again: bool, records: Path | 
             if network not in lowered:
                 sys.stderr.write(f"reading {network}\n")
                 lowered[network] = networks_of(network, target, None, None, None, None, None, False)
-        network, share = next_of({n: kinds_of(lowered[n]) for n in left}, _chosen(done))
+        first = [n for n in left if n not in done] or left
+        network, share = next_of({n: kinds_of(lowered[n]) for n in first}, _chosen(done))
         seconds = deadline - time.monotonic()
         searching = seconds - len(left) * (sum(overhead) / len(overhead) if overhead else CONFIRMING)
         if seconds <= 0 or (network in done and searching <= 0):
@@ -131,8 +132,10 @@ def tune_all(name: str, minutes: float, only: str, again: bool, records: Path | 
             "networks": dict(sorted(done.items())),
         })  # fmt: skip
         ratios = ", ".join(f"{entry} {c.ratio:.3f}" for entry, c in found.entries.items())
+        state = "" if found.complete else ", unfinished"
         sys.stderr.write(
-            f"{network}: {ratios} ({found.measured} settings, {found.seconds:.0f} s, {len(left) - 1} left)\n"
+            f"{network}: {ratios} ({found.measured} settings, {found.seconds:.0f} s{state}); "
+            f"{len(first) - 1} left, {deadline - time.monotonic():.0f} s\n"
         )
 
 

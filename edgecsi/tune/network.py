@@ -81,7 +81,7 @@ def tune(
             measuring other layers; a tracker named twice gives two of its boards.
         entry: search this one; by default encoder and decoder, or full.
         trials: settings to measure for a layer, at most.
-        minutes: wall-clock budget. batches: also entries that take so many inputs at once.
+        minutes: wall-clock budget of the search. batches: also entries that take so many inputs at once.
         records: file to keep them in; by default the user's own for this target and CPU.
         settled: what was chosen before for a kind of layer stays, unmeasured.
         recheck: search nothing; what was chosen before is measured again, and dropped if it wins no more.
@@ -112,7 +112,7 @@ def tune(
     works = kinds_of(networks)
     kept = known_records(chosen_target, [path]) if recheck else read_records([path])
     known = kept.trials(chosen_target, cpu_name, means)
-    deadline = began + 60 * minutes if minutes else float("inf")
+    deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
     total = measured = 0
     complete = True
 
@@ -162,6 +162,12 @@ def tune(
         if not searched and recheck:
             raise UsageError(
                 f"nothing was chosen for {model} yet", f"{path} has no choice for its layers", "tune it first"
+            )
+        if not searched and not complete:
+            raise UsageError(
+                f"nothing was found for {model} yet",
+                f"{minutes:g} minutes were too few",
+                "give it more --minutes",
             )
         if not searched:
             raise CheckFailed(

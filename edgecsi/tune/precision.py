@@ -118,7 +118,7 @@ def tune_with(
     def search(**more: Any) -> TuneResult:
         """One search, with its share of the time."""
         nonlocal left
-        share = None if deadline is None else max((deadline - time.monotonic()) / 60 / left, 0.01)
+        share = None if deadline is None else max((deadline - time.monotonic()) / 60 / left, 0.1)
         left -= 1
         return tune(model, target, records=records, progress=progress, minutes=share, **more, **options)
 

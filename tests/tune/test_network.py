@@ -215,6 +215,11 @@ def test_nothing_that_can_be_measured_is_a_failure(model: str, tmp_path: Path) -
     assert not any(r.kind == "choice" for r in read_records([tmp_path / "x86.jsonl"]).lines)
 
 
+def test_too_little_time_is_said_to_be_that(model: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="nothing was found"):
+        quickly(model, tmp_path / "x86.jsonl", minutes=1e-9)
+
+
 def test_a_wrong_answer_is_no_record_to_choose(monkeypatch: pytest.MonkeyPatch) -> None:
     op = Dense(x=Layout((1, 48)), y=Layout((1, 40)), weight=np.ones((40, 48), np.float32))
     target = targets.load("x86")
