@@ -6,6 +6,7 @@ called ``board``: ``ssh://board``, or ``ssh://board/some/folder`` for a second d
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import shlex
@@ -16,9 +17,21 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+
+@cache
+def _keys() -> Path:
+    """A folder of keys that all servers have, made once."""
+    folder = Path(tempfile.mkdtemp(prefix="sshd-keys-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    for name in ("host", "other_host", "user", "stranger"):
+        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(folder / name)]
+        subprocess.run(command, check=True, timeout=60)
+    return folder
 
 
 class Sshd:
@@ -27,8 +40,8 @@ class Sshd:
     def __init__(self, folder: Path, *, command: str = "", settings: str = "") -> None:
         self.folder, self.home = folder, folder / "home"
         self.home.mkdir()
-        for name in ("host", "other_host", "user", "stranger"):
-            self._keygen(name)
+        for key in _keys().iterdir():
+            shutil.copy(key, folder)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port: int = probe.getsockname()[1]
@@ -51,10 +64,6 @@ class Sshd:
         self.configure()
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
-
-    def _keygen(self, name: str) -> None:
-        command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(self.folder / name)]
-        subprocess.run(command, check=True, timeout=60)
 
     @property
     def spec(self) -> str:

@@ -43,6 +43,8 @@ INSTRUCTIONS = {"avx2", "avx512f", "avx512_vnni", "avx512vbmi", "avx_vnni"}
 
 
 FIRST = (
+    "tests/hostile/test_fuzz.py",
+    "tests/faults/test_system_calls.py",
     "tests/cli/test_experiments.py",
     "tests/device/test_arm64.py",
     "tests/deploy/test_arm64.py",

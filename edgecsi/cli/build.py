@@ -9,7 +9,16 @@ import click
 
 from edgecsi.cli import complete
 from edgecsi.cli.inspect import TimedLayers, plan_table, time_layers
-from edgecsi.cli.output import columns, folder_can_be_written, json_option, note, pairs, progress, report
+from edgecsi.cli.output import (
+    columns,
+    folder_can_be_written,
+    json_option,
+    note,
+    output_option,
+    pairs,
+    progress,
+    report,
+)
 
 if TYPE_CHECKING:
     from edgecsi.pipeline import BuildResult
@@ -34,15 +43,7 @@ def shape(_context: click.Context, _option: click.Parameter, text: str | None) -
     shell_complete=complete.targets,
     help="Board or CPU (see `edgecsi targets`), or a .toml.",
 )
-@click.option(
-    "-o",
-    "--output",
-    "out",
-    type=click.Path(path_type=Path),
-    callback=folder_can_be_written,
-    metavar="DIR",
-    help="Folder of the bundle  [default: NAME-TARGET].",
-)
+@output_option("DIR", "Folder of the bundle  [default: NAME-TARGET].", folder=True)
 @click.option(
     "--entry",
     shell_complete=complete.entries,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgecsi.cli import complete
-from edgecsi.cli.output import can_be_written, columns, json_option, pairs, progress, report, resumable
+from edgecsi.cli.output import columns, json_option, output_option, pairs, progress, report, resumable
 
 if TYPE_CHECKING:
     from edgecsi.compress import CompressResult, LayerCosts, Progress
@@ -24,14 +24,8 @@ if TYPE_CHECKING:
     help="What to do (see `edgecsi recipes`), or a .toml.",
 )
 @click.option("--data", required=True, help="Channels to train on (see `edgecsi data`).")
-@click.option(
-    "-o",
-    "--output",
-    "out",
-    type=click.Path(path_type=Path),
-    callback=can_be_written,
-    metavar="OUT.safetensors",
-    help="Where to write the compressed model; its state lies beside it while it runs.",
+@output_option(
+    "OUT.safetensors", "Where to write the compressed model; its state lies beside it while it runs."
 )
 @click.option("--weights", metavar="FILE", help="Weights to begin with, instead of the model's own.")
 @click.option(

@@ -6,20 +6,12 @@ from pathlib import Path
 
 import click
 
-from edgecsi.cli.output import folder_can_be_written, progress, say
+from edgecsi.cli.output import output_option, progress, say
 
 
 @click.command()
-@click.option(
-    "-o",
-    "--output",
-    "out",
-    type=click.Path(path_type=Path),
-    default=Path("demo"),
-    callback=folder_can_be_written,
-    show_default=True,
-    metavar="DIR",
-    help="Where to put the bundles and reports.",
+@output_option(
+    "DIR", "Where to put the bundles and reports.", default=Path("demo"), folder=True, show_default=True
 )
 def command(out: Path) -> None:
     """Build CsiNet for this machine and the Raspberry Pi, evaluate both, and time it against ONNX Runtime.

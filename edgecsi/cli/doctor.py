@@ -8,7 +8,7 @@ import click
 
 from edgecsi.cli import complete
 from edgecsi.cli.build import shape
-from edgecsi.cli.output import can_be_written, columns, json_option, progress, report
+from edgecsi.cli.output import columns, json_option, output_option, progress, report
 from edgecsi.errors import ToolchainError
 
 
@@ -30,17 +30,7 @@ from edgecsi.errors import ToolchainError
 )
 @click.option("--recipe", shell_complete=complete.recipes, help="With which compression.")
 @click.option("--input-shape", callback=shape, metavar="1,2,32,32", help="As for `edgecsi build`.")
-@click.option(
-    "-o",
-    "--output",
-    "out",
-    type=click.Path(path_type=Path),
-    default=Path("edgecsi-report.zip"),
-    show_default=True,
-    callback=can_be_written,
-    metavar="FILE",
-    help="Where the report goes.",
-)
+@output_option("FILE", "Where the report goes.", default=Path("edgecsi-report.zip"), show_default=True)
 @json_option
 def command(
     model: str | None,

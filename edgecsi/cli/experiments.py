@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgecsi import disk
-from edgecsi.cli.output import folder_can_be_written
+from edgecsi.cli.output import output_option
 from edgecsi.errors import UsageError
 from edgecsi.results.papers import NAMES, TIMED
 
@@ -37,14 +37,8 @@ def command() -> None:
     help=f"Also build each network for this machine and time it; for {', '.join(TIMED)}. The rest of the "
     "results comes from the cache, so do this second, when the machine is quiet.",
 )
-@click.option(
-    "-o",
-    "--output",
-    "out",
-    type=click.Path(path_type=Path, file_okay=False),
-    callback=folder_can_be_written,
-    metavar="DIR",
-    help="Folder of the results  [default: docs/results, or quick-results with --quick].",
+@output_option(
+    "DIR", "Folder of the results  [default: docs/results, or quick-results with --quick].", folder=True
 )
 def run(name: str, quick: bool, latency: bool, out: Path | None) -> None:
     """Run the experiment NAME and write its results.

@@ -67,6 +67,17 @@ json_option = click.option(
 )
 
 
+def output_option(
+    metavar: str, help: str | None = None, *, folder: bool = False, **settings: Any
+) -> Callable[[Any], Any]:
+    """``-o``, the argument `out`: what cannot be written is refused before the work."""
+    callback = folder_can_be_written if folder else can_be_written
+    where = click.Path(path_type=Path)
+    return click.option(
+        "-o", "--output", "out", type=where, callback=callback, metavar=metavar, help=help, **settings
+    )
+
+
 def report(result: Any, text: Callable[[], str], json_to: str | None) -> None:
     """Print a result for people, or write it as JSON, as ``--json`` says.
 

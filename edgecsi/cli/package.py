@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, cast
 import click
 
 from edgecsi.cli import complete
-from edgecsi.cli.output import folder_can_be_written
+from edgecsi.cli.output import output_option
 
 if TYPE_CHECKING:
     from edgecsi.deploy.package import Format
@@ -17,16 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("bundle", type=click.Path(path_type=Path), shell_complete=complete.bundles)
 @click.option("--format", "kind", type=click.Choice(["deb", "tar"]), default="deb", show_default=True)
-@click.option(
-    "-o",
-    "--output",
-    "out",
-    type=click.Path(path_type=Path),
-    default=Path("."),
-    callback=folder_can_be_written,
-    metavar="DIR",
-    help="Folder of the package  [default: this one].",
-)
+@output_option("DIR", "Folder of the package  [default: this one].", default=Path("."), folder=True)
 @click.option(
     "--version", metavar="V", help="Of the package  [default: the build number, or 0+DIGEST without one]."
 )

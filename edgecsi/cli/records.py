@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edgecsi import disk
-from edgecsi.cli.output import as_json, can_be_written, columns, json_option, report
+from edgecsi.cli.output import as_json, columns, json_option, output_option, report
 
 _FILES = click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 
@@ -50,15 +50,7 @@ def list_(files: tuple[Path, ...], everything: bool, json_to: str | None) -> Non
 @click.argument(
     "files", nargs=-1, required=True, type=click.Path(path_type=Path, exists=True, dir_okay=False)
 )
-@click.option(
-    "-o",
-    "--output",
-    "out",
-    required=True,
-    type=click.Path(path_type=Path),
-    callback=can_be_written,
-    metavar="FILE",
-)
+@output_option("FILE", required=True)
 def merge(files: tuple[Path, ...], out: Path) -> None:
     """Join FILES into one, each record once.
 
@@ -75,15 +67,7 @@ def merge(files: tuple[Path, ...], out: Path) -> None:
 
 @command.command()
 @_FILES
-@click.option(
-    "-o",
-    "--output",
-    "out",
-    required=True,
-    type=click.Path(path_type=Path),
-    callback=can_be_written,
-    metavar="FILE",
-)
+@output_option("FILE", required=True)
 def export(files: tuple[Path, ...], out: Path) -> None:
     """Write trials as T4 JSON, the format that tuning tools share.
 

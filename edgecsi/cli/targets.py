@@ -9,7 +9,7 @@ import click
 from edgecsi import disk
 from edgecsi import target as targets
 from edgecsi.cli import complete
-from edgecsi.cli.output import can_be_written, columns, json_option, pairs, progress, report
+from edgecsi.cli.output import columns, json_option, output_option, pairs, progress, report
 from edgecsi.errors import TargetError
 
 
@@ -96,16 +96,7 @@ def check(names: tuple[str, ...], json_to: str | None) -> None:
 @click.option(
     "--device", default="local", show_default=True, shell_complete=complete.devices, help="Where to measure."
 )
-@click.option(
-    "-o",
-    "--output",
-    "out",
-    required=True,
-    type=click.Path(path_type=Path),
-    callback=can_be_written,
-    metavar="FILE.toml",
-    help="The target file to write.",
-)
+@output_option("FILE.toml", "The target file to write.", required=True)
 @json_option
 def calibrate(name: str, device: str, out: Path, json_to: str | None) -> None:
     """Measure how long kernels really take on a device, and write a target with better estimates than NAME's.

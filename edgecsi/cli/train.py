@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgecsi.cli import complete
-from edgecsi.cli.output import can_be_written, json_option, pairs, progress, report, resumable
+from edgecsi.cli.output import json_option, output_option, pairs, progress, report, resumable
 
 if TYPE_CHECKING:
     from edgecsi.training.loop import Epoch
@@ -17,15 +17,7 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("model", shell_complete=complete.models)
 @click.option("--data", required=True, help="Channels: a .npy, .npz or .mat file, or a spec.")
-@click.option(
-    "-o",
-    "--output",
-    "out",
-    type=click.Path(path_type=Path),
-    required=True,
-    callback=can_be_written,
-    metavar="OUT.safetensors",
-)
+@output_option("OUT.safetensors", required=True)
 @click.option("--epochs", type=click.IntRange(min=1), default=100, show_default=True)
 @click.option(
     "--lr",

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-from edgecsi.device.transport import STEP_SECONDS, Done, Session
+from edgecsi.device.transport import STEP_SECONDS, Done, LocalProcess, Session
 from edgecsi.errors import DeviceError
 
 
@@ -41,12 +39,12 @@ class Here:
         with contextlib.ExitStack() as files:
             source = files.enter_context(input.open("rb")) if isinstance(input, Path) else subprocess.PIPE
             sink = files.enter_context(output.open("wb")) if output is not None else subprocess.PIPE
-            session = _Process(self, argv, source, sink)
+            session = self._process(argv, source, sink)
             return session.communicate(None if isinstance(input, Path) else input or b"", timeout)
 
     def start(self, argv: Sequence[str]) -> Session:
         """See :meth:`Connection.start`."""
-        return _Process(self, argv, subprocess.PIPE, subprocess.PIPE)
+        return self._process(argv, subprocess.PIPE, subprocess.PIPE)
 
     def push(
         self, source: Path | bytes, remote: str, *, mode: int = 0o644, timeout: float | None = None
@@ -71,63 +69,9 @@ class Here:
     def close(self) -> None:
         """Nothing stays open."""
 
-
-class _Process:
-    """One command; a :class:`Session`."""
-
-    def __init__(
-        self, here: Here, argv: Sequence[str], stdin: int | IO[bytes], stdout: int | IO[bytes]
-    ) -> None:
-        self._argv = argv
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by kill(); nobody has to read it in time
+    def _process(self, argv: Sequence[str], stdin: int | IO[bytes], stdout: int | IO[bytes]) -> LocalProcess:
+        name = Path(argv[0]).name
         try:
-            self._process = subprocess.Popen(
-                argv, stdin=stdin, stdout=stdout, stderr=self._errors, cwd=here.home, env=here.environment,
-                bufsize=0, start_new_session=True,
-            )  # fmt: skip
+            return LocalProcess(argv, name, "here", stdin, stdout, cwd=self.home, env=self.environment)
         except OSError as error:
-            self._errors.close()
             raise DeviceError(f"{argv[0]} does not start", str(error), "see that it is installed") from None
-
-    @property
-    def stdin(self) -> IO[bytes]:
-        assert self._process.stdin is not None
-        return self._process.stdin
-
-    @property
-    def stdout(self) -> IO[bytes]:
-        assert self._process.stdout is not None
-        return self._process.stdout
-
-    def finish(self, timeout: float = STEP_SECONDS) -> Done:
-        """See :meth:`Session.finish`."""
-        return self.communicate(b"", timeout)
-
-    def communicate(self, given: bytes | None, timeout: float) -> Done:
-        """Feed it, and wait for its end."""
-        if self._process.stdin is not None and self._process.stdin.closed:
-            self._process.stdin = None
-        try:
-            stdout, _ = self._process.communicate(given, timeout=timeout)
-            code = self._process.returncode
-            self._errors.seek(0)
-            return Done(code if code >= 0 else 128 - code, stdout or b"", self._errors.read())
-        except subprocess.TimeoutExpired:
-            raise DeviceError(
-                f"{Path(self._argv[0]).name} did not end", f"it was given up after {timeout:.0f} s",
-                "see that the machine is not overloaded, then try again",
-            ) from None  # fmt: skip
-        finally:
-            self.kill()
-
-    def kill(self) -> None:
-        """See :meth:`Session.kill`."""
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(OSError):
-                    stream.close()
-        if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-            self._process.wait()
-        self._errors.close()

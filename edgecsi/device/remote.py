@@ -31,7 +31,7 @@ from edgecsi.device.protocol import (
     Samples,
     Series,
 )
-from edgecsi.device.samples import from_calls, to_calls
+from edgecsi.device.samples import from_rows, to_calls
 from edgecsi.device.ssh import Address, Ssh
 from edgecsi.device.state import State
 from edgecsi.device.transport import SLOWEST, Connection, Done, Session
@@ -108,19 +108,11 @@ class Remote:
         count = len(calls[0])
         flat = [array.reshape(count, -1).view(np.float32) for array in calls]  # four bytes each
         fed = flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
-        sizes = [tensor.size for tensor in described.outputs]
-        joined = np.empty((count, sum(sizes)), np.float32)
+        joined = np.empty((count, sum(tensor.size for tensor in described.outputs)), np.float32)
         seconds = 60 + count * (0.05 + 1e-7 * described.macs) + (fed.nbytes + joined.nbytes) / SLOWEST
         with self._job(bundle, entry, "run", fed, seconds, {"calls": count}) as job:
             job.read_into(memoryview(joined.data).cast("B"))
-        parts = np.split(joined, np.cumsum(sizes)[:-1], axis=1)
-        return from_calls(
-            described,
-            [
-                np.ascontiguousarray(part).reshape(count, *tensor.shape)
-                for part, tensor in zip(parts, described.outputs, strict=True)
-            ],
-        )
+        return from_rows(described, joined)
 
     def time(
         self, bundle: Bundle, entry: str, x: Samples, repeats: int, *, flush_bytes: int = 0

@@ -32,7 +32,7 @@ from edgecsi.device.install_rpc import rpc_folder
 from edgecsi.device.protocol import Array, DeviceInfo, FirstCall, Nanoseconds, Plan, Progress, Samples, Series
 from edgecsi.device.remote import Remote
 from edgecsi.device.rpc import CONNECT_SECONDS, KINDS, Job
-from edgecsi.device.samples import from_calls, to_calls
+from edgecsi.device.samples import from_rows, to_calls
 from edgecsi.device.ssh import Ssh
 from edgecsi.device.state import State
 from edgecsi.errors import ConnectionLost, DeviceError, Unreachable
@@ -96,15 +96,7 @@ class Rpc:
         seconds = 60 + count * (0.1 + 1e-7 * described.macs)
         with self._session(bundle, entry, calls, "run", seconds) as folder:
             flat = np.fromfile(folder / "out", np.float32).reshape(count, -1)
-        sizes = [tensor.size for tensor in described.outputs]
-        parts = np.split(flat, np.cumsum(sizes)[:-1], axis=1)
-        return from_calls(
-            described,
-            [
-                np.ascontiguousarray(part).reshape(count, *tensor.shape)
-                for part, tensor in zip(parts, described.outputs, strict=True)
-            ],
-        )
+        return from_rows(described, flat)
 
     def time(
         self, bundle: Bundle, entry: str, x: Samples, repeats: int, *, flush_bytes: int = 0

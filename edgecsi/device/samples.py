@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgecsi.bundle import Entry
 from edgecsi.device.protocol import Array, Samples
@@ -64,3 +65,10 @@ def from_calls(entry: Entry, outputs: Sequence[Array]) -> Array | tuple[Array, .
         for array, tensor in zip(outputs, entry.outputs, strict=True)
     )
     return joined[0] if len(joined) == 1 else joined
+
+
+def from_rows(entry: Entry, rows: NDArray[np.float32]) -> Array | tuple[Array, ...]:
+    """The same for outputs that lie side by side: ``[calls, elements of all]``, four bytes each."""
+    ends = np.cumsum([tensor.size for tensor in entry.outputs])[:-1]
+    parts = np.split(rows, ends, axis=1)
+    return from_calls(entry, [np.ascontiguousarray(part) for part in parts])

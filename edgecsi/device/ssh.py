@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from edgecsi.device.transport import SLOWEST, STEP_SECONDS, Done, Session
+from edgecsi.device.transport import SLOWEST, STEP_SECONDS, Done, LocalProcess, Session
 from edgecsi.errors import ConnectionLost, DeviceError, ToolchainError, Unreachable, UsageError
 
 CONNECT_SECONDS = 15.0
@@ -185,59 +185,24 @@ class Ssh:
             return self._master
 
 
-class _SshSession:
+class _SshSession(LocalProcess):
     """One command over the connection; a :class:`Session`."""
 
     def __init__(
         self, ssh: Ssh, master: _Master, argv: Sequence[str], stdin: int | IO[bytes], stdout: int | IO[bytes]
     ) -> None:
-        self._ssh, self._master, self._argv = ssh, master, argv
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by kill(); nobody has to read it in time
-        self._process = subprocess.Popen(
-            master.command(argv),
-            stdin=stdin,
-            stdout=stdout,
-            stderr=self._errors,
-            bufsize=0,
-            start_new_session=True,
-        )
-
-    @property
-    def stdin(self) -> IO[bytes]:
-        assert self._process.stdin is not None
-        return self._process.stdin
-
-    @property
-    def stdout(self) -> IO[bytes]:
-        assert self._process.stdout is not None
-        return self._process.stdout
-
-    def finish(self, timeout: float = STEP_SECONDS) -> Done:
-        """See :meth:`Session.finish`."""
-        return self.communicate(b"", timeout)
+        self._master = master
+        super().__init__(master.command(argv), Path(argv[0]).name, f"on {ssh.name}", stdin, stdout)
 
     def communicate(self, given: bytes | None, timeout: float) -> Done:
         """Feed it, and wait for its end."""
-        if self._process.stdin is not None and self._process.stdin.closed:
-            self._process.stdin = None
-        try:
-            stdout, _ = self._process.communicate(given, timeout=timeout)
-            self._errors.seek(0)
-            done = Done(self._process.returncode, stdout or b"", self._errors.read())
-        except subprocess.TimeoutExpired:
-            raise DeviceError(
-                f"{Path(self._argv[0]).name} did not end on {self._ssh.name}",
-                f"it was given up after {timeout:.0f} s",
-                "see that the device is not overloaded, then try again",
-            ) from None
-        finally:
-            self.kill()
+        done = super().communicate(given, timeout)
         if done.code == 255 and (lost := self._master.lost(done.stderr)):
             raise lost
         return done
 
     def kill(self) -> None:
-        """See :meth:`Session.kill`."""
+        """See :meth:`Session.kill`; ssh tells the other side."""
         _end(self._process)
         self._errors.close()
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
+import subprocess
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Protocol
+from typing import IO, Any, Protocol
+
+from edgecsi.errors import DeviceError
 
 STEP_SECONDS = 60.0
 """For a command that does nothing long."""
@@ -60,6 +67,83 @@ class Session(Protocol):
     def kill(self) -> None:
         """Cut it off. Harmless after its end."""
         ...
+
+
+class LocalProcess:
+    """A :class:`Session` with a process of this machine.
+
+    Args:
+        argv: what is started, in a session of its own: Ctrl-C is for us, who end it.
+        name, where: how messages call it: ``NAME did not end WHERE``.
+        stdin, stdout: its streams, as :class:`subprocess.Popen` takes them.
+        settings: more for :class:`subprocess.Popen`.
+
+    Raises:
+        OSError: it does not start.
+    """
+
+    def __init__(
+        self,
+        argv: Sequence[str],
+        name: str,
+        where: str,
+        stdin: int | IO[bytes],
+        stdout: int | IO[bytes],
+        **settings: Any,
+    ) -> None:
+        self._name, self._where = name, where
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # closed by kill(); nobody has to read it in time
+        try:
+            self._process = subprocess.Popen(
+                argv, stdin=stdin, stdout=stdout, stderr=self._errors, bufsize=0, start_new_session=True,
+                **settings,
+            )  # fmt: skip
+        except OSError:
+            self._errors.close()
+            raise
+
+    @property
+    def stdin(self) -> IO[bytes]:
+        assert self._process.stdin is not None
+        return self._process.stdin
+
+    @property
+    def stdout(self) -> IO[bytes]:
+        assert self._process.stdout is not None
+        return self._process.stdout
+
+    def finish(self, timeout: float = STEP_SECONDS) -> Done:
+        """See :meth:`Session.finish`."""
+        return self.communicate(b"", timeout)
+
+    def communicate(self, given: bytes | None, timeout: float) -> Done:
+        """Feed it, and wait for its end."""
+        if self._process.stdin is not None and self._process.stdin.closed:
+            self._process.stdin = None
+        try:
+            stdout, _ = self._process.communicate(given, timeout=timeout)
+            code = self._process.returncode
+            self._errors.seek(0)
+            return Done(code if code >= 0 else 128 - code, stdout or b"", self._errors.read())
+        except subprocess.TimeoutExpired:
+            raise DeviceError(
+                f"{self._name} did not end {self._where}", f"it was given up after {timeout:.0f} s",
+                "see that nothing is overloaded there, then try again",
+            ) from None  # fmt: skip
+        finally:
+            self.kill()
+
+    def kill(self) -> None:
+        """See :meth:`Session.kill`."""
+        for stream in (self._process.stdin, self._process.stdout):
+            if stream is not None:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+        self._errors.close()
 
 
 class Connection(Protocol):

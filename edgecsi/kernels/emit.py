@@ -321,16 +321,6 @@ def signed(buffer: Any, offset: Expr, lanes: int) -> Expr:
     return let(T.reinterpret(load(buffer, offset, lanes), dtype=vector_type("int8", lanes)))
 
 
-def load_float(buffer: Any, offset: Expr, lanes: int) -> Expr:
-    """Load float32 lanes from a buffer of uint8, such as the scratch; `offset` in bytes."""
-    return T.reinterpret(load(buffer, offset, 4 * lanes), dtype=vector_type("float32", lanes))
-
-
-def store_float(buffer: Any, offset: Expr, value: Expr) -> None:
-    """Store float32 lanes into a buffer of uint8; `offset` in bytes."""
-    store(buffer, offset, T.reinterpret(value, dtype=vector_type("uint8", 4 * lanes_of(value))))
-
-
 def at_least(x: Expr, bound: Expr, target: Target) -> Expr:
     """The larger of fp32 lanes and a bound; NaN where x is. On x86 the order of the operands decides that: its
     instruction gives the second if they do not compare."""

@@ -123,6 +123,6 @@ def test_valgrind_watches_the_library_and_would_see_one_value_too_many(
 
 
 def test_random_networks_stay_between_their_guard_pages() -> None:
-    found = random_networks(Found(), minutes=0.2)
+    found = random_networks(Found(), minutes=0.1)
     assert found.networks
     assert not found.findings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,9 +31,6 @@ from edgecsi.kernels.dense.units import ByteUnit, FloatUnit
 from edgecsi.kernels.dense.walk import positions
 from edgecsi.ops.operators import Dense
 from edgecsi.target import Target
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

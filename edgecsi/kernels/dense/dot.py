@@ -21,8 +21,6 @@ from edgecsi.target import Target
 
 Expr = Any
 
-VNNI = ("avx512_vnni", "avx_vnni")
-
 
 class Dot(ABC):
     """One way to multiply int8.
