@@ -2,15 +2,12 @@
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.ops.operators import Conv2d
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from edgecsi.kernels.base import Cost
 from edgecsi.kernels.tiling import read_gbps
 from edgecsi.ops.operators import Dense
 from edgecsi.target import Target
-
-if TYPE_CHECKING:
-    pass
 
 
 def indices_per_load(target: Target) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,10 +14,6 @@ from edgecsi.kernels.tiling import overlap
 from edgecsi.ops.dynamic import DYNAMIC_STEPS, TINY
 from edgecsi.ops.operators import Dense
 from edgecsi.target import Target
-
-if TYPE_CHECKING:
-    pass
-
 
 MAGIC = 12582912.0
 """1.5 * 2^23: adding it to a small fp32 number rounds that to an integer, half to even, in the low bits."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from operator import add
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -19,9 +19,6 @@ from edgecsi.kernels.dense.sparse import (
     Section,
 )
 from edgecsi.ops.layout import vector_widths
-
-if TYPE_CHECKING:
-    pass
 
 Expr = Any
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.kernels.dense.units import FloatUnit, floats_of
 from edgecsi.target import Target
-
-if TYPE_CHECKING:
-    pass
 
 Expr = Any
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +13,6 @@ from edgecsi.kernels.dense.sparse import (
 from edgecsi.kernels.dense.walk import each_run, run_lanes
 from edgecsi.ops.layout import Layout, vector_widths
 from edgecsi.ops.operators import Dense, Quant
-
-if TYPE_CHECKING:
-    pass
 
 Expr = Any
 

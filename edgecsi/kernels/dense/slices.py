@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,9 +29,6 @@ from edgecsi.kernels.dense.walk import each_run, positions
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Dense
 from edgecsi.target import Target
-
-if TYPE_CHECKING:
-    pass
 
 Expr = Any
 

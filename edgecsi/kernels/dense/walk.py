@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.ops.layout import Layout, vector_widths
-
-if TYPE_CHECKING:
-    pass
 
 Expr = Any
 
