@@ -1,4 +1,8 @@
-"""Work in a child process: where LLVM and TVM meet what they hold impossible, they end the process they run in."""
+"""Work in a child process: where LLVM and TVM meet what they hold impossible, they end the process they run in.
+
+Exporting and lowering stay in the parent: graphs of PyTorch and Relax cannot be handed out of a child, and doing them
+twice would double the time of a build. A signal there ends the build before anything is written.
+"""
 
 from __future__ import annotations
 

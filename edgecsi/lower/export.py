@@ -83,12 +83,12 @@ def export(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> Exported
     """
     import torch
 
-    from edgecsi.lower.known_values import known_values
+    from edgecsi.lower.known_values import known_values, padded_encoders
 
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
-            with known_values(module):
+            with padded_encoders(module), known_values(module):
                 # copies: one tensor given for two inputs is taken for one input
                 program = torch.export.export(module, tuple(x.clone() for x in example))
         except Exception as error:
@@ -275,11 +275,11 @@ def refuse_other_answers(
                 )
             apart = _apart(ours, one)
             if not apart <= max(CLOSE, AMPLIFIED * amplified) and not (edges and _energy(ours, one) <= 0.05):
-                if any(getattr(m, "use_nested_tensor", False) for m in module.modules()):
+                if any(getattr(part, "mask_check", True) is False for part in module.modules()):
                     raise ModelError(
-                        "nn.TransformerEncoder with a padding mask answers otherwise in eval mode than its definition",
-                        f"PyTorch's fast path sets padded places to zero, {apart:.1e} of the largest output away",
-                        "make it with enable_nested_tensor=False, and multiply by the mask if you want the zeros",
+                        "nn.TransformerEncoder(mask_check=False) moves tokens where padding stands among them",
+                        f"so it answers {apart:.1e} of the largest output otherwise than its definition",
+                        "leave mask_check away: then such padding is only masked",
                     )
                 if edges and _ties_decide(module, inputs, found):
                     raise ModelError(

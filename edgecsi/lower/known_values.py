@@ -1,18 +1,19 @@
 """What a module's own tensors are worth while it is exported, so that it may decide by them.
 
 torch.export knows shapes and types only. But ``nn.TransformerDecoder`` asks whether its mask is the causal one, and
-``x[:, self.used]`` has as many elements as the mask has ones: both depend on buffers, not on the input.
+``x[:, self.used]`` has as many elements as the mask has ones: both depend on buffers, not on the input. And
+``nn.TransformerEncoder`` asks where its padding lies.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import wraps
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 from torch.utils._python_dispatch import _disable_current_modes
@@ -131,3 +132,48 @@ def _carried_out(func: Any, args: Any, kwargs: Any) -> Any:
             return func(*args, **kwargs)
     except Exception:  # then it stays unknown, and the exporter says what it thinks of it
         return None
+
+
+@contextmanager
+def padded_encoders(module: nn.Module) -> Iterator[None]:
+    """While it is entered, `module` can be exported with the zeros of its ``nn.TransformerEncoder``'s fast paths.
+
+    These compute with the tokens that are not padded only, and return zeros for the others (before the last
+    normalisation), if every sample's padding is behind its tokens. torch.export traces the other path, whose padded
+    places hold numbers.
+    """
+    with ExitStack() as stack:
+        for part in module.modules():
+            plain = type(part).forward is nn.TransformerEncoder.forward
+            if isinstance(part, nn.TransformerEncoder) and plain and part.use_nested_tensor:
+                stack.enter_context(_with_zeros(part))
+        yield
+
+
+@contextmanager
+def _with_zeros(encoder: nn.TransformerEncoder) -> Iterator[None]:
+    original = encoder.forward
+
+    @wraps(original)
+    def forward(
+        src: Tensor,
+        mask: Tensor | None = None,
+        src_key_padding_mask: Tensor | None = None,
+        is_causal: bool | None = None,
+    ) -> Any:
+        if src_key_padding_mask is None or mask is not None or is_causal or src.ndim != 3:
+            return original(src, mask, src_key_padding_mask, is_causal)
+        padded = src_key_padding_mask
+        padded = padded if padded.dtype == torch.bool else padded != 0
+        y = src
+        for layer in encoder.layers:
+            y = layer(y, src_key_padding_mask=src_key_padding_mask)
+        behind = (padded[:, 1:] | ~padded[:, :-1]).all()
+        y = torch.where((padded & behind)[..., None], 0.0, y)
+        return y if encoder.norm is None else encoder.norm(y)
+
+    encoder.forward = forward  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        del encoder.forward
