@@ -83,6 +83,8 @@ class Target:
     """CPU cores of the board."""
     call_us: Annotated[float, between(0, 1000)] = 0.0
     """What every kernel takes however little it does, in µs (`edgecsi targets calibrate`)."""
+    curve_ns: Annotated[float, between(0, 1000)] = 0.0
+    """What a sigmoid or its like takes for an element, in ns (`edgecsi targets calibrate`)."""
     factors: tuple[tuple[str, float], ...] = ()
     """By kernel, its measured over its estimated time on this CPU (`edgecsi targets calibrate`); a table in the file."""
 

@@ -115,6 +115,7 @@ def calibrate(name: str, device: str, out: Path, json_to: str | None) -> None:
         f'extends = "{found.target}"',
         f'description = "{found.target}, estimates measured on {device}"',
         f"call_us = {found.call_us}",
+        f"curve_ns = {found.curve_ns}",
         "",
         "[factors]",
     ]
@@ -129,6 +130,7 @@ def calibrate(name: str, device: str, out: Path, json_to: str | None) -> None:
             {
                 "measured": settings,
                 "every call": f"{found.call_us:.3f} µs",
+                "a sigmoid": f"{found.curve_ns:.3f} ns an element",
                 "before": before,
                 "after": after,
                 "written": out,

@@ -18,6 +18,7 @@ from edgecsi.kernels.f32_pool2d import F32Pool2d
 from edgecsi.kernels.f32_softmax import F32Softmax
 from edgecsi.kernels.quantize_wide import QuantizeWideKernel
 from edgecsi.ops.operators import Op
+from edgecsi.ops.steps import curves
 from edgecsi.target import Target
 
 KERNELS: tuple[Kernel, ...] = (
@@ -49,7 +50,8 @@ def estimate(kernel: Kernel, op: Op, target: Target, knobs: Knobs) -> Cost:
     """Predicted cost of a kernel, corrected by what was measured of it on this CPU."""
     cost = kernel.cost(op, target, knobs)
     factor = dict(target.factors).get(kernel.name, 1.0)
-    return replace(cost, seconds=cost.seconds * factor + target.call_us * 1e-6)
+    beside = target.call_us * 1e-6 + target.curve_ns * 1e-9 * op.y.size * curves(op.epilogue)
+    return replace(cost, seconds=cost.seconds * factor + beside)
 
 
 def grid(kernel: Kernel, op: Op, target: Target) -> dict[str, tuple[int, ...]]:

@@ -36,6 +36,15 @@ class Step:
 Epilogue = tuple[Step, ...]
 
 
+CURVES = frozenset({"sigmoid", "tanh", "gelu", "silu", "elu", "softplus", "exp"})
+"""Steps that take many instructions an element, where others take one or two."""
+
+
+def curves(steps: Epilogue) -> int:
+    """How many of the steps are such."""
+    return sum(step.op in CURVES for step in steps)
+
+
 def apply_step(step: Step, x: NDArray[np.float32], operand: NDArray[np.float32] | None = None) -> Any:
     """The numpy meaning of one epilogue step, in fp32: an array of the shape of `x`."""
     p = [F32(v) for v in step.params]

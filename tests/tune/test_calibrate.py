@@ -36,6 +36,20 @@ def test_factors_and_a_constant_bring_estimates_to_what_was_measured() -> None:
     assert found.rank_after > found.rank_before
 
 
+def test_a_sigmoid_has_a_price_of_its_own() -> None:
+    rng = np.random.default_rng(1)
+    rows = [
+        calibrate.Row(kernel, e, (0.1 + e + 0.4e-3 * curves) * rng.normal(1, 0.02), True, curves)
+        for kernel, least in (("conv", 0.5), ("elementwise", 0.02))
+        for curves in (0, 0, 2048)
+        for e in np.geomspace(least, 20 * least, 12)
+    ]
+    found = calibrate.fit(targets.load("x86"), "local", rows)
+    assert found.curve_ns == pytest.approx(0.4, rel=0.2)
+    assert found.factors == pytest.approx({"conv": 1.0, "elementwise": 1.0}, rel=0.15)
+    assert found.within_after == 1.0
+
+
 def test_a_factor_changes_what_is_chosen() -> None:
     board = targets.load("x86-64-v4")
     op = Dense(x=Layout((1, 512)), y=Layout((1, 256)), weight=np.ones((256, 512), np.float32) / 3)
