@@ -18,11 +18,12 @@ def main() -> None:
 @main.command()
 @click.option("--minutes", type=float, default=2.0, show_default=True, help="For how long.")
 @click.option("--only", default="", help="Only readers with this in their name.")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Readers at a time.")
 @click.option(
     "--to", type=click.Path(path_type=Path), default=RESULTS / "reliability-fuzz.json", show_default=True,
     help="Counts go on where this file is.",
 )  # fmt: skip
-def fuzz(minutes: float, only: str, to: Path) -> None:
+def fuzz(minutes: float, only: str, jobs: int, to: Path) -> None:
     """Broken and hostile files, for every reader."""
     from edgecsi.disk import cache_dir
     from edgecsi.results.reliability.fuzz import Tally
@@ -30,11 +31,12 @@ def fuzz(minutes: float, only: str, to: Path) -> None:
 
     before = Tally.of(json.loads(to.read_text())) if to.exists() else Tally()
     keep = cache_dir() / "findings"
-    found = run(before, minutes, keep, only, lambda tally: _write(to, tally.tree()))
+    found = run(before, minutes, keep, only, lambda tally: _write(to, tally.tree()), jobs)
     _write(to, found.tree())
     tree = found.tree()
     click.echo(
-        f"{tree['executions']:,} files of {len(found.kinds)} kinds, {len(found.errors)} different errors"
+        f"{tree['executions']:,} files of {len(found.kinds)} kinds, {len(found.errors)} different errors, "
+        f"{found.cpu_seconds / 3600:.2f} CPU hours"
     )
     for name, where in found.findings.items():
         click.echo(f"FOUND {name} ({where}, in {keep})")

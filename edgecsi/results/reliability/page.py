@@ -85,12 +85,13 @@ def _fuzz(tally: Tally) -> list[str]:
             "lie, bombs, pickles "
             "that run a program) and read by every reader there is. A file must be read or refused "
             "with an error of three "
-            "printable lines, within 2 seconds and 2 GB, and nothing in it may be run. hypothesis "
+            "printable lines, within 2 seconds of CPU time and 2 GB, and nothing in it may be run. hypothesis "
             "draws the damage and "
             "shrinks what it finds."
         ),
         "\n".join(table),
-        f"{tally.cpu_seconds / 3600:.2f} CPU hours of reading; {len(tally.errors)} different errors were met; "
+        f"{tally.cpu_seconds / 3600:.2f} CPU hours of the processes that damage and read, of which "
+        f"{tally.reading_seconds / 3600:.2f} inside of readers; {len(tally.errors)} different errors were met; "
         + (f"not mended yet:\n\n{found}" if found else "nothing is open."),
     ]
 
