@@ -56,8 +56,7 @@ def faults(only: str, every: int, to: Path) -> None:
     from edgecsi.results.reliability.faults import inject
 
     before = json.loads(to.read_text()) if to.exists() else {}
-    found = inject(only, every, lambda text: click.echo(text))
-    _write(to, before | found)
+    found = inject(only, every, lambda text: click.echo(text), lambda found: _write(to, before | found))
     if any(work["findings"] for work in found.values()):
         raise SystemExit(6)
 

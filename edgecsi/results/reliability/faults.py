@@ -1,9 +1,9 @@
 """A fault at every system call: build, compress, train and write data on a disk that fails, and die there.
 
 `faults.c` is preloaded and counts the calls on files below one folder, where output, cache and temporary files lie. Each
-call is then made to fail in every way it can (no space, an I/O error, interrupted by a signal), and the process to be
-killed in its place, one a run. Whatever happens: no traceback, the previous output or the new one is there, whole; an
-interrupted call changes nothing; and after a kill the same command works.
+call is then made to fail in every way it can (no space, an I/O error, no permission, interrupted by a signal), and the
+process to be killed in its place, one a run. Whatever happens: no traceback, the previous output or the new one is
+there, whole; an interrupted call changes nothing; and after a kill the same command works.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,16 +31,19 @@ import numpy as np
 from edgecsi.codegen.zig import zig_cc
 
 KILL = -1
-NAMES = {errno.ENOSPC: "ENOSPC", errno.EIO: "EIO", errno.EINTR: "EINTR", KILL: "kill"}
+NAMES = {
+    errno.ENOSPC: "ENOSPC", errno.EIO: "EIO", errno.EACCES: "EACCES", errno.EINTR: "EINTR", KILL: "kill",
+}  # fmt: skip
 CALLS = {
     "c": "create", "o": "open", "r": "read", "w": "write", "s": "fsync", "l": "flock", "t": "truncate", "x": "close",
     "m": "mkdir", "n": "rename", "u": "unlink",
 }  # fmt: skip
 _FAILS = {
-    "c": (errno.ENOSPC, errno.EIO, KILL), "o": (errno.EIO, KILL), "r": (errno.EIO, errno.EINTR, KILL),
-    "w": (errno.ENOSPC, errno.EIO, errno.EINTR, KILL), "s": (errno.EIO, KILL), "l": (errno.EINTR, KILL),
-    "t": (errno.ENOSPC, KILL), "x": (errno.EIO, KILL), "m": (errno.ENOSPC, KILL), "n": (errno.ENOSPC, errno.EIO, KILL),
-    "u": (errno.EIO, KILL),
+    "c": (errno.ENOSPC, errno.EIO, errno.EACCES, KILL), "o": (errno.EIO, errno.EACCES, KILL),
+    "r": (errno.EIO, errno.EINTR, KILL), "w": (errno.ENOSPC, errno.EIO, errno.EINTR, KILL), "s": (errno.EIO, KILL),
+    "l": (errno.EINTR, KILL), "t": (errno.ENOSPC, KILL), "x": (errno.EIO, KILL),
+    "m": (errno.ENOSPC, errno.EACCES, KILL), "n": (errno.ENOSPC, errno.EIO, errno.EACCES, KILL),
+    "u": (errno.EIO, errno.EACCES, KILL),
 }  # fmt: skip
 """How each kind of call can fail."""
 
@@ -128,12 +131,16 @@ def works(inputs: Path) -> list[Work]:
 
 
 def inject(
-    only: str = "", every: int = 1, say: Callable[[str], None] = lambda text: None
+    only: str = "",
+    every: int = 1,
+    say: Callable[[str], None] = lambda text: None,
+    save: Callable[[dict[str, dict[str, Any]]], None] = lambda found: None,
 ) -> dict[str, dict[str, Any]]:
     """Try every point, in a process that has `faults.c` preloaded.
 
     Args:
-        only: a part of the names of works. every: take each n-th call only.
+        only: a part of the names of works. every: take each n-th call only. say: called with lines for the user.
+        save: called after every point with what is there so far.
 
     Returns:
         per work: ``calls`` by kind, ``points`` by fault, ``outcomes``, ``findings``.
@@ -154,6 +161,7 @@ def inject(
             for line in process.stdout:
                 if line.startswith("{"):
                     found |= json.loads(line)
+                    save(found)
                 else:
                     say(line.rstrip())
         if process.returncode:
@@ -178,16 +186,18 @@ def _serve(folder: Path, shim: str, only: str, every: int) -> None:
     library = ctypes.CDLL(shim)
     for work in works(inputs):
         if only in work.name:
-            print(json.dumps({work.name: _all_points(work, folder, library, every)}), flush=True)
+            for found in _all_points(work, folder, library, every):
+                print(json.dumps({work.name: found}), flush=True)
 
 
-def _all_points(work: Work, folder: Path, library: ctypes.CDLL, every: int) -> dict[str, Any]:
+def _all_points(work: Work, folder: Path, library: ctypes.CDLL, every: int) -> Iterator[dict[str, Any]]:
     before = folder / "before"
     shutil.rmtree(before, ignore_errors=True)
     before.mkdir()
     code, errors = _run(work.old(before))  # in this process: what is imported late is imported
     assert code == 0, errors
     calls = _count(work, folder, before, library)
+    kinds = Counter(CALLS[letter] for letter in calls)
     faults: Counter[str] = Counter()
     outcomes: Counter[str] = Counter()
     findings: dict[str, str] = {}
@@ -200,9 +210,13 @@ def _all_points(work: Work, folder: Path, library: ctypes.CDLL, every: int) -> d
                 where = f"{NAMES[fault]} at {CALLS[calls[at]]}, call {at} of {len(calls)}"
                 findings.setdefault(f"{work.name}: {problem}", where)
                 print(f"FOUND {work.name}: {problem} ({where})", flush=True)
+            yield {
+                "calls": dict(kinds),
+                "points": dict(faults),
+                "outcomes": dict(outcomes),
+                "findings": findings,
+            }
     print(f"{work.name}: {sum(faults.values())} points, {dict(outcomes)}", flush=True)
-    kinds = Counter(CALLS[letter] for letter in calls)
-    return {"calls": dict(kinds), "points": dict(faults), "outcomes": dict(outcomes), "findings": findings}
 
 
 def _place(work: Work, folder: Path, before: Path) -> Path:

@@ -115,7 +115,7 @@ def _faults(works: Mapping[str, Any]) -> list[str]:
         (
             "Every call on a file of the output, the cache or the temporary folder (open, read, write, "
             "flush, lock, rename, "
-            "…) fails once, with ENOSPC, EIO or EINTR, and once the process is killed in its place. "
+            "…) fails once, with ENOSPC, EIO, EACCES or EINTR, and once the process is killed in its place. "
             "The previous output or "
             "the new one must stand there whole, without a traceback and without anything left behind; "
             "what is interrupted "
