@@ -6,6 +6,7 @@ twice would double the time of a build. A signal there ends the build before any
 
 from __future__ import annotations
 
+import ctypes
 import faulthandler
 import json
 import os
@@ -18,28 +19,35 @@ from typing import Any, BinaryIO, NoReturn
 
 from edgecsi.errors import EdgecsiError
 
+PATIENCE = 3600
+"""Seconds: many times what the largest network takes on a small board."""
+_PR_SET_PDEATHSIG = 1
+
 
 class ChildFailed(Exception):
-    """The child was ended by a signal, or its work raised an exception; the text is one line."""
+    """The child was ended by a signal, did not end, or its work raised an exception; the text is one line."""
 
 
-def in_child(work: Callable[[], bytes]) -> bytes:
+def in_child(work: Callable[[], bytes], seconds: int = PATIENCE) -> bytes:
     """What `work` returns. A fork costs some 10 ms: nothing is started or imported anew.
 
+    The child ends with the thread that waits for it, however that one ends, and after `seconds` at the latest.
+
     Raises:
-        ChildFailed: a signal ended it (named, with the last thing it said), or `work` raised an exception (with the
-            child's traceback as a note).
+        ChildFailed: a signal ended it (named, with the last thing it said), it did not end, or `work` raised an
+            exception (with the child's traceback as a note).
         OSError, MemoryError: `work` raised it.
     """
     with _in_memory("result") as result, _in_memory("stderr") as words:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # threads that sleep do no harm to the child
+            parent = os.getpid()
             try:
                 number = os.fork()
             except OSError:  # no more processes: then as it was before there were children
                 return work()
         if number == 0:
-            _serve(work, result, words)
+            _serve(work, result, words, seconds, parent)
         try:
             status = os.waitpid(number, 0)[1]
         except ChildProcessError:  # the caller's program ignores SIGCHLD
@@ -56,19 +64,29 @@ def in_child(work: Callable[[], bytes]) -> bytes:
             raise _error(json.loads(answer))
         words.seek(0)
         said = _telling(words.read().decode("utf-8", "replace"))
-    end = signal.Signals(os.WTERMSIG(status)).name if os.WIFSIGNALED(status) else "an end without a result"
-    raise ChildFailed(f"ended by {end}{': ' if said else ''}{said}")
+    number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
+    end = f"ended by {signal.Signals(number).name}" if number else "it ended without a result"
+    if number == signal.SIGALRM:
+        end = f"no end after {seconds} s"
+    raise ChildFailed(f"{end}{': ' if said else ''}{said}")
 
 
 def _in_memory(name: str) -> BinaryIO:
     return os.fdopen(os.memfd_create(f"edgecsi-{name}", os.MFD_CLOEXEC), "w+b")
 
 
-def _serve(work: Callable[[], bytes], result: BinaryIO, words: BinaryIO) -> NoReturn:
+def _serve(
+    work: Callable[[], bytes], result: BinaryIO, words: BinaryIO, seconds: int, parent: int
+) -> NoReturn:
     """The child: an end in a crash must leave no core file and say nothing on the terminal."""
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+        signal.alarm(seconds)
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it was gone before that
+            os._exit(0)
         faulthandler.disable()
         resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
         os.dup2(words.fileno(), 2)

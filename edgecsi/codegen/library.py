@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgecsi import disk
-from edgecsi.codegen.child import ChildFailed, in_child
+from edgecsi.codegen.child import PATIENCE, ChildFailed, in_child
 from edgecsi.codegen.compile import compile_object
 from edgecsi.codegen.interface import C_TYPES, environment
 from edgecsi.codegen.program import ALIGN, Call, Entry, Place
@@ -171,7 +171,7 @@ def _culprits(linked: Linked, target: Target) -> list[str]:
     guilty = []
     for name, function in linked.functions.items():
         try:
-            in_child(partial(compile_object, {name: function}, target))
+            in_child(partial(compile_object, {name: function}, target), PATIENCE // 10)
         except ChildFailed:
             guilty.append(name)
     most = 5

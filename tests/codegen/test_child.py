@@ -5,7 +5,9 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
-from collections.abc import Mapping
+import time
+import warnings
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from edgecsi import target as targets
+from edgecsi.cli import end_on_signals
 from edgecsi.codegen import library
 from edgecsi.codegen.child import ChildFailed, in_child
 from edgecsi.errors import ToolchainError
@@ -50,17 +53,63 @@ def test_a_crash_ends_the_child_only(capfd: pytest.CaptureFixture[str]) -> None:
     assert capfd.readouterr() == ("", "")
 
 
-def test_an_interruption_ends_the_child_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)]
+)
+def test_an_interruption_ends_the_child_too(tmp_path: Path, number: int, raised: type[BaseException]) -> None:
     def slow() -> bytes:
         (tmp_path / "pid").write_text(str(os.getpid()))
-        os.kill(os.getppid(), signal.SIGINT)
+        os.kill(os.getppid(), number)
         signal.pause()
         return b""
 
-    with pytest.raises(KeyboardInterrupt):
+    before = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    try:
+        end_on_signals()
+        with pytest.raises(raised):
+            in_child(slow)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert _gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_child_that_hangs_is_ended() -> None:
+    with pytest.raises(ChildFailed, match="no end after 1 s"):
+        in_child(lambda: time.sleep(600) or b"", seconds=1)
+
+
+def test_a_killed_build_leaves_no_compiler_behind(tmp_path: Path) -> None:
+    def slow() -> bytes:
+        (tmp_path / "new").write_text(str(os.getpid()))
+        (tmp_path / "new").rename(tmp_path / "pid")
+        time.sleep(600)
+        return b""
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        builder = os.fork()
+    if builder == 0:
         in_child(slow)
-    with pytest.raises(ProcessLookupError):
-        os.kill(int((tmp_path / "pid").read_text()), 0)
+        os._exit(0)
+    _wait((tmp_path / "pid").exists)
+    os.kill(builder, signal.SIGKILL)
+    os.waitpid(builder, 0)
+    _wait(lambda: _gone(int((tmp_path / "pid").read_text())))
+
+
+def _gone(process: int) -> bool:
+    """No process any more, or one that only waits for its parent to ask."""
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def _wait(good: Callable[[], bool]) -> None:
+    end = time.monotonic() + 60
+    while not good():
+        assert time.monotonic() < end
+        time.sleep(0.01)
 
 
 @pytest.mark.parametrize("crash", [True, False])
