@@ -12,6 +12,7 @@ import json
 import os
 import resource
 import signal
+import time
 import traceback
 import warnings
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from edgecsi.errors import EdgecsiError
 
 PATIENCE = 3600
 """Seconds: many times what the largest network takes on a small board."""
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PR_SET_PDEATHSIG = 1
 
 
@@ -42,14 +44,18 @@ def in_child(work: Callable[[], bytes], seconds: int = PATIENCE) -> bytes:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # threads that sleep do no harm to the child
             parent = os.getpid()
+            # Python calls others' functions in the parent, too, and what a signal raises in them is lost.
+            mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
             try:
                 number = os.fork()
             except OSError:  # no more processes: then as it was before there were children
+                signal.pthread_sigmask(signal.SIG_SETMASK, mask)
                 return work()
         if number == 0:
             _serve(work, result, words, seconds, parent)
         try:
-            status = os.waitpid(number, 0)[1]
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+            status = _ended(number)
         except ChildProcessError:  # the caller's program ignores SIGCHLD
             status = 0
         except BaseException:
@@ -71,6 +77,20 @@ def in_child(work: Callable[[], bytes], seconds: int = PATIENCE) -> bytes:
     raise ChildFailed(f"{end}{': ' if said else ''}{said}")
 
 
+def _ended(child: int) -> int:
+    """Its status once it has ended.
+
+    It is asked for now and then: a signal that comes just before a call that blocks would be noticed after it only.
+    """
+    delay = 0.001
+    while True:
+        done, status = os.waitpid(child, os.WNOHANG)
+        if done:
+            return status
+        time.sleep(delay)
+        delay = min(2 * delay, 0.02)
+
+
 def _in_memory(name: str) -> BinaryIO:
     return os.fdopen(os.memfd_create(f"edgecsi-{name}", os.MFD_CLOEXEC), "w+b")
 
@@ -80,9 +100,9 @@ def _serve(
 ) -> NoReturn:
     """The child: an end in a crash must leave no core file and say nothing on the terminal."""
     try:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
+        for number in (*ENDING, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {*ENDING, signal.SIGALRM})
         signal.alarm(seconds)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it was gone before that

@@ -30,7 +30,7 @@ from edgecsi.results.reliability import damage
 from edgecsi.results.reliability.readers import Reader, make_samples, readers
 
 SECONDS, GIGABYTES = 2.0, 2
-PATIENCE = 600  # seconds for a process to start and end on a busy machine; each read has its own limit
+PATIENCE = 3600  # seconds for a process to start and end on a busy machine; each read has its own limit
 BATCH = 20
 
 
