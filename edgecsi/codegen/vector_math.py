@@ -135,12 +135,30 @@ def use_vector_math() -> None:
             x = call.args[0]
             if str(x.ty).startswith("float32"):
                 return ours(x)
-            return tirx.call_pure_extern(call.ty, libm, x)
+            if libm == "sigmoid":
+                return 1 / (1 + tirx.exp(-x))
+            return _lane_by_lane(libm, x)
 
         return lower
 
     for name, function in {"exp": exp, "tanh": tanh, "sigmoid": sigmoid, "erf": erf}.items():
         tirx.register_intrin_lowering(f"tirx.{name}", target="llvm", f=rule(function, name), level=20)
+
+
+def _lane_by_lane(libm: str, x: Expr) -> Expr:
+    """A function of libm, which has scalars only: a call with a vector would return what happens to lie there."""
+    from tvm import tirx
+
+    scalar, _, lanes = str(x.ty).partition("x")
+    if not lanes:
+        return tirx.call_pure_extern(scalar, libm, x)
+
+    def each(x: Expr) -> Expr:
+        numbers = range(int(lanes))
+        parts = [tirx.call_pure_extern(scalar, libm, tirx.Shuffle([x], [i])) for i in numbers]
+        return tirx.Shuffle(parts, list(numbers))
+
+    return _let(x, each)
 
 
 def is_nan(x: Expr) -> Expr:

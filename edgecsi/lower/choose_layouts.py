@@ -130,12 +130,14 @@ def _place(graph: Graph, value: Value, target: Target) -> None:
         )
         return
     value.layout = Layout(value.shape or (1,), value.dtype)
-    copy = Value(f"{value.name}_halo", value.shape, value.dtype)
-    copy.layout = Layout(value.shape, value.dtype, halo, group, fill=fill)
-    convs = [n for n in readers if n.op == "conv2d" and n.inputs[0] is value]
-    graph.insert_before(convs[0], Node("elementwise", [value], copy, path=convs[0].path))
-    for conv in convs:
-        conv.inputs[0] = copy
+    for source in (value, *parts):  # a convolution may read a part of a concatenation alone
+        convs = [n for n in graph.readers(source) if n.op == "conv2d" and n.inputs[0] is source]
+        if convs:
+            copy = Value(f"{source.name}_halo", source.shape, source.dtype)
+            copy.layout = Layout(source.shape, source.dtype, halo, group, fill=fill)
+            graph.insert_before(convs[0], Node("elementwise", [source], copy, path=convs[0].path))
+            for conv in convs:
+                conv.inputs[0] = copy
 
 
 def _writes_groups(node: Node) -> bool:

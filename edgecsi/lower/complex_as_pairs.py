@@ -20,8 +20,11 @@ MOVES = (
     "view", "reshape", "permute", "expand", "slice", "select", "unsqueeze", "squeeze", "clone", "alias", "cat", "flip",
     "roll", "index", "index_select", "gather", "constant_pad_nd", "repeat", "diagonal", "unfold", "split_with_sizes",
     "transpose", "contiguous", "detach", "sum", "mean", "neg", "_unsafe_view", "tril", "triu", "lift_fresh_copy",
-    "split", "unbind", "resolve_conj", "resolve_neg", "as_strided",
+    "split", "unbind", "resolve_conj", "resolve_neg", "as_strided", "cumsum", "copy", "slice_scatter",
+    "select_scatter", "diagonal_scatter", "scatter", "index_put", "masked_fill", "fill", "index_copy", "index_add",
 )  # fmt: skip
+# Which argument of these is a number that is written.
+FILLERS = {"constant_pad_nd": 2, "masked_fill": 2, "scatter": 3, "fill": 1}
 
 
 @dataclass
@@ -134,12 +137,19 @@ def _run(node: fx.Node, values: dict[Any, Any]) -> Any:
                 return type(value)(pick(v) for v in value) if not hasattr(value, "_fields") else value
             if isinstance(value, Pair):
                 return getattr(value, which)
-            if name == "cat" and which == "imag" and isinstance(value, torch.Tensor):
-                return torch.zeros_like(value)
+            if isinstance(value, complex):
+                return getattr(value, which)
+            if which == "imag" and isinstance(value, torch.Tensor) and value.is_floating_point():
+                return torch.zeros_like(value)  # real numbers among complex ones
             return value
 
+        def filler(position: int, value: Any) -> Any:
+            """The number that is written, where an operator writes one: it is real."""
+            fills = FILLERS.get(name) == position and isinstance(value, int | float)
+            return 0.0 if fills and which == "imag" else pick(value)
+
         given = {k: v for k, v in kwargs.items() if k not in ("dtype", "memory_format")}
-        return target(*(pick(a) for a in args), **{k: pick(v) for k, v in given.items()})
+        return target(*(filler(n, a) for n, a in enumerate(args)), **{k: pick(v) for k, v in given.items()})
 
     real, imag = part("real"), part("imag")
     if isinstance(real, list | tuple):
@@ -251,6 +261,38 @@ def _exponential(x: Any) -> Any:
     return _polar(x.real.exp(), x.imag)
 
 
+def _logarithm(x: Any) -> Any:
+    return Pair(_absolute(x).log(), _angle(x))
+
+
+def _root(x: Any) -> Any:
+    """The one with the imaginary part's sign; its real part is not negative."""
+    import torch
+
+    size = _absolute(x)
+    real, imag = (((size + x.real).clamp(min=0) / 2).sqrt(), ((size - x.real).clamp(min=0) / 2).sqrt())
+    # half of the parts cancel: the larger one is exact, and gives the other
+    right = x.real >= 0
+    other = x.imag.abs() / (2 * torch.where(size == 0, 1.0, torch.where(right, real, imag)))
+    real, imag = torch.where(right, real, other), torch.where(right, other, imag)
+    return Pair(real, torch.where(x.imag < 0, -imag, imag))
+
+
+def _tangent(x: Any) -> Any:
+    """tanh, which is 1 where its parts would overflow."""
+    real = x.real.clamp(-20, 20)
+    size = (2 * real).cosh() + (2 * x.imag).cos()
+    return Pair((2 * real).sinh() / size, (2 * x.imag).sin() / size)
+
+
+def _product(x: Any, dim: int, keepdim: bool = False, **_options: Any) -> Any:
+    parts = [Pair(r, i) for r, i in zip(x.real.unbind(dim), x.imag.unbind(dim), strict=True)]
+    result = parts[0]
+    for part in parts[1:]:
+        result = _multiply(result, part)
+    return Pair(result.real.unsqueeze(dim), result.imag.unsqueeze(dim)) if keepdim else result
+
+
 def _power(x: Any, exponent: Any) -> Any:
     if exponent != int(exponent) or exponent < 1:
         raise ModelError(
@@ -356,6 +398,11 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "view_as_real": lambda x: __import__("torch").stack([x.real, x.imag], -1),
     "view_as_complex": lambda x: Pair(x.select(-1, 0), x.select(-1, 1)),
     "view_as_real_copy": lambda x: __import__("torch").stack([x.real, x.imag], -1),
+    "log": _logarithm, "sqrt": _root, "tanh": _tangent, "prod": _product,
+    "sin": lambda x: Pair(x.real.sin() * x.imag.cosh(), x.real.cos() * x.imag.sinh()),
+    "cos": lambda x: Pair(x.real.cos() * x.imag.cosh(), -(x.real.sin() * x.imag.sinh())),
+    "isfinite": lambda x: x.real.isfinite() & x.imag.isfinite(), "isnan": lambda x: x.real.isnan() | x.imag.isnan(),
+    "ne": lambda a, b: (_parts(a)[0] != _parts(b)[0]) | (_parts(a)[1] != _parts(b)[1]),
     "exp": _exponential, "pow": _power, "sgn": _sign, "where": _where, "_to_copy": _to_copy,
     "reciprocal": lambda x: _divide(complex(1.0), x), "square": lambda x: _multiply(x, x),
     "eq": lambda a, b: (_parts(a)[0] == _parts(b)[0]) & (_parts(a)[1] == _parts(b)[1]),

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgecsi.lower.operators.rarer import rarer
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -45,7 +47,7 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     own = _own()
     for op in [op for op in table if getattr(op, "_opname", "") in KEPT]:
         del table[op]
-    return table | own
+    return table | rarer(lambda name: next(iter(get_decompositions([getattr(aten, name)]).values()))) | own
 
 
 def _own() -> dict[Any, Callable[..., Any]]:
@@ -178,6 +180,7 @@ def _own() -> dict[Any, Callable[..., Any]]:
     def vector_norm(
         x: Tensor, p: Any = 2, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
     ) -> Any:
+        x = x.abs() if x.is_complex() else x
         x = x.to(dtype) if dtype is not None else x
         axes = list(range(x.dim())) if dim is None else list(dim) if isinstance(dim, list | tuple) else [dim]
         if p == 2:
@@ -209,10 +212,14 @@ def _own() -> dict[Any, Callable[..., Any]]:
         return (x - most).exp().cumsum(dim).log() + most
 
     def median(x: Tensor, dim: int, keepdim: bool = False) -> Any:
-        return aten.kthvalue(x, (x.shape[dim] + 1) // 2, dim, keepdim)
+        """NaN, which sorts to the end, if there is one."""
+        middle, last = (kthvalue(x, k, dim, keepdim) for k in ((x.shape[dim] + 1) // 2, x.shape[dim]))
+        if not x.is_floating_point():
+            return middle
+        return tuple(torch.where(last[0].isnan(), b, a) for a, b in zip(middle, last, strict=True))
 
     def median_all(x: Tensor) -> Any:
-        return aten.kthvalue(x.reshape(-1), (x.numel() + 1) // 2, 0, False)[0]
+        return median(x.reshape(-1), 0)[0]
 
     def kthvalue(x: Tensor, k: int, dim: int = -1, keepdim: bool = False) -> Any:
         values, order = aten.sort.stable(x, stable=True, dim=dim, descending=False)

@@ -24,6 +24,7 @@ BY_VALUE = {
     Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.item, Tensor.tolist, torch.equal,
     Tensor.equal, torch.allclose, Tensor.allclose, torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere,
     torch.masked_select, Tensor.masked_select, torch.unique, Tensor.unique, torch.bincount, Tensor.bincount,
+    torch.combinations,
 }  # fmt: skip
 LARGEST = 1 << 20
 """Elements; nobody decides by more."""
@@ -41,9 +42,14 @@ def known_values(module: torch.nn.Module) -> Iterator[None]:
             return forward(*args, **kwargs)
 
     module.forward = knowing
+    checks = torch.distributions.Distribution._validate_args
+    torch.distributions.Distribution.set_default_validate_args(
+        False
+    )  # they branch on the values of the input
     try:
         yield
     finally:
+        torch.distributions.Distribution.set_default_validate_args(checks)
         del module.forward
 
 
@@ -67,6 +73,12 @@ class _Knowing(TorchFunctionMode):
         name = getattr(func, "__name__", "")
         if name == "__get__" or "rand" in name or "dropout" in name:
             return func(*args, **kwargs)
+        if func in (torch.masked_select, Tensor.masked_select) and len(args) == 2:
+            real = self._real(args[1])
+            if real is not None:
+                x, mask = torch.broadcast_tensors(*args)  # type: ignore[no-untyped-call]
+                self.known[mask] = _carried_out(torch.broadcast_to, (real, mask.shape), {})
+                func, args = Tensor.__getitem__, (x, mask)
         if func is Tensor.__getitem__:
             args = (args[0], self._places(args[1]))
         values = self._values((args, kwargs))

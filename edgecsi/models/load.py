@@ -158,7 +158,7 @@ def _make(spec: str, has_weights: bool) -> tuple[str, nn.Module, tuple[Tensor, .
         )
     if ":" in spec:
         name, module, examples = factories.make(spec)
-        return name, module, examples, None, []
+        return name, getattr(module, "_orig_mod", module), examples, None, []  # what torch.compile wraps
     shipped = registry.find(spec).weights
     return (*_from_zoo(spec, {}), [shipped] if shipped and not has_weights else [])
 

@@ -798,6 +798,20 @@ add(
     _TOKENS,
     r=lambda: nn.RNN(16, 5, 2, nonlinearity="relu", batch_first=True),
 )
+add(
+    "part_of_a_concatenation",
+    lambda s, x: (lambda p: torch.cat([p, s.d(p)], 1)[:, :7])(s.p(x)),
+    p=conv(2, 4, 1),
+    d=conv(4, 4, 3, padding=1),
+)
+add(
+    "distribution",
+    lambda s, x: (
+        torch.distributions.Normal(s.m, s.m.exp()).log_prob(x) + torch.distributions.Normal(0.0, 1.0).cdf(x)
+    ),
+    m=lambda: torch.zeros(8),
+)
+add("masked_select", lambda s, x: torch.masked_select(x, s.m), m=lambda: (torch.arange(8) % 3 > 0,))
 add("film", lambda s, x: _film(s, x), fc=lambda: nn.Linear(2, 8))
 add("lstm_cell", lambda s, x: _unrolled(s.r, x), _TOKENS, r=lambda: nn.LSTMCell(16, 4))
 add("gru_cell", lambda s, x: s.r(x[:, 1], s.r(x[:, 0])), _TOKENS, r=lambda: nn.GRUCell(16, 4))

@@ -104,6 +104,14 @@ def _c(x: Tensor) -> Tensor:
     return torch.complex(x, x.flip(-1))
 
 
+def _assigned(x: Tensor) -> Tensor:
+    """As Fourier layers fill the lowest frequencies of their result."""
+    y = torch.zeros(1, 2, 8, 8, dtype=torch.complex64)
+    y[:, :, :3] = x[:, :2, 2:5] * 1j
+    y[..., -1] = 2.0
+    return y
+
+
 def _halves(x: Tensor) -> Tensor:
     return torch.view_as_real(x)
 
@@ -154,6 +162,8 @@ THEMES: dict[str, dict[str, Function]] = {
         "adaptive pooling": lambda s, x: F.adaptive_avg_pool2d(x, 3) + F.adaptive_max_pool2d(x, 3),
         "adaptive_avg_pool2d(1)": lambda s, x: F.adaptive_avg_pool2d(x, 1) * F.adaptive_avg_pool2d(x, (4, 2)),
         "lp_pool2d": lambda s, x: F.lp_pool2d(x.abs(), 2, 2),
+        "max_pool2d(indices)": lambda s, x: F.max_pool2d(x, 3, 2, 1, return_indices=True)[1],
+        "max_unpool2d": lambda s, x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
     },
     "resampling and padding": {
         "interpolate(nearest) by 2": lambda s, x: F.interpolate(x, scale_factor=2),
@@ -170,6 +180,12 @@ THEMES: dict[str, dict[str, Function]] = {
         "interpolate(area)": lambda s, x: F.interpolate(x, size=(3, 3), mode="area"),
         "pixel_shuffle, channel_shuffle": lambda s, x: F.pixel_unshuffle(F.pixel_shuffle(F.channel_shuffle(x, 2), 2), 2),
         "grid_sample": lambda s, x: F.grid_sample(x, x[:, :2].permute(0, 2, 3, 1).tanh(), align_corners=False),
+        "grid_sample of volumes": lambda s, x: F.grid_sample(
+            x.reshape(1, 2, 2, 8, 8), x[:, :3].permute(0, 2, 3, 1).unsqueeze(1).tanh(), padding_mode="reflection",
+            align_corners=True,
+        ),
+        "interpolate(antialias)": lambda s, x: F.interpolate(x, (3, 5), mode="bilinear", antialias=True).mean()
+        + F.interpolate(x, (5, 3), mode="bicubic", antialias=True),
         **{f"pad({m})": _padded(m) for m in (
             "reflect", "replicate", "circular", "constant",
         )},
@@ -187,6 +203,7 @@ THEMES: dict[str, dict[str, Function]] = {
         "conv_transpose2d(dilation)": lambda s, x: s.up_wide(x),
         "conv_transpose2d(padding beyond the kernel)": lambda s, x: s.up_one(x),
         "conv_transpose1d": lambda s, x: s.up_line(x.flatten(2)),
+        "conv_tbc": lambda s, x: torch.conv_tbc(x.flatten(2), s.maker.weight.reshape(3, 64, 3), torch.ones(3), 1),
         "linear behind a transpose": lambda s, x: x.flatten(2) + s.mix(x.flatten(2).transpose(1, 2)).transpose(1, 2),
     },
     "computed weights": {
@@ -203,6 +220,7 @@ THEMES: dict[str, dict[str, Function]] = {
     "products and precision": {
         "part of a dense layer as an image": lambda s, x: s.twice(s.dense(x.flatten(1))[:, 4:].reshape(1, 4, 1, 3)),
         "embedding": lambda s, x: s.table((x * 3).long().abs() % 5),
+        "embedding_bag": lambda s, x: F.embedding_bag((x[0, 0] * 3).long().abs() % 5, s.table.weight, mode="max"),
         "matmul": lambda s, x: x @ x + (x @ s.plane) + torch.matmul(x, s.row)[..., None],
         "einsum": lambda s, x: torch.einsum("bchw,bdhw->bcd", x, x),
         "cdist": lambda s, x: torch.cdist(x[0], x[0]) + F.cosine_similarity(x, x + 1)[0, 0, 0],
@@ -241,6 +259,8 @@ THEMES: dict[str, dict[str, Function]] = {
         "argmax, argmin": lambda s, x: x.argmax(1, keepdim=True) + x.argmin(-1, keepdim=True) + x.argmax(),
         "max, min": lambda s, x: x.max(1)[0] + x.min(1)[1] + x.max() + x.amax((2, 3))[:, :1, None],
         "median, kthvalue": lambda s, x: x.median(-1)[0] + x.kthvalue(2, -1)[0] + x.median(),
+        "nanmedian": lambda s, x: x.log().nanmedian(-1)[0].nan_to_num(),
+        "masked_scatter": lambda s, x: x.masked_scatter(x > 0, x.flip(1)),
         "scatter": lambda s, x: torch.zeros_like(x).scatter(1, x.argmax(1, keepdim=True), 1.0),
         "scatter_add": lambda s, x: torch.zeros_like(x).scatter_add(1, (x * 3).long().abs() % 4, x),
         "scatter_reduce": lambda s, x: torch.zeros_like(x).scatter_reduce(3, (x * 3).long().abs() % 8, x, "amax")
@@ -284,6 +304,11 @@ THEMES: dict[str, dict[str, Function]] = {
         "division by a plane": lambda s, x: x / (s.plane.abs() + 1) + s.plane / (x.abs() + 1),
         "not numbers": lambda s, x: F.max_pool2d(F.relu(x.log()), 2) + (x.log().amax((2, 3), keepdim=True) > 0),
         "infinities": lambda s, x: (x / 0).clamp(-1, 1) + (x / 0).isinf() + (x.log()).isnan(),
+        "functions in double precision": lambda s, x: (x.double().exp() + x.double().tanh() + x.double().erf()).float()
+        + F.silu(x.double()).softmax(-1).float(),
+        "special functions": lambda s, x: x.erfc() + x.tanh().erfinv() + x.abs().lgamma() + torch.special.erfcx(x.abs())
+        + x.abs().digamma(),
+        "histc": lambda s, x: x.histc(6, -1, 2),
     },
     "complex numbers": {
         "fft": lambda s, x: _halves(torch.fft.fft(_c(x), dim=1)),
@@ -296,6 +321,9 @@ THEMES: dict[str, dict[str, Function]] = {
         "sums": lambda s, x: _halves(torch.cat([_c(x), _c(-x)], 1).sum(1).mean(-1)),
         "complex buffer, real result": lambda s, x: x * s.turn.abs() + _halves(x * s.turn).sum(-1),
         "complex linear": lambda s, x: _halves(s.complex_dense(_c(x))),
+        "assignment to a part": lambda s, x: _halves(_assigned(_c(x))),
+        "functions": lambda s, x: _halves(_c(x).sqrt() + _c(x).log() + _c(x).tanh() + _c(x).sin() * _c(x).cumsum(1)),
+        "norm, prod": lambda s, x: torch.linalg.vector_norm(_c(x), dim=1) + _c(x)[:, :3].prod(1).abs(),
     },
 }  # fmt: skip
 

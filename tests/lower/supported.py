@@ -42,7 +42,7 @@ stand, as `stable=True` does; PyTorch's own `topk` promises no order, so that of
 
 Not supported, and refused by name: random numbers and dropout that is left on, results whose size depends on data
 (`nonzero`, `x[x > 0]`, `unique`, `item()`), branches on values, decompositions of matrices (`svd`, `inv`), special
-functions (`i0`, `digamma`), complex inputs and outputs (pass `view_as_real`).
+functions (`i0` and other Bessel functions), complex inputs and outputs (pass `view_as_real`).
 
 {BEGIN}
 """

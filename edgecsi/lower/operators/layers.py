@@ -4,11 +4,13 @@ form that `edgecsi.lower.operators.of_relax` knows."""
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from edgecsi.codegen.vector_math import is_nan
 from edgecsi.lower.operators.elementwise import FLOATS, computed
 
 if TYPE_CHECKING:
@@ -160,9 +162,69 @@ def _pool(kind: str, spatial: int) -> Callable[[Call], Any]:
 
     def both(call: Call) -> Any:
         y = convert(call)
-        return (y, None)
+        if not any(user.target is operator.getitem and user.args[1] == 1 for user in call.node.users):
+            return (y, None)
+        window = _each(call["kernel_size"], spatial)
+        stride = _each(call["stride"], spatial) if call["stride"] else window
+        rest = [_each(call[n], spatial) for n in ("padding", "dilation")]
+        return (y, _where_largest(call, y, window, stride, *rest))
 
     return both if kind == "max" else convert
+
+
+def _where_largest(
+    call: Call, y: Any, window: list[int], stride: list[int], padding: list[int], dilation: list[int]
+) -> Any:
+    """Where in the image the largest of every window stands, int64: the first of several, but the last NaN."""
+    from tvm import te, tirx
+
+    spatial, size = len(window), call.shapes["self"][-len(window) :]
+    last = tirx.const(math.prod(size) - 1, "int64")
+    lead = len(call.shape) - spatial
+
+    def define(t: Any, largest: Any) -> Any:
+        over = [te.reduce_axis((0, w), name=f"r{i}") for i, w in enumerate(window)]
+
+        def value(*i: Any) -> Any:
+            places = [i[lead + k] * stride[k] + over[k] * dilation[k] - padding[k] for k in range(spatial)]
+            kept = [te.max(te.min(at, n - 1), 0) for at, n in zip(places, size, strict=True)]
+            number: Any = 0
+            for at, n in zip(kept, size, strict=True):
+                number = number * n + at
+            here, best = t(*i[:lead], *kept), largest(*i)
+            inside = [tirx.EQ(a, b) for a, b in zip(places, kept, strict=True)]
+            place, nobody = tirx.Cast("int64", number), tirx.const(-1, "int64")
+            found = tirx.Select(tirx.all(tirx.EQ(here, best), *inside), last - place, nobody)
+            if computed(call.dtype) in FLOATS:
+                found = tirx.Select(tirx.all(is_nan(here), *inside), last + 1 + place, found)
+            return te.max(found, axis=over)
+
+        found = te.compute(call.shape, value, name="where_largest")
+        return te.compute(
+            call.shape,
+            lambda *i: tirx.Select(found(*i) > last, found(*i) - last - 1, last - found(*i)),
+            name="place",
+        )
+
+    return call.te(define, call["self"], y, name="where_largest")
+
+
+def _antialiased(call: Call) -> Any:
+    """Interpolation with antialiasing: one constant matrix an axis, which PyTorch gives for the unit images."""
+    import torch
+    from tvm import relax
+
+    *lead, height, width = call.shapes["self"]
+    x = call.emit(relax.op.reshape(call["self"], (math.prod(lead), height, width)))
+    scales = call.arguments.get("scales_h"), call.arguments.get("scales_w")
+    for size, wanted, scale in zip((width, height), reversed(call.shape[-2:]), reversed(scales), strict=True):
+        units = torch.eye(size).reshape(
+            1, size, 1, size
+        )  # of columns of one pixel PyTorch makes something else
+        matrix = call.node.target(units, [1, wanted], call["align_corners"], None, scale)[0, :, 0]  # type: ignore[operator]
+        x = call.emit(relax.op.matmul(x, call.constant(matrix.numpy())))
+        x = call.emit(relax.op.permute_dims(x, [0, 2, 1]))
+    return call.emit(relax.op.reshape(x, call.shape))
 
 
 def _divisors(
@@ -295,6 +357,7 @@ TABLE: dict[str, Callable[[Call], Any]] = {
     "_prelu_kernel.default": _prelu,
     **{f"avg_pool{n}d.default": _pool("avg", n) for n in (1, 2, 3)},
     **{f"max_pool{n}d_with_indices.default": _pool("max", n) for n in (2, 3)},
+    **{f"_upsample_{n}2d_aa.default": _antialiased for n in ("bilinear", "bicubic")},
     **{f"_adaptive_avg_pool{n}d.default": _adaptive("avg", n) for n in (2, 3)},
     **{f"adaptive_max_pool{n}d.default": _adaptive("max", n) for n in (2, 3)},
 }
