@@ -16,9 +16,10 @@ SECONDS = 2.0
 _INTEGER_INPUTS = ("qs8_", "qd8_")
 """Kernels whose name begins so multiply int8 by int8; the others multiply in fp32, whatever their weights."""
 _INT16_INPUTS = "qd16_"
-_HALF_INPUTS = "f16_"
 """The same for int16, half as many at once."""
-_WINOGRAD = 16 / 36
+_HALF_INPUTS = "f16_"
+"""The same for half precision, twice as many at once as in fp32."""
+WINOGRAD = 16 / 36
 """Share of the multiplications of a 3x3 filter that Winograd's form needs, in kernels that are named after it."""
 
 
@@ -103,5 +104,5 @@ def limit_us(layer: Layer, entry: Entry, limits: Limits) -> tuple[float, float]:
         rate = limits.int8_gops / 2
     elif layer.kernel.startswith(_HALF_INPUTS):
         rate = 2 * limits.fp32_gflops
-    share = _WINOGRAD if "winograd" in layer.kernel else 1.0
+    share = WINOGRAD if "winograd" in layer.kernel else 1.0
     return bytes_us, 2 * share * layer.macs * layer.density / (1e3 * rate)

@@ -40,7 +40,9 @@ def half(op: Conv2d, rng: np.random.Generator, *, fills: bool = False, gain: flo
     x, y = replace(op.x, dtype="float16"), replace(op.y, dtype="float16") if gain else op.y
     if fills:
         numbers = normal(rng, x.shape[1] + outs).astype(np.float16).tolist()
-        x = replace(x, halo=(top, bottom + 1, left, right), fill=tuple(numbers[: x.shape[1]]))
+        x = replace(
+            x, halo=(top, bottom + (left + right > 0), left, right), fill=tuple(numbers[: x.shape[1]])
+        )
         y = replace(y, fill=tuple(numbers[x.shape[1] :]))
     scale = np.exp2(rng.integers(-2, 3, outs)) if fills else np.ones(outs)
     weight = (op.weight / np.sqrt(op.weight[0].size)).astype(np.float16)
@@ -70,8 +72,8 @@ def shapes(rng: np.random.Generator, form: str) -> list[Conv2d]:
     if form == "direct":
         operators += [
             half(convolution(rng, 5, 17, (7, 31), (1, 1), halo=2), rng),
-            half(convolution(rng, 7, 7, (32, 32), (1, 9)), rng),
-            half(convolution(rng, 4, 6, (32, 6), (9, 1), n=2), rng),
+            half(convolution(rng, 7, 7, (32, 32), (1, 9)), rng, fills=True),
+            half(convolution(rng, 4, 6, (32, 6), (9, 1), n=2, halo=0), rng, fills=True),
             half(convolution(rng, 2, 3, (16, 20), (5, 5), dilation=(2, 3)), rng),
             half(convolution(rng, 9, 4, (9, 21), (2, 4)), rng),
             half(convolution(rng, 3, 4, (16, 24), stride=(2, 2)), rng),

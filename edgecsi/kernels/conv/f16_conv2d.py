@@ -41,7 +41,7 @@ def _refuses(op: Conv2d, target: Target) -> str:
         return "needs plain NCHW images"
     top, bottom, left, right = op.x.halo
     rows, columns = reach(op)
-    if isinstance(op.x.fill, tuple) and any(op.x.halo) and rows >= bottom:
+    if isinstance(op.x.fill, tuple) and op.x.lead and rows >= bottom:
         return "the halo below has no row for what is right of the last"
     if op.padding[0] > top or rows > bottom or op.padding[2] > max(left, right) or columns > max(left, right):
         return "the input has no halo as wide as the padding"
