@@ -85,3 +85,12 @@ def cpu_name(state: State) -> str:
         return str(board)
     name, family = fields.get("model name", ""), fields.get("cpu family", "")
     return f"{name} (family {family})" if name and family else name
+
+
+def process_state(pid: int) -> tuple[str, float]:
+    """Linux's letter for a process's state, and the CPU seconds it has had; ``X`` where there is none."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+    except OSError:
+        return "X", 0.0
+    return fields[0], (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

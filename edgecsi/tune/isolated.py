@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -24,6 +23,7 @@ from numpy.typing import NDArray
 from edgecsi.bundle import Bundle
 from edgecsi.device import Device, DeviceInfo, open_device
 from edgecsi.device.protocol import Array, Samples
+from edgecsi.device.state import process_state
 from edgecsi.errors import DeviceError, EdgecsiError, UsageError
 
 _START_SECONDS, _PATIENCE = 300.0, 15
@@ -113,10 +113,10 @@ class Isolated:
         what = f"{bundle.library.name} failed in a process of its own"
         pipe = self._child()
         try:
-            began, before = time.monotonic(), self._used()[1]
+            began, before = time.monotonic(), process_state(self._process.pid)[1]
             pipe.send((method, bundle, arguments, options))
             while not pipe.poll(self.deadline):
-                state, used = self._used()
+                state, used = process_state(self._process.pid)
                 starved = (
                     state == "R" and used - before < self.deadline
                 )  # others had the CPU: it does not hang
@@ -152,14 +152,6 @@ class Isolated:
                     'call from below `if __name__ == "__main__":`, or run `edgecsi doctor`',
                 ) from None
         return self._pipe
-
-    def _used(self) -> tuple[str, float]:
-        """Linux's letter for the child's state, and the CPU seconds it has had."""
-        try:
-            fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(") ")[2].split()
-        except OSError:
-            return "X", 0.0
-        return fields[0], (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def _exit_code(self) -> str:
         self._process.join(5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ import numpy as np
 import pytest
 
 from edgecsi.bundle import Bundle
-from edgecsi.device import Emulated, count_instructions, open_device, toolchain
+from edgecsi.device import Emulated, count_instructions, emulate, open_device, state, toolchain
 from edgecsi.errors import DataError, DeviceError, ToolchainError
 from tests import _tiny
 
@@ -162,3 +163,12 @@ def test_the_runner_refuses_what_is_no_library(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, timeout=60, check=False)
         assert done.returncode == 1
         assert b"not a library" in done.stderr
+
+
+def test_a_run_that_is_kept_from_the_cpu_does_not_hang(monkeypatch: pytest.MonkeyPatch) -> None:
+    sleeper = [sys.executable, "-c", "import time; time.sleep(1.5); print('done')"]
+    monkeypatch.setattr(state, "process_state", lambda pid: ("R", 0.1))
+    assert emulate._run(sleeper, 0.5).stdout == "done\n"
+    monkeypatch.setattr(state, "process_state", lambda pid: ("R", 0.6))
+    with pytest.raises(subprocess.TimeoutExpired):
+        emulate._run(sleeper, 0.5)
