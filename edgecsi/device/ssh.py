@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 
-from edgecsi.device.transport import SLOWEST, STEP_SECONDS, Done, LocalProcess, Session
+from edgecsi.device.transport import Connection, Done, Session
 from edgecsi.errors import ConnectionLost, DeviceError, ToolchainError, Unreachable, UsageError
 
 CONNECT_SECONDS = 15.0
@@ -94,12 +94,7 @@ class Address:
         return f"{self.user}@{self.host}" if self.user else self.host
 
 
-_PUSH = """cat >"$1.part" && chmod "$2" "$1.part" || { rm -f "$1.part"; exit 1; }
-[ "$(wc -c <"$1.part")" -eq "$3" ] && mv -f "$1.part" "$1" && exit
-rm -f "$1.part"; echo "cut short" >&2; exit 1"""
-
-
-class Ssh:
+class Ssh(Connection):
     """A :class:`Connection` over ``ssh``; connects when first used.
 
     Args:
@@ -108,58 +103,18 @@ class Ssh:
     """
 
     def __init__(self, address: Address, *, connect_seconds: float = CONNECT_SECONDS) -> None:
-        self.address = address
+        self.address, self.name = address, address.login
         self._connect_seconds = connect_seconds
         self._lock = threading.Lock()
         self._master: _Master | None = None
 
-    @property
-    def name(self) -> str:
-        return self.address.login
-
-    def run(
-        self,
-        argv: Sequence[str],
-        *,
-        input: bytes | Path | None = None,
-        output: Path | None = None,
-        timeout: float = STEP_SECONDS,
-    ) -> Done:
-        """See :meth:`Connection.run`."""
-        with contextlib.ExitStack() as files:
-            source = files.enter_context(input.open("rb")) if isinstance(input, Path) else subprocess.PIPE
-            sink = files.enter_context(output.open("wb")) if output is not None else subprocess.PIPE
-            session = _SshSession(self, self._connected(), argv, source, sink)
-            return session.communicate(None if isinstance(input, Path) else input or b"", timeout)
-
-    def start(self, argv: Sequence[str]) -> Session:
-        """See :meth:`Connection.start`."""
-        return _SshSession(self, self._connected(), argv, subprocess.PIPE, subprocess.PIPE)
+    def process(self, argv: Sequence[str], stdin: int | IO[bytes], stdout: int | IO[bytes]) -> Session:
+        """See :meth:`Connection.process`."""
+        return _SshSession(self, self._connected(), argv, stdin, stdout)
 
     def command(self, argv: Sequence[str]) -> list[str]:
         """What to start here so that ``argv`` runs there, for as long as this connection is open."""
         return self._connected().command(argv)
-
-    def push(
-        self, source: Path | bytes, remote: str, *, mode: int = 0o644, timeout: float | None = None
-    ) -> None:
-        """See :meth:`Connection.push`."""
-        size = len(source) if isinstance(source, bytes) else source.stat().st_size
-        argv = ["sh", "-c", _PUSH, "push", remote, f"{mode:o}", str(size)]
-        done = self.run(argv, input=source, timeout=timeout or STEP_SECONDS + size / SLOWEST)
-        if done.code:
-            raise DeviceError(
-                f"{remote} cannot be written on {self.name}",
-                done.said,
-                "free some space there, or name a folder that can be written: ssh://HOST/FOLDER",
-            )
-
-    def pull(self, remote: str, local: Path, *, timeout: float = STEP_SECONDS) -> None:
-        """See :meth:`Connection.pull`."""
-        done = self.run(["cat", remote], output=local, timeout=timeout)
-        if done.code:
-            local.unlink(missing_ok=True)
-            raise DeviceError(f"{remote} cannot be read on {self.name}", done.said, "see if it is there")
 
     def close(self) -> None:
         """See :meth:`Connection.close`."""
@@ -185,7 +140,7 @@ class Ssh:
             return self._master
 
 
-class _SshSession(LocalProcess):
+class _SshSession(Session):
     """One command over the connection; a :class:`Session`."""
 
     def __init__(

@@ -7,10 +7,11 @@ import os
 import signal
 import subprocess
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any
 
 from edgecsi.errors import DeviceError
 
@@ -42,35 +43,9 @@ class Done:
         return f"exit code {self.code}"
 
 
-class Session(Protocol):
-    """A command that runs on a device, to talk to. It should end when its standard input ends."""
-
-    @property
-    def stdin(self) -> IO[bytes]:
-        """What it reads; unbuffered."""
-        ...
-
-    @property
-    def stdout(self) -> IO[bytes]:
-        """What it writes; unbuffered."""
-        ...
-
-    def finish(self, timeout: float = STEP_SECONDS) -> Done:
-        """Close its input and wait for its end; the result has what it wrote and nobody read yet.
-
-        Raises:
-            ConnectionLost: the way to the device broke off.
-            DeviceError: it did not end in time.
-        """
-        ...
-
-    def kill(self) -> None:
-        """Cut it off. Harmless after its end."""
-        ...
-
-
-class LocalProcess:
-    """A :class:`Session` with a process of this machine.
+class Session:
+    """A command that runs on a device, to talk to, by a process of this machine. It should end when its standard input
+    ends.
 
     Args:
         argv: what is started, in a session of its own: Ctrl-C is for us, who end it.
@@ -104,20 +79,27 @@ class LocalProcess:
 
     @property
     def stdin(self) -> IO[bytes]:
+        """What it reads; unbuffered."""
         assert self._process.stdin is not None
         return self._process.stdin
 
     @property
     def stdout(self) -> IO[bytes]:
+        """What it writes; unbuffered."""
         assert self._process.stdout is not None
         return self._process.stdout
 
     def finish(self, timeout: float = STEP_SECONDS) -> Done:
-        """See :meth:`Session.finish`."""
+        """Close its input and wait for its end; the result has what it wrote and nobody read yet.
+
+        Raises:
+            ConnectionLost: the way to the device broke off.
+            DeviceError: it did not end in time.
+        """
         return self.communicate(b"", timeout)
 
     def communicate(self, given: bytes | None, timeout: float) -> Done:
-        """Feed it, and wait for its end."""
+        """Feed it, and wait for its end; as :meth:`finish`."""
         if self._process.stdin is not None and self._process.stdin.closed:
             self._process.stdin = None
         try:
@@ -134,7 +116,7 @@ class LocalProcess:
             self.kill()
 
     def kill(self) -> None:
-        """See :meth:`Session.kill`."""
+        """Cut it off. Harmless after its end."""
         for stream in (self._process.stdin, self._process.stdout):
             if stream is not None:
                 with contextlib.suppress(OSError):
@@ -146,14 +128,21 @@ class LocalProcess:
         self._errors.close()
 
 
-class Connection(Protocol):
+_PUSH = """cat >"$1.part" && chmod "$2" "$1.part" || { rm -f "$1.part"; exit 1; }
+[ "$(wc -c <"$1.part")" -eq "$3" ] && mv -f "$1.part" "$1" && exit
+rm -f "$1.part"; echo "cut short" >&2; exit 1"""
+
+
+class Connection(ABC):
     """A way to a machine with a POSIX shell. Every method ends in bounded time, with a result or a
     :class:`DeviceError`; after :class:`ConnectionLost` the next call connects anew."""
 
-    @property
-    def name(self) -> str:
-        """How messages call the device."""
-        ...
+    name: str
+    """How messages call the device."""
+
+    @abstractmethod
+    def process(self, argv: Sequence[str], stdin: int | IO[bytes], stdout: int | IO[bytes]) -> Session:
+        """Start what runs a command there, with these streams."""
 
     def run(
         self,
@@ -178,11 +167,15 @@ class Connection(Protocol):
             Unreachable, ConnectionLost: there is no way to the device, or no longer.
             DeviceError: it did not end in time.
         """
-        ...
+        with contextlib.ExitStack() as files:
+            source = files.enter_context(input.open("rb")) if isinstance(input, Path) else subprocess.PIPE
+            sink = files.enter_context(output.open("wb")) if output is not None else subprocess.PIPE
+            session = self.process(argv, source, sink)
+            return session.communicate(None if isinstance(input, Path) else input or b"", timeout)
 
     def start(self, argv: Sequence[str]) -> Session:
         """Start a command to talk to; see :meth:`run`."""
-        ...
+        return self.process(argv, subprocess.PIPE, subprocess.PIPE)
 
     def push(
         self, source: Path | bytes, remote: str, *, mode: int = 0o644, timeout: float | None = None
@@ -199,7 +192,15 @@ class Connection(Protocol):
             Unreachable, ConnectionLost: as :meth:`run`.
             DeviceError: it cannot be written, or was cut short.
         """
-        ...
+        size = len(source) if isinstance(source, bytes) else source.stat().st_size
+        argv = ["sh", "-c", _PUSH, "push", remote, f"{mode:o}", str(size)]
+        done = self.run(argv, input=source, timeout=timeout or STEP_SECONDS + size / SLOWEST)
+        if done.code:
+            raise DeviceError(
+                f"{remote} cannot be written on {self.name}",
+                done.said,
+                "free some space there, or name another folder",
+            )
 
     def pull(self, remote: str, local: Path, *, timeout: float = STEP_SECONDS) -> None:
         """Copy a file from there.
@@ -208,8 +209,11 @@ class Connection(Protocol):
             Unreachable, ConnectionLost: as :meth:`run`.
             DeviceError: it cannot be read.
         """
-        ...
+        done = self.run(["cat", remote], output=local, timeout=timeout)
+        if done.code:
+            local.unlink(missing_ok=True)
+            raise DeviceError(f"{remote} cannot be read on {self.name}", done.said, "see if it is there")
 
+    @abstractmethod
     def close(self) -> None:
         """End the connection and every command that still runs over it."""
-        ...
