@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecsi import disk
+from edgecsi import disk, file_kinds
 from edgecsi.errors import DataError
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def read_npy(path: Path) -> NDArray[Any]:
         if not isinstance(array, np.ndarray):
             raise ValueError("it is an archive of several arrays")
     except (OSError, ValueError, EOFError, MemoryError) as error:
-        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        why = file_kinds.why_unreadable(path, error)
         raise DataError(f"{path} cannot be read as .npy", why, "save one array with numpy.save") from error
     if array.dtype.kind not in "fiub":
         raise DataError(f"{path} holds {array.dtype}", "real numbers are needed", "convert it to float32")

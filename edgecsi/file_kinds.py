@@ -46,6 +46,27 @@ def describe(path: Path) -> str | None:
     return _text(start)
 
 
+def why_unreadable(path: Path, error: Exception) -> str:
+    """Why a file of data cannot be read: what it really is, if its name says otherwise, or what its reader said.
+
+    numpy's own words about objects advise to load them; loading one can run code that it brings.
+    """
+    kind = describe(path)
+    if kind is not None and path.suffix.lower() not in kind:
+        return f"it looks like {kind}"
+    said = " ".join(str(getattr(error, "strerror", None) or error).split())[:200]
+    if any(words in said for words in ("allow_pickle", "Python objects", "magic string")):
+        return "it holds Python objects, not plain numbers" if kind else "it is of no kind that is known"
+    return said or type(error).__name__
+
+
+def missing(path: Path) -> str:
+    """What is wrong with a path that should be a file."""
+    if path.is_dir():
+        return f"{path} is a folder"
+    return f"{path} is no file" if path.exists() else f"{path}: no such file"
+
+
 def _zip(path: Path) -> str:
     try:
         with zipfile.ZipFile(path) as archive:

@@ -39,10 +39,19 @@ def test_it_ends_as_it_should(
 @pytest.mark.parametrize("width", [60])
 @pytest.mark.parametrize(
     "line",
-    ["models", "recipes", "targets", "targets show rpi5", "recipes show int8-static", "device list", "bulid"],
-)
-def test_tables_fit_the_terminal(line: str, width: int, place: tuple[Path, dict[str, str]]) -> None:
-    step = Step(f"edgecsi {line}", 2 if line == "bulid" else 0)
+    ["models", "recipes", "targets", "targets show rpi5", "recipes show int8-static", "device list", "bulid",
+     "data generate cdl-c:100000 -o out.txt", "data info page.npy", "targets show RPI_4"],
+)  # fmt: skip
+def test_tables_and_errors_fit_the_terminal(
+    line: str, width: int, place: tuple[Path, dict[str, str]]
+) -> None:
+    codes = {
+        "bulid": 2,
+        "data generate cdl-c:100000 -o out.txt": 2,
+        "data info page.npy": 3,
+        "targets show RPI_4": 3,
+    }
+    step = Step(f"edgecsi {line}", codes.get(line, 0))
     found = list(on_terminal(step, *place, width=width))
     assert not found, "\n".join(found)
 

@@ -246,7 +246,7 @@ def _read_array(path: Path, names: tuple[str, ...], shape: Sequence[int] | None)
     have this shape."""
     if not path.is_file():
         raise DataError(
-            f"{path}: no such file",
+            file_kinds.missing(path),
             "DATA is a .npy, .npz or .mat file, a spec such as cdl-c:1000:seed=7, or test",
             "check the name",
         )
@@ -262,13 +262,9 @@ def _read_array(path: Path, names: tuple[str, ...], shape: Sequence[int] | None)
         raise
     # Other people's parsers meet strangers' files below: whatever they raise, the file is bad.
     except Exception as error:
-        kind = file_kinds.describe(path)
-        wrong = kind is not None and path.suffix.lower() not in kind
         raise DataError(
             f"{path} cannot be read",
-            f"it looks like {kind}"
-            if wrong
-            else f"{type(error).__name__}: {' '.join(str(error).split())[:200]}",
+            file_kinds.why_unreadable(path, error),
             "it is damaged, cut short or of another format; export it again",
         ) from error
 

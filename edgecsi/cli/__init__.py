@@ -178,7 +178,9 @@ def _say(message: Warning | str, category: type[Warning], *_: Any, **__: Any) ->
     if context is not None and context.obj.quiet:
         return
     kind = "note" if issubclass(category, Notice) else category.__name__
-    print(f"{kind}: {message}", file=sys.stderr)
+    from edgecsi.cli.output import folded
+
+    print(folded(f"{kind}: {message}", sys.stderr), file=sys.stderr)
 
 
 def _run(arguments: Sequence[str] | None, settings: Settings) -> int:
@@ -243,7 +245,9 @@ def _usage(error: click.ClickException) -> UsageError:
 def _explain(error: EdgecsiError, settings: Settings) -> int:
     if settings.debug:
         traceback.print_exception(error)
-    print(f"error: {error}", file=sys.stderr)
+    from edgecsi.cli.output import folded
+
+    print(folded(f"error: {error}", sys.stderr), file=sys.stderr)
     return error.exit_code
 
 

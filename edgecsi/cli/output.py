@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import re
 import shutil
 import sys
 import textwrap
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import click
 
@@ -45,9 +46,8 @@ def note(text: str) -> None:
     """A line for the user beside the result; not with ``--quiet``."""
     context = click.get_current_context(silent=True)
     if not getattr(getattr(context, "obj", None), "quiet", False):
-        print(
-            f"note: {text}", file=sys.stderr
-        )  # a bar there makes room for what is printed, not for click.echo
+        # a bar there makes room for what is printed, not for click.echo
+        print(folded(f"note: {text}", sys.stderr), file=sys.stderr)
 
 
 def say(text: str) -> None:
@@ -149,22 +149,24 @@ def _narrow(widths: list[int], least: Sequence[int]) -> None:
         widths[max(range(len(widths)), key=lambda i: (spare[i] > 0, widths[i]))] -= 1
 
 
-def room() -> int:
-    """Columns of the terminal; where there is none, as many as one likes."""
-    return shutil.get_terminal_size().columns if sys.stdout.isatty() else 10**6
+def room(stream: TextIO | None = None) -> int:
+    """Columns of the terminal that a stream, or stdout, goes to; where there is none, as many as one likes."""
+    return shutil.get_terminal_size().columns if (stream or sys.stdout).isatty() else 10**6
 
 
-def folded(text: str) -> str:
+def folded(text: str, stream: TextIO | None = None) -> str:
     """Text with lines no longer than the terminal, broken between words; commands to be copied stay whole."""
     lines = []
     for line in text.split("\n"):
-        if len(line) <= room() or line.startswith("next:"):
+        if len(line) <= room(stream) or line.startswith(("next:", "edgecsi ", "pip ")):
             lines.append(line)
             continue
         indent = " " * (len(line) - len(line.lstrip()) + 2)
-        lines += textwrap.wrap(
-            line, room(), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
+        whole = re.sub("`[^`]+`", lambda command: command[0].replace(" ", "\0"), line)
+        parts = textwrap.wrap(
+            whole, room(stream), subsequent_indent=indent, break_long_words=False, break_on_hyphens=False
         )
+        lines += [part.replace("\0", " ") for part in parts]
     return "\n".join(lines)
 
 

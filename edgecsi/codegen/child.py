@@ -7,6 +7,7 @@ twice would double the time of a build. A signal there ends the build before any
 from __future__ import annotations
 
 import ctypes
+import errno
 import faulthandler
 import json
 import os
@@ -38,7 +39,7 @@ def in_child(work: Callable[[], bytes], seconds: int = PATIENCE) -> bytes:
     Raises:
         ChildFailed: a signal ended it (named, with the last thing it said), it did not end, or `work` raised an
             exception (with the child's traceback as a note).
-        OSError, MemoryError: `work` raised it.
+        OSError, MemoryError: `work` raised it, or LLVM ended itself because it could not write.
     """
     with _in_memory("result") as result, _in_memory("stderr") as words:
         with warnings.catch_warnings():
@@ -70,6 +71,9 @@ def in_child(work: Callable[[], bytes], seconds: int = PATIENCE) -> bytes:
             raise _error(json.loads(answer))
         words.seek(0)
         said = _telling(words.read().decode("utf-8", "replace"))
+    if refused := said.partition("IO failure on output stream: ")[2]:
+        too_large = refused == os.strerror(errno.EFBIG)
+        raise OSError(errno.EFBIG if too_large else errno.ENOSPC, refused)
     number = os.WTERMSIG(status) if os.WIFSIGNALED(status) else 0
     end = f"ended by {signal.Signals(number).name}" if number else "it ended without a result"
     if number == signal.SIGALRM:

@@ -55,7 +55,7 @@ def read_candidates(path: Path, most: int | None = None) -> tuple[list[Candidate
         ModelError: not a checkpoint, damaged, or hostile.
     """
     if not path.is_file():
-        raise ModelError(f"{path}: no such file", "a checkpoint is expected here", "check the name")
+        raise ModelError(file_kinds.missing(path), "a checkpoint is expected here", "check the name")
     metadata: dict[str, str] = {}
     if path.name.endswith(".index.json"):
         found = [Candidate("", _read_shards(path, most))]
@@ -93,7 +93,7 @@ def read_metadata(path: Path) -> dict[str, str]:
         ModelError: the header is damaged or does not match the file.
     """
     if not path.is_file():
-        raise ModelError(f"{path}: no such file", "a .safetensors file is expected here", "check the name")
+        raise ModelError(file_kinds.missing(path), "a .safetensors file is expected here", "check the name")
     header = _safetensors_header(path)
     metadata = header.get("__metadata__", {})
     if not isinstance(metadata, dict):

@@ -133,7 +133,7 @@ def find(name: str) -> ModelInfo:
     raise ModelError(
         f"{name!r} is no model of the zoo",
         f"nearest: {', '.join(near)}" if near else f"families: {', '.join(FAMILIES)}",
-        "see `edgecsi models`, or give package.module:factory, path/file.py:factory or a .safetensors file",
+        "see `edgecsi models`, or give FILE.py:factory, package:factory or FILE.safetensors",
     )
 
 

@@ -190,7 +190,10 @@ BAD: dict[str, tuple[str, Callable[[Path], object], str]] = {
     "complex": ("a.npy", holding(np.zeros((1, 2048), np.complex64)), "complex64"),
     "text": ("a.npy", holding(np.full((1, 2048), "x")), "<U1"),
     "NaN": ("a.npy", holding(NAN), "1 entries are NaN"),
-    "pickle": ("a.npy", holding(np.array([{"a": 1}] * 2048, dtype=object)[None]), "cannot be read"),
+    "pickle": ("a.npy", holding(np.array([{"a": 1}] * 2048, dtype=object)[None]), "Python objects"),
+    "text as npy": ("a.npy", lambda path: path.write_text("0.5 0.5\n" * 99), "it looks like a text"),
+    "random bytes as npy": ("a.npy", lambda path: path.write_bytes(b"\xff" * 4096), "no kind that is known"),
+    "a folder": ("a.npy", lambda path: path.mkdir(), "is a folder"),
     "pickle in npz": (
         "a.npz",
         lambda path: np.savez(path, channels=np.array([[None] * 2048], dtype=object)),

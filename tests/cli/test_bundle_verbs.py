@@ -87,7 +87,10 @@ def test_run_refuses_a_damaged_or_missing_input(
 def test_run_never_unpickles(bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     np.save(tmp_path / "x.npy", np.array([{}], dtype=object), allow_pickle=True)
     assert main(["run", str(bundle), "-i", str(tmp_path / "x.npy"), "-o", str(tmp_path / "y.npy")]) == 3
-    assert "Traceback" not in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Traceback" not in said
+    assert "it holds Python objects, not plain numbers" in said
+    assert "allow_pickle" not in said
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import signal
 import time
@@ -51,6 +52,16 @@ def test_a_crash_ends_the_child_only(capfd: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(ChildFailed, match="ended by SIGSEGV"):
         in_child(lambda: ctypes.string_at(0))
     assert capfd.readouterr() == ("", "")
+
+
+def test_what_llvm_cannot_write_is_no_fault_of_a_layer() -> None:
+    def full() -> bytes:
+        os.write(2, b"LLVM ERROR: IO failure on output stream: File too large\n")
+        os._exit(1)
+
+    with pytest.raises(OSError, match="File too large") as found:
+        in_child(full)
+    assert found.value.errno == errno.EFBIG
 
 
 @pytest.mark.parametrize(

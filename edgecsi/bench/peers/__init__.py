@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from edgecsi.bench.peers.protocol import Array, Batched, Peer, Run
 from edgecsi.errors import UsageError
+from edgecsi.names import suggestion
 
 __all__ = ["Array", "Batched", "Peer", "Run", "all_peers", "find_peers"]
 
@@ -37,6 +38,6 @@ def find_peers(names: Sequence[str]) -> list[Peer]:
             raise UsageError(
                 f"there is no engine {name!r} to compare with",
                 f"known are {', '.join(known)}",
-                "name some of them, separated by commas",
+                suggestion(name, known, "name some of them, separated by commas"),
             )
     return [known[name] for name in dict.fromkeys(names)]
