@@ -34,6 +34,25 @@ def denoiser():
     torch.manual_seed(0)
     levels = torch.randint(0, 256, (1, 4), dtype=torch.uint8)
     return Denoiser(), (torch.randn(1, 2, 4, 4), torch.rand(1, 1), torch.tensor([3]), levels, torch.tensor(0.7))
+
+class Halves(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(24, 8), nn.Linear(8, 24)
+
+    def encode(self, x):
+        codeword = self.first(x)
+        return codeword, codeword.abs().mean(-1)
+
+    def decode(self, codeword, size):
+        return {"y": self.last(codeword) * size[:, None], "signs": (codeword > 0).to(torch.uint8)}
+
+    def forward(self, x):
+        return self.decode(*self.encode(x))
+
+def halves():
+    torch.manual_seed(0)
+    return Halves(), torch.randn(1, 24)
 """
 
 
@@ -84,6 +103,19 @@ def test_other_engines_get_the_outputs_that_a_bundle_has(
     module = fp32_model(read_bundle(calibrated).manifest, given[0], None)
     power, clean = module(*load_model(given[0]).inputs)
     assert (power.shape, clean.shape) == ((1,), (1, 2, 4, 4))
+
+
+def test_an_encoder_gives_all_that_its_decoder_takes(given: tuple[str, str, Path]) -> None:
+    _, _, folder = given
+    model = f"{folder}/networks.py:halves"
+    edgecsi.build(model, "host", keep_output=("y",), out=folder / "halves")
+    bundle = read_bundle(folder / "halves")
+    outputs = {name: [t.name for t in e.outputs] for name, e in bundle.manifest.entries.items()}
+    assert outputs == {"encoder": ["codeword", "codeword1"], "decoder": ["y"], "full": ["y"]}
+    np.save(folder / "x.npy", np.random.default_rng(0).standard_normal((20, 24), np.float32))
+    found, _ = evaluate_data(bundle, f"{folder}/x.npy", open_device("local"), model=model)
+    assert set(found.differences) == {"encoder", "decoder", "full"}
+    assert max(d.max_rel_diff for d in found.differences.values()) < 1e-5
 
 
 @pytest.mark.parametrize(

@@ -80,7 +80,8 @@ def entries_of(name: str, module: nn.Module, example: Tensor, *more: Tensor) -> 
 
 
 def with_outputs(entries: Mapping[str, Entry], names: Sequence[str]) -> dict[str, Entry]:
-    """Entries that answer some of their outputs only, in the order of `names`; those with one output stay as they are.
+    """Entries that answer some of their outputs only, in the order of `names`; those with one output stay as they are,
+    and an encoder beside its decoder, which takes all it gives.
 
     Raises:
         UsageError: a name is none of any entry's outputs, or an entry would answer nothing.
@@ -93,6 +94,9 @@ def with_outputs(entries: Mapping[str, Entry], names: Sequence[str]) -> dict[str
             raise UsageError(
                 f"no entry has an output {unknown[0]!r}", f"there are {', '.join(known)}", "name one of these"
             )
+        if entry.name == "encoder" and "decoder" in entries:
+            found[entry.name] = entry
+            continue
         if len(entry.output_names) > 1 and not kept:
             raise UsageError(
                 f"{entry.name} would answer nothing",
