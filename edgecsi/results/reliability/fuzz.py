@@ -178,9 +178,9 @@ def _work(samples: Path, work: Path, keep: Path, name: str, seconds: float, seed
     resource.setrlimit(resource.RLIMIT_AS, (used + (GIGABYTES << 30), resource.RLIM_INFINITY))
     reader = next(reader for reader in readers(samples) if reader.name == name)
     good = (samples / reader.sample).read_bytes()
-    tally, end = Tally(), time.monotonic() + seconds
     reader.read(_put(work, reader, good))  # a good file is read, and what is imported late is imported
 
+    tally, end = Tally(), time.monotonic() + seconds
     number = 0
     while time.monotonic() < end:
         for way_name, way in damage.ways(reader.form).items():
