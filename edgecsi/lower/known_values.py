@@ -156,8 +156,9 @@ def padded_encoders(module: nn.Module) -> Iterator[None]:
     """
     with ExitStack() as stack:
         for part in module.modules():
-            plain = type(part).forward is nn.TransformerEncoder.forward
-            if isinstance(part, nn.TransformerEncoder) and plain and part.use_nested_tensor:
+            if not (isinstance(part, nn.TransformerEncoder) and part.use_nested_tensor):
+                continue  # the class of a traced module cannot even be asked for its forward
+            if type(part).forward is nn.TransformerEncoder.forward:
                 stack.enter_context(_with_zeros(part))
         yield
 
