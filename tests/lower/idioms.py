@@ -399,7 +399,6 @@ add(
     "embedding_bag",
     lambda s, x: s.e((x[0, 0].clamp(0, 0.99) * 8).long()),
     e=lambda: nn.EmbeddingBag(8, 3),
-    refused="_embedding_bag",
 )
 add(
     "searchsorted_quantiser",
@@ -423,7 +422,6 @@ add("bicubic_corners", lambda s, x: F.interpolate(x, size=(5, 11), mode="bicubic
 add(
     "bilinear_down_antialias",
     lambda s, x: F.interpolate(x, size=(5, 3), mode="bilinear", antialias=True),
-    refused="upsample_bilinear2d_aa",
 )
 add("nearest_1_7", lambda s, x: F.interpolate(x, scale_factor=1.7, mode="nearest"))
 add(
@@ -535,7 +533,6 @@ add("lp_pool_3", lambda s, x: F.lp_pool1d(x.flatten(2).abs(), 3, 4))
 add(
     "max_pool_indices",
     lambda s, x: F.max_unpool2d(*F.max_pool2d(x, 2, return_indices=True), 2),
-    refused="max_pool2d_with_indices",
 )
 add(
     "max_pool_everything",
