@@ -72,6 +72,7 @@ def command(
       edgecsi compress csinet-cr4 --recipe int8-static --data DATA_Htrainin.mat --sensitivity
     """
     from edgecsi.compress import compress, layer_costs
+    from edgecsi.compress.recipe import load
 
     if sensitivity is (out is not None):
         raise click.UsageError("give either -o OUT.safetensors or --sensitivity")
@@ -104,10 +105,10 @@ def command(
             progress=tell,
             data_progress=lambda done, total: update(done, total, f"generating {data}"),
         )
-    report(result, lambda: _text(result, model), json_to)
+    report(result, lambda: _text(result, model, load(recipe).example_target), json_to)
 
 
-def _text(result: CompressResult, model: str) -> str:
+def _text(result: CompressResult, model: str, target: str) -> str:
     share = result.bytes_after / result.bytes_before
     summary = {
         "model": result.path,
@@ -118,7 +119,7 @@ def _text(result: CompressResult, model: str) -> str:
     layers = columns(("dense layer", "non-zero"), list(result.density.items()))
     # a network of the user's own is code, which runs only if it is named
     given = f"{shlex.quote(model)} --weights {shlex.quote(str(result.path))}" if ":" in model else result.path
-    build = f"next: edgecsi build {given} --target rpi4"
+    build = f"next: edgecsi build {given} --target {target}"
     return "\n\n".join([pairs(summary), steps, layers, build])
 
 

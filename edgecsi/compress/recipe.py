@@ -295,6 +295,12 @@ class Recipe:
         """True if it needs no training, so that ``edgecsi build --recipe`` takes it."""
         return all(isinstance(step, Quantize | Halve) and step.epochs == 0 for step in self.steps)
 
+    @property
+    def example_target(self) -> str:
+        """A target that computes in what the recipe asks for."""
+        asked = {step.arithmetic for step in self.steps if isinstance(step, Halve)}
+        return "host" if "int16" in asked else "rpi5" if "f16" in asked else "rpi4"
+
     def explain(self) -> list[str]:
         """One line a step, in plain words."""
         return [f"{number}. {step.do}: {step.explain()}" for number, step in enumerate(self.steps, 1)]

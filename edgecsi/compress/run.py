@@ -174,11 +174,10 @@ def _write_result(result: CompressResult, run: _Run, loaded: LoadedModel) -> Non
     """The network, and how it was made."""
     from edgecsi.models.checkpoints import write_weights
 
-    earlier = json.loads(loaded.metadata.get("compression", '{"structure": []}'))["structure"]
     report = {
         "recipe": run.recipe.name,
         "recipe_text": run.recipe.text,
-        "structure": [*earlier, *structure(run.module, run.started)],
+        "structure": structure(run.module, run.started),
         "data": run.settings["data"],
         "seed": run.settings["seed"],
         "metric": result.metric,
@@ -190,6 +189,8 @@ def _write_result(result: CompressResult, run: _Run, loaded: LoadedModel) -> Non
         "weights_sha256": loaded.sha256,
         **result.figures,
     }
+    if "compression" in loaded.metadata:
+        report = _continued(json.loads(loaded.metadata["compression"]), report)
     metadata = {
         "model": loaded.metadata.get("model", run.settings["model"]),
         "config": loaded.metadata.get("config", "{}"),
@@ -197,6 +198,21 @@ def _write_result(result: CompressResult, run: _Run, loaded: LoadedModel) -> Non
         "versions": json.dumps({"edgecsi": version("edgecsi"), "torch": torch.__version__}),
     }
     _write_beside(result.path, lambda path: write_weights(path, run.module.state_dict(), metadata))
+
+
+def _continued(earlier: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
+    """The record of a network that was compressed before: what it lost, it lost to the dense one."""
+    now = [record["path"] for record in report["structure"]]
+    before = [record for record in earlier["structure"] if record["path"] not in now]
+    joined: dict[str, Any] = {"structure": [*before, *report["structure"]]}
+    joined["steps"] = [*earlier["steps"], *report["steps"]]
+    joined["recipe"] = f"{earlier['recipe']}+{report['recipe']}"
+    joined["recipe_text"] = f"{earlier['recipe_text']}\n# then {report['recipe']}\n{report['recipe_text']}"
+    joined["weights_sha256"] = earlier["weights_sha256"]
+    joined["bytes_before"] = earlier["bytes_before"]
+    if (earlier["metric"], earlier["data"]) == (report["metric"], report["data"]):
+        joined["before"] = earlier["before"]  # another score would be no comparison
+    return report | joined
 
 
 class _Run:

@@ -149,6 +149,19 @@ def test_clusters_around_a_codeword_are_built_with_their_scales(
     assert [layer.kernel for layer in manifest.entries["full"].layers].count("f32_lut16_dense") == 2
 
 
+def test_compressing_again_goes_on_with_the_record(clustered: str, tmp_path: Path) -> None:
+    data, out = str(Path(clustered).with_name("channels.npy")), tmp_path / "again.safetensors"
+    chosen = recipe.parse('[[steps]]\ndo = "halve"\narithmetic = "int16"', "int16")
+    compress(clustered, chosen, data, out, accept_loss=True)
+    first, both = (json.loads(read_metadata(Path(path))["compression"]) for path in (clustered, out))
+    assert both["recipe"] == "cluster+int16"
+    assert [step["kind"] for step in both["steps"]] == ["cluster", "halve"]
+    for key in ("before", "bytes_before", "weights_sha256"):
+        assert both[key] == first[key]
+    assert both["bytes_after"] < first["bytes_after"]
+    assert load_model(str(out)).module.decoder.fc.scale.shape == (2048,)
+
+
 def test_equal_steps_are_told_apart(detector: str, tmp_path: Path) -> None:
     told: list[Progress] = []
     step = '[[steps]]\ndo = "distill"\nepochs = 1\n'
