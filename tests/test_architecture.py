@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from edgecsi import errors
+from edgecsi.errors import EdgecsiError
+
 ROOT = Path(__file__).parents[1]
 LAYOUT = ROOT / "docs" / "layout.md"
 MAX_LINES, MAX_FILES = 450, 25
@@ -18,6 +21,7 @@ MAX_LINES, MAX_FILES = 450, 25
 TABLES = {"kernels/emit.py"}
 TVM = ("lower", "kernels", "tune", "codegen", "device/rpc.py")
 TALKS = ("cli", "results")
+OWN_WORDS = {"UnsupportedOperators"}  # it says why and what to do by itself
 
 
 @cache
@@ -170,3 +174,25 @@ def test_nothing_is_too_long() -> None:
         full[path.parent] += 1
     crowded = {within(f): n for f, n in full.items() if n > MAX_FILES}
     assert not crowded
+
+
+def test_every_error_has_its_three_lines() -> None:
+    """What happened, why, and what to do: none is left out or empty where an error is raised."""
+    kinds = {
+        name
+        for name, kind in vars(errors).items()
+        if isinstance(kind, type) and issubclass(kind, EdgecsiError)
+    }
+    short = []
+    for path in files().values():
+        for node in nodes(path):
+            if (
+                isinstance(node, ast.Call)
+                and isinstance(node.func, ast.Name)
+                and node.func.id in kinds - OWN_WORDS
+            ):
+                lines = [*node.args, *(keyword.value for keyword in node.keywords)]
+                starred = any(isinstance(line, ast.Starred) for line in lines)
+                if (len(lines) < 3 and not starred) or any(ast.unparse(line) == "''" for line in lines):
+                    short.append(f"{within(path)}:{node.lineno}")
+    assert not short

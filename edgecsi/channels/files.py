@@ -199,7 +199,9 @@ def write(path: Path, samples: NDArray[Any]) -> None:
     samples = as_samples(samples, "the samples to be written", None)
     if path.suffix not in (".npz", ".npy"):
         raise DataError(
-            f"{path}: cannot write {path.suffix or 'a file without suffix'}", "", "use .npz or .npy"
+            f"{path}: cannot write {path.suffix or 'a file without suffix'}",
+            "channels are written as arrays of numpy",
+            "use .npz or .npy",
         )
     with disk.whole(path) as beside, beside.open("wb") as file:
         if path.suffix == ".npz":
@@ -288,7 +290,11 @@ def _read_npz(path: Path, names: tuple[str, ...], shape: Sequence[int] | None) -
         if names == _NAMES and set(members) == {name, "levels"}:  # the packed form of the shipped test set
             levels = _read_member(path, archive, members["levels"])
             if array.dtype.kind != "u" or levels.shape != () or not 0 < float(levels) < 2**32:
-                raise DataError(f"{path}: levels do not fit the array", "", "write the file again")
+                raise DataError(
+                    f"{path}: levels do not fit the array",
+                    "packed channels are codes and the one number above 0 and below 2^32 that divides them",
+                    "write the file again",
+                )
             return array.astype(np.float32) / np.float32(levels)
         return array
 
@@ -363,7 +369,11 @@ def _read_hdf5(path: Path, names: tuple[str, ...], shape: Sequence[int] | None) 
             )
         dataset = file[name]
         if not isinstance(dataset, h5py.Dataset) or dataset.is_virtual or dataset.external:
-            raise DataError(f"{path}: {name} is not a plain array", "", "export a numeric matrix")
+            raise DataError(
+                f"{path}: {name} is not a plain array",
+                "it is a folder, or its values lie in other files",
+                "export a numeric matrix",
+            )
         _check_size(path, dataset.size * dataset.dtype.itemsize, dataset.id.get_storage_size())
         array = np.asarray(dataset[()])
     if array.dtype.names is not None and set(array.dtype.names) == {"real", "imag"}:
