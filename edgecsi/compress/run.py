@@ -29,7 +29,7 @@ from edgecsi.compress.reconstruct import FIT_SAMPLES, drop_unread, reconstruct
 from edgecsi.compress.size import densities, stored_bytes
 from edgecsi.compress.watch import Tell
 from edgecsi.errors import CheckFailed, ModelError, Notice, RecipeError
-from edgecsi.models.compressed.store import rebuild, structure
+from edgecsi.models.compressed.store import continued, rebuild, structure
 from edgecsi.models.rows import in_rows
 from edgecsi.training.loop import Hooks, Plan, State, fit, frozen, keep_freed_memory, score
 from edgecsi.training.tasks import Task, first_inputs, make_task
@@ -190,7 +190,7 @@ def _write_result(result: CompressResult, run: _Run, loaded: LoadedModel) -> Non
         **result.figures,
     }
     if "compression" in loaded.metadata:
-        report = _continued(json.loads(loaded.metadata["compression"]), report)
+        report = continued(json.loads(loaded.metadata["compression"]), report)
     metadata = {
         "model": loaded.metadata.get("model", run.settings["model"]),
         "config": loaded.metadata.get("config", "{}"),
@@ -198,21 +198,6 @@ def _write_result(result: CompressResult, run: _Run, loaded: LoadedModel) -> Non
         "versions": json.dumps({"edgecsi": version("edgecsi"), "torch": torch.__version__}),
     }
     _write_beside(result.path, lambda path: write_weights(path, run.module.state_dict(), metadata))
-
-
-def _continued(earlier: dict[str, Any], report: dict[str, Any]) -> dict[str, Any]:
-    """The record of a network that was compressed before: what it lost, it lost to the dense one."""
-    now = [record["path"] for record in report["structure"]]
-    before = [record for record in earlier["structure"] if record["path"] not in now]
-    joined: dict[str, Any] = {"structure": [*before, *report["structure"]]}
-    joined["steps"] = [*earlier["steps"], *report["steps"]]
-    joined["recipe"] = f"{earlier['recipe']}+{report['recipe']}"
-    joined["recipe_text"] = f"{earlier['recipe_text']}\n# then {report['recipe']}\n{report['recipe_text']}"
-    joined["weights_sha256"] = earlier["weights_sha256"]
-    joined["bytes_before"] = earlier["bytes_before"]
-    if (earlier["metric"], earlier["data"]) == (report["metric"], report["data"]):
-        joined["before"] = earlier["before"]  # another score would be no comparison
-    return report | joined
 
 
 class _Run:

@@ -67,6 +67,21 @@ def structure(module: nn.Module, original: nn.Module) -> list[Record]:
     return records
 
 
+def continued(earlier: Record, report: Record) -> Record:
+    """The record of a network that was compressed before: what it lost, it lost to the dense one."""
+    now = [record["path"] for record in report["structure"]]
+    kept = [record for record in earlier["structure"] if record["path"] not in now]
+    joined = {key: earlier[key] for key in ("weights_sha256", "bytes_before")} | {
+        "structure": [*kept, *report["structure"]],
+        "steps": [*earlier["steps"], *report["steps"]],
+        "recipe": f"{earlier['recipe']}+{report['recipe']}",
+        "recipe_text": f"{earlier['recipe_text']}\n# then {report['recipe']}\n{report['recipe_text']}",
+    }
+    if (earlier["metric"], earlier["data"]) == (report["metric"], report["data"]):
+        joined["before"] = earlier["before"]  # another score would be no comparison
+    return report | joined
+
+
 def factored(inputs: int, rank: int, outputs: int, bias: bool) -> nn.Sequential:
     """Two dense layers ``reduce`` and ``expand`` in place of one."""
     layers: OrderedDict[str, nn.Module] = OrderedDict(
