@@ -155,7 +155,7 @@ def padded_encoders(module: nn.Module) -> Iterator[None]:
     places hold numbers.
     """
     with ExitStack() as stack:
-        for part in module.modules():
+        for part in module.modules() if torch.backends.mha.get_fastpath_enabled() else ():
             if not (isinstance(part, nn.TransformerEncoder) and part.use_nested_tensor):
                 continue  # the class of a traced module cannot even be asked for its forward
             if type(part).forward is nn.TransformerEncoder.forward:

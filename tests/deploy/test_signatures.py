@@ -131,7 +131,10 @@ def test_refused_when_it_is_loaded(
     home = _checking(device, keys)
     deploy(good, Simulated(home))
     there = place(home) / "current"
-    assert load(there, allowed_signers=keys / "allowed_signers").manifest.build_number == 2
+    with load(
+        there, allowed_signers=keys / "allowed_signers"
+    ) as loaded:  # what is spoiled must not be mapped
+        assert loaded.manifest.build_number == 2
     spoil(there.resolve(), wrong, bundles, keys)
     with pytest.raises(BundleError):
         load(there, allowed_signers=keys / "allowed_signers")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from collections.abc import Iterator
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -10,6 +14,15 @@ from edgecsi.errors import ModelError
 from tests.lower._answers import TOLERANCE, Answers
 
 LENGTH = 6
+
+
+@pytest.fixture(autouse=True)
+def _fast_path() -> Iterator[None]:
+    """As PyTorch begins; compressed layers of other tests turn it off."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(True)
+    yield
+    torch.backends.mha.set_fastpath_enabled(before)
 
 
 class Padded(nn.Module):
@@ -49,3 +62,8 @@ def test_tokens_that_would_be_moved_are_refused_by_that_name() -> None:
         Answers(
             Padded(norm=False, numbers=False, mask_check=False).eval(), (torch.randn(1, LENGTH, 8), padded)
         )
+
+
+def test_without_compressed_layers_pytorch_keeps_its_fast_path() -> None:
+    code = "import torch, edgecsi.compress, edgecsi.models.load; assert torch.backends.mha.get_fastpath_enabled()"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -16,15 +16,14 @@ from torch.nn import functional
 from edgecsi.models.compressed import ops
 from edgecsi.ops.operators import Half, plane_channels
 
-# PyTorch's shortcut for transformers takes weights past their layers, which may be compressed ones.
-torch.backends.mha.set_fastpath_enabled(False)
-
 
 class CompressedLayer(nn.Module):
     """Base: tensors are buffers, ``attributes`` are numbers that JSON can hold."""
 
     def __init__(self, tensors: dict[str, Tensor | None], attributes: dict[str, Any]) -> None:
         super().__init__()
+        # PyTorch's shortcut for transformers takes weights past their layers, which are compressed ones from now on
+        torch.backends.mha.set_fastpath_enabled(False)
         self._attributes = attributes
         self._tensors = tuple(tensors)
         for name, tensor in tensors.items():

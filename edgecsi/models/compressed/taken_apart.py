@@ -28,6 +28,9 @@ class Attention(nn.Module):
 
     def __init__(self, original: nn.MultiheadAttention, inputs: int) -> None:
         super().__init__()
+        torch.backends.mha.set_fastpath_enabled(
+            False
+        )  # the shortcut of the layer around it wants the original
         self.inputs, self.num_heads, self.batch_first = inputs, original.num_heads, original.batch_first
         weights, biases = _three(original)
         width = original.embed_dim
