@@ -160,7 +160,8 @@ def test_kernels_that_crash_or_never_end_cost_one_session(
 def test_a_tunnel_that_drops_keeps_what_was_measured(board: Sshd, bundle: Bundle) -> None:
     with contextlib.closing(open_device(f"rpc+{board.spec}")) as device:
         device.info()
-        dropper = threading.Thread(target=_drop_when_measuring, args=(board,))
+        others = set(_turns())
+        dropper = threading.Thread(target=_drop_when_measuring, args=(board, others))
         dropper.start()
         series = device.measure(bundle, "full", X[:1], replace(PLAN, seconds=600, limit=600))
         dropper.join()
@@ -170,9 +171,14 @@ def test_a_tunnel_that_drops_keeps_what_was_measured(board: Sshd, bundle: Bundle
     count("connection lost in the middle of a measurement")
 
 
-def _drop_when_measuring(board):
-    """Cut the connection two seconds after the client wrote its first turn."""
-    while not any(path.stat().st_size > 5000 for path in Path(tempfile.gettempdir()).glob("edgecsi-*/turns")):
+def _turns() -> Iterator[Path]:
+    """Where clients write what they measured."""
+    return Path(tempfile.gettempdir()).glob("edgecsi-*/turns")
+
+
+def _drop_when_measuring(board: Sshd, others: set[Path]) -> None:
+    """Cut the connection once the client wrote some turns."""
+    while not any(path.stat().st_size > 5000 for path in _turns() if path not in others):
         time.sleep(0.1)
     board.drop()
 
