@@ -65,6 +65,11 @@ def as_op(node: Node) -> Op | None:
     return None
 
 
+def in_rows(node: Node) -> bool:
+    """Whether a node sees all its tensors as rows, whatever their shape: a dense layer that writes no image."""
+    return node.op == "dense" and not node.attrs.get("image")
+
+
 def _own(value: Value) -> Layout:
     """Where a value lies; a single number is a row of one."""
     return value.layout if value.layout and value.layout.shape else Layout(value.shape or (1,), value.dtype)
@@ -79,7 +84,7 @@ def _rows(value: Value, width: int) -> Layout:
 def _layout(operand: Value, node: Node) -> Layout:
     """How the node sees the other tensor of a binary step: a plain one in the shape of its own output."""
     own = _own(operand)
-    if len(own.shape) == 4 and len(node.output.shape) == 4:
+    if len(own.shape) == 4 and len(node.output.shape) == 4 and not in_rows(node):
         return own
     rows = node.op == "dense" or any(f.step.constants for f in node.epilogue)
     return _rows(operand, node.output.shape[-1]) if rows else Layout(node.output.shape or (1,), operand.dtype)

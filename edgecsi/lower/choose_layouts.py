@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 
 from edgecsi.kernels.variants import all_kernels
-from edgecsi.lower.as_op import as_op
+from edgecsi.lower.as_op import as_op, in_rows
 from edgecsi.lower.graph import Graph, Node, Value
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Conv2d
@@ -160,7 +160,7 @@ def _quantize_apart(graph: Graph, node: Node) -> Node:
 
 
 def _is_operand_only(node: Node, value: Value) -> bool:
-    return all(v is not value for v in node.inputs)
+    return all(v is not value for v in node.inputs) and not in_rows(node)
 
 
 def _wanted(

@@ -9,6 +9,7 @@ import math
 
 import numpy as np
 
+from edgecsi.lower.as_op import in_rows
 from edgecsi.lower.graph import Fused, Graph, Node, Value
 from edgecsi.ops.steps import Step
 
@@ -53,6 +54,9 @@ def _into_producer(graph: Graph, node: Node) -> bool:
             continue
         if not _counts_channels(producer) and any(f.step.constants for f in node.epilogue):
             continue
+        gates = [f.operand for f in node.epilogue if f.operand is not None and not (swapped and f is first)]
+        if in_rows(producer) and any(v.shape != node.output.shape for v in gates):
+            continue  # a gate over an image is none over rows
         if swapped:
             assert first is not None
             first.operand, node.inputs[0] = node.inputs[0], value

@@ -248,5 +248,28 @@ def test_codes_of_a_dense_layer_are_the_image_that_a_convolution_reads() -> None
     torch.manual_seed(0)
     x = torch.randn(64, 32)
     quantised = apply_post_training(Decoder().eval(), x[:1], "int8-static", x)
-    library = Answers(quantised, x[:1])
+    library = Answers(quantised, (x[:1],))
     assert all(not library.wrong(sample) for sample in x.split(1)[:8])
+
+
+def test_rows_of_tensors_of_four_axes_take_whole_tensors_into_their_epilogue() -> None:
+    """Scales and offsets of every token before an int8 layer, sums and gates, where a tensor looks like an image."""
+
+    class Tokens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.up, self.down, self.gate = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32)
+            self.conv = nn.Conv2d(2, 2, 3, padding=1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            seen = self.conv(x)
+            y = seen + self.down(torch.relu(self.up(x)))
+            gated: Tensor = self.conv(y) + self.gate(y) * y.mean((2, 3), keepdim=True)
+            return gated
+
+    torch.manual_seed(0)
+    x = torch.randn(64, 2, 8, 32)
+    module = Tokens().eval()
+    for made in (module, apply_post_training(module, x[:1], "int8-static", x)):
+        library = Answers(made, (x[:1],))
+        assert all(not library.wrong(sample) for sample in x.split(1)[:4])
