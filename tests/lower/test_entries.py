@@ -151,7 +151,11 @@ def test_what_rounding_does_not_explain_is_wrong() -> None:
     wanted, still = np.linspace(1, 2, 50, dtype=np.float32), np.full(50, 1e-7)
     assert verdict.within_rounding(wanted, wanted, still) == verdict.FP32
     assert verdict.within_rounding(wanted + 1e-3, wanted, still) is None
-    moved = np.where(np.arange(50) < 5, 1.0, still)  # on an edge
+    moved = np.where(np.arange(50) < 2, 1.0, still)  # on an edge
     assert verdict.within_rounding(np.where(moved == 1, 9, wanted), wanted, moved) == verdict.FP32
     assert verdict.within_rounding(np.where(moved == 1, 9, wanted + 1e-3), wanted, moved) is None
-    assert verdict.within_rounding(wanted, wanted, np.ones(50)) is None
+    for many in (5, 50):
+        assert verdict.within_rounding(wanted, wanted, np.where(np.arange(50) < many, 1.0, still)) is None
+    amplified = np.full(50, 0.009)  # however much rounding moves: by a thousandth no answer may be off
+    assert verdict.within_rounding(wanted + 3e-3, wanted, amplified) is None
+    assert verdict.within_rounding(wanted + 1e-3, wanted, amplified) == verdict.AMPLIFIED_MOST
