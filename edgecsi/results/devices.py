@@ -28,8 +28,9 @@ from edgecsi.device.loopback import loopback
 from edgecsi.device.protocol import Series
 from edgecsi.device.rpc_device import Rpc
 from edgecsi.errors import EdgecsiError, ToolchainError
+from edgecsi.results.bundles import run_edgecsi
 from edgecsi.results.files import own_folder, write_between, write_json
-from edgecsi.results.run import require_quiet, run_edgecsi
+from edgecsi.results.run import require_quiet
 
 MARKS = "<!-- devices -->", "<!-- /devices -->"
 AGREE, NOTHING_US, ROLLBACK_SECONDS = 0.05, 1.0, 1.0

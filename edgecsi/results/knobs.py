@@ -21,9 +21,9 @@ import numpy as np
 from edgecsi import disk
 from edgecsi.bench.environment import judge, machine, snapshot
 from edgecsi.errors import EdgecsiError, UsageError
+from edgecsi.results.bundles import words
 from edgecsi.results.files import read_all, write_json
 from edgecsi.results.page import page
-from edgecsi.results.run import words
 from edgecsi.results.scenarios import KERNELS, SCENARIOS, Scenario
 
 FILE = "knobs.json"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from edgecsi.bench.result import Machine
@@ -16,6 +16,8 @@ ROWS = {
     "csinet-cr4-full": "fp32",
     "csinet-cr4-prune90-bsr16x4-int8-dynamic": "90 % zero in 16×4 blocks, the rest int8, convolutions fp32 (ships: "
     "`csinet-cr4+prune90-bsr16x4-int8-dynamic`)",
+    "csinet-cr4-joint90-int16-host": "the same, convolutions int16 (ships: "
+    "`csinet-cr4+prune90-bsr16x4-int8-dynamic+int16`)",
     "csinet-cr4-prune90-bsr16x4-int8": "the same zeros, every layer int8 (ships: `csinet-cr4+prune90-bsr16x4-int8`)",
 }
 
@@ -42,6 +44,10 @@ def figures(stored: Mapping[str, Json]) -> str:
     )
 
 
-def write_readme(path: Path, stored: Mapping[str, Json]) -> None:
-    """Put the figures between the marks of a README, if it has them."""
-    write_between(path, BEGIN, END, figures(stored))
+def write_readme(path: Path, kinds: Sequence[Mapping[str, Json]]) -> None:
+    """Put figures between the marks of a README, if it has them: those of the kind of CPU with the fewest doubts."""
+
+    def sound(stored: Mapping[str, Json]) -> int:
+        return sum(name in stored and not doubts(stored[name]) for name in ROWS)
+
+    write_between(path, BEGIN, END, figures(max(kinds, key=sound)))

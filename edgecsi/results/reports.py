@@ -14,8 +14,9 @@ from pathlib import Path
 
 from edgecsi import disk
 from edgecsi.errors import EdgecsiError
+from edgecsi.results.bundles import run_edgecsi
 from edgecsi.results.pictures import PICTURES, browser, take
-from edgecsi.results.run import require_quiet, run_edgecsi
+from edgecsi.results.run import require_quiet
 
 BEST = "csinet-cr4+prune90-bsr16x4-int8-dynamic"
 

@@ -23,8 +23,9 @@ from edgecsi.bundle import read_bundle, read_golden
 from edgecsi.device import Local
 from edgecsi.errors import EdgecsiError
 from edgecsi.results.bars import CLOSE, code_digest, held, program_difference
+from edgecsi.results.bundles import run_edgecsi
 from edgecsi.results.files import Json, own_folder, write_between, write_json
-from edgecsi.results.run import require_quiet, run_edgecsi, write_pages
+from edgecsi.results.run import require_quiet, write_pages
 
 MARKS = "<!-- self_check -->", "<!-- /self_check -->"
 

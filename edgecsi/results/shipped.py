@@ -31,9 +31,9 @@ from edgecsi.bench.environment import machine
 from edgecsi.bundle import read_bundle
 from edgecsi.errors import EdgecsiError, ToolchainError, UsageError
 from edgecsi.models import registry
+from edgecsi.results.bundles import run_edgecsi, words
 from edgecsi.results.files import read_all, write_json
 from edgecsi.results.page import page
-from edgecsi.results.run import run_edgecsi, words
 
 TARGETS = ("host", "x86", "rpi4", "rpi5")
 SAMPLES = {"local": 256, "emulate": 128}

@@ -42,6 +42,8 @@ MARKS = "<!-- tuned -->", "<!-- /tuned -->"
 TRIALS = 32
 CONFIRMING, LEAST_MINUTES = 15.0, 0.2
 """Seconds that confirming a network takes, before any did; the least time for a search."""
+TIMES = 2
+"""How often a network is timed in one run: two that share a kind of layer may give up each other's choice in turns."""
 WORTH = 0.03
 """A choice that gains less of a network's time does not ship."""
 _ABOUT = """\
@@ -91,8 +93,11 @@ def tune_all(name: str, minutes: float, only: str, again: bool, records: Path | 
     lowered: dict[str, Networks] = {}
     overhead: list[float] = []
     failed: set[str] = set()
+    timed: Counter[str] = Counter()
     while left := [
-        n for n in networks() if only in n and n not in failed and not _is_settled(done, n, target, records)
+        n
+        for n in networks()
+        if only in n and n not in failed and timed[n] < TIMES and not _is_settled(done, n, target, records)
     ]:
         for network in left:
             if network not in lowered:
@@ -122,6 +127,7 @@ def tune_all(name: str, minutes: float, only: str, again: bool, records: Path | 
             sys.stderr.write(f"{network} is left out: {error}\n")
             failed.add(network)
             continue
+        timed[network] += 1
         overhead.append(time.monotonic() - (confirming or [began])[0])
         tree = asdict(found)
         for layer in tree["layers"]:

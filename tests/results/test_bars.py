@@ -103,11 +103,14 @@ def test_the_figures_of_the_readme_are_those_of_the_results(tmp_path: Path) -> N
     }  # fmt: skip
     readme = tmp_path / "README.md"
     readme.write_text("# x\n<!-- report -->\nold 99\n<!-- /report -->\nrest\n")
-    write_readme(readme, {"csinet-cr4-full": row})
+    write_readme(readme, [{"csinet-cr4-full": row}])
     text = readme.read_text()
     assert "| fp32 | 10.0 | 20.0 | 0.500 of its time |" in text
     assert "Zen 4" in text
     assert "old 99" not in text
     assert text.endswith("<!-- /report -->\nrest\n")
-    write_readme(readme, {"csinet-cr4-full": row | {"code": "older"}})
+    old = entry() | row | {"code": "older"}
+    write_readme(readme, [{"csinet-cr4-full": old}])
     assert "measured before a change" in readme.read_text()
+    write_readme(readme, [{"csinet-cr4-full": old}, {"csinet-cr4-full": row}])
+    assert "measured before a change" not in readme.read_text(), "the CPU that was measured with today's code"

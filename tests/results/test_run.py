@@ -32,9 +32,9 @@ from edgecsi.bench.result import (
 from edgecsi.bench.statistics import Interval, Ratio, summarise
 from edgecsi.errors import DataError, DeviceError, ToolchainError
 from edgecsi.models import registry
+from edgecsi.results import bundles, workloads
 from edgecsi.results import page as results_page
 from edgecsi.results import run as results
-from edgecsi.results import workloads
 from edgecsi.results.cycles import Cycles, Loop
 from edgecsi.results.scenarios import FACTS, SCENARIOS
 from edgecsi.verdict import Difference
@@ -111,6 +111,8 @@ def fake_edgecsi(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
             write_result(found, folder / arguments[arguments.index("--json") + 1])
 
     monkeypatch.setattr(results, "run_edgecsi", run)
+    monkeypatch.setattr(bundles, "run_edgecsi", run)
+    monkeypatch.setattr(results, "library_of", lambda scenario, _: f"bytes of {scenario.name}")
     return called
 
 
@@ -172,6 +174,25 @@ def test_a_bundle_is_built_once_for_its_scenarios(tmp_path: Path, fake_edgecsi: 
         stored = results.measure_scenario(scenario, tmp_path, seconds=2.5)
         assert "--seconds 2.5" in stored["commands"][1]
     assert [command[0] for command in fake_edgecsi] == ["build", "bench", "bench"]
+
+
+def test_a_row_stands_while_its_library_is_the_same(
+    tmp_path: Path, fake_edgecsi: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "results"
+    names = ["csinet-cr16-full", "csinet-cr16-decoder"]
+    assert results.main(["--docs", str(tmp_path), "--anyway", "--quick", "--only", "csinet-cr16-"]) == 0
+    for name in names:
+        path = folder / f"{name}.json"
+        stored = json.loads(path.read_text())
+        assert stored["library"] == f"bytes of {name}"
+        results.write_json(path, stored | {"code": "of yesterday"})
+    monkeypatch.setattr(results, "library_of", lambda scenario, _: f"bytes of {names[0]}")
+    fake_edgecsi.clear()
+    results.recheck(folder, "", lambda _: None)
+    assert [command[0] for command in fake_edgecsi] == ["build"]
+    found = {name: stored["code"] for name, stored in results.read_all(folder).items() if name in names}
+    assert found == {names[0]: results.code_digest(), names[1]: "of yesterday"}
 
 
 def test_a_failure_costs_only_its_own_row(
