@@ -17,6 +17,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from edgecsi import errors as errors
     from edgecsi.api import bench as bench
     from edgecsi.api import build as build
     from edgecsi.api import compress as compress
@@ -60,6 +61,8 @@ def __getattr__(name: str) -> Any:
         if find_spec(f"edgecsi.{name}") is not None:
             return import_module(f"edgecsi.{name}")
         return getattr(import_module("edgecsi.api"), name)
+    if name == "errors":
+        return import_module("edgecsi.errors")
     if name == "__version__":
         from importlib.metadata import version
 

@@ -118,7 +118,7 @@ def build(
 def compress(
     model: str,
     recipe: str | Path,
-    data: str | Path,
+    data: str | Path | None,
     out: str | Path,
     *,
     weights: str | None = None,

@@ -46,6 +46,7 @@ _REFUSED = {
 KNOWN = frozenset({*_NOT_THERE, *_REFUSED})
 FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 ANOTHER = "free some space, or write to another place"
+CACHE_FIX = "set EDGECSI_CACHE to a folder that can be written"
 
 
 def refusal(
@@ -217,12 +218,28 @@ def _remove_abandoned(path: Path) -> None:
         os.close(handle)
 
 
+def own_folder(below: str, shared: str, ours: str = "") -> Path:
+    """A folder of edgecsi's at this user's: ``$ours``, else ``$shared/edgecsi``, else ``~/below/edgecsi``.
+
+    Raises:
+        ToolchainError: there is no home folder: no HOME, and a user that /etc/passwd does not know, as in containers.
+    """
+    if ours and (folder := os.environ.get(ours)):
+        return Path(folder)
+    if folder := os.environ.get(shared):
+        return Path(folder) / "edgecsi"
+    try:
+        return Path.home() / below / "edgecsi"
+    except RuntimeError as error:
+        raise ToolchainError(
+            "this user has no home folder", str(error), f"set HOME, or {ours or shared}"
+        ) from error
+
+
 def cache_dir() -> Path:
     """Where edgecsi keeps what it can make again: ``$EDGECSI_CACHE``, else ``$XDG_CACHE_HOME/edgecsi``, else
     ``~/.cache/edgecsi``."""
-    if own := os.environ.get("EDGECSI_CACHE"):
-        return Path(own)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "edgecsi"
+    return own_folder(".cache", "XDG_CACHE_HOME", "EDGECSI_CACHE")
 
 
 def cache(name: str, runs: bool = False) -> Path:
@@ -234,7 +251,7 @@ def cache(name: str, runs: bool = False) -> Path:
     Raises:
         ToolchainError: it cannot be made or written, or is mounted ``noexec``.
     """
-    folder, fix = cache_dir() / name, "set EDGECSI_CACHE to a folder that can be written"
+    folder, fix = cache_dir() / name, CACHE_FIX
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -92,11 +92,11 @@ def examine(progress: Progress | None = None) -> list[Finding]:
         "PyTorch": _torch,
         "TVM": _tvm,
         "temporary files": _temporary,
+        "cache": _cache,
         "linker": _linker,
         "emulator": _emulator,
         "SSH": _ssh,
         "extras": _extras,
-        "cache": _cache,
         "this folder": _here,
     }
     findings: list[Finding] = []
@@ -107,6 +107,8 @@ def examine(progress: Progress | None = None) -> list[Finding]:
             findings += look()
         except OSError as error:
             findings.append(Finding(name, "broken", True, str(error), "see what was found above it"))
+        except EdgecsiError as error:
+            findings.append(Finding(name, "broken", True, f"{error.what}: {error.why}", error.fix))
     return findings
 
 
@@ -306,8 +308,8 @@ def _try_python(source: str) -> tuple[str, str]:
     return _run([sys.executable, "-W", "ignore", "-c", source], timeout=120)
 
 
-def _run(command: list[str], timeout: float) -> tuple[str, str]:
-    """Run a command; its output, and what went wrong in one line (empty if nothing did)."""
+def _run(command: list[str], timeout: float, **environment: str) -> tuple[str, str]:
+    """Run a command with this environment besides; its output, and what went wrong in one line (empty if nothing did)."""
     try:
         done = subprocess.run(
             command,
@@ -316,6 +318,7 @@ def _run(command: list[str], timeout: float) -> tuple[str, str]:
             timeout=timeout,
             stdin=subprocess.DEVNULL,
             errors="replace",
+            env=os.environ | environment,
         )
     except subprocess.TimeoutExpired:
         return "", f"did not end within {timeout:.0f} s"
@@ -330,10 +333,13 @@ def _run(command: list[str], timeout: float) -> tuple[str, str]:
 
 
 def _link(folder: Path, triple: str, options: list[str]) -> str:
-    """Compile and link a small program to ``folder/out``; what went wrong, or an empty string."""
+    """Compile and link a small program to ``folder/out``, with zig's caches where a build has them; what went wrong, or
+    an empty string."""
+    from edgecsi.codegen import zig
+
     (folder / "main.c").write_text(_C_SOURCE)
     command = [sys.executable, "-m", "ziglang", "cc", "-target", triple, str(folder / "main.c")]
-    return _run([*command, "-o", str(folder / "out"), *options], timeout=300)[1]
+    return _run([*command, "-o", str(folder / "out"), *options], timeout=300, **zig.caches())[1]
 
 
 def _pip() -> str:

@@ -19,6 +19,7 @@ from edgecsi import target as targets
 from edgecsi.bundle.signature import sign_bytes
 from edgecsi.check import Draft, channel_nmse, golden_values
 from edgecsi.check import check as compare
+from edgecsi.codegen import zig
 from edgecsi.describe import manifest_of
 from edgecsi.errors import CheckFailed, UsageError
 from edgecsi.names import as_name, bundle_folder, bundle_name
@@ -102,6 +103,8 @@ def build(
             "the network is built as it is, and there are no int8 layers to fit to the data",
             "add --recipe int8-dynamic, say (edgecsi recipes), or leave --calib away",
         )
+    if not options.dry_run:
+        zig.caches()  # learn now that they cannot be written, not when the compiler runs
     done, total = 0, 3 if options.dry_run else len(STAGES)
 
     def run(stage: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:

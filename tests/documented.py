@@ -19,6 +19,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -194,10 +195,12 @@ def follow(page: Path, environment: dict[str, str]) -> list[str]:
             text = command.text
             for pattern, instead in STAND_INS:
                 text = re.sub(pattern, instead, text)
-            print(f"  {text}", flush=True)
+            begin = time.monotonic()
             done = subprocess.run(text, shell=True, cwd=here, env=environment, capture_output=True, text=True)
+            print(f"{time.monotonic() - begin:6.1f} s  {text}", flush=True)
             if done.returncode or "Traceback" in done.stderr:
                 failed.append(f"{command}\n{done.returncode}: {done.stderr.strip()[-1500:]}")
+                print(failed[-1], flush=True)
     return failed
 
 

@@ -179,6 +179,10 @@ HEAVY = [
         "edgecsi compress codec.py:make --recipe int8-weights --data test -o small.safetensors", 0,
         ("next: edgecsi build codec.py:make --weights small.safetensors",),
     ),
+    Step(
+        "edgecsi compress codec.py:make --recipe int8-weights -o blind.safetensors", 0,
+        ("without --data nothing is fitted", "next:"),
+    ),
     Step("edgecsi models show small.safetensors", 0, ("codec.py:make", "int8-weights")),
     Step("edgecsi build small.safetensors --target host", 3, ("codec.py:make --weights small.safetensors",)),
     Step("edgecsi build codec.py:make --weights small.safetensors --target host -o small", 0, ("fp32 network", "loss")),
@@ -199,7 +203,8 @@ def prepare(folder: Path, root: Path = ROOT) -> dict[str, str]:
         "XDG_CONFIG_HOME": str(folder / "config"),
         "PATH": f"{folder}/bin:{os.environ['PATH']}",
     }
-    environment.pop("CI", None)
+    for name in ("CI", "TERM", "NO_COLOR"):
+        environment.pop(name, None)
     (folder / "bin").mkdir()
     (folder / "bin" / "edgecsi").write_text(f'#!/bin/sh\nexec {sys.executable} -m edgecsi "$@"\n')
     (folder / "bin" / "edgecsi").chmod(0o755)
@@ -224,11 +229,19 @@ def on_terminal(
     step: Step, folder: Path, environment: dict[str, str], root: Path = ROOT, width: int = 80
 ) -> Iterator[str]:
     """Run a step on a terminal of this width; yields what is wrong."""
+    code, said = typed(words_of(step, root), folder, environment, width)
+    text = shown(said)
+    yield from wrong(step, code, text)
+    yield from (f"wider than {width}: {line}" for line in too_wide(text, width))
+
+
+def typed(words: list[str], folder: Path, environment: dict[str, str], width: int = 80) -> tuple[int, str]:
+    """Run a command on a terminal of this width; its exit code, and all that the terminal was sent."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
-    environment = {k: v for k, v in environment.items() if k != "COLUMNS"} | {"TERM": "xterm"}
+    environment = {"TERM": "xterm"} | {k: v for k, v in environment.items() if k != "COLUMNS"}
     with subprocess.Popen(
-        words_of(step, root), cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs
+        words, cwd=folder, env=environment, stdin=theirs, stdout=theirs, stderr=theirs
     ) as process:
         os.close(theirs)
         said = b""
@@ -242,9 +255,7 @@ def on_terminal(
             said += part
         code = process.wait(900)
     os.close(ours)
-    text = shown(said.decode(errors="replace"))
-    yield from wrong(step, code, text)
-    yield from (f"wider than {width}: {line}" for line in too_wide(text, width))
+    return code, said.decode(errors="replace")
 
 
 def shown(text: str) -> str:

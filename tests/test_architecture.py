@@ -196,3 +196,15 @@ def test_every_error_has_its_three_lines() -> None:
                 if (len(lines) < 3 and not starred) or any(ast.unparse(line) == "''" for line in lines):
                     short.append(f"{within(path)}:{node.lineno}")
     assert not short
+
+
+def test_files_that_the_layout_names_are_there() -> None:
+    lost, room = [], ROOT
+    for line in LAYOUT.read_text("utf-8").splitlines():
+        if heading := re.match(r"## `((?:edgecsi|tests)/[\w/]*)", line):
+            room = ROOT / heading[1]
+        room = room if room.is_dir() else room.parent
+        for name in re.findall(r"`([\w/]+\.(?:py|c|sh))`", line):
+            if not any((top / name).exists() for top in (ROOT, ROOT / "edgecsi")) and not [*room.rglob(name)]:
+                lost.append(name)
+    assert lost == []

@@ -194,3 +194,25 @@ def test_a_signal_leaves_nothing_behind(tmp_path: Path, number: signal.Signals) 
         process.send_signal(number)
         assert process.wait(20) == 128 + number
     assert names(tmp_path) == []
+
+
+def test_a_user_without_a_home_folder_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def nobody() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for name in ("EDGECSI_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", nobody)
+    with pytest.raises(ToolchainError) as caught:
+        disk.cache_dir()
+    assert caught.value.fix == "set HOME, or EDGECSI_CACHE"
+
+
+def test_drawing_says_nothing_of_folders_that_cannot_be_written() -> None:
+    """matplotlib would, in two lines."""
+    shut = dict.fromkeys(("HOME", "EDGECSI_CACHE", "XDG_CACHE_HOME", "XDG_CONFIG_HOME"), "/sys/edgecsi")
+    done = subprocess.run(
+        [sys.executable, "-c", "from edgecsi import drawing; drawing.figure(1, 1)"],
+        env=os.environ | shut, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")

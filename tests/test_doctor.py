@@ -105,6 +105,20 @@ def test_a_cache_that_cannot_be_written_is_broken(monkeypatch: pytest.MonkeyPatc
     assert "EDGECSI_CACHE" in finding.fix
 
 
+def test_the_linker_is_not_blamed_for_a_cache_that_cannot_be_written(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("EDGECSI_CACHE", str(tmp_path / "file" / "cache"))
+    for name in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("_packages", "_torch", "_tvm", "_extras"):
+        monkeypatch.setattr(doctor, name, lambda: iter(()))
+    faults = [finding for finding in doctor.examine() if finding.status == "broken"]
+    assert {"cache", "linker"} <= {finding.part for finding in faults}
+    assert all("EDGECSI_CACHE" in finding.fix for finding in faults)
+
+
 def test_a_full_disk_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = doctor.shutil._ntuple_diskusage(10**9, 10**9, 1000)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from edgecsi import cli
-from tests.first_hour import LIGHT, MEDIUM, Step, on_terminal, prepare, words_of, wrong
+from tests.first_hour import LIGHT, MEDIUM, Step, on_terminal, prepare, shown, typed, words_of, wrong
 
 
 @pytest.fixture(scope="module")
@@ -75,16 +76,25 @@ go(obj=Settings())
 
 def test_a_bar_does_not_glue_itself_to_text(place: tuple[Path, dict[str, str]]) -> None:
     (place[0] / "go.py").write_text(WORKING)
-    said: list[str] = []
+    code, said = typed([sys.executable, "go.py"], *place)
+    assert code == 0
+    assert "\x1b[?25l" in said  # there was one
+    assert {"note: something to know", "a line of the result"} <= set(shown(said).splitlines())
 
-    def keep(_step: Step, code: int, text: str) -> list[str]:
-        said.extend(text.splitlines())
-        return [] if code == 0 else [text]
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("tests.first_hour.wrong", keep)
-        assert not list(on_terminal(Step(f"{sys.executable} go.py", 0), *place))
-    assert {"note: something to know", "a line of the result"} <= set(said)
+def test_no_color_takes_the_colours_away_and_a_dumb_terminal_the_bar(
+    place: tuple[Path, dict[str, str]],
+) -> None:
+    folder, environment = place
+    (folder / "go.py").write_text(WORKING)
+    go = [sys.executable, "go.py"]
+    colours = r"\x1b\[(?:\d+;)*(?:3|4|9|10)\d"
+    assert re.search(colours, typed(go, folder, environment)[1])
+    _, said = typed(go, folder, environment | {"NO_COLOR": "1"})
+    assert "\x1b[?25l" in said
+    assert not re.search(colours, said)
+    _, said = typed(go, folder, environment | {"TERM": "dumb"})
+    assert said.splitlines() == ["note: something to know", "a line of the result"]
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ _SECONDS = 60  # ssh-keygen may wait for an agent or for a key that has to be to
 
 def default_allowed_signers() -> Path:
     """``~/.config/edgecsi/allowed_signers``: taken where it exists and no other file is named."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "edgecsi" / "allowed_signers"
+    return disk.own_folder(".config", "XDG_CONFIG_HOME") / "allowed_signers"
 
 
 def sign(bundle: Bundle, key: str | Path) -> Path:

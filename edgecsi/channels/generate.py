@@ -106,12 +106,14 @@ def generate(
 
     Raises:
         DataError: malformed spec.
-        ToolchainError: sionna is not installed.
+        ToolchainError: sionna is not installed, or the cache cannot be written.
     """
     spec = parse_spec(spec) if isinstance(spec, str) else spec
     stored = cache_dir() / "channels" / f"{_cache_name(spec)}.npy"
-    if cache and (found := _read_cache(stored, spec.count)) is not None:
-        return found
+    if cache:
+        if (found := _read_cache(stored, spec.count)) is not None:
+            return found
+        disk.cache("channels")  # before the work, if it cannot be written
 
     members = spec.members
     samples = np.empty((spec.count, 2, ANTENNAS, TAPS), np.float32)
@@ -217,5 +219,5 @@ def _read_cache(path: Path, count: int) -> NDArray[Any] | None:
 
 
 def _write_cache(path: Path, samples: NDArray[Any]) -> None:
-    with disk.whole(path, "set EDGECSI_CACHE to another folder") as beside, beside.open("wb") as file:
+    with disk.whole(path, disk.CACHE_FIX) as beside, beside.open("wb") as file:
         np.save(file, samples)

@@ -86,8 +86,24 @@ def _with_settings(command: click.Command) -> click.Command:
     return command
 
 
+class _ReaderLeft(Exception):
+    """Whoever read the output has had enough. Not the OSError itself: of that click makes an exit code of 1."""
+
+
 class Verbs(click.Group):
     """A group that knows its commands by name and loads one only when it is called."""
+
+    def make_context(self, *arguments: Any, **settings: Any) -> click.Context:
+        try:
+            return super().make_context(*arguments, **settings)
+        except BrokenPipeError as error:
+            raise _ReaderLeft from error
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise _ReaderLeft from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(VERBS)
@@ -199,8 +215,8 @@ def _run(arguments: Sequence[str] | None, settings: Settings) -> int:
         said = (interruption.__cause__ or interruption).args  # click makes an Abort of Ctrl-C
         print(": ".join(["interrupted", *map(str, said)]), file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        _let_go_of_stdout()  # whoever read it has had enough
+    except (BrokenPipeError, _ReaderLeft):
+        _let_go_of_stdout()
         return 141
     except EdgecsiError as error:
         return _explain(error, settings)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgecsi.cli import complete
-from edgecsi.cli.output import columns, json_option, output_option, pairs, progress, report, resumable
+from edgecsi.cli.output import columns, json_option, note, output_option, pairs, progress, report, resumable
 
 if TYPE_CHECKING:
     from edgecsi.compress import CompressResult, LayerCosts, Progress
@@ -23,7 +23,9 @@ if TYPE_CHECKING:
     shell_complete=complete.recipes,
     help="What to do (see `edgecsi recipes`), or a .toml.",
 )
-@click.option("--data", required=True, help="Channels to train on (see `edgecsi data`).")
+@click.option(
+    "--data", metavar="DATA", help="Inputs to learn from (see `edgecsi data`); a few recipes need none."
+)
 @output_option(
     "OUT.safetensors", "Where to write the compressed model; its state lies beside it while it runs."
 )
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
 def command(
     model: str,
     recipe: str,
-    data: str,
+    data: str | None,
     out: Path | None,
     weights: str | None,
     batch: int,
@@ -77,11 +79,17 @@ def command(
     if sensitivity is (out is not None):
         raise click.UsageError("give either -o OUT.safetensors or --sensitivity")
     if out is None:
+        if data is None:
+            raise click.UsageError("--sensitivity needs --data: what a layer costs is measured on it")
         with progress(f"measuring {model}") as update:
             costs = layer_costs(model, recipe, data, weights=weights, seed=seed, progress=update)
         report(costs, lambda: _costs_text(costs), json_to)
         return
-    with resumable("what is finished"), progress(f"compressing {model}") as update:
+    if data is None and not load(recipe).needs_data:
+        note(
+            "without --data nothing is fitted, and the loss is that on channels that ship, or on random numbers"
+        )
+    with resumable("what is finished is kept"), progress(f"compressing {model}") as update:
 
         def tell(now: Progress) -> None:
             if now.phase:
@@ -105,14 +113,14 @@ def command(
             progress=tell,
             data_progress=lambda done, total: update(done, total, f"generating {data}"),
         )
-    report(result, lambda: _text(result, model, load(recipe).example_target), json_to)
+    report(result, lambda: _text(result, model, data, load(recipe).example_target), json_to)
 
 
-def _text(result: CompressResult, model: str, target: str) -> str:
+def _text(result: CompressResult, model: str, data: str | None, target: str) -> str:
     share = result.bytes_after / result.bytes_before
     summary = {
         "model": result.path,
-        **_accuracy(result),
+        **_accuracy(result, "held-out data" if data else "what stands in for data"),
         "weights": f"{result.bytes_before:,} bytes before, {result.bytes_after:,} after ({share:.1%})",
     }
     steps = columns(("step", result.metric), [(step.kind, step.score) for step in result.steps])
@@ -123,7 +131,7 @@ def _text(result: CompressResult, model: str, target: str) -> str:
     return "\n\n".join([pairs(summary), steps, layers, build])
 
 
-def _accuracy(result: CompressResult) -> dict[str, str]:
+def _accuracy(result: CompressResult, where: str) -> dict[str, str]:
     from edgecsi.compress.loss import loss_db
     from edgecsi.verdict import Accuracy
 
@@ -136,7 +144,7 @@ def _accuracy(result: CompressResult) -> dict[str, str]:
             "compressed network in PyTorch": f"{result.metric} {result.after:.4g}",
             "loss": f"{round(loss_db(result.metric, result.before, result.after), 2) + 0.0:.2f} dB",
         }
-    return lines | {"fp32 network": lines["fp32 network"] + " on held-out data"}
+    return lines | {"fp32 network": f"{lines['fp32 network']} on {where}"}
 
 
 def _costs_text(costs: LayerCosts) -> str:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgecsi.cli import complete
-from edgecsi.cli.output import columns, json_option, pairs, progress, report
+from edgecsi.cli.output import columns, json_option, pairs, progress, report, resumable
 
 if TYPE_CHECKING:
     from edgecsi.deploy import Deployed, Outcome
@@ -94,7 +94,10 @@ def command(
         signature.verify(found, allowed_signers or signature.default_allowed_signers())
     destinations = [destination(name, root) for name in devices]
     options = Options(keep=keep, deadline=deadline, lease=deadline + 20, downgrade=downgrade, dry_run=dry_run)
-    with progress(f"deploying {found.manifest.name}") as update:
+    with (
+        resumable("each device has the old release or the new one, whole"),
+        progress(f"deploying {found.manifest.name}") as update,
+    ):
         if len(destinations) == 1:
             (only,) = destinations
             options = Options(**vars(options) | {"root": only.root, "folder": only.folder})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgecsi import disk
-from edgecsi.cli.output import output_option
+from edgecsi.cli.output import output_option, resumable
 from edgecsi.errors import UsageError
 from edgecsi.results.papers import NAMES, TIMED
 
@@ -68,7 +68,8 @@ def run(name: str, quick: bool, latency: bool, out: Path | None) -> None:
         raise click.UsageError(f"{name} has no latencies; --latency is for {', '.join(TIMED)}")
     torch.set_num_threads(1)
     module = import_module(f"edgecsi.results.papers.{name.replace('-', '_')}")
-    result = module.run(quick, lambda text: click.echo(text, err=True), _time if latency else None)
+    with resumable("what is finished is kept"):
+        result = module.run(quick, lambda text: click.echo(text, err=True), _time if latency else None)
     options = f"{' --quick' if quick else ''}{' --latency' if latency else ''}"
     for path in write(result, out, f"edgecsi experiments run {name}{options}"):
         click.echo(path)

@@ -217,8 +217,8 @@ def _cell(value: object) -> str:
 
 @contextmanager
 def progress(title: str) -> Iterator[Update]:
-    """A progress bar on stderr if that is a terminal; otherwise a line there now and then, so that short work is silent
-    and a log of long work shows that it goes on.
+    """A progress bar on stderr if that is a terminal (without colours where ``NO_COLOR`` is set); otherwise, and with
+    ``TERM=dumb``, a line there now and then, so that short work is silent and a log of long work shows that it goes on.
 
     Args:
         title: shown until the first update names something else.
@@ -240,8 +240,12 @@ def progress(title: str) -> Iterator[Update]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+    console = Console(stderr=True)
+    if console.is_dumb_terminal:
+        yield _lines(title)
+        return
     parts = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*parts, console=Console(stderr=True), transient=True) as bar:
+    with Progress(*parts, console=console, transient=True) as bar:
         _bars.append(bar)
         task = bar.add_task(title, total=None)
 
@@ -275,13 +279,15 @@ def _lines(title: str) -> Update:
 
 @contextmanager
 def resumable(what: str) -> Iterator[None]:
-    """Work whose state is kept: an interruption says how it goes on."""
+    """Work that can be interrupted: it is said what is left of it, and that the same command goes on."""
     try:
         yield
     except KeyboardInterrupt as error:
-        raise KeyboardInterrupt(
-            f"{what} is kept: the same command goes on from there, --restart starts over"
-        ) from error
+        options = [
+            name for option in click.get_current_context().command.params for name in option.secondary_opts
+        ]
+        over = ", --restart starts over" if "--restart" in options else ""
+        raise KeyboardInterrupt(f"{what}: the same command goes on from there{over}") from error
 
 
 def _steps(title: str) -> Update:

@@ -67,7 +67,7 @@ def command(
     """
     from edgecsi.training.train import train
 
-    with resumable("every finished epoch"), progress(f"training {model}") as update:
+    with resumable("every finished epoch is kept"), progress(f"training {model}") as update:
         last = ""
 
         def tell(epoch: Epoch, total: int) -> None:

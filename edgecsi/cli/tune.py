@@ -9,7 +9,7 @@ import click
 
 from edgecsi.cli import complete
 from edgecsi.cli.build import shape
-from edgecsi.cli.output import can_be_written, columns, json_option, pairs, progress, report
+from edgecsi.cli.output import can_be_written, columns, json_option, pairs, progress, report, resumable
 from edgecsi.errors import UsageError
 from edgecsi.names import split_batch
 
@@ -167,7 +167,7 @@ def command(
             "each makes another network" if not recheck else "one searches, the other does not",
             "choose one",
         )
-    with progress(f"tuning {model} for {target}") as update:
+    with resumable("every measurement is kept"), progress(f"tuning {model} for {target}") as update:
         if allow:
             del options["recipe"]
             name = save_recipe or Path(f"{Path(model.partition(':')[0]).stem}-{Path(target).stem}.toml")

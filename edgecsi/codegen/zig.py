@@ -30,7 +30,7 @@ def zig_cc(
             text=True,
             timeout=timeout,
             stdin=subprocess.DEVNULL,
-            env={**os.environ, "NO_COLOR": "1", **_caches()},
+            env={**os.environ, "NO_COLOR": "1", **caches()},
         )
     except FileNotFoundError as error:
         raise ToolchainError("the linker cannot be started", str(error), "run `edgecsi doctor`") from error
@@ -54,7 +54,7 @@ def zig_cc(
     )
 
 
-def _caches() -> dict[str, str]:
+def caches() -> dict[str, str]:
     """zig keeps what it compiled (C libraries, our own programs) below our cache, not in the home folder, unless its own
     variables name another place."""
     names = [n for n in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR") if not os.environ.get(n)]

@@ -296,6 +296,12 @@ class Recipe:
         return all(isinstance(step, Quantize | Halve) and step.epochs == 0 for step in self.steps)
 
     @property
+    def needs_data(self) -> bool:
+        """False if it can be carried out by the weights alone."""
+        fixed = any(isinstance(step, Quantize) and step.mode == "static" for step in self.steps)
+        return fixed or not self.post_training
+
+    @property
     def example_target(self) -> str:
         """A target that computes in what the recipe asks for."""
         asked = {step.arithmetic for step in self.steps if isinstance(step, Halve)}

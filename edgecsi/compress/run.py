@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecsi import disk
+from edgecsi.channels.files import SAMPLE
 from edgecsi.compress import recipe as recipes
 from edgecsi.compress.cluster import finish_sharing, start_sharing
 from edgecsi.compress.codeword import change_codeword, mix_unless_pruned
@@ -28,7 +29,7 @@ from edgecsi.compress.recipe import Cluster, Distill, Halve, LowRank, Pattern, P
 from edgecsi.compress.reconstruct import FIT_SAMPLES, drop_unread, reconstruct
 from edgecsi.compress.size import densities, stored_bytes
 from edgecsi.compress.watch import Tell
-from edgecsi.errors import CheckFailed, ModelError, Notice, RecipeError
+from edgecsi.errors import CheckFailed, DataError, ModelError, Notice, RecipeError
 from edgecsi.models.compressed.store import continued, rebuild, structure
 from edgecsi.models.rows import in_rows
 from edgecsi.training.loop import Hooks, Plan, State, fit, frozen, keep_freed_memory, score
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from edgecsi.models.load import LoadedModel
 
 _MASK_EVERY = 20  # steps between two updates of the masks
+_NO_DATA = "none"
 
 
 @dataclass(frozen=True)
@@ -93,7 +95,7 @@ class CompressResult:
 def compress(
     model: str,
     recipe: str | Path | Recipe,
-    data: str | Path,
+    data: str | Path | None,
     out: str | Path,
     *,
     weights: str | None = None,
@@ -112,7 +114,8 @@ def compress(
         model: as MODEL everywhere: zoo name, factory, or ``.safetensors``. weights: replace its weights.
         recipe: name, ``.toml`` file, or a parsed one.
         data: channels (file or spec, see :func:`edgecsi.channels.files.load`), a tenth of which is held out;
-            for ``fullycon`` ``mimo:N``, N transmissions an epoch.
+            for ``fullycon`` ``mimo:N``, N transmissions an epoch. None where the recipe needs none: nothing is fitted
+            then, as in a build, and the loss is that on what stands in, see :func:`make_task`.
         out: file to write, ending in ``.safetensors``.
         seed: of the order of the data. batch: samples per step of the optimiser.
         resume: go on with an interrupted run instead of starting over.
@@ -131,13 +134,17 @@ def compress(
     out = Path(out)
     if out.suffix != ".safetensors":
         raise RecipeError(f"{out} is no .safetensors file", "that is what is written", "name it so")
+    if data is None and chosen.needs_data:
+        raise DataError(
+            f"recipe {chosen.name} learns from data", "none were given", "give some with --data DATA"
+        )
     loaded, read = in_rows(load_model(model, weights))
-    task = make_task(loaded, str(data), batch, seed, data_progress, read)
+    task = make_task(loaded, None if data is None else str(data), batch, seed, data_progress, read)
     settings = {
         "model": model,
         "weights": loaded.sha256,
         "recipe": chosen.text,
-        "data": str(data),
+        "data": _NO_DATA if data is None else str(data),
         "seed": seed,
         "batch": batch,
     }
@@ -197,7 +204,8 @@ def _write_result(result: CompressResult, run: _Run, loaded: LoadedModel) -> Non
         "compression": json.dumps(report, sort_keys=True),
         "versions": json.dumps({"edgecsi": version("edgecsi"), "torch": torch.__version__}),
     }
-    _write_beside(result.path, lambda path: write_weights(path, run.module.state_dict(), metadata))
+    with disk.whole(result.path) as beside:
+        write_weights(beside, run.module.state_dict(), metadata)
 
 
 class _Run:
@@ -216,6 +224,7 @@ class _Run:
         self.module, self.example, self.recipe, self.task = module, example, recipe, task
         self.started = copy.deepcopy(module)
         self.state_file, self.settings, self.progress = state_file, settings, progress
+        self._blind = settings["data"] == _NO_DATA
         self._history: list[StepResult] = []
         self._epochs_before = 0
         self._number = 0
@@ -269,10 +278,11 @@ class _Run:
             if step.pattern == "columns":
                 drop_unread(self.module, self._samples(FIT_SAMPLES))
         elif isinstance(step, Quantize):
-            if step.codeword == "mix":
+            if step.codeword == "mix" and not self._blind:
                 mix_unless_pruned(self.module, self._samples(FIT_SAMPLES))
             if step.epochs == 0:
-                quantize(self.module, step, self._samples(step.samples), self.example, self._tell(step))
+                samples = None if self._blind else self._samples(step.samples)
+                quantize(self.module, step, samples, self.example, self._tell(step))
                 return
             start_rounding(self.module, step, self._samples(step.samples), self.example, self._tell(step))
             self._train(step, self._keep_zeros(), running)
@@ -282,7 +292,10 @@ class _Run:
             self._train(step, Hooks(), running)
             finish_sharing(self.module)
         elif isinstance(step, Halve):
-            halve(self.module, step, self.example, self._samples(FIT_SAMPLES))
+            known = (
+                not self._blind or tuple(self.example.shape[1:]) == SAMPLE
+            )  # the channels that ship will do
+            halve(self.module, step, self.example, self._samples(FIT_SAMPLES) if known else None)
         elif isinstance(step, LowRank):
             factor_layers(self.module, step, self._samples(FIT_SAMPLES))
             self._train(step, Hooks(), running)
@@ -403,7 +416,8 @@ class _Run:
 
     def _save(self, running: State) -> None:
         state = {"settings": self.settings, "start": self._at_start, **running}
-        _write_beside(self.state_file, lambda path: torch.save(state, path))
+        with disk.whole(self.state_file) as beside:
+            torch.save(state, beside)
 
     def _load(self) -> State | None:
         if not self.state_file.exists():
@@ -431,9 +445,3 @@ class _Run:
         description = json.dumps({"structure": json.loads(start["structure"])})
         self.module = rebuild(fresh, {"compression": description}, start["tensors"])
         return state
-
-
-def _write_beside(path: Path, write: Callable[[Path], object]) -> None:
-    """Whoever looks, or kills us, never meets half a file."""
-    with disk.whole(path) as beside:
-        write(beside)

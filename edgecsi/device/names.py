@@ -9,7 +9,6 @@ names come first:
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -57,7 +56,7 @@ class Endpoint:
 
 def user_file() -> Path:
     """``$XDG_CONFIG_HOME/edgecsi/devices.toml``, else ``~/.config/edgecsi/devices.toml``."""
-    return Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "edgecsi" / FILE
+    return disk.own_folder(".config", "XDG_CONFIG_HOME") / FILE
 
 
 def project_file() -> Path | None:

@@ -88,7 +88,7 @@ def fast_call() -> Path | None:
     built = source.place()
     if not built.is_file():
         disk.cache("device", runs=True)
-        with disk.whole(built, "set EDGECSI_CACHE to a folder that can be written") as beside:
+        with disk.whole(built, disk.CACHE_FIX) as beside:
             include = [f"-I{folder}" for folder in headers]
             zig_cc(["-shared", "-fPIC", "-O2", "-mcpu=baseline", *include, source.SOURCE, "-o", beside])
     return built
@@ -154,6 +154,6 @@ def _compile(source: str, name: str, flags: Sequence[str | Path], triple: str = 
     key = hashlib.sha256(b"\0".join([*texts, recipe])).hexdigest()
     built = disk.cache("device", runs=True) / f"{key[:16]}-{name}"
     if not built.is_file():
-        with disk.whole(built, "set EDGECSI_CACHE to a folder that can be written") as beside:
+        with disk.whole(built, disk.CACHE_FIX) as beside:
             zig_cc([*flags, _HERE / source, "-lm", "-o", beside], triple=triple, timeout=_COMPILE_SECONDS)
     return built

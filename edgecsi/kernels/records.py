@@ -196,9 +196,7 @@ def own_file(target: Target, cpu: str) -> Path:
 
 def data_dir() -> Path:
     """The folder of what a user made and does not want to lose."""
-    if own := os.environ.get("EDGECSI_DATA"):
-        return Path(own)
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "edgecsi"
+    return disk.own_folder(".local/share", "XDG_DATA_HOME", "EDGECSI_DATA")
 
 
 def all_files() -> list[Path]:

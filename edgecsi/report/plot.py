@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from edgecsi import disk
+from edgecsi import disk, drawing
 from edgecsi.bench.result import Result
 from edgecsi.errors import DataError, ToolchainError
 
@@ -23,12 +23,11 @@ def plot(result: Result, path: Path) -> None:
             f"{result.bundle.name} has no latencies to draw", "it ran emulated", "measure on a real CPU"
         )
     try:
-        from matplotlib.figure import Figure
+        figure = drawing.figure(8, 4.5)
     except ImportError:
         raise ToolchainError(
             "the picture cannot be drawn", "matplotlib is not installed", "pip install matplotlib"
         ) from None
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.add_subplot()
     for index, engine in enumerate(result.engines):
         for samples, style, label in (

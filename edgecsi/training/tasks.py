@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from edgecsi.training.loop import Epoch
 
 _MAX_VALIDATION = 2000
+_STAND_INS = 200  # inputs of a network of whose data nothing is known
 _LEAST_DIFFERENCE = 1e-12  # rounding is below
 
 
@@ -260,7 +261,7 @@ class Detection:
 
 def make_task(
     model: LoadedModel | Sequence[int],
-    data: str,
+    data: str | None,
     batch: int,
     seed: int,
     progress: Callable[[int, int], None] | None,
@@ -271,7 +272,9 @@ def make_task(
     Args:
         model: tried on some samples, to see what it does; the shape of an input of one that has learnt nothing yet.
         batch: samples a step. read: what reads its data, see :func:`edgecsi.models.rows.in_rows`.
-        data: as :func:`edgecsi.channels.files.load` takes it, or ``mimo:COUNT[:seed=N]`` for the zoo's detector.
+        data: as :func:`edgecsi.channels.files.load` takes it, or ``mimo:COUNT[:seed=N]`` for the zoo's detector. None
+            to see what a network does of whose data nothing is known: channels that ship or random transmissions for
+            one that takes such, for others normally distributed numbers.
         seed: of the order of the data. progress: called with (done, wanted) while channels are generated.
 
     Raises:
@@ -287,6 +290,10 @@ def make_task(
     shape = model.example_input.shape[1:] if isinstance(model, LoadedModel) else model
     network = model.module if isinstance(model, LoadedModel) else None
     detector = tuple(shape) == registry.FAMILIES["fullycon"].input_shape[1:]
+    if data is None:
+        data = "mimo:1000" if detector else "test"
+        if not detector and tuple(shape) != files.SAMPLE:
+            read = _numbers(model)
     if data.startswith("mimo:") and not detector:
         raise DataError(
             f"the network takes inputs of shape {[1, *shape]}",
@@ -299,6 +306,21 @@ def make_task(
     if network is None or _reconstructs(network, torch.from_numpy(samples[:100])):
         return Reconstruction(samples, batch, seed, on_test_set=is_spec(data))
     return Imitation(samples, network, batch, seed)
+
+
+def _numbers(model: LoadedModel | Sequence[int]) -> Read:
+    """Reads normally distributed numbers where a network's data should be, whatever they are called."""
+    from edgecsi.models.load import LoadedModel
+
+    inputs = model.entries["full"].inputs if isinstance(model, LoadedModel) else ()
+    if not all(x.is_floating_point() for x in inputs):
+        raise DataError(
+            "the network takes integers, and nobody knows which",
+            "no data were given",
+            "give some with --data DATA",
+        )
+    shape = model.example_input.shape[1:] if isinstance(model, LoadedModel) else model
+    return lambda data, progress: np.random.default_rng(0).standard_normal((_STAND_INS, *shape), np.float32)
 
 
 def _reconstructs(network: torch.nn.Module, x: torch.Tensor) -> bool:

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from edgecsi import disk
+from edgecsi import disk, drawing
 from edgecsi.errors import ModelError, UsageError
 
 if TYPE_CHECKING:
@@ -235,11 +235,10 @@ def _finish(
     _write(curve_json, lambda path: path.write_text(json.dumps(curve, indent=1) + "\n"))
     curve_png: Path | None = out.with_suffix(".png")
     try:
-        from matplotlib.figure import Figure
+        figure = drawing.figure(6, 4)
     except ImportError:
         curve_png = None
     else:
-        figure = Figure(figsize=(6, 4), layout="constrained")
         axes = figure.subplots()
         task.plot(axes, [*earlier, *history], report)
         axes.set_title(settings["model"])

@@ -1,4 +1,5 @@
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -6,6 +7,7 @@ import pytest
 
 from edgecsi.channels.shipped import test_set as shipped_channels
 from edgecsi.cli import main
+from edgecsi.errors import Notice
 
 
 def test_compress_writes_a_model_that_build_takes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -26,7 +28,8 @@ def test_compress_writes_a_model_that_build_takes(tmp_path: Path, capsys: pytest
         (["csinet-cr16", "--recipe", "no-such-recipe", "--data", "cdl-c:20"], 3),
         (["csinet-cr5", "--recipe", "int8-weights", "--data", "cdl-c:20"], 3),
         (["csinet-cr16", "--recipe", "int8-weights", "--data", "missing.npz"], 3),
-        (["csinet-cr16", "--recipe", "int8-weights"], 2),
+        (["csinet-cr16", "--recipe", "int8-static"], 3),
+        (["csinet-cr16", "--recipe", "prune90"], 3),
     ],
 )
 def test_compress_refuses_what_makes_no_sense(
@@ -76,6 +79,7 @@ def test_sensitivity_prices_every_layer_and_writes_no_model(
     assert f"keep-fp32 = [{', '.join(json.dumps(name) for name in found['keep_fp32'])}]" in text
     assert main([*options, "--sensitivity", "-o", str(tmp_path / "x.safetensors")]) == 2
     assert main(options) == 2
+    assert main(["compress", "csinet-cr16", "--recipe", "int8-dynamic", "--sensitivity"]) == 2
     assert [path.name for path in tmp_path.iterdir()] == ["costs.json"]
 
 
@@ -99,3 +103,44 @@ def test_a_network_of_ones_own_is_told_how_it_goes_on(
     assert main(["build", str(out), "--target", "host", "--dry-run"]) == 3
     assert f"give {model} --weights {out}" in capsys.readouterr().err
     assert main(["build", model, "--weights", str(out), "--target", "host", "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize("recipe", ["int8-dynamic", "int16", "f16"])
+def test_recipes_that_need_no_data_do_as_a_build_does(
+    recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import torch
+
+    from edgecsi.compress.post_training import compressed
+    from edgecsi.models.load import load_model
+
+    out = tmp_path / "small.safetensors"
+    assert main(["compress", "csinet-cr16", "--recipe", recipe, "-o", str(out)]) == 0
+    said = capsys.readouterr()
+    assert "without --data nothing is fitted" in said.err
+    assert "on what stands in for data" in said.out
+    x = torch.from_numpy(shipped_channels(4))
+    with torch.no_grad():
+        y = load_model(str(out)).module(x)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Notice)  # what stays in fp32
+            expected = compressed(load_model("csinet-cr16"), recipe, None).module(x)
+    assert float((y - expected).abs().max()) < (1e-6 if recipe != "f16" else 1e-3)
+
+
+def test_what_stands_in_for_the_data_of_ones_own_network(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\nclass Table(torch.nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.e = torch.nn.Embedding(9, 64)\n"
+        "        self.f = torch.nn.Linear(64, 64)\n"
+        "    def forward(self, n):\n        return self.f(self.e(n))\n"
+        "def table():\n    return Table(), torch.zeros(1, 3, dtype=torch.int64)\n"
+        "def dense():\n    return torch.nn.Sequential(torch.nn.Linear(12, 4)), torch.zeros(1, 12)\n"
+    )
+    options = ["--recipe", "int8-weights", "-o", str(tmp_path / "small.safetensors")]
+    assert main(["compress", f"{tmp_path}/net.py:dense", *options]) == 0
+    assert "difference_db" in capsys.readouterr().out
+    assert main(["compress", f"{tmp_path}/net.py:table", *options]) == 3
+    assert "nobody knows which" in capsys.readouterr().err

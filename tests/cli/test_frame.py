@@ -138,14 +138,18 @@ def test_what_the_system_refuses_is_no_bug(
     assert str(getattr(error, "filename", None) or "memory") in text
 
 
-def test_a_reader_that_leaves_early_is_no_error() -> None:
+@pytest.mark.parametrize(
+    "line", ["targets show host", "--help", "recipes --json -", "help build", "recipes --help"]
+)
+def test_a_reader_that_leaves_early_is_no_error(line: str) -> None:
+    """As for every program whose reader has had enough: killed by SIGPIPE, says the shell."""
+    ours, theirs = os.pipe()
+    os.close(ours)
     done = subprocess.run(
-        f"{sys.executable} -m edgecsi targets show host | head -c 1",
-        shell=True,
-        capture_output=True,
-        text=True,
-    )
-    assert done.stderr == ""
+        [sys.executable, "-m", "edgecsi", *line.split()], stdout=theirs, stderr=subprocess.PIPE, text=True, check=False
+    )  # fmt: skip
+    os.close(theirs)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
@@ -208,6 +212,10 @@ def test_an_interruption_of_what_is_kept_says_how_it_goes_on(
     assert said.strip() == (
         "interrupted: every finished epoch is kept: the same command goes on from there, --restart starts over"
     )
+    monkeypatch.setattr("edgecsi.tune.network.tune", interrupted)
+    assert cli.main(["tune", "csinet-cr16", "--target", "host"]) == 130
+    said = capsys.readouterr().err
+    assert said.strip() == "interrupted: every measurement is kept: the same command goes on from there"
 
 
 @pytest.mark.parametrize(

@@ -130,3 +130,20 @@ def test_names_complete_in_every_verb() -> None:
             if wanted is not None and option._custom_shell_complete is not wanted:
                 lacking.append((*words, option.name))
     assert lacking == []
+
+
+def test_a_cache_that_cannot_be_written_is_the_same_fault_in_every_verb(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The environment's, whatever the system says of the path."""
+    (tmp_path / "file").write_text("")
+    for name in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+    for place in (f"{tmp_path}/file/cache", FORBIDDEN):
+        monkeypatch.setenv("EDGECSI_CACHE", place)
+        for line in ("data generate cdl-c:10 -o {}/x.npz", "build fullycon --target host -o {}/b"):
+            assert cli.main(line.format(tmp_path).split()) == 4, (place, line)
+            said = capsys.readouterr().err
+            assert place in said.splitlines()[0]
+            assert "EDGECSI_CACHE" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from edgecsi import disk
+from edgecsi import disk, drawing
 from edgecsi.channels.generate import generate
 from edgecsi.channels.metrics import nmse_db, rho
 from edgecsi.channels.shipped import test_set
@@ -286,11 +286,10 @@ def _cell(value: Any) -> str:
 
 
 def _draw(result: Result, path: Path) -> None:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
-
     count = max(len(result.panels), 1)
-    figure = Figure(figsize=(1.5 + 5.5 * count, 4.5), layout="constrained")
+    figure = drawing.figure(1.5 + 5.5 * count, 4.5)
+    import matplotlib as mpl
+
     x_label, y_label, logarithmic = result.axes
     for axes, (title, curves) in zip(
         figure.subplots(1, count, squeeze=False)[0], result.panels.items(), strict=False
