@@ -330,7 +330,7 @@ def _read(
     whole = entries.get("full") or entries.get("encoder")
     if whole is not None and len(whole.inputs) > 1:
         shapes = {tensor.name: tensor.shape for tensor in whole.inputs}
-        batch, found = whole.inputs[0].shape[0], load_named(data, shapes)
+        found, batch = load_named(data, shapes), whole.inputs[0].shape[0]
         calls = min(len(found[0]), count or len(found[0])) // batch
         return [
             x[: calls * batch]

@@ -230,11 +230,10 @@ def check(options: BuildOptions, draft: Draft, model: LoadedModel, target: Targe
         return generate(lower(plain, draft.manifest.name, model, other), model)
 
     try:
-        found = compare(draft, model, target, make)
+        checked = compare(draft, model, target, make)
     except CheckFailed as error:
         raise _names_records(error, draft.manifest) from error
-    manifest = replace(draft.manifest, check=found)
-    return Draft(manifest, {**draft.files, **render_example(manifest)})
+    return Draft(checked.manifest, {**checked.files, **render_example(checked.manifest)})
 
 
 _RECORD = re.compile(r"record [0-9a-f]{8}")

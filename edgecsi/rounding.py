@@ -8,7 +8,7 @@ half precision by what one of their additions rounds at most.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,26 +40,32 @@ _EXACT = {
 }  # fmt: skip
 
 
-def allowed(module: nn.Module, x: Tensor) -> float:
+def allowed(module: nn.Module, calls: Sequence[Sequence[Tensor]]) -> float:
     """The largest relative difference to PyTorch with which a compiled quantised network is still right.
 
     Args:
-        module: in eval mode, with layers of `edgecsi.models.compressed`. x: its input, float32.
+        module: in eval mode, with layers of `edgecsi.models.compressed`. calls: inputs of each, as it takes them.
 
     Returns:
         `verdict.NARROW` where no quantiser reads fp32 sums; at most `verdict.QUANTISED`.
     """
     with torch.no_grad():
-        plain = module(x)
-        moved = 0.0
+        plain = _stacked(_answers(module, inputs) for inputs in calls)
+        most = 0.0
         for seed in range(_TRIALS):
-            noise = _Noise(seed)
-            with noise:
-                y = module(x)
-            if not noise.used:
+            used, noisy = False, []
+            for number, inputs in enumerate(calls):
+                with _Noise(_TRIALS * number + seed) as noise:
+                    noisy.append(_answers(module, inputs))
+                used |= noise.used
+            if not used:
                 break
-            moved = max(moved, verdict.difference(y.numpy(), plain.numpy()).max_rel_diff)
-    return float(np.clip(verdict.NARROW + _MARGIN * moved, verdict.NARROW, verdict.QUANTISED))
+            apart = [
+                verdict.difference_but_ties(y, wanted).max_rel_diff
+                for y, wanted in zip(_stacked(noisy), plain, strict=True)
+            ]
+            most = max(most, *apart)
+    return float(np.clip(verdict.NARROW + _MARGIN * most, verdict.NARROW, verdict.QUANTISED))
 
 
 def moved(module: nn.Module, inputs: Sequence[Tensor]) -> list[NDArray[np.float64]]:
@@ -87,6 +93,11 @@ def moved(module: nn.Module, inputs: Sequence[Tensor]) -> list[NDArray[np.float6
 
 def _answers(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
     return [t for t in torch.utils._pytree.tree_leaves(module(*inputs)) if isinstance(t, torch.Tensor)]
+
+
+def _stacked(answers: Iterable[list[Tensor]]) -> list[NDArray[Any]]:
+    """Every output of all calls."""
+    return [np.stack([t.double().numpy() for t in outputs]) for outputs in zip(*answers, strict=True)]
 
 
 class _LastPlaces(TorchDispatchMode):  # type: ignore[no-untyped-call]

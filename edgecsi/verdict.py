@@ -123,11 +123,13 @@ def difference(y: NDArray[Any], expected: NDArray[Any]) -> Difference:
     return Difference(apart, apart / largest)
 
 
-def within_rounding(y: NDArray[Any], expected: NDArray[Any], moved: NDArray[np.float64]) -> float | None:
+def within_rounding(
+    y: NDArray[Any], expected: NDArray[Any], moved: NDArray[np.float64], least: float = FP32
+) -> float | None:
     """The bar that an answer passes if rounding explains its difference to the right one; None if it does not.
 
     Args:
-        moved: how far rounding alone moves each number of `expected`.
+        moved: how far rounding alone moves each number of `expected`. least: what is allowed where that is nothing.
     """
     import numpy as np
 
@@ -136,7 +138,7 @@ def within_rounding(y: NDArray[Any], expected: NDArray[Any], moved: NDArray[np.f
     edges = finite & (reach > DECIDED)
     if edges.sum() > UNDECIDED * edges.size:
         return None
-    bar = max(FP32, min(AMPLIFIED * float(np.max(reach[finite & ~edges], initial=0.0)), AMPLIFIED_MOST))
+    bar = max(least, min(AMPLIFIED * float(np.max(reach[finite & ~edges], initial=0.0)), AMPLIFIED_MOST))
     return bar if difference(np.where(edges, expected, y), expected).max_rel_diff <= bar else None
 
 
@@ -149,6 +151,18 @@ def difference_but_ties(y: NDArray[Any], expected: NDArray[Any]) -> Difference:
         if 0 < ties.sum() <= max(1, int(TIES * ties.size)) and ties.size > 100:
             y = np.where(ties, expected, y)
     return difference(y, expected)
+
+
+def with_ties_of(y: NDArray[Any], expected: NDArray[Any], allowed: float) -> NDArray[Any]:
+    """The right answer, but for numbers that are further than `allowed` from it: these as in `y`, an answer that was
+    found right but for what rounding decides."""
+    import numpy as np
+
+    largest = float(np.max(np.abs(expected[np.isfinite(expected)]).astype(np.float64), initial=0.0)) or 1.0
+    with np.errstate(invalid="ignore"):  # infinity from infinity
+        near = np.abs(y.astype(np.float64) - expected) <= allowed * largest
+    same = (y == expected) | (np.isnan(y) & np.isnan(expected))
+    return np.where(near | same, expected, y)
 
 
 def require(name: str, y: NDArray[Any], expected: NDArray[Any], allowed: float) -> Difference:

@@ -168,6 +168,22 @@ def test_where_nothing_may_run_the_cache_is_taken(tmp_path: Path, monkeypatch: p
         pass
 
 
+def test_a_home_that_cannot_be_written_is_helped_by_another_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The C compiler keeps what it makes there as well."""
+    from edgecsi.codegen.zig import zig_cc
+
+    for name in ("ZIG_GLOBAL_CACHE_DIR", "ZIG_LOCAL_CACHE_DIR", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", "/proc/nowhere")
+    monkeypatch.setenv("EDGECSI_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "a.c").write_text("int a(void) { return 1; }")
+    zig_cc(["-c", "a.c", "-o", "a.o"], cwd=tmp_path)
+    assert names(tmp_path) == ["a.c", "a.o", "cache"]
+    assert "zig" in names(tmp_path / "cache")
+
+
 def test_a_cache_that_cannot_be_made_names_the_variable(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 
 import edgecsi
+from edgecsi import verdict
 from edgecsi.bundle import read_bundle
+from edgecsi.channels.named import load_named
 from edgecsi.compress import compress
 from edgecsi.device import open_device
 from edgecsi.errors import DataError
@@ -85,6 +87,9 @@ def test_data_by_name_calibrate_and_evaluate_some_outputs(
     bundle = read_bundle(calibrated)
     assert [t.name for t in bundle.manifest.entries["full"].outputs] == ["power", "clean"]
     assert {layer.bits for layer in bundle.manifest.entries["full"].layers} >= {8}
+    allowed = bundle.manifest.check.entries["full"].allowed  # of this network, not of any
+    assert allowed is not None
+    assert verdict.NARROW <= allowed < verdict.QUANTISED
     found, note = evaluate_data(bundle, data, open_device("local"), 20, model, calib=data)
     judge(bundle, found)
     assert not note
@@ -92,6 +97,11 @@ def test_data_by_name_calibrate_and_evaluate_some_outputs(
     assert found.differences["full"].max_rel_diff < 1e-5
     assert found.nmse_db is not None
     assert found.nmse_db_fp32 == pytest.approx(found.nmse_db, abs=0.5)
+
+
+def test_one_number_alone_says_nothing_about_samples(given: tuple[str, str, Path]) -> None:
+    with pytest.raises(DataError, match="how many samples"):
+        load_named(given[1], {"scale": (), "h": (1, 2, 4, 4)})
 
 
 def test_other_engines_get_the_outputs_that_a_bundle_has(

@@ -2,6 +2,9 @@
 
 import math
 
+import numpy as np
+
+from edgecsi import verdict
 from edgecsi.verdict import Accuracy
 
 
@@ -30,3 +33,13 @@ def test_what_is_not_known_is_left_out() -> None:
 
 def test_a_gain_too_small_to_see_has_no_sign() -> None:
     assert Accuracy(-20.0, None, -20.001).named()["loss"] == "0.00 dB"
+
+
+def test_ties_are_taken_from_the_answer_and_everything_else_from_what_is_right() -> None:
+    right = np.array([1, 2, np.nan, np.inf, 0, 3], np.float32)
+    y = np.array([1.00001, 5, np.nan, np.inf, np.nan, 3], np.float32)
+    settled = verdict.with_ties_of(y, right, 1e-4)
+    assert np.array_equal(settled, np.array([1, 5, np.nan, np.inf, np.nan, 3], np.float32), equal_nan=True)
+    whole = verdict.with_ties_of(np.array([3, 7], np.int32), np.array([3, 6], np.int32), 1e-5)
+    assert whole.dtype == np.int32
+    assert whole.tolist() == [3, 7]

@@ -1,6 +1,6 @@
 """``golden.npz``: a few inputs and the outputs PyTorch gave for them, to prove a library on any machine.
 
-One member per tensor, ``<entry>.<tensor>``, float32 ``[samples, *shape]``, stored without compression so that
+One member per tensor, ``<entry>.<tensor>``, float32 or int32 ``[samples, *shape]``, stored without compression so that
 a few lines of C can read it too (``example/main.c`` does).
 """
 
@@ -50,8 +50,8 @@ def golden_npz(entries: Mapping[str, Entry], values: Mapping[str, Arrays]) -> by
     return buffer.getvalue()
 
 
-def read_golden(bundle: Bundle, entry: str) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
-    """Inputs and expected outputs of an entry, each float32 ``[samples, *shape]``.
+def read_golden(bundle: Bundle, entry: str) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
+    """Inputs and expected outputs of an entry, each ``[samples, *shape]`` of its tensor's type.
 
     Raises:
         BundleError: the bundle has no golden values for the entry, or broken ones.

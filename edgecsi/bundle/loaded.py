@@ -211,7 +211,8 @@ class Loaded:
         """The entry, which must map one tensor to one with equally many samples."""
         described = self.bundle.entry(entry)
         inputs, outputs = described.inputs, described.outputs
-        if len(inputs) > 1 or len(outputs) > 1 or inputs[0].shape[:1] != outputs[0].shape[:1]:
+        samples = inputs[0].shape[:1]
+        if len(inputs) > 1 or len(outputs) > 1 or not samples or samples != outputs[0].shape[:1]:
             raise DataError(
                 f"run_many cannot be used for {entry}",
                 f"it maps {', '.join(map(describe, inputs))} to {', '.join(map(describe, outputs))}, "

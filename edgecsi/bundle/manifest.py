@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NoReturn
 
 from edgecsi.errors import BundleError
+from edgecsi.names import split_batch
 from edgecsi.schema import (
     Count,
     Fraction,
@@ -334,12 +335,27 @@ def _cross_check(manifest: Manifest, source: str) -> None:
             require(
                 tensor.size < 2**31, f"{path}.{tensor.name}.shape", "fewer than 2^31 elements", tensor.size
             )
+        source, batch = split_batch(name)
+        if batch > 1 and source in manifest.entries:
+            single = manifest.entries[source]
+            require(_takes_more(entry, single), path, f"the tensors of {source}, of more samples", "others")
     for name in manifest.check.entries:
         require(name in manifest.entries, f"check.entries.{name}", "an entry of the bundle", name)
     for name in (manifest.library, manifest.header):
         require(name in manifest.files, "files", f"a list with {name}", sorted(manifest.files))
     for name in (MANIFEST, SIGNATURE):
         require(name not in manifest.files, "files", f"a list without {name}", name)
+
+
+def _takes_more(entry: Entry, single: Entry) -> bool:
+    """Whether an entry maps as `single` does, but several times as many samples: callers rely on it for their arrays."""
+    sides = ((entry.inputs, single.inputs), (entry.outputs, single.outputs))
+    if any(len(many) != len(one) for many, one in sides):
+        return False
+    pairs = [pair for many, one in sides for pair in zip(many, one, strict=True)]
+    alike = all((m.dtype, m.shape[1:]) == (o.dtype, o.shape[1:]) for m, o in pairs)
+    times = {m.shape[0] / o.shape[0] for m, o in pairs if m.shape and o.shape}
+    return alike and (len(pairs) > 2 or len(times) <= 1)
 
 
 def _refuse(source: str, path: str, expected: str, found: object) -> NoReturn:

@@ -64,10 +64,10 @@ class Bundle:
         Raises:
             BundleError: the bundle has no such entry.
         """
-        sizes = {self.entry(entry).inputs[0].shape[0]: entry}
+        sizes = {(self.entry(entry).inputs[0].shape or (1,))[0]: entry}
         for name, described in self.manifest.entries.items():
             source, batch = split_batch(name)
-            if batch > 1 and source == entry:
+            if batch > 1 and source == entry and described.inputs[0].shape:
                 sizes[described.inputs[0].shape[0]] = name
         return dict(sorted(sizes.items(), reverse=True))
 

@@ -34,6 +34,13 @@ def load_named(source: str | Path, shapes: Mapping[str, Sequence[int]]) -> list[
             f"{os.fspath(source)} gives one array",
             f"give a .npz with an array for each, by name: {wanted}",
         )
+    first = next(iter(shapes))
+    if not shapes[first]:
+        raise DataError(
+            f"{path}: nothing says how many samples there are",
+            f"the network's first input, {first}, is one number",
+            "give forward an input that has samples first",
+        )
     arrays: list[NDArray[Any]] = []
     for name, shape in shapes.items():
         array = files.read_raw(path, name, f"the network takes {wanted}")

@@ -7,6 +7,7 @@ wrong answer are all found, and none of them can do harm.
 from __future__ import annotations
 
 import signal
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,28 +41,29 @@ def prove(remote: Remote, bundle: Bundle, runner: str, release: str, deadline: f
         inputs, wanted = read_golden(bundle, name)
         sizes = [",".join(str(tensor.size) for tensor in group) for group in (entry.inputs, entry.outputs)]
         argv = [runner, "run", f"{release}/{manifest.library}", manifest.cname, name, *sizes]
-        given = _joined(inputs)
+        given = _rows(inputs)
         argv += [f"calls={len(given)}", f"deadline={deadline:g}"]
         done = remote.run(argv, input=given.tobytes(), timeout=deadline + _GRACE_SECONDS)
-        expected = _joined(wanted)
+        expected = _rows(wanted)
         if done.code or len(done.stdout) != expected.nbytes:
             raise _failed(bundle, name, remote.name, _why(done, deadline))
-        found = np.frombuffer(done.stdout, np.float32).reshape(expected.shape)
+        found = np.frombuffer(done.stdout, np.uint8).reshape(expected.shape)
         checked = manifest.check.entries.get(name)
         allowed = verdict.elsewhere(checked.allowed if checked else None, entry.quantised)
         at = 0
-        for tensor in entry.outputs:
-            part = slice(at, at + tensor.size)
-            at += tensor.size
-            apart = verdict.difference(found[:, part], expected[:, part]).max_rel_diff
+        for tensor, right in zip(entry.outputs, wanted, strict=True):
+            part = found[:, at : at + 4 * tensor.size]
+            at += 4 * tensor.size
+            answer = np.ascontiguousarray(part).view(tensor.dtype)
+            apart = verdict.difference(answer, right.reshape(answer.shape)).max_rel_diff
             if not apart <= allowed:
                 why = f"{tensor.name} is off by {apart:.2g} of the largest output; {allowed:g} is rounding"
                 raise _failed(bundle, name, remote.name, why)
 
 
-def _joined(arrays: list[NDArray[np.float32]]) -> NDArray[np.float32]:
-    """float32 ``[samples, all elements]``: what one call takes, or gives, lies together."""
-    return np.concatenate([array.reshape(len(array), -1) for array in arrays], axis=1)
+def _rows(arrays: list[NDArray[Any]]) -> NDArray[np.uint8]:
+    """``[samples, bytes]``: what one call takes, or gives, lies together; four bytes a number of either type."""
+    return np.concatenate([array.reshape(len(array), -1).view(np.uint8) for array in arrays], axis=1)
 
 
 def _why(done: Done, deadline: float) -> str:

@@ -40,6 +40,19 @@ def test_compress_refuses_what_makes_no_sense(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_full_disk_is_said_and_the_old_file_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], small_files: None
+) -> None:
+    out = tmp_path / "small.safetensors"
+    out.write_text("old")
+    assert main(["compress", "csinet-cr16", "-o", str(out), "--recipe", "int8-weights", "--data", "test"]) == 4
+    error = capsys.readouterr().err
+    assert "Traceback" not in error
+    assert "small.safetensors" in error
+    assert out.read_text() == "old"
+    assert [path.name for path in tmp_path.iterdir()] == [out.name]
+
+
 @pytest.mark.parametrize("version", ["5", "7.3"])
 def test_channels_of_the_papers_are_taken(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], version: str

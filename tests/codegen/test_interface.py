@@ -161,6 +161,13 @@ def test_any_tensor_and_model_name_gives_a_valid_header(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr
 
 
+def test_the_header_says_what_a_caller_must_keep_to() -> None:
+    text = render_header(_tiny.manifest()).decode().replace("\n *", "")
+    assert "an output must not overlap an input, another output or the workspace" in text
+    assert "each with its own outputs and workspace" in text
+    assert "No call takes more than 32 KB of stack" in text
+
+
 def test_the_same_manifest_gives_the_same_bytes() -> None:
     about = _tiny.manifest()
     reordered = dataclasses.replace(about, entries=dict(reversed(about.entries.items())))

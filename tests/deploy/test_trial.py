@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgecsi.bundle import Bundle, golden_npz, write_bundle
+from edgecsi.bundle import Bundle, golden_npz, read_golden, write_bundle
 from edgecsi.deploy import Options, deploy
 from edgecsi.errors import CheckFailed, DeviceError
 from tests import _tiny
+from tests._builds import build_for
 from tests.deploy.conftest import active, place
 from tests.deploy.faults import count
 from tests.deploy.simulated import Plan, Simulated
@@ -140,3 +141,40 @@ def test_an_older_build_needs_a_word(bundles: list[Bundle], device: Device) -> N
     assert active(home) == bundles[2].manifest.digest
     deploy(bundles[1], Simulated(home), Options(downgrade=True))
     assert active(home) == bundles[1].manifest.digest
+
+
+NETWORK = """
+import torch
+from torch import nn
+
+class Scheduler(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.users, self.fc = nn.Embedding(9, 8), nn.Linear(8, 6)
+
+    def forward(self, users, gain):
+        y = self.fc(self.users(users)) * gain
+        return {"y": y, "best": y.argmax(-1), "first": y[..., 0].topk(3, -1)[1]}
+
+def make():
+    return Scheduler().eval(), (torch.arange(7)[None], torch.tensor(0.5))
+"""
+
+
+def test_entries_with_integers_are_proved_too(tmp_path: Path) -> None:
+    """Golden values are float32 and int32, side by side, on their way there and back."""
+    (tmp_path / "net.py").write_text(NETWORK)
+    built = build_for(f"{tmp_path}/net.py:make", "host", tmp_path / "net").bundle
+    assert built is not None
+    assert [t.dtype for t in built.entry("full").outputs] == ["float32", "int32", "int32"]
+    deploy(built, Simulated(tmp_path / "device"))
+    inputs, outputs = read_golden(built, "full")
+    outputs[1][-1, 0, 3] += 1
+    tensors = (*built.entry("full").inputs, *built.entry("full").outputs)
+    values = {t.name: array for t, array in zip(tensors, (*inputs, *outputs), strict=True)}
+    about = dataclasses.replace(built.manifest, build_number=2)
+    files = {name: (built.path / name).read_bytes() for name in built.manifest.files}
+    files["golden.npz"] = golden_npz(about.entries, {"full": values})
+    with pytest.raises(CheckFailed, match="best is off by"):
+        deploy(write_bundle(tmp_path / "bad", about, files), Simulated(tmp_path / "device"))

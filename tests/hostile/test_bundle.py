@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import random
@@ -15,7 +16,7 @@ import pytest
 
 import edgecsi
 from edgecsi.bundle import Bundle, parse_manifest, read_bundle
-from edgecsi.bundle.manifest import MAX_BYTES, to_json
+from edgecsi.bundle.manifest import MAX_BYTES, canonical, to_json
 from edgecsi.errors import BundleError
 from tests import _tiny
 
@@ -57,6 +58,40 @@ def _refused(folder, words=""):
 def test_a_broken_manifest(data: Any, words: str) -> None:
     with pytest.raises(BundleError, match=words):
         parse_manifest(data, "manifest.json")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda e: e["inputs"][0].update(shape=[8, 4, 5]),
+        lambda e: e["outputs"][0].update(shape=[4, 6]),
+        lambda e: e["outputs"][0].update(dtype="int32"),
+        lambda e: e["inputs"][0].update(shape=[]),
+        lambda e: e["outputs"].append(e["outputs"][0] | {"name": "more"}),
+        lambda e: e["inputs"].extend(e["inputs"][0] | {"name": f"more{n}"} for n in range(8)),
+        lambda e: e["inputs"][0].update(shape=[2**16, 2**16]),
+    ],
+)
+def test_a_batch_entry_takes_what_its_entry_takes(bundle: Bundle, change: Callable[[Any], None]) -> None:
+    """run_many gives it a part of the caller's arrays, by the shapes of both."""
+
+    def sealed(change: Callable[[Any], None]) -> bytes:
+        tree = to_json(bundle.manifest)
+        single = tree["entries"][next(n for n, e in tree["entries"].items() if len(e["inputs"]) == len(e["outputs"]) == 1)]
+        for tensor in (single["inputs"][0], single["outputs"][0]):
+            tensor["shape"] = [1, *tensor["shape"][1:]]
+        many = json.loads(json.dumps(single))
+        for tensor in (many["inputs"][0], many["outputs"][0]):
+            tensor["shape"] = [8, *tensor["shape"][1:]]
+        change(many)
+        tree["entries"] = {"full": single, "full_b8": many}
+        tree["check"]["entries"] = {}
+        tree["digest"] = hashlib.sha256(canonical({k: v for k, v in tree.items() if k != "digest"})).hexdigest()
+        return canonical(tree)
+
+    assert set(parse_manifest(sealed(lambda e: None), "m").entries) == {"full", "full_b8"}
+    with pytest.raises(BundleError, match="full_b8"):
+        parse_manifest(sealed(change), "m")
 
 
 def test_a_hundred_megabytes_are_not_read(bundle: Bundle) -> None:

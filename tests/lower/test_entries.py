@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 import edgecsi
 from edgecsi import verdict
+from edgecsi.bundle import read_bundle, read_golden
+from edgecsi.device import Local
 from edgecsi.errors import ModelError, UsageError
 from edgecsi.models.entries import entries_of
 from tests._builds import build_for
@@ -145,6 +147,12 @@ def test_networks_are_checked_in_their_own_types_and_by_what_rounding_leaves_to_
     manifest = build_for(f"{tmp_path}/net.py:{factory}", "host", tmp_path / "out").manifest
     assert manifest.check.status == "passed"
     assert manifest.entries["full"].inputs[0].dtype == "float32"
+    # What rounding decided here it decides on a device too, which is held to the golden values.
+    bundle = read_bundle(tmp_path / "out")
+    (x,), (wanted,) = read_golden(bundle, "full")
+    y = np.asarray(Local().run(bundle, "full", x.reshape(-1, *x.shape[2:]))).reshape(wanted.shape)
+    allowed = verdict.elsewhere(manifest.check.entries["full"].allowed, quantised=False)
+    assert verdict.difference(y, wanted).max_rel_diff <= allowed
 
 
 def test_what_rounding_does_not_explain_is_wrong() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edgecsi.errors import ModelError
+from edgecsi.lower.export import export, refuse_other_answers
 from tests._builds import lowered
 
 
@@ -64,3 +67,25 @@ def test_a_network_that_keeps_state_is_refused() -> None:
 def test_dropout_of_probability_zero_and_in_eval_mode_is_no_dropout() -> None:
     network = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.5), Does(lambda s, x: F.dropout(x, 0.0)))
     assert lowered(network, torch.randn(1, 8)).calls
+
+
+def test_an_export_may_be_off_by_what_rounding_does_and_never_by_more_than_a_thousandth() -> None:
+    class Amplifies(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            torch.manual_seed(0)
+            self.fc = nn.Linear(16, 16)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.fc(x) + torch.sin(3e3 * x)
+
+    module, x = Amplifies().eval(), torch.rand(1, 16, generator=torch.Generator().manual_seed(0))
+    exported = export(module, [x])
+    refuse_other_answers(module, exported, [x])
+    for share, refused in ((1e-3, False), (3e-2, True)):  # of a part of the answer
+        changed = replace(exported, constants=dict(exported.constants))
+        for node, name in exported.names.items():
+            if name == "fc.weight":
+                changed.constants[node] = exported.constants[node] * (1 + share)
+        with pytest.raises(ModelError, match="changes its answer") if refused else nullcontext():
+            refuse_other_answers(module, changed, [x])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -55,8 +56,10 @@ def faults(only: str, every: int, to: Path) -> None:
     """A disk that fails, and a kill, at every system call."""
     from edgecsi.results.reliability.faults import inject
 
-    before = json.loads(to.read_text()) if to.exists() else {}
-    found = inject(only, every, lambda text: click.echo(text), lambda found: _write(to, before | found))
+    def save(found: dict[str, dict[str, Any]]) -> None:  # another run may count other works
+        _write(to, (json.loads(to.read_text()) if to.exists() else {}) | found)
+
+    found = inject(only, every, lambda text: click.echo(text), save)
     if any(work["findings"] for work in found.values()):
         raise SystemExit(6)
 

@@ -1,7 +1,8 @@
 /* Calls an entry of a library with nothing but forbidden memory around what it may touch.
  *
  *   guarded LIBRARY NAME IN_SIZES OUT_SIZES WORKSPACE arrays      every array and the workspace between guard pages, at
- *                                                                 every alignment the header allows
+ *                                                                 every alignment the header allows; then inputs of
+ *                                                                 nothing but NaN, infinity, and the ends of integers
  *   guarded LIBRARY NAME IN_SIZES OUT_SIZES WORKSPACE stack N     NAME in a thread with N bytes of stack, below it a
  *                                                                 guard page, and below that memory that must not change
  *
@@ -17,6 +18,9 @@
 
 enum { PAGE = 4096, UNTOUCHED = 0xA5, BEYOND = 1 << 18 };
 static const uint8_t FILLS[] = {UNTOUCHED, 0xFF /* float NaN */, 0x00};
+/* Inputs as float32: NaN, infinity, the largest number, -0; as int32, places far outside of any table. */
+static const uint32_t EXTREMES[] = {0xFFFFFFFF, 0x7FC00000, 0x7F800000, 0xFF800000, 0x7F7FFFFF, 0x80000000, 0x7FFFFFFF};
+enum { EXTREME = sizeof EXTREMES / sizeof *EXTREMES };
 
 static const char *doing = "";
 
@@ -106,6 +110,22 @@ static int arrays(const struct library *library, const char *name, const size_t 
             }
             check_untouched(&buffers[tensors], "the workspace's surroundings");
         }
+    }
+    for (int extreme = 0; extreme < EXTREME; extreme++, count++) {
+        static char text[200];
+        snprintf(text, sizeof text, "%s, inputs of 0x%08X", name, (unsigned)EXTREMES[extreme]);
+        doing = text;
+        void *pointers[MAX_TENSORS] = {0};
+        for (int t = 0; t <= tensors; t++) {
+            place(&buffers[t], 1, t < tensors ? -1 : 0, UNTOUCHED);
+            if (t < inputs)
+                for (size_t i = 0; i < sizes[t]; i++) memcpy(buffers[t].start + 4 * i, &EXTREMES[extreme], 4);
+            if (t < tensors) pointers[t] = buffers[t].start;
+        }
+        pointers[tensors] = buffers[tensors].start;
+        int code = call_entry(given, pointers);
+        if (code) die("%s: code %d", doing, code);
+        for (int t = 0; t <= tensors; t++) check_untouched(&buffers[t], "something's surroundings");
     }
     printf("%d placements, one answer\n", count);
     return 0;

@@ -10,9 +10,11 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor, nn
 
 from edgecsi import target as targets
 from edgecsi.bundle import Bundle
@@ -20,13 +22,16 @@ from edgecsi.codegen.zig import zig_cc
 from edgecsi.device import toolchain
 from edgecsi.errors import EdgecsiError
 
-if TYPE_CHECKING:
-    from torch import nn
-
 TARGETS = ("host", "x86", "x86-64-v4", "rpi4", "rpi5")
+RECIPES = (None, "int8-dynamic", "int8-weights", "int16", "f16", "f16-weights")
+NOT_FOR_IT = (
+    "no layer to quantise", "no dense layer is chosen", "no kernel takes", "mixes the samples of a batch",
+)  # fmt: skip
+"""What a network may lack for a recipe, and a target for a network."""
 STACK = 32 << 10
 NETWORK = """
 import numpy
+
 from edgecsi.results.reliability.memory import random_network
 
 def make():
@@ -146,7 +151,7 @@ def random_networks(
             start, seed = time.monotonic(), found.networks
             numbers = np.random.default_rng(seed)
             (folder / "net.py").write_text(NETWORK.format(seed=seed))
-            recipe = [None, "int8-dynamic", "int8-weights"][int(numbers.integers(3))]
+            recipe = RECIPES[int(numbers.integers(len(RECIPES)))]
             batches = ((), (2,), (3, 8))[int(numbers.integers(3))]
             for target in TARGETS:
                 wanted = targets.load(target)
@@ -164,7 +169,7 @@ def random_networks(
                 try:
                     bundle = build(options).bundle
                 except EdgecsiError as error:
-                    if "no layer to quantise" not in str(error):
+                    if not any(text in str(error) for text in NOT_FOR_IT):
                         found.findings.append(f"{what}: {' '.join(str(error).split())[:300]}")
                     continue
                 assert bundle is not None
@@ -201,10 +206,8 @@ def whole_zoo(found: Found, save: Callable[[Found], None] = lambda found: None, 
 
 
 def random_network(numbers: np.random.Generator) -> tuple[nn.Module, Any]:
-    """A small network of odd sizes: dense, or convolutional with pooling, some weights zero; with an example input."""
-    import torch
-    from torch import nn
-
+    """A small network of odd sizes, some weights zero, with an example input: dense layers behind numbers, images,
+    sequences, places in a table (integers), or several tensors, of which places come out."""
     torch.manual_seed(int(numbers.integers(2**31)))
 
     def some(low: int, high: int) -> int:
@@ -218,14 +221,15 @@ def random_network(numbers: np.random.Generator) -> tuple[nn.Module, Any]:
             nn.LeakyReLU,
             nn.Identity,
             nn.Hardsigmoid,
+            nn.GELU,
         ]
         return kinds[int(numbers.integers(len(kinds)))]()
 
     layers: list[nn.Module] = []
-    if numbers.random() < 0.5:
-        width = some(1, 300)
-        example = torch.rand(1, width)
-    else:
+    kind = ("numbers", "image", "image", "sequence", "places", "several")[some(0, 5)]
+    if kind in ("numbers", "several"):
+        example = torch.rand(1, some(1, 300))
+    elif kind == "image":
         channels, height, across = some(1, 5), some(5, 40), some(5, 40)
         example = torch.rand(1, channels, height, across)
         for _ in range(some(1, 2)):
@@ -235,8 +239,17 @@ def random_network(numbers: np.random.Generator) -> tuple[nn.Module, Any]:
         if numbers.random() < 0.5:
             layers.append(nn.MaxPool2d(2))
         layers.append(nn.Flatten())
-        with torch.no_grad():
-            width = nn.Sequential(*layers)(example).shape[1]
+    elif kind == "sequence":
+        heads = some(1, 3)
+        wide = heads * some(1, 7)
+        example = torch.rand(1, some(1, 20), wide)
+        layers += [_Attention(wide, heads), nn.LayerNorm(wide), nn.Softmax(-1), nn.Flatten()]
+    else:
+        rows = some(1, 50)
+        example = torch.randint(rows, (1, some(1, 20)))
+        layers += [nn.Embedding(rows, some(1, 9)), nn.Flatten()]
+    with torch.no_grad():
+        width = nn.Sequential(*layers)(example).shape[1]
     for _ in range(some(1, 3)):
         made = some(1, 150)
         layers += [nn.Linear(width, made), activation()]
@@ -247,4 +260,38 @@ def random_network(numbers: np.random.Generator) -> tuple[nn.Module, Any]:
         for layer in network:
             if isinstance(layer, nn.Linear):
                 layer.weight *= torch.rand_like(layer.weight) < kept
-    return network, example
+    if kind != "several":
+        return network, example
+    count = some(1, width)
+    return _Several(network, count, some(1, 9)).eval(), (
+        example,
+        torch.rand(1, some(1, 5)),
+        torch.tensor(0.5),
+    )
+
+
+class _Attention(nn.Module):
+    """Attention of a sequence with itself."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.layer = nn.MultiheadAttention(width, heads, batch_first=True)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(x, x, x)[0]  # type: ignore[no-any-return]
+
+
+class _Several(nn.Module):
+    """Three inputs, one of them a scalar; out come the largest numbers, their places, and rows of a table chosen by
+    the numbers of the second input."""
+
+    def __init__(self, network: nn.Module, count: int, rows: int) -> None:
+        super().__init__()
+        self.network, self.count = network, count
+        self.table = nn.Parameter(torch.rand(rows, 3))
+
+    def forward(self, x: Tensor, chosen: Tensor, gain: Tensor) -> tuple[Tensor, ...]:
+        y = self.network(x) * gain
+        values, places = y.topk(self.count)
+        rows = self.table[(chosen * len(self.table)).long().clamp(0, len(self.table) - 1)]
+        return values, places, y.sort(stable=True)[0], rows

@@ -136,13 +136,12 @@ def _memory(found: Mapping[str, Any]) -> list[str]:
         "## Memory",
         "    python -m edgecsi.results.reliability memory --minutes 60",
         (
-            "Random networks (dense and convolutional, of odd sizes, with zeros, in fp32 and int8, for "
-            "batches) are compiled "
-            "for every target that runs here, ARM under QEMU, and called with a guard page on either "
-            "side of every array and "
-            "of the workspace, at 18 alignments, memory around and in them filled with three patterns. "
-            "Not a byte beyond may "
-            "be read or written, every call must give the same bits, and take at most 32 KB of stack."
+            "Random networks (dense and convolutional ones, attention, tables, several tensors, of odd sizes, with "
+            "zeros, in fp32, int16, int8 and half precision, for batches) are compiled for every target that runs "
+            "here, ARM under QEMU, and called with a guard page on either side of every array and of the workspace, "
+            "at 18 alignments, memory around and in them filled with three patterns, and with inputs of nothing but "
+            "NaN, infinity, the largest numbers or places outside of every table. Not a byte beyond may be read or "
+            "written, every call must give the same bits, and take at most 32 KB of stack."
         ),
         "    python -m edgecsi.results.reliability memory --zoo",
         (

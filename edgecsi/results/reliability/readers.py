@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 import shutil
 import subprocess
 import sys
@@ -13,9 +16,13 @@ import numpy as np
 
 from edgecsi import target as targets
 from edgecsi.bench.result import read_result
-from edgecsi.bundle import read_bundle, read_golden
+from edgecsi.bundle import Bundle, read_bundle, read_golden
 from edgecsi.channels import files as channels
+from edgecsi.channels.named import load_named
+from edgecsi.cli.inspect import command as inspect
+from edgecsi.codegen.interface import render_header
 from edgecsi.compress import recipe as recipes
+from edgecsi.device import names as device
 from edgecsi.kernels.records import Record, append, read_records
 from edgecsi.models.load import load_model
 from edgecsi.pipeline import BuildOptions, build
@@ -26,6 +33,19 @@ import torch
 def make():
     torch.manual_seed(1)
     return torch.nn.Sequential(torch.nn.Linear(12, 6), torch.nn.ReLU(), torch.nn.Linear(6, 4)), torch.zeros(1, 12)
+
+class Several(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.nn.Linear(12, 6)
+
+    def forward(self, csi, gain, places):
+        code = torch.relu(self.fc(csi)) * gain
+        return {"code": code, "best": code.argmax(1), "mean": code.mean() + places.sum()}
+
+def several():
+    torch.manual_seed(1)
+    return Several().eval(), (torch.rand(1, 12), torch.tensor(0.5), torch.tensor([[3, 1]]))
 """
 
 
@@ -58,6 +78,10 @@ def make_samples(folder: Path) -> None:
     (folder / "net.py").write_text(NETWORK)
     build(BuildOptions(f"{folder / 'net.py'}:make", "host", out=folder / "bundle", name="net"))
     shutil.copy(folder / "bundle" / "manifest.json", folder / "manifest.json")
+    options = BuildOptions(
+        f"{folder / 'net.py'}:several", "host", out=folder / "several", name="net", recipe="int8-dynamic"
+    )
+    build(options)
     module = load_model(f"{folder / 'net.py'}:make").module
     torch.save({"epoch": 3, "state_dict": module.state_dict()}, folder / "checkpoint.pth")
     write_weights(folder / "own.safetensors", module.state_dict(), {"model": "net.py:make", "config": "{}"})
@@ -69,6 +93,10 @@ def make_samples(folder: Path) -> None:
     np.save(folder / "channels.npy", x)
     np.savez(folder / "channels.npz", H=x)
     np.savez_compressed(folder / "packed.npz", H=x)
+    np.savez(folder / "named.npz", csi=x[:, :, 0], gain=np.float32(0.5))
+    (folder / "devices.toml").write_text(
+        '[devices]\npi = "ssh://pi@raspberrypi:2222"\nlab = "rpc://10.0.0.7:9090"\n'
+    )
     scipy.io.savemat(folder / "channels.mat", {"HT": x.reshape(3, -1)}, do_compression=True)
     with h5py.File(folder / "new.mat", "w", userblock_size=512) as file:
         file["HT"] = x.reshape(3, -1).T
@@ -97,31 +125,38 @@ def readers(samples: Path) -> list[Reader]:
     """All readers, of files damaged from those in `samples`."""
     net = f"{samples / 'net.py'}:make"
 
-    def bundle(name: str) -> Callable[[Path], object]:
-        """The damaged file in its place in a bundle that is whole but for it."""
+    def within(whole: str, name: str, read: Callable[[Path], object]) -> Callable[[Path], object]:
+        """Reads a bundle that is whole but for the damaged file."""
 
-        def read(path: Path) -> object:
-            place = path.parent / "bundle"
+        def read_there(path: Path) -> object:
+            place = path.parent / whole
             if not place.exists():
-                shutil.copytree(samples / "bundle", place)
+                shutil.copytree(samples / whole, place)
             shutil.copy(path, place / name)
             try:
-                return read_bundle(place)
+                return read(place)
             finally:
-                shutil.copy(samples / "bundle" / name, place / name)
+                shutil.copy(samples / whole / name, place / name)
 
-        return read
+        return read_there
 
-    def golden(path: Path) -> object:
-        place = path.parent / "bundle"
-        if not place.exists():
-            shutil.copytree(samples / "bundle", place)
-        found = read_bundle(place)
-        shutil.copy(path, place / "golden.npz")
-        try:
-            return read_golden(found, "full")
-        finally:
-            shutil.copy(samples / "bundle" / "golden.npz", place / "golden.npz")
+    def shown(place: Path) -> object:
+        """As `edgecsi inspect --layers` does, and with the header that its manifest gives."""
+        with contextlib.redirect_stdout(io.StringIO()):
+            assert inspect.callback is not None
+            inspect.callback(place, True, False, "local", None, None)
+        return render_header(read_bundle(place).manifest)
+
+    def values(whole: str) -> Callable[[Path], object]:
+        """The damaged values, although their hash is wrong."""
+        return lambda place: read_golden(Bundle(place, read_bundle(samples / whole).manifest), "full")
+
+    def device_names(path: Path) -> object:
+        os.environ["XDG_CONFIG_HOME"] = str(path.parent)
+        place = device.user_file()
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+        return [device.check(named.spec) for named in device.listed()]
 
     def library(path: Path) -> object:
         """The damaged library, in a bundle whose manifest vouches for it."""
@@ -132,9 +167,13 @@ def readers(samples: Path) -> list[Reader]:
         return None
 
     return [
-        Reader("manifest", ".json", "json", "manifest.json", bundle("manifest.json")),
-        Reader("file of a bundle", ".npz", "bytes", "bundle/golden.npz", bundle("golden.npz")),
-        Reader("golden values", ".npz", "zip", "bundle/golden.npz", golden),
+        Reader("manifest", ".json", "json", "manifest.json", within("bundle", "manifest.json", read_bundle)),
+        Reader("manifest of several tensors, shown", ".json", "json", "several/manifest.json",
+               within("several", "manifest.json", shown)),
+        Reader("file of a bundle", ".npz", "bytes", "bundle/golden.npz", within("bundle", "golden.npz", read_bundle)),
+        Reader("golden values", ".npz", "zip", "bundle/golden.npz", within("bundle", "golden.npz", values("bundle"))),
+        Reader("golden values of several tensors", ".npz", "zip", "several/golden.npz",
+               within("several", "golden.npz", values("several"))),
         Reader("library", ".so", "bytes", "bundle/libnet.so", library),
         Reader("checkpoint", ".pth", "zip", "checkpoint.pth", lambda path: load_model(net, str(path))),
         Reader("weights", ".safetensors", "safetensors", "own.safetensors", lambda p: load_model(net, str(p))),
@@ -143,6 +182,9 @@ def readers(samples: Path) -> list[Reader]:
         Reader("numpy array", ".npy", "npy", "channels.npy", channels.read),
         Reader("numpy archive", ".npz", "zip", "channels.npz", channels.read),
         Reader("packed numpy archive", ".npz", "zip", "packed.npz", channels.read),
+        Reader("arrays by name", ".npz", "zip", "named.npz",
+               lambda path: load_named(path, {"csi": (1, 2, 32), "gain": ()})),
+        Reader("names of devices", ".toml", "toml", "devices.toml", device_names),
         Reader("MATLAB 5 file", ".mat", "bytes", "channels.mat", channels.read),
         Reader("MATLAB 7.3 file", ".mat", "bytes", "new.mat", channels.read),
         Reader("target", ".toml", "toml", "target.toml", targets.load),
