@@ -37,7 +37,9 @@ def as_given(entry: Entry, inputs: list[NDArray[Any]]) -> list[tuple[Tensor, ...
     import torch
 
     return [
-        tuple(torch.from_numpy(x).to(like.dtype) for x, like in zip(call, entry.inputs, strict=True))
+        tuple(
+            torch.from_numpy(np.asarray(x)).to(like.dtype) for x, like in zip(call, entry.inputs, strict=True)
+        )
         for call in zip(*inputs, strict=True)
     ]
 

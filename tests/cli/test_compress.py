@@ -45,7 +45,9 @@ def test_a_full_disk_is_said_and_the_old_file_stays(
 ) -> None:
     out = tmp_path / "small.safetensors"
     out.write_text("old")
-    assert main(["compress", "csinet-cr16", "-o", str(out), "--recipe", "int8-weights", "--data", "test"]) == 4
+    assert (
+        main(["compress", "csinet-cr16", "-o", str(out), "--recipe", "int8-weights", "--data", "test"]) == 4
+    )
     error = capsys.readouterr().err
     assert "Traceback" not in error
     assert "small.safetensors" in error

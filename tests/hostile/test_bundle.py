@@ -77,7 +77,9 @@ def test_a_batch_entry_takes_what_its_entry_takes(bundle: Bundle, change: Callab
 
     def sealed(change: Callable[[Any], None]) -> bytes:
         tree = to_json(bundle.manifest)
-        single = tree["entries"][next(n for n, e in tree["entries"].items() if len(e["inputs"]) == len(e["outputs"]) == 1)]
+        single = tree["entries"][
+            next(n for n, e in tree["entries"].items() if len(e["inputs"]) == len(e["outputs"]) == 1)
+        ]
         for tensor in (single["inputs"][0], single["outputs"][0]):
             tensor["shape"] = [1, *tensor["shape"][1:]]
         many = json.loads(json.dumps(single))
@@ -86,7 +88,9 @@ def test_a_batch_entry_takes_what_its_entry_takes(bundle: Bundle, change: Callab
         change(many)
         tree["entries"] = {"full": single, "full_b8": many}
         tree["check"]["entries"] = {}
-        tree["digest"] = hashlib.sha256(canonical({k: v for k, v in tree.items() if k != "digest"})).hexdigest()
+        tree["digest"] = hashlib.sha256(
+            canonical({k: v for k, v in tree.items() if k != "digest"})
+        ).hexdigest()
         return canonical(tree)
 
     assert set(parse_manifest(sealed(lambda e: None), "m").entries) == {"full", "full_b8"}
