@@ -129,6 +129,7 @@ MEDIUM = [
     Step("edgecsi build csinet-cr16 --target host --recipe int8_dynamik --dry-run", 3, ("int8-dynamic",)),
     Step("edgecsi build csinet-cr16 --target host --calib x.npy", 2, ("--recipe",)),
     Step("edgecsi build codec.py --target host", 3, ("codec.py:make", "untrained")),
+    Step("edgecsi build two.pth --target host", 3, ("FILE.py:factory --weights two.pth",)),
     Step("edgecsi build pkg/net.py:make --target host --dry-run", 3, ("pkg.net:make",)),
     Step("edgecsi build codec.py:make --target host --weights whole.pth --dry-run", 3, ("state_dict",)),
     Step("edgecsi build codec.py:make --target host --weights pkg --dry-run", 3, ("pkg is a folder",)),

@@ -87,12 +87,17 @@ def load(
         return test_set(subset=text.removeprefix("test").removeprefix("-") or SUBSETS[0])
     if is_spec(text):
         return generate(text, progress=progress)
+    path, names = _named(text, variable)
+    return as_samples(_read_array(path, names, shape), str(path), shape)
+
+
+def _named(source: str, variable: str | None) -> tuple[Path, tuple[str, ...]]:
+    """The file and the names of its array that ``FILE``, ``FILE#NAME`` or a variable beside it mean."""
     path = Path(source)
     if variable is None and "#" in path.name and not path.is_file():
-        text, _, variable = text.rpartition("#")
-        path = Path(text)
-    names = _NAMES if variable is None else (variable,)
-    return as_samples(_read_array(path, names, shape), str(path), shape)
+        source, _, variable = source.rpartition("#")
+        path = Path(source)
+    return path, _NAMES if variable is None else (variable,)
 
 
 def read(path: Path) -> NDArray[Any]:
@@ -229,14 +234,16 @@ def describe(samples: NDArray[Any]) -> ChannelInfo:
     )
 
 
-def read_raw(path: Path, variable: str | None = None, advice: str = "") -> NDArray[Any]:
+def read_raw(source: str | Path, variable: str | None = None, advice: str = "") -> NDArray[Any]:
     """The array of a file as it is, complex numbers too; errors as for :func:`load`.
 
     Args:
+        source: the file, or ``FILE#NAME``.
         advice: what to do where there is no such variable, if that is not to name one.
     """
+    path, names = _named(os.fspath(source), variable)
     try:
-        return np.asarray(_read_array(path, _NAMES if variable is None else (variable,), None))
+        return np.asarray(_read_array(path, names, None))
     except DataError as error:
         if advice and error.what.startswith(f"{path} has no variable"):
             raise DataError(error.what, error.why, advice) from None

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from edgecsi.cli.output import can_be_written, json_option, pairs, progress, report
+from edgecsi.cli.output import can_be_written, json_option, note, pairs, progress, report
 
 
 def _channel_file(context: click.Context, option: click.Parameter, path: Path) -> Path:
@@ -84,25 +84,43 @@ _variable = click.option(
     help="Bring every sample into [0, 1], 0.5 meaning zero, as networks of the zoo take it; complex arrays become "
     "real and imaginary parts.",
 )
+@click.option(
+    "--samples-last",
+    is_flag=True,
+    help="The last dimension counts the samples, not the first, as MATLAB programs often have it; others of 1 go.",
+)
 @json_option
-def convert(data: str, out: Path, variable: str | None, scale: bool, json_to: str | None) -> None:
+def convert(
+    data: str, out: Path, variable: str | None, scale: bool, samples_last: bool, json_to: str | None
+) -> None:
     """Convert DATA to .npz or .npy, checked on the way. Samples may have any shape.
 
     \b
     Example:
       edgecsi data convert DATA_Htestin.mat -o test.npz
       edgecsi data convert measured.mat --variable H --scale -o channels.npz
+      edgecsi data convert quadriga.mat#H --samples-last --scale -o channels.npz
     """
+    import numpy as np
+
     from edgecsi.channels import files
 
     with progress(f"reading {data}") as update:
-        if scale:
-            samples = files.scaled(files.read_raw(Path(data), variable))
+        if scale or samples_last:
+            raw = files.read_raw(data, variable)
+            if samples_last:
+                raw = np.moveaxis(raw, -1, 0)
+                raw = raw.reshape(len(raw), *(size for size in raw.shape[1:] if size > 1))
+            samples = files.scaled(raw) if scale else files.as_samples(raw, data, None)
         else:
             samples = files.load(
                 data, shape=None, variable=variable, progress=lambda done, total: update(done, total, "")
             )
     files.write(out, samples)
+    if len(samples) == 1 and samples.ndim > 2:
+        note(
+            f"{data} has one sample of {list(samples.shape[1:])}: if its last dimension counts them, --samples-last"
+        )
     found = {"file": out, "from": data, "shape": list(samples.shape), **vars(files.describe(samples))}
     report(found, lambda: pairs(found), json_to)
 

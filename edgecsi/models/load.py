@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from edgecsi import file_kinds
 from edgecsi.errors import ModelError
 from edgecsi.models import factories, registry
 from edgecsi.models.checkpoint_files import read_metadata, read_state
@@ -159,6 +160,12 @@ def _make(spec: str, has_weights: bool) -> tuple[str, nn.Module, tuple[Tensor, .
     if ":" in spec:
         name, module, examples = factories.make(spec)
         return name, getattr(module, "_orig_mod", module), examples, None, []  # what torch.compile wraps
+    if Path(spec).is_file():
+        raise ModelError(
+            f"{spec} is {file_kinds.describe(Path(spec)) or 'a file'}, and no network",
+            "weights go into a network, which is code: a function of a Python file, or a name of the zoo",
+            f"give FILE.py:factory --weights {shlex.quote(spec)}, or FILE.safetensors that compress or train wrote",
+        )
     shipped = registry.find(spec).weights
     return (*_from_zoo(spec, {}), [shipped] if shipped and not has_weights else [])
 

@@ -41,3 +41,23 @@ def test_bad_requests_are_refused(
     assert main(["data", *(text.format(tmp_path) for text in arguments)]) == code
     assert "Traceback" not in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_matlab_programs_write_becomes_samples(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Complex, [receivers, antennas, subcarriers, snapshots], one array of several."""
+    from scipy.io import savemat
+
+    rng = np.random.default_rng(0)
+    h = rng.standard_normal((1, 32, 32, 7)) + 1j * rng.standard_normal((1, 32, 32, 7))
+    savemat(tmp_path / "quadriga.mat", {"H": h, "Y": 2 * h})
+    source, out = f"{tmp_path}/quadriga.mat#H", tmp_path / "x.npy"
+    assert main(["data", "convert", source, "--samples-last", "--scale", "-o", str(out)]) == 0
+    found = np.load(out)
+    assert found.shape == (7, 2, 32, 32)
+    expected = np.stack([h[0].real, h[0].imag])[..., 3]
+    assert found[3] == pytest.approx(0.5 + expected / (2 * np.abs(expected).max()), abs=1e-6)
+    capsys.readouterr()
+    assert main(["data", "convert", source, "--scale", "-o", str(out)]) == 0
+    assert "--samples-last" in capsys.readouterr().err
