@@ -170,9 +170,7 @@ def _compare(draft: Draft, model: LoadedModel, device: Device) -> Draft:
         and found.nmse_db != found.nmse_db_pytorch
     ):
         off = abs(found.nmse_db - found.nmse_db_pytorch)
-    kernels = [layer.kernel for entry in manifest.entries.values() for layer in entry.layers]
-    half = any(kernel.startswith("f16_") for kernel in kernels)
-    if not off <= (verdict.NMSE_DB_HALF if half else verdict.NMSE_DB):
+    if not off <= verdict.NMSE_DB:
         raise CheckFailed(
             f"{manifest.name} for {manifest.target.id} loses accuracy",
             f"its NMSE differs from PyTorch's by {off:.3f} dB",

@@ -2,8 +2,7 @@
 
 Sums in another order differ in their last bits. Behind a quantiser such a difference vanishes, or becomes a whole code
 where a number lay at the border of two. How much one code is worth in the answer depends on the network, so it is
-tried: PyTorch's simulation runs again with everything that fp32 sums feed into a quantiser moved a little, and sums in
-half precision by what one of their additions rounds at most.
+tried: PyTorch's simulation runs again with everything that fp32 sums feed into a quantiser moved a little.
 """
 
 from __future__ import annotations
@@ -28,11 +27,9 @@ _MARGIN = 4.0
 _QUANTISERS = {"quantize", "quantize_wide", "to_half", "qd8_linear", "qd16_conv2d", "qd16_linear"}
 # Its range is computed while it runs, in fp32, and so are its results: a border is met even with exact inputs.
 _DYNAMIC = {"qd8_linear", "qd16_conv2d", "qd16_linear"}
-# The simulation's sums are exact, a library's are added in half precision.
-_HALF, _HALF_UNIT = "f16_conv2d", 2.0**-11
 # Defined bit for bit, whatever computes them: integer sums, and operators that round at most once an element.
 _EXACT = {
-    "quantize", "quantize_wide", "to_half", "qs8_conv2d", "qs8_linear", "qs8_wide_linear",
+    "quantize", "quantize_wide", "to_half", "qs8_conv2d", "qs8_linear", "qs8_wide_linear", "f16_conv2d", "f16_linear",
     "_to_copy", "_unsafe_view", "abs", "add", "alias", "cat", "clamp", "clone", "constant_pad_nd", "contiguous",
     "copy_", "detach", "expand", "flatten", "ge", "gt", "hardtanh", "leaky_relu", "max_pool2d_with_indices", "maximum",
     "minimum", "mul", "neg", "permute", "relu", "relu_", "reshape", "select", "slice", "split", "squeeze", "sub", "t",
@@ -142,11 +139,6 @@ class _Noise(TorchDispatchMode):  # type: ignore[no-untyped-call]
             args, self.used = (x + noise * (verdict.FP32 * x.abs().max()), *args[1:]), True
             rounded = False  # codes it made are integers again
         result = func(*args, **(kwargs or {}))
-        if name == _HALF:
-            x, weight, scale, _, fill, *window = args
-            magnitude = func(x.abs(), weight.abs(), scale, None, [abs(number) for number in fill], *window)
-            noise = torch.rand(result.shape, generator=self._generator) * 2 - 1
-            result, self.used = result + noise * (_HALF_UNIT * magnitude), True
         if rounded or name not in _EXACT:
             for tensor in torch.utils._pytree.tree_leaves(result):
                 self._rounded[id(tensor)] = tensor

@@ -45,9 +45,6 @@ TIES = 1e-4
 """Share of whole numbers that may fall to the other side, because the value they were rounded from lay on the edge."""
 NMSE_DB = 0.01
 """How far the NMSE (or the bit error rate, in dB) may be from PyTorch's."""
-NMSE_DB_HALF = 0.02
-"""The same, where convolutions compute in half precision: PyTorch's simulation rounds what they read and their weights as
-they do, but sums in fp32. Seen: 0.017 dB, of CsiNet 1/4 with 90 % zeros on a Cortex-A76."""
 WORTH_SAYING_DB = 1.0
 """A loss of accuracy beyond this is said in words."""
 

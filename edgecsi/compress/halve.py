@@ -7,7 +7,7 @@ codes come of every sample's own range, and in a sequence of every row's.
 Why int16, and neither of the 16-bit floats: it has the digits of fp16 and more, for images lie around a value that is
 large against what differs between them; CPUs with VNNI multiply it at twice the rate of fp32, as they do bf16; and sums
 are exact. bf16 has eight digits: CsiNet loses 0.15 dB by it, even with every channel's mean taken out first. ARM has no
-such products of int16, but half precision at twice the rate of fp32: there convolutions may compute in that (`f16`).
+such products of int16, but half precision at twice the rate of fp32: there layers may compute in that (`f16`).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecsi.compress.choose import called, left_in_fp32, say_left
-from edgecsi.compress.f16 import f16_convolutions, f16_layer, inputs_of
+from edgecsi.compress.f16 import DENSE, f16_convolutions, f16_layer, f16_linears, inputs_of
 from edgecsi.compress.quantize.fold import fold_batch_norm
 from edgecsi.compress.quantize.rounded import four_sides
 from edgecsi.compress.recipe import Halve, matches
@@ -32,33 +32,29 @@ _LONGEST_SUM = 2**31 - 1
 _MOST_CODE = 32767
 _MOST_WEIGHTS = 4608  # of an output; with more there are too few bits for each
 _LEAST_BITS = 9  # of the mean weight; an output with so many that fewer are left has coarser inputs instead
-_DENSE = 0.5  # share of weights from which on all are stored; with fewer, zeros are left out, and arithmetic stays fp32
 
 
 @torch.no_grad()
 def halve(module: nn.Module, step: Halve, example: Tensor, samples: Tensor | None = None) -> nn.Module:
     """Round the chosen layers in place: dense layers and the products within attention and recurrent layers, and
-    convolutions to int16.
+    convolutions if they compute in 16 bits.
 
     Args:
-        samples: inputs of the network, to see what convolutions in half precision are given; without, nothing is
-            subtracted from that.
+        samples: inputs of the network, to see what layers in half precision are given; without, nothing is subtracted
+            from that.
 
     Raises:
         RecipeError: no layer is chosen, or a weight is larger than half precision goes.
     """
     prepare(module, step, example)
-    integer = _in_int16(module, example) if step.arithmetic == "int16" else {}
     named = chosen(module, step, example)
-    half = f16_convolutions(module, example) if step.arithmetic == "f16" else {}
-    half = {name: conv for name, conv in half.items() if name in named}
-    given = {} if samples is None else inputs_of(module, half, samples)
+    computing = {name: layer for name, layer in _computing(module, step, example).items() if name in named}
+    f16 = step.arithmetic == "f16"
+    given = inputs_of(module, computing, samples) if f16 and samples is not None else {}
     for name, weight in named.items():
-        if name in integer:
-            module.set_submodule(name, int16_layer(integer[name]))
-            continue
-        if name in half:
-            module.set_submodule(name, f16_layer(half[name], given.get(name)))
+        if name in computing:
+            layer = computing[name]
+            module.set_submodule(name, f16_layer(layer, given.get(name)) if f16 else int16_layer(layer))
             continue
         if float(weight.abs().max()) > _LARGEST:
             raise RecipeError(
@@ -69,18 +65,15 @@ def halve(module: nn.Module, step: Halve, example: Tensor, samples: Tensor | Non
         weight.copy_(weight.half().float())
     if step.arithmetic != "fp32":
         left = left_in_fp32(module, (nn.Conv2d,), step.exclude)
-        if step.arithmetic == "f16":  # of attention and recurrent layers the weights are rounded, no more
-            left = {name: part for name, part in left.items() if isinstance(part, nn.modules.conv._ConvNd)}
         say_left("stay in fp32", {name: part for name, part in left.items() if matches(name, step.layers)})
     return module
 
 
 def prepare(module: nn.Module, step: Halve, example: Tensor) -> None:
     """Give the network the layers that 16-bit arithmetic can take, in place; their names are those of :func:`chosen`."""
-    if step.arithmetic == "int16":
+    if step.arithmetic != "fp32":
         kept = [name for name, _ in module.named_modules() if matches(name, step.exclude)]
         take_apart(module, example, kept, images=True)
-    if step.arithmetic != "fp32":
         fold_batch_norm(module, example)
 
 
@@ -90,11 +83,9 @@ def chosen(module: nn.Module, step: Halve, example: Tensor) -> dict[str, Tensor]
     Raises:
         RecipeError: there is none.
     """
-    found: dict[str, Tensor] = {}
-    if step.arithmetic == "int16":
-        found = {name: layer.weight for name, layer in _in_int16(module, example).items()}
-    if step.arithmetic == "f16":
-        found = {name: conv.weight for name, conv in f16_convolutions(module, example).items()}
+    found: dict[str, Tensor] = {
+        name: layer.weight for name, layer in _computing(module, step, example).items()
+    }
     for name, part in module.named_modules():
         if isinstance(part, nn.Linear):
             found[name] = part.weight
@@ -106,15 +97,19 @@ def chosen(module: nn.Module, step: Halve, example: Tensor) -> dict[str, Tensor]
     named = {n: w for n, w in found.items() if matches(n, step.layers, step.exclude)}
     if not named:
         raise RecipeError(
-            "no dense layer is chosen" + (", nor a convolution" if step.arithmetic == "int16" else ""),
+            "no dense layer is chosen" + (", nor a convolution" if step.arithmetic != "fp32" else ""),
             f"the network has {', '.join(found) or 'none'}",
             "correct layers and exclude in the recipe",
         )
     return named
 
 
-def _in_int16(module: nn.Module, example: Tensor) -> dict[str, nn.Conv2d | nn.Linear]:
-    """Layers that kernels take in int16."""
+def _computing(module: nn.Module, step: Halve, example: Tensor) -> dict[str, nn.Conv2d | nn.Linear]:
+    """Layers that compute in 16 bits."""
+    if step.arithmetic == "fp32":
+        return {}
+    if step.arithmetic == "f16":
+        return f16_convolutions(module, example) | f16_linears(module, example)
     kinds: tuple[type[nn.Conv2d | nn.Linear], ...] = (nn.Conv2d, nn.Linear)
     return {name: part for name, part in called(module, kinds, example).items() if _fits(part)}
 
@@ -123,7 +118,7 @@ def _fits(layer: nn.Conv2d | nn.Linear) -> bool:
     if layer.weight[0].numel() > _MOST_WEIGHTS:
         return False
     if isinstance(layer, nn.Linear):
-        return density(layer.weight) >= _DENSE
+        return density(layer.weight) >= DENSE
     return layer.groups == 1 and set(layer.stride) == {1} and layer.padding_mode == "zeros"
 
 

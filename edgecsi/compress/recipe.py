@@ -255,7 +255,7 @@ class Halve:
         arithmetic: ``fp32``: the weights of dense layers are rounded to half precision, which halves their bytes.
             ``int16``: convolutions and dense layers compute in int16, with a range for every sample, and in sequences
             for every row (x86 only). Dense weights of which most are zero are rounded to half precision. ``f16``:
-            convolutions compute in half precision (ARM with FP16 arithmetic), and dense weights are rounded to it.
+            convolutions and dense layers compute in half precision (ARM with FP16 arithmetic only).
         layers, exclude: as in :class:`Prune`.
     """
 
@@ -271,7 +271,7 @@ class Halve:
         if self.arithmetic == "int16":
             return "compute convolutions and dense layers in int16, without training"
         if self.arithmetic == "f16":
-            return "compute convolutions in half precision and round dense weights to it, without training"
+            return "compute convolutions and dense layers in half precision, without training"
         return "round the weights of dense layers to half precision, without training"
 
 

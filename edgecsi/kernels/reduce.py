@@ -18,8 +18,8 @@ Expr = Any  # a TIR expression; tvm has no type stubs
 def refuses_rows(op: Op) -> str:
     """Why a kernel that works row by row, along the last axis, cannot compute an operator."""
     tensors = [op.x, op.y, *(s.operand for s in op.epilogue if s.operand is not None)]
-    if any(t.dtype != "float32" for t in (op.x, op.y)):
-        return "input and output must be float32"
+    if op.x.dtype != "float32" or op.y.dtype not in ("float32", "float16"):
+        return "the input must be float32, the output too or in half precision"
     if any(t.group != 1 or t.shape != op.y.shape for t in tensors):
         return "all tensors must have one shape and their channels apart"
     return "per-channel constants are not supported" if any(s.constants for s in op.epilogue) else ""

@@ -11,10 +11,13 @@ import numpy as np
 
 from edgecsi.lower.as_op import in_rows
 from edgecsi.lower.graph import Fused, Graph, Node, Value
+from edgecsi.ops.operators import Half
 from edgecsi.ops.steps import Step
 
 # Layers that take an epilogue.
 HOSTS = {"conv2d", "dense", "matmul", "layer_norm", "elementwise"}
+# And those that can store what it quantises; a layer normalisation stores half precision too.
+_QUANTISE = {"conv2d", "dense", "elementwise"}
 
 
 def fuse_elementwise(graph: Graph) -> None:
@@ -51,6 +54,9 @@ def _into_producer(graph: Graph, node: Node) -> bool:
         if producer is None or producer.op not in HOSTS or producer.y_quant is not None:
             continue
         if graph.only_reader(value) is not node or value.shape != node.output.shape:
+            continue
+        halved = producer.op == "layer_norm" and isinstance(node.y_quant, Half)
+        if node.y_quant is not None and producer.op not in _QUANTISE and not halved:
             continue
         if not _counts_channels(producer) and any(f.step.constants for f in node.epilogue):
             continue

@@ -83,6 +83,9 @@ def recognise_layers(graph: Graph) -> None:
                     "fill": tuple(map(float, fill)) or 0, "stride": tuple(stride), "padding": tuple(padding),
                     "dilation": tuple(dilation), "groups": int(groups),
                 }  # fmt: skip
+            case "f16_linear":
+                arrays = _quantised(node, node.attrs.pop("arguments"))
+                _dense(node, **arrays | {"weight": arrays["weight"].astype(np.float16)})
             case "qd16_conv2d":
                 arguments = node.attrs.pop("arguments")
                 steps, padding, dilation = arguments[4:7]

@@ -8,8 +8,7 @@ Quantised arithmetic is defined here once; the PyTorch simulation and every kern
 * an input may have two planes of codes for one tensor, see `QuantizeWide` and `Dense.fine`;
 * int16 codes of a sample are ``rne(x * (steps / peak))``, `peak` its largest magnitude (0 where that is below 1e-33),
   and a result is ``float32(sum) * (peak / steps * weight.scale[o]) + bias[o]``, each operation rounded;
-* half precision is ``float16(x * gain)``, see `Half`; sums of its products are meant to be exact, and a kernel's differ
-  from that by what its own half-precision additions round;
+* half precision is ``float16(x * gain)``, see `Half`; how its products are added, `edgecsi.ops.half` says;
 * not-a-number has the code 0, on every CPU; a dynamically quantised sample that holds one, or an infinity, gives
   not-a-number in every output;
 * fp32 steps behind it (activation, residual) are separate fp32 operations, never contracted to an FMA.
@@ -23,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecsi.ops import half
 from edgecsi.ops.dynamic import int8_codes, int16_codes, rescaled
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.steps import Epilogue, apply_step
@@ -143,12 +143,21 @@ class Conv2d(Op):
         return 2 if self.fine > 1 else 1
 
     @property
+    def tiled(self) -> bool:
+        """Whether its sums in half precision are those of Winograd's form."""
+        return half.in_tiles(self.weight, *self.y.shape[2:], self.stride, self.dilation, self.groups)
+
+    @property
     def macs(self) -> int:
         out = int(np.prod(self.y.shape[:1] + self.y.shape[2:]))
         return out * int(np.prod(self.weight.shape)) * self.planes
 
     def compute(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         x = inputs[0]
+        if self.weight.dtype == np.float16:
+            assert self.scale is not None
+            window = self.stride, self.padding, self.dilation, self.groups
+            return half.conv2d(x, self.weight, self.scale, self.bias, np.asarray(self.x.fill), *window)
         top, bottom, left, right = self.padding
         integer = self.x_quant is not None
         wide: NDArray[Any] = x.astype(np.float64)
@@ -188,7 +197,8 @@ class Dense(Op):
     """Fully connected layer: ``y[n, o] = sum_i x[n, i] * weight[o, i] + bias[o]``, x and y flattened per sample.
 
     Attributes:
-        weight: ``[O, I]`` float32, or int8 with `scale`, or uint8 indices into `table`.
+        weight: ``[O, I]`` float32, or int8 with `scale`, or float16 with `scale` for an input in half precision, or uint8
+            indices into `table`.
         bias: ``[O]`` float32; int32 in accumulator units when the input is static uint8.
         scale: float32 ``[O]``, per-channel scale of int8 weights.
         x_quant: input is uint8 codes of this quantisation.
@@ -230,6 +240,9 @@ class Dense(Op):
     def compute(self, *inputs: NDArray[Any]) -> NDArray[np.float32]:
         x = inputs[0].reshape(self.x.shape[0], -1)
         w = self.dense_weight()
+        if w.dtype == np.float16:
+            assert self.scale is not None
+            return half.dense(x, w, self.scale, self.bias)
         if self.steps:
             codes, unit = int16_codes(x, self.steps)
             return rescaled(codes @ w.astype(np.int64).T, unit, self.scale, self.bias)

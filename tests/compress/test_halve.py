@@ -16,7 +16,7 @@ from edgecsi.compress.halve import halve, int16_layer
 from edgecsi.compress.recipe import Halve
 from edgecsi.compress.size import stored_bytes
 from edgecsi.errors import ModelError, Notice, RecipeError, ToolchainError
-from edgecsi.models.compressed.layers import DynamicConv2d, HalfConv2d, Int16Linear
+from edgecsi.models.compressed.layers import DynamicConv2d, HalfConv2d, HalfLinear, Int16Linear
 from edgecsi.models.compressed.store import rebuild, structure
 from edgecsi.pipeline import BuildOptions, build
 
@@ -33,7 +33,7 @@ import torch
 from torch.nn import *
 def make():
     torch.manual_seed(0)
-    layers = Conv2d(2, 8, 3, padding=1), LeakyReLU(), Conv2d(8, 2, 3, padding=1), Flatten(), Linear(256, 8)
+    layers = Conv2d(2, 8, 3, padding=1), LeakyReLU(), Conv2d(8, 2, 3, padding=1), Flatten(), Linear(256, 16)
     return Sequential(*layers), torch.zeros(1, 2, 8, 16)
 """
 
@@ -187,6 +187,43 @@ def test_convolutions_compute_in_half_precision_and_are_found_again_in_a_file() 
         rebuild(copy.deepcopy(net), {"compression": json.dumps({"structure": records})}, tensors)
 
 
+def test_dense_layers_of_sequences_and_attention_compute_in_half_precision() -> None:
+    torch.manual_seed(3)
+    net = nn.Sequential(
+        nn.TransformerEncoderLayer(32, 2, 64, batch_first=True), nn.Linear(32, 64, bias=False), nn.Linear(64, 16)
+    ).eval()  # fmt: skip
+    x = torch.randn(8, 6, 32)
+    with torch.no_grad():
+        net[1].weight[torch.rand(64, 32) < 0.8] = 0
+        made = apply_post_training(net, x[:1], "f16", x)
+        y, wanted = made(x), net(x)
+    names = ("0.self_attn.qkv", "0.self_attn.out_proj", "0.linear1", "1", "2")
+    # zeros are left out where most are: such a layer computes in fp32 with half the bytes
+    assert [type(made.get_submodule(name)) for name in names] == [*[HalfLinear] * 3, nn.Linear, HalfLinear]
+    assert torch.equal(made[1].weight, net[1].weight.half().float())
+    assert float((y - wanted).square().sum()) < 1e-6 * float(wanted.square().sum())
+    records = structure(made, net)
+    tensors = {name: value.clone() for name, value in made.state_dict().items()}
+    with torch.no_grad():
+        again = rebuild(copy.deepcopy(net), {"compression": json.dumps({"structure": records})}, tensors)
+        assert torch.equal(again(x), y)
+    kept = halve(copy.deepcopy(net), Halve(arithmetic="f16", exclude=("0.self_attn",)), x[:1])
+    assert isinstance(kept[0].self_attn, nn.MultiheadAttention)
+
+
+def test_what_all_inputs_of_a_dense_layer_share_is_subtracted_first() -> None:
+    torch.manual_seed(4)
+    net, x = nn.Sequential(nn.Linear(256, 32)).eval(), 0.5 + 0.025 * torch.randn(64, 256)
+    made, unseen = (halve(copy.deepcopy(net), Halve(arithmetic="f16"), x[:1], data) for data in (x, None))
+    centred = halve(copy.deepcopy(net), Halve(arithmetic="f16"), x[:1], x - 0.5)
+    assert made[0].centre is not None
+    assert (unseen[0].centre, centred[0].centre) == (None, None)
+    with torch.no_grad():
+        off, further = (float((some(x) - net(x)).std()) for some in (made, unseen))
+        assert off < 0.2 * further
+        assert off < 1e-3 * float((net(x) - net(x).mean(0)).std())
+
+
 @pytest.mark.filterwarnings("ignore:stay in fp32")
 @pytest.mark.parametrize("gain", [1e-9, 1e-3, 1e3, 1e9])
 def test_numbers_of_any_size_fit_half_precision(gain: float) -> None:
@@ -203,9 +240,9 @@ def test_half_precision_is_built_where_the_cpu_has_it_and_refused_by_name_elsewh
     options = {"model": f"{tmp_path / 'net.py'}:make", "recipe": "f16"}
     build(BuildOptions(target="rpi5", out=tmp_path / "rpi5", **options))
     found = read_bundle(tmp_path / "rpi5").manifest.entries["full"].layers
-    convolutions = [layer for layer in found if layer.op == "conv2d"]
-    assert [layer.bits for layer in convolutions] == [16, 16]
-    assert all(layer.kernel.startswith("f16_conv2d") for layer in convolutions)
-    for target in ("rpi4", "x86"):
-        with pytest.raises(ToolchainError, match="no half-precision arithmetic"):
+    layers = [layer for layer in found if layer.op in ("conv2d", "dense")]
+    assert [layer.bits for layer in layers] == [16, 16, 16]
+    assert [layer.kernel.rsplit("_", 1)[0] for layer in layers] == ["f16_conv2d", "f16_conv2d", "f16"]
+    for target, reason in (("rpi4", "no half-precision arithmetic"), ("x86", "int16 is as fast on x86")):
+        with pytest.raises(ToolchainError, match=reason):
             build(BuildOptions(target=target, out=tmp_path / target, **options))

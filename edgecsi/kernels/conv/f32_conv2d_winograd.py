@@ -22,6 +22,7 @@ from edgecsi.kernels.base import Cost, Kernel, Knobs
 from edgecsi.kernels.conv.arithmetic import Fp32
 from edgecsi.kernels.conv.f32_conv2d_direct import refuses_f32_conv2d
 from edgecsi.kernels.tiling import Scalars, image_place, overlap, read_gbps, slots
+from edgecsi.ops.half import WINOGRAD
 from edgecsi.ops.operators import Conv2d
 from edgecsi.target import Target
 
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 POINTS = 16
 # Of a vector of tiles and a channel: loads, shuffles, additions and stores of a transform, two a slot.
 INPUT_SLOTS, OUTPUT_SLOTS = 40.0, 36.0
-WEIGHTS = np.array([[1, 0, 0], [0.5, 0.5, 0.5], [0.5, -0.5, 0.5], [0, 0, 1]])
-"""G of the paper: transformed weights are ``G w G^T``."""
 
 
 class F32Conv2dWinograd(Kernel):
@@ -109,7 +108,7 @@ class F32Conv2dWinograd(Kernel):
 
         outs = op.weight.shape[0]
         bias = op.bias if op.bias is not None else np.zeros(outs, np.float32)
-        points = np.einsum("ai,ocij,bj->aboc", WEIGHTS, op.weight.astype(np.float64), WEIGHTS)
+        points = np.einsum("ai,ocij,bj->aboc", WINOGRAD, op.weight.astype(np.float64), WINOGRAD)
         packed = blocks_of_points(points, knobs).astype(np.float32)
         return [packed, bias.astype(np.float32), *epilogue_constants(op)]
 

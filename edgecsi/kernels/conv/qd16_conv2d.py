@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from edgecsi.kernels.base import Cost, Kernel, Knobs
 from edgecsi.kernels.conv.arithmetic import Int16, codes_layout
 from edgecsi.kernels.conv.f32_conv2d_direct import F32Conv2dDirect, reach
-from edgecsi.kernels.conv.f32_conv2d_winograd import WEIGHTS, F32Conv2dWinograd, blocks_of_points
+from edgecsi.kernels.conv.f32_conv2d_winograd import F32Conv2dWinograd, blocks_of_points
 from edgecsi.kernels.tiling import read_gbps
+from edgecsi.ops.half import WINOGRAD
 from edgecsi.ops.operators import Conv2d, sums_fit
 from edgecsi.target import Target
 
@@ -186,7 +187,7 @@ class Qd16Conv2dWinograd(F32Conv2dWinograd):
 
 def _whole(op: Conv2d) -> NDArray[np.int64]:
     """Four times the transformed weights, ``[4, 4, O, C]``."""
-    twice = (2 * WEIGHTS).astype(np.int64)
+    twice = (2 * WINOGRAD).astype(np.int64)
     points: NDArray[np.int64] = np.einsum("ai,ocij,bj->aboc", twice, op.weight.astype(np.int64), twice)
     return points
 

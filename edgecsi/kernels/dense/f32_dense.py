@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.kernels.base import Cost, Kernel, Knobs
+from edgecsi.kernels.int16 import as_bits
 from edgecsi.kernels.tiling import Scalars, overlap, read_gbps, slots
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Dense, Op
@@ -36,6 +37,7 @@ def refuses_half(weight: NDArray[Any], target: Target) -> str:
 
 
 _STRETCH = 256  # inputs that are summed before the sum is added to the others
+_MOST_WIDENED = 1 << 18  # bytes of widened weights that are kept
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,8 @@ class F32Dense(Kernel):
 
     Attributes:
         weights: ``f32``; or ``f16w``, half-precision ones, that are widened as they are loaded: half the bytes for
-        weights that are half-precision numbers anyway, and so the same answer.
+        weights that are half-precision numbers anyway, and so the same answer. Where many rows share a block of them,
+        the first rows leave them widened in the workspace.
 
     Knobs:
         lanes: width of a vector. vectors: vectors of outputs in a block. samples: samples that share a
@@ -103,6 +106,8 @@ class F32Dense(Kernel):
         tiles = -(-n // samples)
         fma = vectors * samples
         widen = 0.4 * vectors if self.weights == "f16w" else 0.0
+        if self.scratch(op, target, knobs):
+            widen = 1.4 * vectors / tiles
         loads = vectors + widen + samples * (0.25 if target.arch == "aarch64" else 1)
         step = slots(target, fma, loads, 1 / splits)
         second = target.peak_gmacs_f32 * 1e9 / target.lanes_f32
@@ -130,12 +135,18 @@ class F32Dense(Kernel):
         rows = np.concatenate([op.weight, bias[:, None]], 1).astype(np.float32)
         return [np.concatenate([rows[o].T.reshape(-1) for o in outputs]), *epilogue_constants(op)]
 
+    def scratch(self, op: Dense, target: Target, knobs: Knobs) -> int:
+        widened = 4 * knobs["vectors"] * knobs["lanes"] * int(op.weight.shape[1])
+        again = self.weights == "f16w" and op.x.shape[0] > knobs["samples"]
+        return widened if again and widened <= _MOST_WIDENED else 0
+
     @property
     def _bytes(self) -> int:
         """Of a weight."""
         return 2 if self.weights == "f16w" else 4
 
     def emit(self, op: Dense, target: Target, knobs: Knobs) -> PrimFunc:
+        from tvm import tirx
         from tvm.tirx.script import builder as T
 
         from edgecsi.kernels import emit as e
@@ -148,26 +159,36 @@ class F32Dense(Kernel):
         if not fits or vectors * samples * splits > target.vector_registers:
             raise ValueError(f"{dict(knobs)} do not fit {op.weight.shape}")
         width = vectors * lanes
-        constants = self.constants(op, target, knobs)
+        constants, room = self.constants(op, target, knobs), self.scratch(op, target, knobs)
         grid = list(itertools.product(range(samples), range(vectors)))
 
-        with e.function(op, constants) as (done, buffers):
+        with e.function(op, constants, room) as (done, buffers):
             x, w = buffers[0], buffers[len(op.inputs)]
             half = self.weights == "f16w"
-            e.zero_halo(buffers[-1], op.y)
             finish = e.Finish(op, buffers, 1, len(op.inputs) + (2 if half else 1), target)
+            e.zero_halo(finish.y, op.y)
             per_block = width * (inputs if half else inputs + 1)
 
-            def weights_at(offset: Any) -> Any:
+            def weights_at(offset: Any, place: Any, fresh: bool) -> Any:
+                """A vector of weights; `place`: in its block, `fresh`: not widened before."""
+                if room and not fresh:
+                    return as_bits(e.load(buffers[-1], place * 4, 4 * lanes), "float32")
                 value = e.load(w, offset, lanes)
-                return T.cast(value, e.vector_type("float32", lanes)) if half else value
+                if half:
+                    value = T.cast(value, e.vector_type("float32", lanes))
+                if room:
+                    value = e.let(value)
+                    e.store(buffers[-1], place * 4, as_bits(value, "uint8"))
+                return value
 
             def biases_at(block: Any, start: Any, vector: int) -> Any:
                 if half:
                     return e.load(buffers[len(op.inputs) + 1], block * width + vector * lanes, lanes)
                 return e.load(w, start + inputs * width + vector * lanes, lanes)
 
-            def inputs_from(first: Any, count: int, sums: dict[Any, Any], start: Any, sample: Any) -> None:
+            def inputs_from(
+                first: Any, count: int, sums: dict[Any, Any], start: Any, sample: Any, fresh: bool
+            ) -> None:
                 """Add what `count` inputs contribute; `start`: weights of the first."""
                 scalars = [
                     Scalars(x, (sample + s) * op.x.stride + first, count, target) for s in range(samples)
@@ -181,14 +202,18 @@ class F32Dense(Kernel):
                                     T.llvm_lookup_intrinsic_id("llvm.prefetch"), where, 0, 3, 1, dtype="void"
                                 )
                             )
-                    weights = [weights_at(start + u * width + v * lanes) for v in range(vectors)]
+                    weights = [
+                        weights_at(start + u * width + v * lanes, (first + u) * width + v * lanes, fresh)
+                        for v in range(vectors)
+                    ]
                     if samples > 1 or half:
                         weights = [e.let(weight) for weight in weights]
                     for s, v in grid:
                         acc = sums[s, v, u % splits]
                         e.store(acc, 0, e.load(acc, 0, lanes) + scalars[s].splat(u, lanes) * weights[v])
 
-            with e.serial(runs.blocks(vectors)) as block, e.serial(-(-n // samples)) as tile:
+            def block_of(block: Any, tile: Any, fresh: bool) -> None:
+                """All outputs of one block, of one tile of samples."""
                 start = e.let(block * per_block)
                 sample = e.let(overlap(tile, samples, n))
                 sums = {(s, v, p): e.registers(lanes) for s, v in grid for p in range(splits)}
@@ -200,10 +225,10 @@ class F32Dense(Kernel):
                         e.store(acc, 0, e.splat(0.0, lanes))
                     with e.serial(count // unroll) as i:
                         at = first + i * unroll
-                        inputs_from(at, unroll, sums, start + at * width, sample)
+                        inputs_from(at, unroll, sums, start + at * width, sample, fresh)
                     if rest := count % unroll:
                         at = first + count - rest
-                        inputs_from(at, rest, sums, start + at * width, sample)
+                        inputs_from(at, rest, sums, start + at * width, sample, fresh)
                     for s, v in grid:
                         total = e.load(totals[s, v], 0, lanes)
                         for p in range(splits):
@@ -223,6 +248,16 @@ class F32Dense(Kernel):
                     place = runs.place(sample + s, e.let(row), e.let(column))
                     channel, each = runs.channel(row, column)
                     finish.store(place(op.y), finish.value(total, place, channel, each))
+
+            tiles = -(-n // samples)
+            with e.serial(runs.blocks(vectors)) as block:
+                if room:
+                    block_of(block, tirx.const(0, "int32"), fresh=True)
+                    with e.serial(tiles - 1) as tile:
+                        block_of(block, tile + 1, fresh=False)
+                else:
+                    with e.serial(tiles) as tile:
+                        block_of(block, tile, fresh=True)
         return done.done()
 
 

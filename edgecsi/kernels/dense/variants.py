@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgecsi.kernels.base import Kernel
 from edgecsi.kernels.dense.blocks import BlockDense
+from edgecsi.kernels.dense.f16_dense import F16Dense
 from edgecsi.kernels.dense.f32_dense import F32Dense
 from edgecsi.kernels.dense.int8 import Int8Dense
 from edgecsi.kernels.dense.int16 import Int16Dense
@@ -77,6 +78,8 @@ KERNELS: tuple[Kernel, ...] = (
     Int8Dense("qs8_qs8w_bsr16x4_dense_neon", rounds=False, dots=("neon",), rows=16),
     Int8Dense("qs8_qs8w_bsr16x4_dense_sdot", rounds=False, dots=("sdot",), rows=16),
     Int8Dense("qs8_qs8w_bsr16x4_dense_vnni", rounds=False, dots=_VNNI, rows=16),
+    # half-precision arithmetic
+    F16Dense("f16_dense"),
     # int16 arithmetic, every row of an fp32 input is rounded in the kernel
     Int16Dense("qd16_qs16w_dense_avx2", dots=("avx2",)),
     Int16Dense("qd16_qs16w_dense_vnni", dots=_VNNI),

@@ -275,6 +275,36 @@ class Int16Linear(CompressedLayer):
         return y
 
 
+class HalfLinear(CompressedLayer):
+    """``to_half``, then ``f16_linear``: float32 ``[..., I] -> [..., O]``, half precision between.
+
+    Args:
+        weight: float16 ``[O, I]``. weight_scale, bias: float32 ``[O]``. centre: of the input, see :func:`evened`.
+        gain: what the input is multiplied with, a power of two.
+    """
+
+    centre: Tensor | None
+
+    def __init__(
+        self,
+        weight: Tensor,
+        weight_scale: Tensor,
+        bias: Tensor | None = None,
+        centre: Tensor | None = None,
+        *,
+        gain: float,
+        bits: int = 16,
+    ) -> None:
+        tensors = {"weight": weight, "weight_scale": weight_scale, "bias": bias, "centre": centre}
+        super().__init__(tensors, {"gain": gain, "bits": bits})
+        self.gain = gain
+
+    def forward(self, x: Tensor) -> Tensor:
+        half = ops.to_half(evened(x, self.centre, None), [], self.gain)
+        y: Tensor = ops.f16_linear(half, self.weight, self.weight_scale, self.bias)
+        return y
+
+
 class WeightOnlyLinear(CompressedLayer):
     """``qs8w_linear``: the input stays float32. Tensors as in :class:`DynamicLinear`, without centre and gain."""
 

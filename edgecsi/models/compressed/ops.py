@@ -10,12 +10,15 @@ Integer sums are computed in floating point: float32 is exact below 2²⁴, floa
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.library import custom_op
 
+from edgecsi.ops import half
 from edgecsi.ops.dynamic import DYNAMIC_STEPS, TINY, TINY16
 from edgecsi.ops.operators import plane_channels
 
@@ -222,8 +225,8 @@ def f16_conv2d(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    """Convolution of a float16 input ``[N, C, H, W]`` with a float16 weight ``[O, C/groups, KH, KW]``, sums exact;
-    float32 ``[O]`` scale and bias.
+    """Convolution of a float16 input ``[N, C, H, W]`` with a float16 weight ``[O, C/groups, KH, KW]``, added up as
+    :mod:`edgecsi.ops.half` says; float32 ``[O]`` scale and bias.
 
     Args:
         fill: what padding holds in every channel, if not 0. padding: top, bottom, left, right.
@@ -231,12 +234,9 @@ def f16_conv2d(
     Returns:
         float32 ``[N, O, H', W']``.
     """
-    top, bottom, left, right = padding
-    around = weight.new_tensor(fill or [0.0], dtype=torch.float64)[:, None, None]
-    wide = torch.nn.functional.pad(x.double() - around, (left, right, top, bottom)) + around
-    acc = torch.nn.functional.conv2d(wide, weight.double(), None, list(stride), 0, list(dilation), groups)
-    y = acc.float() * weight_scale[:, None, None]
-    return y if bias is None else y + bias[:, None, None]
+    around = np.array(fill or [0.0], np.float32)
+    window = stride, padding, dilation, groups
+    return torch.from_numpy(half.conv2d(*_arrays(x, weight, weight_scale, bias), around, *window))
 
 
 @f16_conv2d.register_fake
@@ -259,6 +259,31 @@ def _(
         )
     )
     return x.new_empty((x.shape[0], weight.shape[0], height, width), dtype=torch.float32)
+
+
+@custom_op(
+    "edgecsi::f16_linear",
+    mutates_args=(),
+    schema="(Tensor x, Tensor weight, Tensor weight_scale, Tensor? bias) -> Tensor",
+)
+def f16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    """Dense layer of a float16 input ``[..., I]`` with a float16 weight ``[O, I]``, added up as :mod:`edgecsi.ops.half`
+    says; float32 ``[O]`` scale and bias. Returns float32 ``[..., O]``."""
+    rows = x.reshape(-1, x.shape[-1])
+    y = torch.from_numpy(half.dense(*_arrays(rows, weight, weight_scale, bias)))
+    return y.reshape(*x.shape[:-1], weight.shape[0])
+
+
+@f16_linear.register_fake
+def _(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.float32)
+
+
+def _arrays(
+    x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any] | None]:
+    given = x.numpy(), weight.numpy(), scale.numpy()
+    return *given, None if bias is None else bias.numpy()
 
 
 @custom_op(

@@ -22,6 +22,7 @@ from edgecsi.models.compressed.layers import (
     DynamicConv2d,
     DynamicLinear,
     HalfConv2d,
+    HalfLinear,
     Int16Linear,
     StaticConv2d,
     StaticLinear,
@@ -38,6 +39,7 @@ _LAYERS: dict[str, type[CompressedLayer]] = {
         StaticLinear,
         DynamicLinear,
         Int16Linear,
+        HalfLinear,
         WeightOnlyLinear,
         ClusteredLinear,
     )
@@ -160,7 +162,7 @@ def _check(layer: CompressedLayer, path: str) -> None:
         dtype = {"weight": torch.int8, "index": torch.uint8}.get(name, torch.float32)
         if name == "weight" and isinstance(layer, DynamicConv2d | Int16Linear):
             dtype = torch.int16
-        if name == "weight" and isinstance(layer, HalfConv2d):
+        if name == "weight" and isinstance(layer, HalfConv2d | HalfLinear):
             dtype = torch.float16
         if name == "bias" and isinstance(layer, StaticConv2d | StaticLinear):
             dtype = torch.int32
@@ -178,6 +180,7 @@ def _check(layer: CompressedLayer, path: str) -> None:
     if isinstance(layer, HalfConv2d):
         assert len(layer.offset) in (0, tensors["weight"].shape[1] * layer.groups), f"{path}.offset"
         assert all(map(math.isfinite, layer.fill)), f"{path}.offset"
+    if isinstance(layer, HalfConv2d | HalfLinear):
         assert 2.0**-100 <= layer.gain <= 2.0**100, f"{path}.gain"
         assert math.frexp(layer.gain)[0] == 0.5, f"{path}.gain is no power of two"
     if isinstance(layer, ClusteredLinear):
