@@ -151,12 +151,13 @@ def _convolution(conv: nn.Conv2d, given: Given | None) -> HalfConv2d:
 
 def _linear(layer: nn.Linear, given: Given | None) -> HalfLinear:
     weight = layer.weight.detach().double()
-    stretches = nn.functional.pad(weight.abs(), (0, -weight.shape[1] % INPUTS)).unflatten(1, (-1, INPUTS))
+    stretches = nn.functional.pad(weight.abs(), (0, -weight.shape[1] % INPUTS)).reshape(
+        len(weight), -1, INPUTS
+    )
     norm = stretches.sum(-1).amax(1)
     scale = _scale(norm)
-    offset, gain = [], 1.0
-    if given is not None:
-        offset, gain = given.rounded(float((norm / scale).max()), given.off_centre)
+    most = float((norm / scale).max())
+    offset, gain = given.rounded(most, given.off_centre) if given is not None else ([], 1.0)
     bias, centre = None if layer.bias is None else layer.bias.detach().clone(), None
     if offset:
         centre = torch.tensor(offset)

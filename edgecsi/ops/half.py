@@ -133,7 +133,8 @@ def points(weight: NDArray[Any]) -> NDArray[np.float16]:
     """Filters as Winograd's form multiplies with them, float16 ``[4, 4, O, C]``."""
     found = np.einsum("ai,ocij,bj->aboc", WINOGRAD, weight.astype(np.float64), WINOGRAD)
     with np.errstate(over="ignore"):
-        return found.astype(np.float16)
+        halves: NDArray[np.float16] = found.astype(np.float16)
+    return halves
 
 
 def _rounded(x: Floats) -> Floats:

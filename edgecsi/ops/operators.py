@@ -145,7 +145,8 @@ class Conv2d(Op):
     @property
     def tiled(self) -> bool:
         """Whether its sums in half precision are those of Winograd's form."""
-        return half.in_tiles(self.weight, *self.y.shape[2:], self.stride, self.dilation, self.groups)
+        height, width = self.y.shape[2:]
+        return half.in_tiles(self.weight, height, width, self.stride, self.dilation, self.groups)
 
     @property
     def macs(self) -> int:

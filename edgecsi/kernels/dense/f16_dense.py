@@ -93,7 +93,7 @@ class F16Dense(Kernel):
         runs = Runs.of(op, knobs["lanes"])
         outputs = [runs.outputs(b, knobs["vectors"]) for b in range(runs.blocks(knobs["vectors"]))]
         bias = np.zeros(len(op.weight), np.float32) if op.bias is None else op.bias
-        own = [op.scale, bias] if _scales(op) else [bias]
+        own = [op.scale, bias] if op.scale is not None and _scales(op) else [bias]
         return [
             np.concatenate([op.weight[o].T.reshape(-1) for o in outputs]),
             np.concatenate([numbers[o] for o in outputs for numbers in own]).astype(np.float32),
