@@ -172,8 +172,8 @@ def test_convolutions_compute_in_half_precision_and_are_found_again_in_a_file() 
     with torch.no_grad():
         inside = net(x)[..., 2:-2, 2:-2]
         off, further = (float((some(x)[..., 2:-2, 2:-2] - inside).std()) for some in (made, unseen))
-        assert off < 1e-3 * float((inside - inside.mean((0, 2, 3), keepdim=True)).std())
-        assert off < 0.3 * further
+        assert off < 2e-3 * float((inside - inside.mean((0, 2, 3), keepdim=True)).std())
+        assert off < 0.5 * further
         records = structure(made, net)
         tensors = {name: value.clone() for name, value in made.state_dict().items()}
         again = rebuild(copy.deepcopy(net), {"compression": json.dumps({"structure": records})}, tensors)

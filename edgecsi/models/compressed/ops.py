@@ -80,6 +80,20 @@ def _(x: Tensor, scale: float, zero_point: int, offset: float, fine: int) -> Ten
     return x.new_empty((x.shape[0], 2 * plane_channels(x.shape[1]), *x.shape[2:]), dtype=torch.uint8)
 
 
+def _convolved(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """Like what a convolution gives."""
+    top, bottom, left, right = padding
+    height, width = (
+        (size + pad - step * (kernel - 1) - 1) // jump + 1
+        for size, pad, step, kernel, jump in zip(
+            x.shape[2:], (top + bottom, left + right), dilation, weight.shape[2:], stride, strict=True
+        )
+    )
+    return x.new_empty((x.shape[0], weight.shape[0], height, width), dtype=torch.float32)
+
+
 @custom_op(
     "edgecsi::qs8_conv2d",
     mutates_args=(),
@@ -141,14 +155,7 @@ def _(
     groups: int,
     fine: int,
 ) -> Tensor:
-    top, bottom, left, right = padding
-    height, width = (
-        (size + pad - step * (kernel - 1) - 1) // jump + 1
-        for size, pad, step, kernel, jump in zip(
-            codes.shape[2:], (top + bottom, left + right), dilation, weight.shape[2:], stride, strict=True
-        )
-    )
-    return codes.new_empty((codes.shape[0], weight.shape[0], height, width), dtype=torch.float32)
+    return _convolved(codes, weight, stride, padding, dilation)
 
 
 @custom_op(
@@ -186,14 +193,7 @@ def _(
     padding: Sequence[int],
     dilation: Sequence[int],
 ) -> Tensor:
-    top, bottom, left, right = padding
-    height, width = (
-        size + pad - step * (kernel - 1)
-        for size, pad, step, kernel in zip(
-            x.shape[2:], (top + bottom, left + right), dilation, weight.shape[2:], strict=True
-        )
-    )
-    return x.new_empty((x.shape[0], weight.shape[0], height, width))
+    return _convolved(x, weight, (1, 1), padding, dilation)
 
 
 @custom_op("edgecsi::to_half", mutates_args=(), schema="(Tensor x, float[] offset, float gain) -> Tensor")
@@ -251,14 +251,7 @@ def _(
     dilation: Sequence[int],
     groups: int,
 ) -> Tensor:
-    top, bottom, left, right = padding
-    height, width = (
-        (size + pad - step * (kernel - 1) - 1) // jump + 1
-        for size, pad, step, kernel, jump in zip(
-            x.shape[2:], (top + bottom, left + right), dilation, weight.shape[2:], stride, strict=True
-        )
-    )
-    return x.new_empty((x.shape[0], weight.shape[0], height, width), dtype=torch.float32)
+    return _convolved(x, weight, stride, padding, dilation)
 
 
 @custom_op(
