@@ -14,7 +14,15 @@ import pytest
 from edgecsi import load, verdict
 from edgecsi.bundle import read_bundle
 from edgecsi.codegen.zig import zig_cc
-from edgecsi.errors import CheckFailed, DataError, InputError, ModelError, RecipeError, UsageError
+from edgecsi.errors import (
+    CheckFailed,
+    DataError,
+    InputError,
+    ModelError,
+    RecipeError,
+    ToolchainError,
+    UsageError,
+)
 from edgecsi.lower.graph import Graph
 from edgecsi.pipeline import STAGES, BuildOptions, _names_records, build
 from tests._builds import NETWORKS, pytorch
@@ -39,6 +47,11 @@ def make():
 def layer():
     torch.manual_seed(0)
     return nn.Linear(48, 32).eval(), torch.zeros(1, 48)
+
+def many_inputs():
+    layer = nn.Linear(70_000, 1)
+    nn.init.ones_(layer.weight)
+    return nn.Sequential(layer).eval(), torch.zeros(1, 70_000)
 """
 
 
@@ -294,3 +307,16 @@ def test_a_recipe_that_a_build_cannot_apply(
     with pytest.raises(kind):
         build(BuildOptions(f"{network}:make", "host", out=tmp_path / "out", recipe=recipe))
     assert not (tmp_path / "out").exists()
+
+
+def test_sums_that_int32_may_not_hold_are_refused_and_nothing_else_is(network: Path, tmp_path: Path) -> None:
+    """70,000 inputs, the largest weights: 255 · 127 · 70,000 is more than 2^31, which random inputs do not show."""
+    options = BuildOptions(f"{network}:many_inputs", "host", recipe="int8-dynamic", dry_run=True)
+    with pytest.raises(
+        ToolchainError, match="70,000 inputs: its sums of integers may exceed 32 bits"
+    ) as refused:
+        build(options)
+    assert "keep-fp32" in refused.value.fix
+    build(BuildOptions(f"{network}:many_inputs", "host", out=tmp_path / "out", recipe="int8-weights"))
+    x = np.ones((1, 70_000), np.float32)
+    assert load(tmp_path / "out").run(x) == pytest.approx(70_000, rel=1e-3)

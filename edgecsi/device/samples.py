@@ -27,7 +27,8 @@ def to_calls(entry: Entry, x: Samples) -> list[Array]:
             "give one array for each",
         )
     calls = []
-    for array, tensor in zip(arrays, entry.inputs, strict=True):
+    for given, tensor in zip(arrays, entry.inputs, strict=True):
+        array = given if tensor.shape else np.atleast_1d(given)
         batch, *rest = tensor.shape or (1,)  # of scalars, one a call
         wanted = f"{tensor.dtype} [N, {', '.join(map(str, rest))}]" + (
             f", N a multiple of {batch}" if batch > 1 else ""

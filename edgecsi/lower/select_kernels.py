@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,7 +14,7 @@ from edgecsi.kernels.base import Cost, Kernel, Knobs
 from edgecsi.kernels.variants import candidates
 from edgecsi.lower.as_op import as_op
 from edgecsi.lower.graph import Graph, Node, Value
-from edgecsi.ops.operators import Dense, Op
+from edgecsi.ops.operators import Conv2d, Dense, Op, sums_fit
 from edgecsi.target import Target
 
 
@@ -60,13 +61,19 @@ def _choose(node: Node, op: Op, target: Target) -> Choice:
     if not found:
         # Those that have all but the instructions say what is missing; the others were written for other layers.
         lacking = {name: reason for name, reason in refused.items() if reason.startswith("the CPU has no ")}
-        reasons = "; ".join(f"{name}: {reason}" for name, reason in (lacking or refused).items())
+        fix = "change the layer, or write a kernel: docs/how-to/add-a-kernel.md"
+        if isinstance(op, Dense | Conv2d) and op.weight.dtype.kind == "i" and not sums_fit(op):
+            refused = {
+                f"{math.prod(op.weight.shape[1:]):,} inputs": "its sums of integers may exceed 32 bits"
+            }
+            fix = "keep this layer in fp32 (keep-fp32 in the recipe), or use the recipe int8-weights or f16-weights"
+        elif lacking:
+            fix = "build for another target, or by another recipe: f16-weights and int8-dynamic go everywhere"
         raise ToolchainError(
             f"no kernel takes {node.path or node.op} on {target.id}",
-            reasons or "there is none for this operator",
-            "build for another target, or by another recipe: f16-weights and int8-dynamic go everywhere"
-            if lacking
-            else "change the layer, or write a kernel: docs/how-to/add-a-kernel.md",
+            "; ".join(f"{name}: {reason}" for name, reason in (lacking or refused).items())
+            or "there is none for this operator",
+            fix,
         )
     kernel, knobs, cost = found[0]
     why = "the only one" if len(found) == 1 else _why(found)

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from edgecsi import cpu
-from edgecsi.bundle import Bundle
+from edgecsi.bundle import Bundle, Entry, Tensor
 from edgecsi.device import Local, open_device
+from edgecsi.device.samples import to_calls
 from edgecsi.errors import BundleError, DataError, DeviceError, UsageError
 from tests import _tiny
 
@@ -41,6 +42,15 @@ def test_several_inputs_are_a_sequence(local: Local, bundle: Bundle) -> None:
 def test_what_does_not_fit_is_refused(local: Local, bundle: Bundle, x: Any) -> None:
     with pytest.raises(DataError):
         local.run(bundle, "full", x)
+
+
+def test_a_scalar_is_one_number_a_call_or_one_for_one_call() -> None:
+    entry = Entry((Tensor("gain", ()), Tensor("x", (1, 8))), (Tensor("y", (1, 8)),), 0, 0, 0, ())
+    for gain, calls in ((np.float32(0.5), 1), (np.array(0.5), 1), (np.array([0.5, 2.0]), 2)):
+        given, x = to_calls(entry, (gain, X[:calls]))
+        assert (given.shape, given.dtype, x.shape) == ((calls,), np.float32, (calls, 1, 8))
+    with pytest.raises(DataError, match="gain has shape"):
+        to_calls(entry, (np.zeros((2, 1)), X[:2]))
 
 
 def test_unequal_numbers_of_samples_are_refused(local: Local, bundle: Bundle) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,8 @@ def test_tensors_are_named_in_manifest_header_and_python(tmp_path: Path) -> None
     assert found["quality"].shape == ()
     assert found["best"].dtype == np.int32
     assert (found["best"] == rest["best"].numpy()).all()
+    example = subprocess.run([sys.executable, tmp_path / "out" / "example" / "run.py"], check=False)
+    assert example.returncode == 0  # scalars and integers among the golden values
 
 
 def test_outputs_that_nobody_wants_are_left_out(tmp_path: Path) -> None:
