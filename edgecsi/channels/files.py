@@ -150,7 +150,7 @@ def as_samples(array: NDArray[Any], name: str, shape: Sequence[int] | None = SAM
     size = math.prod(shape)
     if array.shape in (tuple(shape), (size,)):
         array = array[None]
-    if array.shape[1:] not in (tuple(shape), (size,)) or array.ndim < 2:
+    if array.shape[1:] not in (tuple(shape), (size,)) or array.ndim < (2 if shape else 1):
         order = "; the order of a sample is real/imaginary, angle, delay" if tuple(shape) == SAMPLE else ""
         raise DataError(
             f"{name}: the array has the shape {list(array.shape)}",

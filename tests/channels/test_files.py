@@ -264,6 +264,12 @@ def test_inputs_of_a_networks_own_shape(tmp_path: Path, kind: str, ending: str) 
         load(tmp_path / f"a{ending}")
 
 
+def test_samples_of_one_number(tmp_path: Path) -> None:
+    array = np.arange(5, dtype=np.float32)
+    np.save(tmp_path / "a.npy", array)
+    np.testing.assert_array_equal(load(tmp_path / "a.npy", shape=()), array)
+
+
 def test_a_single_variable_of_any_name_is_taken_and_of_several_the_one_named(tmp_path: Path) -> None:
     a, b = np.zeros((3, 60), np.float32), np.ones((3, 60), np.float32)
     scipy.io.savemat(tmp_path / "one.mat", {"received": b})
