@@ -56,7 +56,7 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="ENGINES",
     shell_complete=complete.engines,
-    help="onnxruntime,openvino,litert,executorch,torch",
+    help="onnxruntime, openvino, litert, executorch, torch; several with commas.",
 )
 @click.option(
     "--batch",
@@ -163,9 +163,9 @@ def command(
     \b
     Example:
       edgecsi bench csinet-host --against onnxruntime --json bench.json
-      edgecsi bench csinet-host --entry decoder --batch 64 --threads 2 --against onnxruntime
+      edgecsi bench csinet-host --entry decoder --batch 64 --threads 2
       edgecsi bench csinet-host --entry encoder --deadline 0.5ms:p99
-      edgecsi bench csinet-pi --device ssh://pi@raspberrypi --sustained 30m --save history
+      edgecsi bench csinet-pi --device pi4 --sustained 30m --save history
       edgecsi bench csinet-pi --device ssh://pi@raspberrypi --batch 8 --threads 4
       edgecsi bench --limits
     """

@@ -69,9 +69,10 @@ def command(
 
     \b
     Example:
-      edgecsi compress csinet-cr4 --recipe int8-dynamic --data umi:24000:seed=1 -o small.safetensors
+      edgecsi compress csinet-cr4 --recipe int8-weights -o small.safetensors
       edgecsi build small.safetensors --target rpi4
-      edgecsi compress csinet-cr4 --recipe int8-static --data DATA_Htrainin.mat --sensitivity
+      edgecsi compress csinet-cr4 --recipe prune90 --data x.npz -o few.safetensors
+      edgecsi compress csinet-cr4 --recipe int8-static --data x.npz --sensitivity
     """
     from edgecsi.compress import compress, layer_costs
     from edgecsi.compress.recipe import load

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     "--allowed-signers",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Who may sign  [default: ~/.config/edgecsi/allowed_signers].",
+    help="Who may sign  [default: allowed_signers in ~/.config/edgecsi].",
 )
 @click.option("--downgrade", is_flag=True, help="Allow a lower build number than the active one's.")
 @click.option(

@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     "--allowed-signers",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Who may have signed it; fails if none of them did  [default: ~/.config/edgecsi/allowed_signers, "
-    "if there is one and the bundle is signed].",
+    help="Who may have signed it; fails if none of them did  [default: allowed_signers in "
+    "~/.config/edgecsi, if there is one and the bundle is signed].",
 )
 @json_option
 def command(

@@ -63,7 +63,7 @@ def command(
 
     \b
     Example:
-      edgecsi train csinet-cr16 --data umi:24000:seed=7 -o csinet-cr16.safetensors --epochs 40
+      edgecsi train csinet-cr16 --data umi:24000:seed=7 -o cr16.safetensors
     """
     from edgecsi.training.train import train
 

@@ -149,9 +149,9 @@ def command(
     \b
     Example:
       edgecsi tune csinet-cr4 --target host
-      edgecsi tune csinet-cr4 --target rpi4 --device ssh://pi@raspberrypi --minutes 10
+      edgecsi tune csinet-cr4 --target rpi4 --device pi4 --minutes 10
       edgecsi tune csinet-cr4 --target rpi4 --device pi-a --device pi-b
-      edgecsi tune csinet-cr4 --target host --allow f16,int8 --max-loss 0.1dB --data my-channels.npz
+      edgecsi tune csinet-cr4 --target host --allow f16,int8 --data mine.npz
     """
     from edgecsi.tune.network import tune
     from edgecsi.tune.precision import tune_with

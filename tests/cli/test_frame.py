@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -51,6 +52,22 @@ def test_every_verb_has_help_with_an_example(
     text = capsys.readouterr().out
     assert f"edgecsi {arguments[0]}" in text.partition("Example:")[2]
     assert "--debug" in text
+
+
+@pytest.mark.parametrize("arguments", [[], *every_command()], ids=" ".join)
+def test_help_fits_a_terminal(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of 80 columns; and down to 60 no word is broken, but at its dashes."""
+
+    def shown(width: int) -> str:
+        monkeypatch.setenv("COLUMNS", str(width))
+        assert cli.main([*arguments, "--help"]) == 0
+        return capsys.readouterr().out
+
+    assert [line for line in shown(80).splitlines() if len(line) > 80] == []
+    narrow, wide = (set(re.split(r"[\s-]+", shown(width))) for width in (60, 100))
+    assert {word for word in narrow if not word.endswith("...")} <= wide
 
 
 def test_help_lists_every_verb_and_loads_none(capsys: pytest.CaptureFixture[str]) -> None:
