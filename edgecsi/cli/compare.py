@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecsi.cli.output import json_option, report
+from edgecsi.cli.output import json_option, report, room
 from edgecsi.errors import CheckFailed, DataError
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ def command(results: tuple[Path, ...], fail_above: float | None, metric: str, js
     if len(results) == 2 and all(path.is_dir() for path in results):
         both, notes = pairs(*(read_shown([path]) for path in results))
         entries = [compare(*pair, metric) for pair in both]
-        words = "\n\n".join([*map(text, entries), *(f"NOTE: {note}" for note in notes)])
+        words = "\n\n".join([*(text(one, room()) for one in entries), *(f"NOTE: {note}" for note in notes)])
         report({"entries": entries, "notes": notes}, lambda: words, json_to)
     else:
         found = read_shown(results)
@@ -68,7 +68,7 @@ def command(results: tuple[Path, ...], fail_above: float | None, metric: str, js
             _trend(found, fail_above, json_to)
             return
         entries = [compare(found[0], found[1], metric)]
-        report(entries[0], lambda: text(entries[0]), json_to)
+        report(entries[0], lambda: text(entries[0], room()), json_to)
     if fail_above is not None:
         _gate(entries, fail_above)
 

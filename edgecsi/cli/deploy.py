@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgecsi.cli import complete
-from edgecsi.cli.output import columns, json_option, pairs, progress, report, resumable
+from edgecsi.cli.output import columns, json_option, over_there, pairs, progress, report, resumable
 
 if TYPE_CHECKING:
     from edgecsi.deploy import Deployed, Outcome
@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 @click.argument("bundle", type=click.Path(path_type=Path), shell_complete=complete.bundles)
 @click.argument("devices", metavar="DEVICE...", nargs=-1, required=True, shell_complete=complete.devices)
 @click.option(
-    "--root", metavar="DIR", help="Folder of all bundles on the device  [default: ~/.edgecsi/bundles]."
+    "--root",
+    metavar="DIR",
+    help="Folder of all bundles on the device, in the home folder there unless it begins with /  "
+    "[default: .edgecsi/bundles].",
 )
 @click.option(
     "--keep",
@@ -121,7 +124,7 @@ def _one(done: Deployed) -> str:
             "release": f"{done.digest[:12]}: {done.action}",
             "sent": f"{done.sent_files} files, {done.sent_bytes:,} bytes",
             "previous": done.previous[:12] if done.previous else "none",
-            "in": f"{done.place}/current",
+            "in": f"{over_there(done.place)}/current",
         }
     )
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from edgecsi.cli import complete
-from edgecsi.cli.output import can_be_written, columns, json_option, pairs, progress, report
+from edgecsi.cli.output import can_be_written, columns, json_option, over_there, pairs, progress, report
 from edgecsi.errors import CheckFailed, DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ def setup(device: str, rpc: bool, json_to: str | None) -> None:
 
 @command.command()
 @click.argument("device", shell_complete=complete.devices)
-@click.option("--root", metavar="DIR", help="Folder of all bundles there  [default: ~/.edgecsi/bundles].")
+@click.option("--root", metavar="DIR", help="As for `edgecsi deploy`.")
 @json_option
 def status(device: str, root: str | None, json_to: str | None) -> None:
     """Show which bundles are deployed on DEVICE, which release of each is current and which previous, whether
@@ -169,7 +169,7 @@ def status(device: str, root: str | None, json_to: str | None) -> None:
         held = install.held(there.connection, there.folder)
     done = {"device": device, "folder": there.folder, "bytes": held, "bundles": bundles}
     sizes = {f"{name} B": size for name, size in held.items()}
-    head = pairs({"device": device, "folder": there.folder, **sizes})
+    head = pairs({"device": device, "folder": over_there(there.folder), **sizes})
     report(done, lambda: "\n\n".join([head, *map(_bundle_text, bundles)]), json_to)
     if drifted := [bundle.name for bundle in bundles if bundle.current and bundle.current.drift]:
         raise CheckFailed(
@@ -182,7 +182,7 @@ def status(device: str, root: str | None, json_to: str | None) -> None:
 @command.command()
 @click.argument("device", shell_complete=complete.devices)
 @click.argument("bundle", required=False)
-@click.option("--root", metavar="DIR", help="Folder of all bundles there  [default: ~/.edgecsi/bundles].")
+@click.option("--root", metavar="DIR", help="As for `edgecsi deploy`.")
 @json_option
 def rollback(device: str, bundle: str | None, root: str | None, json_to: str | None) -> None:
     """Activate the previous release of BUNDLE (its name; not needed if there is only one) on DEVICE, in one
@@ -199,7 +199,12 @@ def rollback(device: str, bundle: str | None, root: str | None, json_to: str | N
     there = destination(device, root)
     with contextlib.closing(there.connection):
         done = go_back(there.connection, bundle, Options(root=there.root))
-    shown = {"device": device, "current": done.digest[:12], "previous": done.previous[:12], "in": done.place}
+    shown = {
+        "device": device,
+        "current": done.digest[:12],
+        "previous": done.previous[:12],
+        "in": over_there(done.place),
+    }
     report(done, lambda: pairs(shown), json_to)
 
 

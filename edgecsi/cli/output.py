@@ -21,6 +21,8 @@ from edgecsi import disk
 
 SECONDS_A_LINE = 30.0
 """Between two lines of progress where nobody watches a bar."""
+_MOST_LINES = 9
+"""Of a cell: a column that is narrower than that is hard to read."""
 Update = Callable[[float, float, str], None]
 """Called with (done, total, what is being done); total 0 means that nobody knows how long it will take."""
 
@@ -123,12 +125,17 @@ def columns(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     widths = [max(map(len, column)) for column in together]
     least = [max(len(word) for text in column for word in text.split() or [""]) for column in together]
     numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(head))]
-    if sum(least) + 2 * (len(least) - 1) > room():
-        return "\n".join(_block(head, row) for row in cells)
     _narrow(widths, least)
 
+    def fold(texts: Sequence[str]) -> list[list[str]]:
+        return [_folded(text, width) for text, width in zip(texts, widths, strict=True)]
+
+    too_wide = sum(least) + 2 * (len(least) - 1) > room()
+    if too_wide or any(len(part) > _MOST_LINES for row in cells for part in fold(row)):
+        return "\n".join(_block(head, row) for row in cells)
+
     def line(texts: Sequence[str]) -> str:
-        folded = [_folded(text, width) for text, width in zip(texts, widths, strict=True)]
+        folded = fold(texts)
         lines = []
         for parts in itertools.zip_longest(*folded, fillvalue=""):
             aligned = (
@@ -201,6 +208,11 @@ def pairs(items: Mapping[str, object]) -> str:
         lines.append(f"{name.ljust(width)}  {first}".rstrip())
         lines += [" " * (width + 2) + line for line in more]
     return "\n".join(lines)
+
+
+def over_there(folder: str) -> str:
+    """A folder on a device: in the home folder there, unless it says otherwise."""
+    return folder if folder.startswith(("/", "~")) else f"~/{folder}"
 
 
 def _cell(value: object) -> str:

@@ -17,7 +17,7 @@ from edgecsi.bench.result import Engine, LayerTime, Result
 from edgecsi.bench.statistics import NEEDED, Interval, median_interval, percentile, quantile_interval
 from edgecsi.errors import DataError, UsageError
 from edgecsi.report.read import Shown
-from edgecsi.report.text import columns, number
+from edgecsi.report.text import ANY, columns, number
 
 Verdict = Literal["better", "worse", "same", "cannot tell"]
 
@@ -162,8 +162,8 @@ def quotient(after: float, above: Interval, before: float, below: Interval) -> t
     return math.exp(middle), Interval(math.exp(low), math.exp(high))
 
 
-def text(found: Compared) -> str:
-    """For a terminal."""
+def text(found: Compared, room: int = ANY) -> str:
+    """For a terminal that has room for so many columns."""
     rows = [["", "before", "after", "ratio", "95 % interval", "verdict"]]
     rows += [
         [
@@ -180,7 +180,7 @@ def text(found: Compared) -> str:
     bases = [f"{change.what}: {change.basis}" for change in found.changes if change.gates]
     bases += [f"layers: {change.basis}" for change in layers]
     lines = [f"{found.before} -> {found.after}", *(f"NOTE: {note}" for note in found.notes)]
-    return "\n".join(lines) + "\n\n" + columns(rows) + "\n\n" + "\n".join(bases)
+    return "\n".join(lines) + "\n\n" + columns(rows, room=room) + "\n\n" + "\n".join(bases)
 
 
 def _refuse(before: Shown, after: Shown) -> None:

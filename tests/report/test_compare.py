@@ -13,7 +13,7 @@ from edgecsi.bench.result import LayerTime, Result, Validity
 from edgecsi.bench.statistics import Interval, median_interval
 from edgecsi.cli import main
 from edgecsi.errors import DataError
-from edgecsi.report.compare import Compared, compare
+from edgecsi.report.compare import Compared, compare, text
 from edgecsi.report.read import Shown
 from edgecsi.report.trend import steps
 from tests import _results
@@ -253,3 +253,11 @@ def test_a_folder_is_a_history(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert "run5" in line
     assert "+8" in line
     assert main(["compare", str(tmp_path), "--fail-above", "5%"]) == 6
+
+
+def test_a_narrow_terminal_gets_lines_instead_of_columns() -> None:
+    one = shown(_results.result())
+    found = compare(one, one)
+    wide, narrow = (text(found, room).split("\n\n")[1].splitlines() for room in (200, 60))
+    assert max(map(len, wide)) > 60 >= max(map(len, narrow))
+    assert any("before" in line and "after" in line and "ratio" in line for line in narrow)
