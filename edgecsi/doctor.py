@@ -204,8 +204,13 @@ def _emulator() -> Iterator[Finding]:
         yield Finding("qemu-aarch64", "missing", False, lost, "sudo apt-get install qemu-user")
         return
     with disk.scratch(runs=True) as folder:
-        failed = _link(folder, "aarch64-linux-musl", ["-static"])
-        for cpu in boards if not failed else ():
+        if failed := _link(folder, "aarch64-linux-musl", ["-static"]):
+            fix = "see to the linker; if that is ok, this machine was too busy: try again"
+            yield Finding(
+                "qemu-aarch64", "broken", False, f"not tried, as nothing could be compiled: {failed}", fix
+            )
+            return
+        for cpu in boards:
             failed = failed or _run([qemu, "-cpu", cpu, str(folder / "out")], timeout=30)[1]
     detail = f"runs code for {', '.join(sorted(boards))}"
     fix = "sudo apt-get install --reinstall qemu-user" if failed else ""

@@ -119,6 +119,17 @@ def test_the_linker_is_not_blamed_for_a_cache_that_cannot_be_written(
     assert all("EDGECSI_CACHE" in finding.fix for finding in faults)
 
 
+@pytest.mark.needs("qemu-aarch64")
+def test_the_emulator_is_not_blamed_for_the_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    quick(monkeypatch, link="did not end within 300 s")
+    (finding,) = doctor._emulator()
+    assert (finding.status, finding.needed) == ("broken", False)
+    assert "qemu" not in finding.fix
+    quick(monkeypatch, run="crashed with signal 11")
+    (finding,) = doctor._emulator()
+    assert "reinstall qemu-user" in finding.fix
+
+
 def test_a_full_disk_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = doctor.shutil._ntuple_diskusage(10**9, 10**9, 1000)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
