@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from edgecsi import bundle as bundles
+from edgecsi.bundle.manifest import MOST
+from edgecsi.errors import ModelError
 from edgecsi.names import split_batch
 
 if TYPE_CHECKING:
@@ -66,11 +68,39 @@ def _entry(entry: Entry, model: LoadedModel) -> bundles.Entry:
             for n, t in zip(names, tensors, strict=True)
         )
 
+    inputs, outputs = named(part.input_names, entry.inputs), named(part.output_names, entry.outputs)
+    _refuse_interface(entry.name, inputs, outputs)
     return bundles.Entry(
-        named(part.input_names, entry.inputs), named(part.output_names, entry.outputs),
-        entry.workspace, entry.macs, entry.weight_bytes,
+        inputs, outputs, entry.workspace, entry.macs, entry.weight_bytes,
         tuple(bundles.Layer(**call.report) for call in entry.calls),
     )  # fmt: skip
+
+
+def _refuse_interface(
+    entry: str, inputs: Sequence[bundles.Tensor], outputs: Sequence[bundles.Tensor]
+) -> None:
+    """What no bundle can have.
+
+    Raises:
+        ModelError: it is there.
+    """
+    for side, tensors, fix in (
+        ("inputs", inputs, ""),
+        ("outputs", outputs, ", or keep some (--keep-output)"),
+    ):
+        if len(tensors) > MOST:
+            raise ModelError(
+                f"{entry} has {len(tensors)} {side}",
+                f"1 to {MOST} are possible",
+                f"join some with torch.cat{fix}",
+            )
+        for tensor in tensors:
+            if 0 in tensor.shape or len(tensor.shape) > MOST:
+                raise ModelError(
+                    f"{tensor.name} of {entry} has the shape {list(tensor.shape)}",
+                    f"a tensor has at least one element, and at most {MOST} dimensions",
+                    "leave it away, or reshape it",
+                )
 
 
 def _without_folder(model: str) -> str:

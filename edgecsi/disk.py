@@ -17,7 +17,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from edgecsi.errors import EdgecsiError, InputError, ToolchainError
@@ -163,35 +163,39 @@ def scratch(runs: bool = False) -> Iterator[Path]:
     Raises:
         ToolchainError: there is no place for it.
     """
-    try:
-        parent = Path(tempfile.gettempdir())
-        if runs and is_noexec(parent):
-            parent = cache("tmp", runs=True)
-        sweep(parent)
-        folder = parent / f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}"
-        folder.mkdir(mode=0o700)
-    except OSError as error:
-        where = Path(tempfile.tempdir or "the temporary folder")
-        raise ToolchainError(
-            f"{where} takes no temporary files",
-            refusal(error, where).why,
-            "make room, or set TMPDIR to another folder",
-        ) from error
-    with held(folder):
+    with ExitStack() as stack:
+        try:
+            parent = Path(tempfile.gettempdir())
+            if runs and is_noexec(parent):
+                parent = cache("tmp", runs=True)
+            sweep(parent)
+            folder = parent / f"{PREFIX}{secrets.token_hex(8)}{SUFFIX}"
+            folder.mkdir(mode=0o700)
+            stack.enter_context(held(folder))
+        except OSError as error:
+            where = Path(tempfile.tempdir or "the temporary folder")
+            raise ToolchainError(
+                f"{where} takes no temporary files",
+                refusal(error, where).why,
+                "make room, or set TMPDIR to another folder",
+            ) from error
         yield folder
 
 
 @contextmanager
 def held(folder: Path) -> Iterator[None]:
     """Nobody sweeps this folder away while it is in use; in the end it is removed."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    handle = -1
     try:
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):
-            os.close(handle)
+        for _ in range(2):  # a call that failed once
+            shutil.rmtree(folder, ignore_errors=True)
+        if handle >= 0:
+            with suppress(OSError):
+                os.close(handle)
 
 
 def sweep(folder: Path) -> None:

@@ -147,8 +147,7 @@ def evaluate(
                 kept = _kept(entry, entries.get(name), expected[name])
                 differences[name] = _worst(outputs[name], kept)
                 few = len(x[0]) <= _AT_ONCE * len(entry.example_input)
-                if few and not differences[name].max_rel_diff <= verdict.FP32:
-                    # it may mix its samples just a little
+                if few and not differences[name].max_rel_diff <= verdict.FP32:  # it may mix samples a little
                     alone = _kept(entry, entries.get(name), answers(entry, x, at_once=False))
                     differences[name] = _worst(outputs[name], alone)
 
@@ -407,7 +406,8 @@ def answers(entry: Entry, x: Sequence[NDArray[Any]], *, at_once: bool = True) ->
     import torch
 
     given = [
-        torch.from_numpy(np.ascontiguousarray(a)).to(e.dtype) for a, e in zip(x, entry.inputs, strict=True)
+        torch.from_numpy(np.ascontiguousarray(a if e.is_floating_point() else a.astype(np.int32))).to(e.dtype)
+        for a, e in zip(x, entry.inputs, strict=True)  # booleans too are int32 in a library
     ]
     rows = [len(e) if e.ndim else 1 for e in entry.inputs]
 

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -151,6 +152,26 @@ def test_a_temporary_folder_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
     with pytest.raises(ToolchainError, match="TMPDIR"), disk.scratch():
         pass
+
+
+@pytest.mark.parametrize("at", range(8))
+def test_whichever_folder_cannot_be_opened_once_nothing_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at: int
+) -> None:
+    """The folder itself, to lock it and to empty it, and those in it."""
+    real, opened = os.open, iter(range(99))
+
+    def failing(path: str | Path, flags: int, *rest: int, **named: int) -> int:
+        if flags & os.O_DIRECTORY and next(opened) == at:
+            raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+        return real(path, flags, *rest, **named)
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(os, "open", failing)
+    with suppress(ToolchainError), disk.scratch() as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "a").write_text("x")
+    assert names(tmp_path) == []
 
 
 def test_where_nothing_may_run_the_cache_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

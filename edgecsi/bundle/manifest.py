@@ -36,6 +36,8 @@ SIGNATURE = "manifest.json.sig"  # lies beside the manifest, if the bundle is si
 MAX_BYTES = 8 << 20
 
 NEVER_EDIT = "build the bundle again; never edit the manifest by hand"
+MOST = 8
+"""Inputs, outputs, and dimensions of a tensor."""
 _LEFT_OUT = frozenset({"build_number", "allowed", "nmse_db_fp32"})  # not written where they have no value
 _NOT_EMBEDDED = frozenset({"check", "files", "digest", "build_number"})
 
@@ -317,8 +319,8 @@ def _cross_check(manifest: Manifest, source: str) -> None:
     for name, entry in manifest.entries.items():
         path = f"entries.{name}"
         tensors = [*entry.inputs, *entry.outputs]
-        require(1 <= len(entry.inputs) <= 8, f"{path}.inputs", "1 to 8 tensors", len(entry.inputs))
-        require(1 <= len(entry.outputs) <= 8, f"{path}.outputs", "1 to 8 tensors", len(entry.outputs))
+        for side, count in (("inputs", len(entry.inputs)), ("outputs", len(entry.outputs))):
+            require(1 <= count <= MOST, f"{path}.{side}", f"1 to {MOST} tensors", count)
         require(
             len({tensor.name for tensor in tensors}) == len(tensors),
             path,
@@ -327,18 +329,18 @@ def _cross_check(manifest: Manifest, source: str) -> None:
         )
         for tensor in tensors:
             require(
-                len(tensor.shape) <= 8,
+                len(tensor.shape) <= MOST,
                 f"{path}.{tensor.name}.shape",
-                "at most 8 dimensions",
+                f"at most {MOST} dimensions",
                 len(tensor.shape),
             )
             require(
                 tensor.size < 2**31, f"{path}.{tensor.name}.shape", "fewer than 2^31 elements", tensor.size
             )
-        source, batch = split_batch(name)
-        if batch > 1 and source in manifest.entries:
-            single = manifest.entries[source]
-            require(_takes_more(entry, single), path, f"the tensors of {source}, of more samples", "others")
+        one, batch = split_batch(name)
+        if batch > 1 and one in manifest.entries:
+            alike = _takes_more(entry, manifest.entries[one])
+            require(alike, path, f"the tensors of {one}, of more samples", "others")
     for name in manifest.check.entries:
         require(name in manifest.entries, f"check.entries.{name}", "an entry of the bundle", name)
     for name in (manifest.library, manifest.header):

@@ -171,3 +171,40 @@ def test_what_rounding_does_not_explain_is_wrong() -> None:
     amplified = np.full(50, 0.009)  # however much rounding moves: by a thousandth no answer may be off
     assert verdict.within_rounding(wanted + 3e-3, wanted, amplified) is None
     assert verdict.within_rounding(wanted + 1e-3, wanted, amplified) == verdict.AMPLIFIED_MOST
+
+
+LIMITS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+def outputs():
+    return Net(lambda x: tuple(x * i + 1 for i in range(9))), torch.rand(1, 4)
+
+def dimensions():
+    return Net(lambda x: x * 2 + 1), torch.rand(1, 1, 1, 2, 1, 1, 1, 1, 2)
+
+def nothing():
+    return Net(lambda x: (x * 2, x[:, :0])), torch.rand(1, 4)
+"""
+
+
+@pytest.mark.parametrize(
+    ("factory", "words"),
+    [
+        ("outputs", "full has 9 outputs\n1 to 8.*--keep-output"),
+        ("dimensions", "x of full"),
+        ("nothing", r"\[1, 0\]"),
+    ],
+)
+def test_what_no_bundle_can_have_is_a_fault_of_the_network(tmp_path: Path, factory: str, words: str) -> None:
+    (tmp_path / "net.py").write_text(LIMITS)
+    with pytest.raises(ModelError, match=f"(?s){words}"):
+        build_for(f"{tmp_path}/net.py:{factory}", "host", tmp_path / "out", dry_run=True)
