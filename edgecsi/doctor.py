@@ -165,8 +165,10 @@ def _temporary() -> Iterator[Finding]:
         fix = "make room on the disk, or export TMPDIR=FOLDER, one that can be written"
         yield Finding("temporary files", "broken", True, "no temporary folder can be written", fix)
         return
+    asked = os.environ.get("TMPDIR")
+    other = f", as {asked} (TMPDIR) cannot be written" if asked and Path(asked) != folder else ""
     noexec = ", mounted noexec: what is run lies below the cache instead" if disk.is_noexec(folder) else ""
-    yield Finding("temporary files", "ok", True, f"{folder}{noexec}")
+    yield Finding("temporary files", "ok", True, f"{folder}{other}{noexec}")
 
 
 def _here() -> Iterator[Finding]:
@@ -334,7 +336,7 @@ def _run(command: list[str], timeout: float, **environment: str) -> tuple[str, s
     if done.returncode > 0:
         lines = done.stderr.strip().splitlines()
         return "", lines[-1][:200] if lines else f"ended with exit code {done.returncode}"
-    return done.stdout.strip(), ""
+    return done.stdout.strip() or done.stderr.strip(), ""
 
 
 def _link(folder: Path, triple: str, options: list[str]) -> str:

@@ -130,6 +130,20 @@ def test_the_emulator_is_not_blamed_for_the_compiler(monkeypatch: pytest.MonkeyP
     assert "reinstall qemu-user" in finding.fix
 
 
+def test_a_folder_for_temporary_files_that_is_not_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(doctor.tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", "/sys/edgecsi")
+    (finding,) = doctor._temporary()
+    assert finding.status == "ok"
+    assert "/sys/edgecsi (TMPDIR) cannot be written" in finding.detail
+
+
+@pytest.mark.needs("ssh")
+def test_ssh_has_a_version() -> None:
+    (finding,) = doctor._ssh()
+    assert "OpenSSH" in finding.detail
+
+
 def test_a_full_disk_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
     usage = doctor.shutil._ntuple_diskusage(10**9, 10**9, 1000)
     monkeypatch.setattr(doctor.shutil, "disk_usage", lambda path: usage)
