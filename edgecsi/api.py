@@ -7,13 +7,14 @@ All take keyword arguments with the names of the verbs' options, return typed re
 from __future__ import annotations
 
 import functools
+import inspect
 import re
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from edgecsi.errors import EdgecsiError
+from edgecsi.errors import EdgecsiError, UsageError
 
 if TYPE_CHECKING:
     from torch import nn
@@ -32,7 +33,13 @@ P = ParamSpec("P")
 T = TypeVar("T")
 Progress = Callable[[float, float, str], None]
 """Called with (done, total, what is being done)."""
+_LEAST = {
+    "batch": 1, "batches": 2, "threads": 1, "samples": 1, "trials": 1, "keep": 2, "seed": 0, "epochs": 1,
+    "build_number": 0, "seconds": 0.01, "minutes": 0.01, "deadline": 0.1,
+}  # fmt: skip
+"""Of arguments that are numbers, as for the options of the same names."""
 _OPTION = re.compile(
+    r"\bedgecsi [a-z]+ [^,;:()`]*|"  # a command stays one
     r"(?<![`\w-])(?:--([a-z][a-z-]+)|-(o))(?: [A-Z][A-Z./:]*\b)?(?![^`]*`(?:[^`]*`[^`]*`)*[^`]*$)"
 )
 
@@ -40,8 +47,16 @@ _OPTION = re.compile(
 def _in_python(function: Callable[P, T]) -> Callable[P, T]:
     """Errors name arguments instead of options of the command line: ``weights=`` for ``--weights FILE``."""
 
+    parameters = inspect.signature(function)
+
     @functools.wraps(function)
     def wrapped(*arguments: P.args, **named: P.kwargs) -> T:
+        for name, value in parameters.bind(*arguments, **named).arguments.items():
+            for number in value if name == "batches" else (value,):
+                if name in _LEAST and number is not None and not number >= _LEAST[name]:
+                    raise UsageError(
+                        f"{name}={value} makes no sense", f"the least is {_LEAST[name]}", "give more"
+                    )
         try:
             return function(*arguments, **named)
         except EdgecsiError as error:
@@ -53,7 +68,12 @@ def _in_python(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def _words(text: str) -> str:
-    return _OPTION.sub(lambda found: ("out" if found[2] else found[1].replace("-", "_")) + "=", text)
+    def named(found: re.Match[str]) -> str:
+        if not found[1] and not found[2]:
+            return found[0]
+        return ("out" if found[2] else found[1].replace("-", "_")) + "="
+
+    return _OPTION.sub(named, text)
 
 
 @_in_python
@@ -318,7 +338,6 @@ def tune(
     may have fewer bits, as long as that costs no more than ``max_loss`` dB on ``data``; ``save_recipe`` is the file that
     then says which, for building, see :func:`edgecsi.tune.precision.tune_with`.
     """
-    from edgecsi.errors import UsageError
     from edgecsi.tune.network import tune as run
     from edgecsi.tune.precision import tune_with
 

@@ -15,7 +15,7 @@ import pytest
 import edgecsi
 from edgecsi import api
 from edgecsi.cli import cli
-from edgecsi.errors import EdgecsiError
+from edgecsi.errors import EdgecsiError, UsageError
 
 DOCS = Path(__file__).parents[1] / "docs" / "api.md"
 PUBLIC = [
@@ -154,3 +154,34 @@ def test_errors_name_arguments_not_options(tmp_path: Path, call, words: str) -> 
 )
 def test_options_become_arguments(text: str, expected: str) -> None:
     assert api._words(text) == expected
+
+
+def test_numbers_are_refused_as_the_options_of_the_same_names_are() -> None:
+    for verb, function in {"bench": "bench", "eval": "evaluate", "build": "build", "tune": "tune", "deploy": "deploy",
+                           "train": "train", "compress": "compress"}.items():  # fmt: skip
+        command = cli.get_command(click.Context(cli), verb)
+        assert command is not None
+        taken = inspect.signature(getattr(api, function)).parameters
+        needed = [
+            name for name, p in taken.items() if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD
+        ]
+        for option in command.params:
+            least = getattr(option.type, "min", None)
+            name = option.name or ""
+            if least is None or name not in taken:
+                continue
+            wrong = least - 0.001 if isinstance(least, float) else least - 1
+            given = [wrong] if name == "batches" else wrong
+            if getattr(option.type, "min_open", False):
+                continue
+            with pytest.raises(UsageError, match=f"{name}="):
+                getattr(edgecsi, function)(**dict.fromkeys(needed, "nothing"), **{name: given})
+
+
+def test_commands_in_errors_stay_commands(tmp_path: Path) -> None:
+    with pytest.raises(EdgecsiError) as caught:
+        edgecsi.report(tmp_path / "no.json")
+    assert "edgecsi bench --json" in str(caught.value)
+    assert api._words("choose one with --device, or name one: edgecsi device add") == (
+        "choose one with device=, or name one: edgecsi device add"
+    )
