@@ -100,7 +100,7 @@ def run_bench(
     if seconds is not None:
         protocol = replace(protocol, seconds=seconds)
     if peers:
-        _refuse_peers(bundle, entry, opened, load_module)
+        _refuse_peers(opened, load_module)
     if cross_check and not isinstance(opened, Remote):
         raise UsageError(
             f"{opened.spec} cannot be cross-checked",
@@ -122,19 +122,12 @@ def run_bench(
     return _latencies(loaded, opened, entry, protocol, against, load_module, (inputs, expected), progress)
 
 
-def _refuse_peers(bundle: Bundle, entry: str, device: Device, load_module: Loader | None) -> None:
-    described = bundle.entry(entry)
+def _refuse_peers(device: Device, load_module: Loader | None) -> None:
     if device.spec != "local":
         raise UsageError(
             f"other engines cannot be measured on {device.spec}",
             "they are installed on this machine only",
             "measure without them, or on local",
-        )
-    if len(described.inputs) > 1 or len(described.outputs) > 1:
-        raise UsageError(
-            f"other engines cannot be measured on entry {entry}",
-            f"it has {len(described.inputs)} inputs and {len(described.outputs)} outputs, engines take one",
-            "measure without them, or another entry",
         )
     if load_module is None:
         raise UsageError(
@@ -163,12 +156,12 @@ def _latencies(
     calls: dict[str, Call] = {OWN: lambda: loaded.run(*sample, entry=entry)}
     skipped: list[Skipped] = []
     if against and load_module is not None:
-        module = checked_module(load_module, bundle.manifest, entry, sample[0], expected[0][0])
-        prepared = prepare_peers(module, sample[0], entry, against, progress)
+        module = checked_module(load_module, bundle.manifest, entry, sample, [array[0] for array in expected])
+        prepared = prepare_peers(module, sample, entry, against, progress)
         skipped = prepared.skipped
         answers |= prepared.answers
         versions |= prepared.versions
-        calls |= prepared.calls(sample[0])
+        calls |= prepared.calls(sample)
 
     before = snapshot()
     series = measure.interleave(calls, protocol, progress)
@@ -289,7 +282,7 @@ def _throughput(
     settings = [throughput.Setting(OWN, version, found, batch, threads, count, call)]
     skipped: list[Skipped] = []
     if against and load_module is not None:
-        module = checked_module(load_module, manifest, entry, golden[0][0][0], golden[1][0][0])
+        module = checked_module(load_module, manifest, entry, [golden[0][0][0]], [golden[1][0][0]])
         others, skipped = throughput.peer_settings(
             module, inputs, entry, against, lambda x: pytorch_output(module, x, entry), progress
         )

@@ -6,9 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from edgecsi import verdict
 from edgecsi.bench.measure import Call, Progress
-from edgecsi.bench.peers import Array, Run, find_peers
+from edgecsi.bench.peers import Array, Peer, Run, RunSeveral, Several, find_peers
 from edgecsi.bench.result import Skipped
 from edgecsi.bundle import Manifest
 from edgecsi.errors import CheckFailed, ToolchainError
@@ -27,22 +29,26 @@ Loader = Callable[[Manifest], "nn.Module"]
 class Prepared:
     """Engines ready to be timed, and those that are not."""
 
-    runs: Mapping[str, Run]
+    runs: Mapping[str, Run | RunSeveral]
     answers: Mapping[str, Difference]
     versions: Mapping[str, str]
     skipped: list[Skipped]
 
-    def calls(self, x: Array) -> dict[str, Call]:
-        """Each engine as a call without arguments, on ``x``."""
+    def calls(self, inputs: Sequence[Array]) -> dict[str, Call]:
+        """Each engine as a call without arguments, on these inputs."""
 
-        def bound(run: Run) -> Call:
-            return lambda: run(x)
+        def bound(run: Run | RunSeveral) -> Call:
+            return lambda: run(*inputs)
 
         return {name: bound(run) for name, run in self.runs.items()}
 
 
 def prepare_peers(
-    module: nn.Module, x: Array, entry: str, names: Sequence[str], progress: Progress | None = None
+    module: nn.Module,
+    inputs: Sequence[Array],
+    entry: str,
+    names: Sequence[str],
+    progress: Progress | None = None,
 ) -> Prepared:
     """Converts a model for each engine and checks its answer against PyTorch's.
 
@@ -50,7 +56,7 @@ def prepare_peers(
 
     Args:
         module: the model, in eval mode, float32.
-        x: an input of the entry, float32.
+        inputs: of the entry, float32 or int32.
         entry: which part of the model.
         names: of the engines.
         progress: told which engine is being prepared.
@@ -59,8 +65,9 @@ def prepare_peers(
         UsageError: an unknown engine, or the model has no such entry.
     """
     peers = find_peers(names)
-    expected = pytorch_output(module, x, entry) if peers else x
-    runs: dict[str, Run] = {}
+    expected = pytorch_outputs(module, inputs, entry) if peers else ()
+    plain = len(inputs) == len(expected) == 1 and inputs[0].dtype == expected[0].dtype == np.float32
+    runs: dict[str, Run | RunSeveral] = {}
     answers: dict[str, Difference] = {}
     skipped: list[Skipped] = []
     for index, peer in enumerate(peers):
@@ -70,14 +77,35 @@ def prepare_peers(
             skipped.append(Skipped(peer.name, reason, peer.install))
             continue
         try:
-            run = peer.prepare(module, x, entry)
-            answers[peer.name] = verdict.require(peer.name, run(x), expected, verdict.OTHER_ENGINE)
+            run, found = _tried(peer, module, inputs, entry, plain)
+            apart = [
+                verdict.require(peer.name, y, e, verdict.OTHER_ENGINE)
+                for y, e in zip(found, expected, strict=True)
+            ]
+            answers[peer.name] = max(apart, key=lambda one: one.max_rel_diff)
         except (ToolchainError, CheckFailed) as error:
             skipped.append(Skipped(peer.name, f"{error.what}: {error.why}", error.fix))
             continue
         runs[peer.name] = run
     versions = {peer.name: peer.version() for peer in peers if peer.name in runs}
     return Prepared(runs, answers, versions, skipped)
+
+
+def _tried(
+    peer: Peer, module: nn.Module, inputs: Sequence[Array], entry: str, plain: bool
+) -> tuple[Run | RunSeveral, Sequence[Array]]:
+    """An engine made ready, and what it answers."""
+    if plain:
+        run = peer.prepare(module, inputs[0], entry)
+        return run, [run(*inputs)]
+    if not isinstance(peer, Several):
+        raise ToolchainError(
+            f"{peer.name} cannot take this network",
+            "with this engine networks of one input and one output can be measured, both of real numbers",
+            f"leave {peer.name} out of --against",
+        )
+    several = peer.prepare_several(module, inputs, entry)
+    return several, several(*inputs)
 
 
 def require_installed(names: Sequence[str]) -> None:
@@ -100,13 +128,23 @@ def pytorch_output(module: nn.Module, x: Array, entry: str) -> Array:
     return PyTorch().prepare(module, x, entry)(x)
 
 
-def checked_module(load: Loader, manifest: Manifest, entry: str, x: Array, expected: Array) -> nn.Module:
+def pytorch_outputs(module: nn.Module, inputs: Sequence[Array], entry: str) -> tuple[Array, ...]:
+    """All that PyTorch answers."""
+    from edgecsi.bench.peers.pytorch import PyTorch
+
+    return PyTorch().prepare_several(module, inputs, entry)(*inputs)
+
+
+def checked_module(
+    load: Loader, manifest: Manifest, entry: str, inputs: Sequence[Array], expected: Sequence[Array]
+) -> nn.Module:
     """The model for the peers; it has the bundle's weights, unless these are quantised."""
     module, spec = load(manifest), manifest.model.spec
     if manifest.model.recipe is not None or any(layer.bits < 32 for layer in manifest.entries[entry].layers):
         return module
     try:
-        verdict.require(spec, pytorch_output(module, x, entry), expected, verdict.SAME_WEIGHTS)
+        for y, right in zip(pytorch_outputs(module, inputs, entry), expected, strict=True):
+            verdict.require(spec, y, right, verdict.SAME_WEIGHTS)
         return module
     except CheckFailed as error:
         raise CheckFailed(
@@ -138,19 +176,42 @@ def fp32_model(manifest: Manifest, model: str | None, weights: str | None) -> nn
 
 
 def _with_outputs_of(manifest: Manifest, module: nn.Module, entries: Mapping[str, Entry]) -> nn.Module:
-    """The model, or where a bundle was built for some outputs only, its entries with these."""
+    """The model; its entries as they were built where they give some of their outputs only, take integers, or are no
+    longer what the model is."""
     from torch import nn
 
     from edgecsi.models.entries import with_outputs
 
     built = {split_batch(name)[0]: entry for name, entry in manifest.entries.items()}
-    if all(len(entries[name].output_names) == len(entry.outputs) for name, entry in built.items()):
+    same = all(len(entries[name].output_names) == len(entry.outputs) for name, entry in built.items())
+    whole = entries["full"].module is module
+    if same and whole and all(x.is_floating_point() for name in built for x in entries[name].inputs):
         return module
     kept = {
-        name: with_outputs({name: entries[name]}, [tensor.name for tensor in entry.outputs])[name].module
+        name: _of_its_types(
+            with_outputs({name: entries[name]}, [tensor.name for tensor in entry.outputs])[name]
+        )
         for name, entry in built.items()
     }
-    whole = kept.pop("full", nn.Module())
+    found = kept.pop("full", nn.Module())
     for name, part in kept.items():
-        setattr(whole, name, part)
-    return whole.eval()
+        setattr(found, name, part)
+    return found.eval()
+
+
+def _of_its_types(entry: Entry) -> nn.Module:
+    """An entry's module that takes int32 for all integers, as a library does."""
+    from torch import Tensor, nn
+
+    if all(x.is_floating_point() for x in entry.inputs):
+        return entry.module
+
+    class OfItsTypes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.model = entry.module
+
+        def forward(self, *x: Tensor) -> object:
+            return self.model(*(t.to(like.dtype) for t, like in zip(x, entry.inputs, strict=True)))
+
+    return OfItsTypes().eval()

@@ -61,6 +61,7 @@ def complex_as_pairs(exported: Exported) -> Exported:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     from edgecsi.lower.decompose import decompositions
+    from edgecsi.lower.export import is_effect
 
     for node in (*exported.inputs, *exported.outputs):
         if node.meta["val"].is_complex():
@@ -69,7 +70,8 @@ def complex_as_pairs(exported: Exported) -> Exported:
                 "inputs and outputs of a library are real numbers",
                 "take and return torch.view_as_real(x), with real and imaginary parts along the last axis",
             )
-    nodes = [n for n in exported.graph.nodes if n.op == "call_function" and n not in exported.constants]
+    called = [n for n in exported.graph.nodes if n.op == "call_function" and n not in exported.constants]
+    nodes = [n for n in called if not is_effect(n)]
     missing = [
         (_name(n), ", ".join(p for p in (path_of(n), line_of(n)) if p))
         for n in nodes
@@ -394,6 +396,7 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "convolution": _bilinear("convolution"), "addmm": _add_matmul, "abs": _absolute, "angle": _angle,
     "real": lambda x: _parts(x)[0], "imag": lambda x: _parts(x)[1], "complex": Pair, "polar": _polar,
     "_conj": lambda x: Pair(x.real, -x.imag), "conj_physical": lambda x: Pair(x.real, -x.imag),
+    "_conj_physical": lambda x: Pair(x.real, -x.imag),
     "_neg_view": lambda x: Pair(-x.real, -x.imag) if isinstance(x, Pair) else -x,
     "view_as_real": lambda x: __import__("torch").stack([x.real, x.imag], -1),
     "view_as_complex": lambda x: Pair(x.select(-1, 0), x.select(-1, 1)),

@@ -1,7 +1,7 @@
 """Operators in terms of simpler ones, in PyTorch: what runs fast here is not what runs fast there.
 
 PyTorch's own decompositions come first. Ours follow: normalisations become rows for our layer-normalisation kernel,
-transposed convolutions become convolutions of a spread image, interpolation becomes constant indices and weights.
+transposed convolutions become convolutions of a spread image.
 """
 
 from __future__ import annotations
@@ -14,14 +14,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgecsi.lower.operators.rarer import rarer
+from edgecsi.lower.operators.resample import resampling
+from edgecsi.lower.operators.solve import solving
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 # Of PyTorch's own decompositions, those that its default table leaves out.
 OF_TORCH = (
-    "upsample_bilinear2d", "upsample_bilinear2d.vec", "upsample_linear1d", "upsample_trilinear3d",
-    "upsample_nearest1d", "upsample_nearest2d", "upsample_nearest2d.vec", "upsample_nearest3d", "upsample_bicubic2d",
+    "upsample_bilinear2d", "upsample_linear1d", "upsample_trilinear3d", "upsample_nearest1d", "upsample_nearest2d",
+    "upsample_nearest3d", "upsample_bicubic2d",
     "grid_sampler_2d", "hardtanh", "col2im", "im2col", "reflection_pad1d", "reflection_pad2d",
     "replication_pad1d", "replication_pad2d", "affine_grid_generator", "logaddexp", "isin", "nan_to_num", "take",
 )  # fmt: skip
@@ -39,15 +41,12 @@ def decompositions() -> dict[Any, Callable[..., Any]]:
     aten = torch.ops.aten
     table: dict[Any, Callable[..., Any]] = dict(default_decompositions())
     for name in OF_TORCH:
-        packet, _, overload = name.partition(".")
-        found = get_decompositions([getattr(aten, packet)])
-        for op, function in found.items():
-            if not overload or getattr(op, "_overloadname", "") == overload:
-                table[op] = function
+        table |= get_decompositions([getattr(aten, name)])
     own = _own()
     for op in [op for op in table if getattr(op, "_opname", "") in KEPT]:
         del table[op]
-    return table | rarer(lambda name: next(iter(get_decompositions([getattr(aten, name)]).values()))) | own
+    rare = rarer(lambda name: next(iter(get_decompositions([getattr(aten, name)]).values())))
+    return table | rare | resampling() | solving() | own
 
 
 def _own() -> dict[Any, Callable[..., Any]]:
@@ -131,23 +130,6 @@ def _own() -> dict[Any, Callable[..., Any]]:
             return x.mean(list(range(x.dim() - len(size), x.dim())), keepdim=True)
         window = [n // m for n, m in zip(shape, size, strict=True)]
         return aten.avg_pool2d(x, window, window)
-
-    def nearest(x: Tensor, size: Any, scales: Any) -> Any:
-        """By a whole factor: every pixel repeated."""
-        spatial = x.dim() - 2
-        wanted = size or [math.floor(n * s) for n, s in zip(x.shape[2:], scales, strict=True)]
-        factors = [m // n for n, m in zip(x.shape[2:], wanted, strict=True)]
-        whole = all(m == n * f for n, m, f in zip(x.shape[2:], wanted, factors, strict=True))
-        if whole and (size or all(s == f for s, f in zip(scales, factors, strict=True))):
-            for axis, factor in enumerate(factors):
-                if factor > 1:
-                    shape = [*x.shape[: axis + 3], factor, *x.shape[axis + 3 :]]
-                    x = x.unsqueeze(axis + 3).expand(shape).flatten(axis + 2, axis + 3)
-            return x
-        from torch._decomp import decompositions as of_torch
-
-        given = list(scales) if scales else [None] * spatial
-        return of_torch._upsample_nearest(x, list(wanted), given)
 
     def attention_free_rrelu(
         x: Tensor, _noise: Any, lower: float = 0.125, upper: float = 1 / 3, training: bool = False, *_: Any
@@ -329,6 +311,12 @@ def _own() -> dict[Any, Callable[..., Any]]:
         product = aten.bmm(a, b)
         return (product if alpha == 1 else alpha * product) + (c if beta == 1 else beta * c)
 
+    def addmv(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+        return beta * c + alpha * aten.mv(a, b)
+
+    def addbmm(c: Tensor, a: Tensor, b: Tensor, *, beta: float = 1, alpha: float = 1) -> Any:
+        return beta * c + alpha * aten.bmm(a, b).sum(0)
+
     return {
         aten.native_layer_norm.default: layer_norm,
         aten.native_group_norm.default: group_norm,
@@ -337,9 +325,6 @@ def _own() -> dict[Any, Callable[..., Any]]:
         aten._prelu_kernel.default: prelu,
         aten.convolution.default: convolution,
         aten._adaptive_avg_pool2d.default: adaptive_average,
-        aten.upsample_nearest1d.vec: nearest,
-        aten.upsample_nearest2d.vec: nearest,
-        aten.upsample_nearest3d.vec: nearest,
         aten.rrelu_with_noise_functional.default: attention_free_rrelu,
         aten.copysign.Tensor: copysign,
         aten.copysign.Scalar: copysign,
@@ -377,6 +362,8 @@ def _own() -> dict[Any, Callable[..., Any]]:
         aten.exp2.default: lambda x: (x * math.log(2)).exp(),
         aten.addmm.default: addmm,
         aten.baddbmm.default: baddbmm,
+        aten.addmv.default: addmv,
+        aten.addbmm.default: addbmm,
         aten.square.default: lambda x: x * x,
         aten.sinh.default: lambda x: 0.5 * (x.expm1() - (-x).expm1()),
         aten.cosh.default: lambda x: 0.5 * (x.exp() + (-x).exp()),

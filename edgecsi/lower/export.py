@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from edgecsi.errors import ModelError
+from edgecsi.errors import EdgecsiError, ModelError
 from edgecsi.lower.complex_as_pairs import complex_as_pairs, is_complex
 from edgecsi.lower.decompose import decompositions
 from edgecsi.lower.refuse import refuse_operators, refuse_state, where_in_source
@@ -72,7 +72,15 @@ def export(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> Exported
             with padded_encoders(module), known_values(module):
                 # copies: one tensor given for two inputs is taken for one input
                 program = torch.export.export(module, tuple(x.clone() for x in example))
+        except EdgecsiError:
+            raise
         except Exception as error:
+            if "TensorWrapper" in str(error):
+                raise ModelError(
+                    f"the network takes gradients of itself{where_in_source(error)}",
+                    "a compiled network has a forward pass only: torch.func.grad and its like cannot be exported",
+                    "write the gradient as a formula",
+                ) from error
             if "data-dependent" in str(error):
                 raise ModelError(
                     f"the network decides by the values it computes{where_in_source(error)}",

@@ -14,17 +14,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import apis
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
+
+from edgecsi.lower.untraceable import REPLACED, in_turns
 
 # What Python asks of values, and what has as many elements as values say.
 BY_VALUE = {
     Tensor.__bool__, Tensor.__int__, Tensor.__float__, Tensor.__index__, Tensor.item, Tensor.tolist, torch.equal,
     Tensor.equal, torch.allclose, Tensor.allclose, torch.nonzero, Tensor.nonzero, torch.argwhere, Tensor.argwhere,
     torch.masked_select, Tensor.masked_select, torch.unique, Tensor.unique, torch.bincount, Tensor.bincount,
-    torch.combinations,
 }  # fmt: skip
 LARGEST = 1 << 20
 """Elements; nobody decides by more."""
@@ -42,6 +44,8 @@ def known_values(module: torch.nn.Module) -> Iterator[None]:
             return forward(*args, **kwargs)
 
     module.forward = knowing
+    at_once = vars(apis)["vmap_impl"]
+    vars(apis)["vmap_impl"] = in_turns
     checks = torch.distributions.Distribution._validate_args
     torch.distributions.Distribution.set_default_validate_args(
         False
@@ -50,6 +54,7 @@ def known_values(module: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         torch.distributions.Distribution.set_default_validate_args(checks)
+        vars(apis)["vmap_impl"] = at_once
         del module.forward
 
 
@@ -70,6 +75,7 @@ class _Knowing(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        func = REPLACED.get(func, func)
         name = getattr(func, "__name__", "")
         if name == "__get__" or "rand" in name or "dropout" in name:
             return func(*args, **kwargs)
@@ -124,7 +130,8 @@ class _Knowing(TorchFunctionMode):
         return tuple(found) if isinstance(index, tuple) or len(found) > 1 else found[0]
 
     def _is_own(self, args: Any, kwargs: Any) -> bool:
-        written = self._real(kwargs.get("out", args[0] if args else None))
+        out = kwargs.get("out", args[0] if args else None)
+        written = self._real(out) if isinstance(out, Tensor) else None
         return written is None or written.untyped_storage().data_ptr() in self.kept
 
     def _forget(self, args: Any, kwargs: Any) -> None:

@@ -57,6 +57,8 @@ def refuse_operators(module: torch.fx.GraphModule) -> None:
                 random.append((name, node))
         elif name in BY_DATA or (name == "index" and any(_is_mask(i) for i in node.args[1] or ())):
             sized.append((BY_DATA.get(name, BY_DATA["nonzero"]), node))
+        elif name == "where" and len(node.args) == 1:
+            sized.append(("where() of one argument, which is nonzero()", node))
     if dropouts:
         raise ModelError(
             f"dropout is left on: {_listed(dropouts)}",
@@ -78,7 +80,7 @@ def refuse_operators(module: torch.fx.GraphModule) -> None:
 
 
 def refuse_state(program: torch.export.ExportedProgram) -> None:
-    """Refuse modules that write to their input, or to a buffer that their answer depends on.
+    """Refuse modules that write to a buffer that their answer depends on. What they write to their input is left undone.
 
     Args:
         program: of functions only: after decomposition.
@@ -100,13 +102,10 @@ def refuse_state(program: torch.export.ExportedProgram) -> None:
             waiting += node.all_input_nodes
     held = {spec.target: spec.arg.name for spec in program.graph_signature.input_specs}
     for spec in program.graph_signature.output_specs:
-        if spec.kind.name == "USER_INPUT_MUTATION":
-            raise ModelError(
-                "the model writes to its input",
-                f"{spec.target} is changed in place during the forward pass, and the caller's memory with it",
-                "return new tensors: x = x + 1 instead of x += 1",
-            )
-        if spec.kind.name not in ("USER_OUTPUT", "TOKEN") and nodes.get(held.get(spec.target)) in reached:
+        if (
+            spec.kind.name not in ("USER_OUTPUT", "TOKEN", "USER_INPUT_MUTATION")
+            and nodes.get(held.get(spec.target)) in reached
+        ):
             raise ModelError(
                 "the model changes its own state",
                 f"{spec.target} is written during the forward pass, and the answer depends on it",

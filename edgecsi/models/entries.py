@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from edgecsi.errors import ModelError, UsageError
@@ -154,9 +155,10 @@ def _entry(
     import torch
     from torch.utils import _pytree
 
+    given = [x.clone() for x in examples]
     try:
         with torch.no_grad():
-            y = module(*examples)
+            y = module(*given)
     except Exception as error:  # the network may be the user's: its failure is the model's, in its own words
         shapes = " and ".join(str(list(x.shape)) for x in examples)
         raise ModelError(
@@ -164,31 +166,58 @@ def _entry(
             " ".join(f"{type(error).__name__}: {error}".split())[:300],
             "check --input-shape, or the factory's example input",
         ) from error
-    leaves, _ = _pytree.tree_flatten_with_path(y)
-    tensors = [(path, leaf) for path, leaf in leaves if isinstance(leaf, torch.Tensor)]
-    others = [
-        type(leaf).__name__ for _, leaf in leaves if leaf is not None and not isinstance(leaf, torch.Tensor)
-    ]
-    if others or not tensors:
+    writes = not all(map(torch.equal, given, examples))
+    answered, others = _tensors_only(y)
+    leaves, _ = _pytree.tree_flatten_with_path(answered)
+    tensors = [(path, leaf) for path, leaf in leaves if leaf is not None]
+    if not tensors:
         raise ModelError(
             f"{model}: {entry} returns {others[0] if others else 'None'}",
-            "an entry returns tensors: one, or several in tuples, lists and dictionaries",
+            "an entry returns tensors: one, or several in tuples, lists, dictionaries and data classes",
             "return torch.Tensor",
         )
     outer = {"encoder": "codeword"}.get(entry, "y")
     inner = {"decoder": "codeword"}.get(entry, "x")
-    given = _distinct(_arguments(module, len(examples)), inner) if len(examples) > 1 else (inner,)
-    names = _distinct([*given, *(_path(path) for path, _ in tensors)], outer)[len(given) :]
+    takes = _distinct(_arguments(module, len(examples)), inner) if len(examples) > 1 else (inner,)
+    names = _distinct([*takes, *(_path(path) for path, _ in tensors)], outer)[len(takes) :]
     answers = [t for _, t in tensors]
     wide = (torch.float16, torch.bfloat16, torch.float64)
-    if any(t.dtype in wide for t in (*examples, *answers)):
-        module = _in_single_precision(module, [x.dtype for x in examples])
+    plain = not others and _pytree.tree_structure(answered) == _pytree.tree_structure(y)
+    if writes or not plain or any(t.dtype in wide for t in (*examples, *answers)):
+        module = _at_the_border(module, [x.dtype for x in examples], writes)
         examples = tuple(x.float() if x.dtype in wide else x for x in examples)
-    return Entry(entry, module, examples[0], examples[1:], given, names), answers
+    note = f"left out of its answers, as no tensors: {', '.join(others)}" if others else ""
+    return Entry(entry, module, examples[0], examples[1:], takes, names, note), answers
 
 
-def _in_single_precision(module: nn.Module, types: Sequence[torch.dtype]) -> nn.Module:
-    """A module that takes and returns other floats as the library does, which knows float32 at its borders."""
+def _tensors_only(value: Any) -> tuple[Any, list[str]]:
+    """What a module returns, data classes and their like as dictionaries, and None in the place of what is no tensor;
+    and the types of that."""
+    import torch
+
+    others: list[str] = []
+
+    def only(value: Any) -> Any:
+        if value is None or isinstance(value, torch.Tensor):
+            return value
+        if is_dataclass(value) and not isinstance(value, type):
+            return {f.name: only(getattr(value, f.name)) for f in fields(value)}
+        if isinstance(value, Mapping):
+            found = {k: only(v) for k, v in value.items()}
+            return OrderedDict(found) if type(value) is OrderedDict else found
+        if isinstance(value, tuple) and hasattr(value, "_fields"):
+            return type(value)(*map(only, value))
+        if isinstance(value, list | tuple):
+            return (list if type(value) is list else tuple)(map(only, value))
+        others.append(type(value).__name__)
+        return None
+
+    return only(value), others
+
+
+def _at_the_border(module: nn.Module, types: Sequence[torch.dtype], writes: bool) -> nn.Module:
+    """A module that takes and returns what a library does: float32 where the module has other floats, tensors and
+    containers of them only; and leaves its inputs as they are."""
     import torch
     from torch import nn
     from torch.utils import _pytree
@@ -197,16 +226,16 @@ def _in_single_precision(module: nn.Module, types: Sequence[torch.dtype]) -> nn.
         floats = isinstance(value, torch.Tensor) and value.is_floating_point()
         return value.float() if floats else value
 
-    class InSinglePrecision(nn.Module):
+    class AtTheBorder(nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.model = module
 
         def forward(self, *x: Tensor) -> Any:
-            given = (t.to(dtype) for t, dtype in zip(x, types, strict=True))
-            return _pytree.tree_map(single, self.model(*given))
+            given = (t.to(dtype, copy=writes) for t, dtype in zip(x, types, strict=True))
+            return _pytree.tree_map(single, _tensors_only(self.model(*given))[0])
 
-    return InSinglePrecision().eval()
+    return AtTheBorder().eval()
 
 
 def _arguments(module: nn.Module, count: int) -> list[str]:

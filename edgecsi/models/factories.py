@@ -12,7 +12,7 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -64,11 +64,14 @@ def make(spec: str) -> tuple[str, nn.Module, tuple[Tensor, ...]]:
                 f"{spec} failed", f"{type(error).__name__}: {error}", _advice(factory, place)
             ) from error
     module, example = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    if isinstance(example, Mapping) and isinstance(module, torch.nn.Module):
+        module, example = _by_position(module, [str(key) for key in example]), tuple(example.values())
     examples = tuple(example) if isinstance(example, list | tuple) else () if example is None else (example,)
     if not isinstance(module, torch.nn.Module) or not all(isinstance(x, torch.Tensor) for x in examples):
         raise ModelError(
             f"{spec} returned a {type(made).__name__}",
-            "a factory returns a torch.nn.Module, (module, example_input), or (module, (input, input, …))",
+            "a factory returns a torch.nn.Module, (module, example_input), (module, (input, input, …)), or "
+            "(module, {name: input})",
             "change what it returns",
         )
     if any(x.is_complex() for x in examples):
@@ -78,6 +81,27 @@ def make(spec: str) -> tuple[str, nn.Module, tuple[Tensor, ...]]:
             "take torch.view_as_real(x), and call torch.view_as_complex inside of the module",
         )
     return name, module, examples
+
+
+def _by_position(module: nn.Module, names: list[str]) -> nn.Module:
+    """The module, whose forward takes its inputs by position now: it gives them by name to the forward of old, or all in
+    one dictionary if that has no such arguments. Its weights keep their names."""
+    kind = type(module)
+    wanted = inspect.signature(module.forward)
+    try:
+        wanted.bind(**dict.fromkeys(names))
+        as_keywords = True
+    except TypeError:
+        as_keywords = False
+
+    def forward(self: nn.Module, *x: Tensor) -> Any:
+        given = dict(zip(names, x, strict=True))
+        return kind.forward(self, **given) if as_keywords else kind.forward(self, given)
+
+    positions = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("self", *names)]
+    forward.__signature__ = inspect.Signature(positions)  # type: ignore[attr-defined]
+    module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
+    return module
 
 
 def factories_in(path: Path) -> list[str]:

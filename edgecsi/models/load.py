@@ -60,8 +60,8 @@ def load_model(
     Args:
         spec: a zoo name, one with a recipe whose result ships (``csinet-cr4+int8-static``),
             ``package.module:factory``, ``path/file.py:factory``, or a ``.safetensors`` file that names its
-            model. A factory returns a module, ``(module, example_input)``, or
-            ``(module, (input, input, …))``; it is the user's own code and is executed.
+            model. A factory returns a module, ``(module, example_input)``, ``(module, (input, input, …))``, or
+            ``(module, {name: input})``; it is the user's own code and is executed.
             Its arguments, if it wants any, are literals: ``file.py:make(cr=4)``.
         weights: file to take the weights from, or ``encoder.pth,decoder.pth``.
         input_shape: shape of the input with its batch; needed if neither zoo nor factory tells. An example that has

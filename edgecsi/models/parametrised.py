@@ -1,4 +1,5 @@
-"""Weights that are computed from others (weight_norm, spectral_norm, pruning masks) become plain weights."""
+"""Weights that are computed from others (weight_norm, spectral_norm, pruning masks) become plain weights, and tensors in
+sparse layouts plain tensors."""
 
 from __future__ import annotations
 
@@ -16,6 +17,10 @@ def make_plain(module: nn.Module) -> None:
     What the network's own ``forward`` computes from its weights is not touched.
     """
     for part in module.modules():
+        for held in (part._buffers, part.__dict__):
+            for name, value in held.items():
+                if isinstance(value, torch.Tensor) and value.layout != torch.strided:
+                    held[name] = value.to_dense()
         if parametrize.is_parametrized(part):
             for name in list(part.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(part, name, leave_parametrized=True)

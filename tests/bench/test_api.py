@@ -39,12 +39,17 @@ class Decoder(nn.Module):
         return torch.sigmoid(codeword).repeat_interleave(2, dim=1)
 
 
+class Pair(nn.Module):
+    def forward(self, a: Tensor, b: Tensor) -> dict[str, Tensor]:
+        return {"sum": a + b, "product": a * b}
+
+
 class Twin(nn.Module):
     """What the hand-made library computes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.encoder, self.decoder = Encoder(), Decoder()
+        self.encoder, self.decoder, self.pair = Encoder(), Decoder(), Pair()
 
     def forward(self, x: Tensor) -> Tensor:
         return self.decoder(self.encoder(x))
@@ -150,15 +155,27 @@ def test_unknown_engines_and_entries_are_refused_before_anything_runs(bundle: Bu
         api.run_bench(bundle.path, against=["caffe"])
     with pytest.raises(BundleError, match="no entry 'middle'"):
         api.run_bench(bundle.path, entry="middle")
-    with pytest.raises(UsageError, match="entry pair"):
+    with pytest.raises(UsageError, match="need the PyTorch model"):
         api.run_bench(bundle.path, entry="pair", against=["torch"])
     with pytest.raises(UsageError, match="emulate"):
         api.run_bench(bundle.path, device="emulate", against=["torch"])
 
 
-def test_an_entry_with_several_inputs_and_outputs(bundle: Bundle) -> None:
-    result = api.run_bench(bundle.path, entry="pair", quick=True)
+def test_an_entry_with_several_inputs_and_outputs(bundle: Bundle, with_peers: Callable[..., None]) -> None:
+    from edgecsi.bench.peers.onnxruntime import OnnxRuntime
+    from edgecsi.bench.peers.pytorch import PyTorch
+
+    with_peers(OnnxRuntime(), PyTorch(), Fake("plain"))
+    names = ["onnxruntime", "torch", "plain"]
+    result = api.run_bench(bundle.path, entry="pair", against=names, load_module=twin, quick=True)
     assert result.answer.max_abs_diff < 1e-6
+    measured = {engine.name: engine.answer.max_abs_diff for engine in result.engines}
+    reasons = {skipped.name: skipped.reason for skipped in result.skipped}
+    assert "one input and one output" in reasons.pop("plain")
+    assert measured.keys() == {"edgecsi", *names[:2]} - reasons.keys()
+    assert max(measured.values()) < 1e-6
+    assert set(reasons) <= {"onnxruntime"}
+    assert "not installed" in reasons.get("onnxruntime", "not installed")
 
 
 def test_peers_must_get_the_weights_of_the_bundle(bundle: Bundle) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from edgecsi.device import Local
 from edgecsi.errors import ModelError, UsageError
 from edgecsi.models.entries import entries_of
 from tests._builds import build_for
+from tests.lower._answers import Answers
 
 NETWORK = """
 import torch
@@ -98,13 +100,44 @@ def test_children_that_are_no_halves_are_built_as_one_and_it_is_said_why() -> No
     assert "encode and decode" in entries["full"].note
 
 
-def test_what_is_no_tensor_is_no_output() -> None:
-    class Text(nn.Module):
-        def forward(self, x: Tensor) -> tuple[Tensor, str]:
-            return x, "done"
+@dataclass
+class Answer:
+    codeword: Tensor
+    parts: list[Tensor]
+    name: str = "csi"
 
+
+def test_what_is_no_tensor_is_no_output() -> None:
+    class Mixed(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Answer, dict[str, object]]:
+            return Answer(x * 2, [x.mean()]), {"rate": 0.25, "largest": x.amax(-1)}
+
+    class Text(nn.Module):
+        def forward(self, x: Tensor) -> str:
+            return "done"
+
+    full = entries_of("net", Mixed().eval(), torch.rand(1, 4))["full"]
+    assert full.output_names == ("codeword", "parts", "largest")
+    assert full.note == "left out of its answers, as no tensors: str, float"
+    compiled = Answers(full.module, [full.example_input])
+    assert len(compiled.entry.outputs) == 3
+    assert not compiled.wrong(full.example_input)
     with pytest.raises(ModelError, match="returns str"):
         entries_of("net", Text(), torch.rand(1, 4))
+
+
+def test_a_network_that_writes_to_its_input_writes_to_a_copy() -> None:
+    class Centred(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            x -= 0.5
+            x[:, 0] *= 2
+            return x.relu()
+
+    x = torch.rand(1, 4)
+    kept, full = x.clone(), entries_of("net", Centred().eval(), x)["full"]
+    compiled = Answers(full.module, [x])
+    assert not compiled.wrong(x)
+    assert torch.equal(x, kept)
 
 
 BORDERS = """

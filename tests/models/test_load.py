@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from edgecsi.errors import ModelError
+from edgecsi.lower.export import export
 from edgecsi.models import registry
 from edgecsi.models.checkpoints import write_weights
 from edgecsi.models.load import load_model
@@ -209,6 +210,42 @@ def test_a_factory_takes_literal_arguments(tmp_path: Path) -> None:
     assert load_model(f"{tmp_path}/net.py:Net(5, 4)", input_shape=[1, 5]).module.out_features == 4
     with pytest.raises(ModelError, match=r"it has make, Net\ngive .*net\.py:make"):
         load_model(f"{tmp_path}/net.py")
+
+
+def test_sparse_tensors_are_taken_as_plain_ones(tmp_path: Path) -> None:
+    """The adjacency of a graph, as buffer or attribute; torch.export knows none."""
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Graph(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        a = torch.eye(4).roll(1, 0)\n"
+        "        self.register_buffer('a', a.to_sparse())\n        self.b = (2 * a).to_sparse_csr()\n"
+        "    def forward(self, x):\n        return torch.sparse.mm(self.a, x) + self.b @ x\n"
+        "def make():\n    return Graph(), torch.rand(4, 2)\n"
+    )
+    loaded = load_model(f"{tmp_path}/net.py:make")
+    x = loaded.example_input
+    assert torch.equal(export(loaded.module, [x]).run([x])[0], 3 * x.roll(1, 0))
+
+
+def test_a_factory_names_its_inputs(tmp_path: Path) -> None:
+    """For a forward that takes them by name, in whatever order, or all in one dictionary."""
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Named(nn.Module):\n"
+        "    def __init__(self):\n        super().__init__()\n        self.fc = nn.Linear(4, 2)\n"
+        "    def forward(self, *, gain=None, csi):\n        return self.fc(csi) * gain\n"
+        "class Batch(Named):\n"
+        "    def forward(self, batch):\n        return super().forward(csi=batch['csi'], gain=batch['gain'])\n"
+        "def example():\n    return {'csi': torch.rand(1, 4), 'gain': torch.tensor([[3.0]])}\n"
+        "def named():\n    return Named(), example()\n"
+        "def batch():\n    return Batch(), example()\n"
+    )
+    for factory in ("named", "batch"):
+        loaded = load_model(f"{tmp_path}/net.py:{factory}")
+        csi, gain = loaded.inputs
+        assert loaded.entries["full"].input_names == ("csi", "gain")
+        assert list(loaded.module.state_dict()) == ["fc.weight", "fc.bias"]
+        assert torch.equal(loaded.module(csi, gain), loaded.module.fc(csi) * 3)
 
 
 def repository(folder: Path, width: int) -> str:

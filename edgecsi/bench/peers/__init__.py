@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from edgecsi.bench.peers.protocol import Array, Batched, Peer, Run
+from edgecsi.bench.peers.protocol import Array, Batched, Peer, Run, RunSeveral, Several
 from edgecsi.errors import UsageError
 from edgecsi.names import suggestion
 
-__all__ = ["Array", "Batched", "Peer", "Run", "all_peers", "find_peers"]
+__all__ = ["Array", "Batched", "Peer", "Run", "RunSeveral", "Several", "all_peers", "find_peers"]
 
 
 def all_peers() -> list[Peer]:

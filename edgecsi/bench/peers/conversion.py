@@ -9,7 +9,7 @@ import io
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from edgecsi.bench.peers.protocol import Array, entry_module
@@ -76,12 +76,12 @@ def silent_streams() -> Iterator[None]:
         yield
 
 
-def to_onnx(module: nn.Module, example: Array, entry: str) -> bytes:
+def to_onnx(module: nn.Module, examples: Sequence[Array], entry: str) -> bytes:
     """One entry as an ONNX model with its weights inside, serialised."""
     import torch
 
     program = torch.onnx.export(
-        entry_module(module, entry), (torch.from_numpy(example),), dynamo=True, verbose=False
+        entry_module(module, entry), tuple(map(torch.from_numpy, examples)), dynamo=True, verbose=False
     )
     if program is None:
         raise ValueError("torch.onnx.export returned nothing")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from edgecsi.bench.peers.conversion import converting, missing, to_onnx, version_of
-from edgecsi.bench.peers.protocol import Array, Run
+from edgecsi.bench.peers.protocol import Array, Run, RunSeveral
 
 if TYPE_CHECKING:
     from torch import nn
@@ -33,18 +33,31 @@ class OnnxRuntime:
     ) -> list[Run]:
         """One session for each number of intra-op threads, all of the same ONNX model."""
         with converting(self.name):
-            model = to_onnx(module, example, entry)
-            return [_session(model, count) for count in threads]
+            model = to_onnx(module, [example], entry)
+            return [_run(_session(model, count)) for count in threads]
+
+    def prepare_several(self, module: nn.Module, examples: Sequence[Array], entry: str) -> RunSeveral:
+        with converting(self.name):
+            session = _session(to_onnx(module, examples, entry), threads=1)
+        names = [described.name for described in session.get_inputs()]
+
+        def run(*inputs: Array) -> tuple[Array, ...]:
+            return tuple(session.run(None, dict(zip(names, inputs, strict=True))))
+
+        return run
 
 
-def _session(model: bytes, threads: int) -> Run:
+def _session(model: bytes, threads: int) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def _run(session: Any) -> Run:
     name: str = session.get_inputs()[0].name
 
     def run(x: Array) -> Array:

@@ -40,7 +40,7 @@ class OpenVINO:
             import openvino
 
             core = openvino.Core()
-            compiled = core.compile_model(core.read_model(to_onnx(module, example, entry)), "CPU", OPTIONS)
+            compiled = core.compile_model(core.read_model(to_onnx(module, [example], entry)), "CPU", OPTIONS)
             request = compiled.create_infer_request()
 
         def run(x: Array) -> Array:

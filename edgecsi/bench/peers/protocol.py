@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[np.float32]
 Run = Callable[[Array], Array]
+RunSeveral = Callable[..., tuple[Array, ...]]
 
 
 class Peer(Protocol):
@@ -61,6 +62,15 @@ class Batched(Peer, Protocol):
         self, module: nn.Module, example: Array, entry: str, threads: Sequence[int]
     ) -> list[Run]:
         """As :meth:`Peer.prepare`, once for each number of threads."""
+        ...
+
+
+@runtime_checkable
+class Several(Peer, Protocol):
+    """An engine that also takes networks of several inputs, outputs, or integers."""
+
+    def prepare_several(self, module: nn.Module, examples: Sequence[Array], entry: str) -> RunSeveral:
+        """As :meth:`Peer.prepare`: a function from all inputs to all outputs, in the order of the entry's."""
         ...
 
 

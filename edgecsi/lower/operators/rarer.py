@@ -180,6 +180,21 @@ def _masked_scatter(x: Tensor, mask: Tensor, source: Tensor) -> Tensor:
     return torch.where(wide, found.reshape(wide.shape), x)
 
 
+def _mode(x: Tensor, dim: int = -1, keepdim: bool = False) -> Any:
+    """The smallest of the most frequent values, and the last place where it stands."""
+    import torch
+
+    rows = x.movedim(dim, -1)
+    equal = rows.unsqueeze(-1) == rows.unsqueeze(-2)
+    count = equal.sum(-1)
+    often = count == count.amax(-1, keepdim=True)
+    last = torch.iinfo(x.dtype).max if not x.is_floating_point() else math.inf
+    value = torch.where(often, rows, last).amin(-1, keepdim=True)
+    place = torch.where(rows == value, torch.arange(rows.shape[-1]), -1).amax(-1, keepdim=True)
+    found = (t.movedim(-1, dim) for t in (value, place))
+    return tuple(t if keepdim else t.squeeze(dim) for t in found)
+
+
 def _histc(x: Tensor, bins: int = 100, low: Any = 0, high: Any = 0) -> Any:
     import torch
 
@@ -248,6 +263,8 @@ def rarer(of_torch: Callable[[str], Callable[..., Any]]) -> dict[Any, Callable[.
         aten._embedding_bag_forward_only.default: _embedding_bag,
         aten.masked_scatter.default: _masked_scatter,
         aten.histc.default: _histc,
+        aten.mode.default: _mode,
+        aten.dist.default: lambda a, b, p=2: torch.linalg.vector_norm(a - b, p),
         aten.erfc.default: _in_double(_erfc),
         aten.special_erfcx.default: _in_double(_erfcx),
         aten.erfinv.default: _in_double(_erfinv),
