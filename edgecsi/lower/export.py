@@ -215,9 +215,10 @@ def _refuse_nan(exported: Exported) -> None:
     import torch
 
     bad = [
-        exported.names.get(node, node.name)
+        exported.names[node]
         for node, held in exported.constants.items()
         if node.op != "call_function"
+        and node in exported.names  # others are numbers that forward writes down
         and isinstance(held, torch.Tensor)
         and held.is_floating_point()
         and bool(held.isnan().any())

@@ -104,6 +104,11 @@ def _c(x: Tensor) -> Tensor:
     return torch.complex(x, x.flip(-1))
 
 
+def _gram(x: Tensor) -> Tensor:
+    """A matrix that is not singular."""
+    return x[0, 0, :3] @ x[0, 0, :3].mH + 4 * torch.eye(3)
+
+
 def _assigned(x: Tensor) -> Tensor:
     """As Fourier layers fill the lowest frequencies of their result."""
     y = torch.zeros(1, 2, 8, 8, dtype=torch.complex64)
@@ -308,7 +313,16 @@ THEMES: dict[str, dict[str, Function]] = {
         + F.silu(x.double()).softmax(-1).float(),
         "special functions": lambda s, x: x.erfc() + x.tanh().erfinv() + x.abs().lgamma() + torch.special.erfcx(x.abs())
         + x.abs().digamma(),
+        "mode": lambda s, x: (x * 2).round().mode(-1)[0],
+        "cov, corrcoef": lambda s, x: x[0, 0].cov() + torch.corrcoef(x[0, 1]),
+        "dist, pairwise_distance": lambda s, x: torch.dist(x, x.flip(1)) + F.pairwise_distance(x[0, 0], x[0, 1]),
         "histc": lambda s, x: x.histc(6, -1, 2),
+    },
+    "systems of equations": {
+        "inv, solve": lambda s, x: torch.linalg.inv(_gram(x).flip(0)) + torch.linalg.solve(_gram(x), x[0, 0, :3, 5:]),
+        "cholesky, solve_triangular": lambda s, x: torch.cholesky_solve(x[0, 0, :3], torch.linalg.cholesky(_gram(x))),
+        "det, slogdet": lambda s, x: torch.linalg.det(_gram(x)) / 100 + torch.logdet(_gram(x)),
+        "qr of complex numbers": lambda s, x: _halves(torch.linalg.qr(_c(x)[0, 0, :4, :3])[1]),
     },
     "complex numbers": {
         "fft": lambda s, x: _halves(torch.fft.fft(_c(x), dim=1)),

@@ -26,8 +26,7 @@ __all__ = ["made"]
 # These were refused without need once, or wrong.
 MENDED = {
     "interpolate_nearest_3_None", "nearest_scale_that_changes_nothing", "bilinear_scale_that_changes_nothing",
-    "linear_scale_that_changes_nothing", "interpolate_bilinear_3_None", "zero_forcing", "mmse_detector", "complex_cholesky",
-    "triangular_solve_upper", "cholesky_solve", "complex_triangular", "wide_triangular", "capacity", "complex_determinant",
+    "linear_scale_that_changes_nothing", "interpolate_bilinear_3_None", "mmse_detector", "triangular_solve_upper",
     "complex_inner", "complex_in_double", "correlation", "Prints", "fused_products", "distances", "all_pairs",
     "mode_of_values", "batched_by_vmap", "dataclass_out", "numbers_out", "subtracts_in_place",
 }  # fmt: skip

@@ -31,7 +31,8 @@ loops, vectorised but not tuned. What depends on parameters alone is computed wh
 NaN and infinity come out wherever PyTorch lets them out. They may go further than in PyTorch where PyTorch leaves out
 terms: in the whole of a Fourier transform, in interpolation at a weight of zero, and where infinity meets the zeros that
 fill the blocks of a kernel for zeros. And they may stay out of an output all of whose weights there are zero: such
-kernels skip zeros, so that 0 · NaN is not computed.
+kernels skip zeros, so that 0 · NaN is not computed. A complex number times a real one has NaN in the part that had it,
+in PyTorch in both.
 
 Sorting and cumulative sums compare every element with every other along the axis: quick for the hundreds that networks
 have, refused where it takes more than 268 million steps (16,384 numbers).
@@ -41,8 +42,9 @@ What a network decides by values of its own parameters and buffers is decided wh
 stand, as `stable=True` does; PyTorch's own `topk` promises no order, so that of equal values it may choose others.
 
 Not supported, and refused by name: random numbers and dropout that is left on, results whose size depends on data
-(`nonzero`, `x[x > 0]`, `unique`, `item()`), branches on values, decompositions of matrices (`svd`, `inv`), special
-functions (`i0` and other Bessel functions), complex inputs and outputs (pass `view_as_real`).
+(`nonzero`, `x[x > 0]`, `unique`, `item()`), branches on values, gradients in forward, packed sequences, singular values
+and eigenvalues (`svd`, `pinv`, `eigh`), inverses and other systems of more than 16 equations, special functions (`i0`
+and other Bessel functions), complex inputs and outputs (pass `view_as_real`).
 
 {BEGIN}
 """
