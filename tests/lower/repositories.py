@@ -19,10 +19,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, parametrize, prune
 
-from tests.lower.idioms import add, conv, dense, image, made, network, quiet, some
+from tests.lower.idioms import NETWORKS, add, conv, dense, image, made, network, quiet, some
 
 __all__ = ["made"]
 
+_BEFORE = set(NETWORKS)
 # These were refused without need once, or wrong.
 MENDED = {
     "interpolate_nearest_3_None", "nearest_scale_that_changes_nothing", "bilinear_scale_that_changes_nothing",
@@ -1425,3 +1426,5 @@ add(
 add(
     "old_norm_of_a_line", lambda s, x: s.c(x.flatten(2)), c=lambda: nn.utils.spectral_norm(nn.Conv1d(2, 4, 3))
 )
+
+OWN = set(NETWORKS) - _BEFORE
