@@ -42,6 +42,22 @@ def test_verbs_and_options_of_a_page_exist(page: Path) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_makes_the_bundles_that_it_uses(page: Path) -> None:
+    """Whoever comes to a page from elsewhere can follow it from its top."""
+    made: set[str] = set()
+    lost = []
+    for command in OURS:
+        words = (
+            shlex.split(command.text, comments=True) if command.page == page and not command.inline else []
+        )
+        if words[1:2] == ["build"] and "-o" in words:
+            made.add(words[words.index("-o") + 1])
+        elif words[1:2] and words[1] in ("run", "eval", "bench", "inspect", "package", "sign", "deploy"):
+            lost += [str(command)] if words[2] not in made and not words[2].startswith("-") else []
+    assert lost == []
+
+
 def test_every_key_of_a_recipe_is_explained() -> None:
     page = (ROOT / "docs" / "choosing-compression.md").read_text(encoding="utf-8")
     for kind in (recipe.Prune, recipe.Quantize, recipe.Cluster, recipe.LowRank, recipe.Distill, recipe.Halve):
