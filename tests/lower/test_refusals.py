@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from edgecsi.compress import apply_post_training
 from edgecsi.errors import ModelError
 from edgecsi.lower.export import export, refuse_other_answers
 from tests._builds import lowered
@@ -86,6 +87,21 @@ def test_an_export_may_be_off_by_what_rounding_does_and_never_by_more_than_a_tho
         changed = replace(exported, constants=dict(exported.constants))
         for node, name in exported.names.items():
             if name == "fc.weight":
+                changed.constants[node] = exported.constants[node] * (1 + share)
+        with pytest.raises(ModelError, match="changes its answer") if refused else nullcontext():
+            refuse_other_answers(module, changed, [x])
+
+
+def test_an_export_of_a_compressed_network_may_be_off_by_what_its_quantisers_make_of_rounding() -> None:
+    torch.manual_seed(0)
+    layers = [part for _ in range(4) for part in (nn.LayerNorm(32), nn.Linear(32, 32))]
+    x = torch.randn(4, 32)
+    module = apply_post_training(nn.Sequential(*layers).eval(), x, "f16")
+    exported = export(module, [x])
+    for share, refused in ((1e-5, False), (1.0, True)):
+        changed = replace(exported, constants=dict(exported.constants))
+        for node, name in exported.names.items():
+            if name == "0.weight":
                 changed.constants[node] = exported.constants[node] * (1 + share)
         with pytest.raises(ModelError, match="changes its answer") if refused else nullcontext():
             refuse_other_answers(module, changed, [x])

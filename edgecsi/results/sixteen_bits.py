@@ -1,0 +1,50 @@
+"""What sixteen bits cost without training, in docs/choosing-compression.md: ``python -m edgecsi.results.sixteen_bits``.
+
+Scored on one half of the shipped test set; the other shows the layers' inputs.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from edgecsi import disk
+from edgecsi.channels.metrics import nmse_db
+from edgecsi.channels.shipped import test_set
+from edgecsi.compress import apply_post_training
+from edgecsi.models.load import load_model
+
+PAGE = Path("docs") / "choosing-compression.md"
+RECIPES = ("f16-weights", "int16", "f16")
+NETWORKS = ("csinet-cr4", "csinet-cr16", "crnet-cr16")
+_COSTS = " · ".join([r"[−-]?\d+\.\d\d"] * len(NETWORKS)) + " dB"
+
+
+@torch.no_grad()
+def loss(network: str, recipe: str) -> float:
+    """NMSE lost, in dB."""
+    shown, x = torch.from_numpy(test_set()).chunk(2)
+    module = load_model(network).module.eval()
+    made = apply_post_training(module, x[:1], recipe, shown)
+    before, after = (nmse_db(x.numpy(), net(x).numpy()) for net in (module, made))
+    return after - before
+
+
+def main() -> None:
+    """Write the figures into their rows."""
+    page = PAGE.read_text("utf-8")
+    for recipe in RECIPES:
+        costs = (
+            " · ".join(f"{round(loss(n, recipe), 2) + 0.0:.2f}".replace("-", "−") for n in NETWORKS) + " dB"
+        )
+        page, found = re.subn(rf"(?m)^(\|[^|]*\| `{recipe}`.*){_COSTS}", rf"\g<1>{costs}", page)
+        assert found == 1, recipe
+        sys.stdout.write(f"{recipe}: {costs}\n")
+    disk.write(PAGE, page)
+
+
+if __name__ == "__main__":
+    main()
