@@ -23,6 +23,7 @@ MENDED = (
     "values of thousands of letters from a recipe or a file's metadata were shown whole in an error",
     "a Ctrl-C in the moment in which a build forks its compiler was lost, and a compiler that hangs had no end",
     "a build that was killed left its compiler running",
+    "a temporary folder stayed where the disk refused once to open it",
     "a network with integers among its tensors was refused by every device it was deployed to",
     "golden values where equal numbers stood could refuse a right bundle on a device",
     "a bundle that takes a single number could be timed nowhere, nor run by its own example in Python",
