@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from edgecsi.errors import EdgecsiError, UsageError
+from edgecsi.progress import Progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Progress = Callable[[float, float, str], None]
-"""Called with (done, total, what is being done)."""
 _LEAST = {
     "batch": 1, "batches": 2, "threads": 1, "samples": 1, "trials": 1, "keep": 2, "seed": 0, "epochs": 1,
     "build_number": 0, "seconds": 0.01, "minutes": 0.01, "deadline": 0.1,

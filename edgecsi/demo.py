@@ -17,6 +17,7 @@ from edgecsi.device import open_device
 from edgecsi.device.loopback import loopback
 from edgecsi.evaluate import Evaluation, evaluate, reference_model
 from edgecsi.pipeline import BuildOptions, build
+from edgecsi.progress import Progress
 from edgecsi.report.html import html
 from edgecsi.report.make import make_report
 from edgecsi.report.read import read_shown
@@ -28,7 +29,6 @@ PEER = "onnxruntime"
 _EMULATED_SAMPLES = 64  # QEMU is some fifty times slower than the CPU it runs on
 
 Say = Callable[[str], None]
-Progress = Callable[[float, float, str], None]
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +15,7 @@ from edgecsi.errors import ModelError
 from edgecsi.names import split_batch
 
 if TYPE_CHECKING:
-    from edgecsi.codegen.program import Entry, Tensor
+    from edgecsi.codegen.program import PlannedEntry
     from edgecsi.models.load import LoadedModel
     from edgecsi.target import Target
 
@@ -25,7 +26,7 @@ def manifest_of(
     recipe: str | None,
     model: LoadedModel,
     target: Target,
-    entries: Sequence[Entry],
+    entries: Sequence[PlannedEntry],
     build_number: int | None,
 ) -> bundles.Manifest:
     """The manifest of a library that is planned; its check and files come later.
@@ -59,14 +60,11 @@ def manifest_of(
     )  # fmt: skip
 
 
-def _entry(entry: Entry, model: LoadedModel) -> bundles.Entry:
+def _entry(entry: PlannedEntry, model: LoadedModel) -> bundles.Entry:
     part = model.entries[split_batch(entry.name)[0]]
 
-    def named(names: Sequence[str], tensors: Sequence[Tensor]) -> tuple[bundles.Tensor, ...]:
-        return tuple(
-            bundles.Tensor(n, t.shape, "int32" if t.dtype == "int32" else "float32")
-            for n, t in zip(names, tensors, strict=True)
-        )
+    def named(names: Sequence[str], tensors: Sequence[bundles.Tensor]) -> tuple[bundles.Tensor, ...]:
+        return tuple(replace(t, name=n) for n, t in zip(names, tensors, strict=True))
 
     inputs, outputs = named(part.input_names, entry.inputs), named(part.output_names, entry.outputs)
     _refuse_interface(entry.name, inputs, outputs)

@@ -19,9 +19,9 @@ from typing import Literal
 from edgecsi import disk
 from edgecsi import target as targets
 from edgecsi.errors import EdgecsiError
+from edgecsi.progress import Progress
 
 Status = Literal["ok", "missing", "broken"]
-Progress = Callable[[int, int, str], None]
 
 _FREE_BYTES_NEEDED = 500 * 1000**2
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -18,16 +18,16 @@ from edgecsi.channels.named import has_samples, load_named
 from edgecsi.device import Device
 from edgecsi.device.protocol import Samples
 from edgecsi.errors import BundleError, CheckFailed, DataError, EdgecsiError, ModelError, Notice, UsageError
+from edgecsi.progress import Progress
 from edgecsi.verdict import Difference, difference, difference_but_ties
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from edgecsi.models.entries import Entry
+    from edgecsi.models.entries import Part
     from edgecsi.models.load import LoadedModel
 
-Progress = Callable[[float, float, str], None]
 
 _AT_ONCE = 64  # batches in one call of PyTorch
 
@@ -98,7 +98,7 @@ def evaluate(
     *,
     device: Device,
     reference: LoadedModel | None = None,
-    fp32: Entry | None = None,
+    fp32: Part | None = None,
     progress: Progress | None = None,
 ) -> Evaluation:
     """Run a bundle on channels and compare with these, and with PyTorch.
@@ -185,7 +185,7 @@ def _worst(found: Sequence[NDArray[Any]], expected: Sequence[NDArray[Any]]) -> D
     return max(apart, key=lambda d: d.max_rel_diff)
 
 
-def _kept(entry: Entry, built: Described | None, answers: tuple[Any, ...]) -> tuple[Any, ...]:
+def _kept(entry: Part, built: Described | None, answers: tuple[Any, ...]) -> tuple[Any, ...]:
     """Of PyTorch's answers those that the bundle has: it may have been built for some outputs only."""
     if built is None or len(built.outputs) == len(answers):
         return answers
@@ -370,7 +370,7 @@ def judge(bundle: Bundle, found: Evaluation) -> None:
             )
 
 
-def refuse_mixed_batches(entry: Entry) -> None:
+def refuse_mixed_batches(entry: Part) -> None:
     """Refuse an entry that answers a sample otherwise if others are beside it.
 
     Raises:
@@ -391,13 +391,13 @@ def refuse_mixed_batches(entry: Entry) -> None:
         )
 
 
-def pytorch(entry: Entry, x: NDArray[Any]) -> NDArray[Any]:
+def pytorch(entry: Part, x: NDArray[Any]) -> NDArray[Any]:
     """PyTorch's answer of an entry with one input and one output; see :func:`answers`."""
     (y,) = answers(entry, [x])
     return y
 
 
-def answers(entry: Entry, x: Sequence[NDArray[Any]], *, at_once: bool = True) -> tuple[NDArray[Any], ...]:
+def answers(entry: Part, x: Sequence[NDArray[Any]], *, at_once: bool = True) -> tuple[NDArray[Any], ...]:
     """PyTorch's answers; in large batches if the network takes them, as that is many times faster.
 
     Args:
@@ -424,14 +424,14 @@ def answers(entry: Entry, x: Sequence[NDArray[Any]], *, at_once: bool = True) ->
     return tuple(np.concatenate([np.atleast_1d(y.numpy()) for y in ys]) for ys in zip(*parts, strict=True))
 
 
-def _call(entry: Entry, x: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+def _call(entry: Part, x: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     import torch
     from torch.utils import _pytree
 
     return tuple(y for y in _pytree.tree_leaves(entry.module(*x)) if isinstance(y, torch.Tensor))
 
 
-def _takes_any_batch(entry: Entry, two: Sequence[torch.Tensor]) -> bool:
+def _takes_any_batch(entry: Part, two: Sequence[torch.Tensor]) -> bool:
     """Whether two batches at once give what they give one by one; a network may be written for just one."""
     import torch
 

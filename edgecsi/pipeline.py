@@ -23,15 +23,15 @@ from edgecsi.codegen import zig
 from edgecsi.describe import manifest_of
 from edgecsi.errors import CheckFailed, UsageError
 from edgecsi.names import as_name, bundle_folder, bundle_name
+from edgecsi.progress import Progress
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
-    from edgecsi.codegen.program import Entry
+    from edgecsi.codegen.program import PlannedEntry
     from edgecsi.models.load import LoadedModel
 
 P = ParamSpec("P")
 T = TypeVar("T")
-Progress = Callable[[float, float, str], None]
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ class Plan:
     """What is compiled: the entries, with their kernels and places in memory, and the manifest that says so."""
 
     manifest: bundles.Manifest
-    entries: Sequence[Entry]
+    entries: Sequence[PlannedEntry]
     target: Target
 
 
@@ -194,7 +194,7 @@ def lower(options: BuildOptions, name: str, model: LoadedModel, target: Target) 
 
     refuse_undeclared_features(target)
     records = known_records(target, options.records) if options.records is not None else None
-    entries: list[Entry] = []
+    entries: list[PlannedEntry] = []
     for entry, part in model.entries.items():
         if options.entry in (None, entry):
             dump = _dump(options.dump_ir, entry)

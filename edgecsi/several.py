@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from edgecsi.models.entries import Entry
+    from edgecsi.models.entries import Part
     from edgecsi.models.load import LoadedModel
 
 
@@ -32,7 +32,7 @@ def golden(model: LoadedModel, entry: str, count: int) -> tuple[list[NDArray[Any
     return _stacked(inputs), _stacked(outputs)
 
 
-def as_given(entry: Entry, inputs: list[NDArray[Any]]) -> list[tuple[Tensor, ...]]:
+def as_given(entry: Part, inputs: list[NDArray[Any]]) -> list[tuple[Tensor, ...]]:
     """The inputs of :func:`golden`, call by call, in the types that an entry's module takes."""
     import torch
 

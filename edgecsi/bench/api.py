@@ -16,7 +16,7 @@ from edgecsi.bench.cross_check import OWN, over_rpc, same_rounds
 from edgecsi.bench.environment import judge, machine, snapshot
 from edgecsi.bench.layers import layer_times
 from edgecsi.bench.limits import kept_limits
-from edgecsi.bench.measure import FULL, QUICK, Call, Progress
+from edgecsi.bench.measure import FULL, QUICK, Call
 from edgecsi.bench.peers import Array, find_peers
 from edgecsi.bench.result import (
     Protocol,
@@ -27,6 +27,7 @@ from edgecsi.bench.result import (
 from edgecsi.bundle import Bundle, Loaded, read_bundle, read_golden
 from edgecsi.device import Device, Remote, open_device
 from edgecsi.errors import ConnectionLost, DeviceError, UsageError
+from edgecsi.progress import Progress
 from edgecsi.verdict import Difference
 
 

@@ -9,18 +9,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from edgecsi import verdict
-from edgecsi.bench.measure import Call, Progress
+from edgecsi.bench.measure import Call
 from edgecsi.bench.peers import Array, Peer, Run, RunSeveral, Several, find_peers
 from edgecsi.bench.result import Skipped
 from edgecsi.bundle import Manifest
 from edgecsi.errors import CheckFailed, ToolchainError
+from edgecsi.progress import Progress
 from edgecsi.names import split_batch
 from edgecsi.verdict import Difference
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from edgecsi.models.entries import Entry
+    from edgecsi.models.entries import Part
 
 Loader = Callable[[Manifest], "nn.Module"]
 
@@ -175,7 +176,7 @@ def fp32_model(manifest: Manifest, model: str | None, weights: str | None) -> nn
     return _with_outputs_of(manifest, plain, entries_of(loaded.name, plain, *loaded.inputs))
 
 
-def _with_outputs_of(manifest: Manifest, module: nn.Module, entries: Mapping[str, Entry]) -> nn.Module:
+def _with_outputs_of(manifest: Manifest, module: nn.Module, entries: Mapping[str, Part]) -> nn.Module:
     """The model; its entries as they were built where they give some of their outputs only, take integers, or are no
     longer what the model is."""
     from torch import nn
@@ -199,7 +200,7 @@ def _with_outputs_of(manifest: Manifest, module: nn.Module, entries: Mapping[str
     return found.eval()
 
 
-def _of_its_types(entry: Entry) -> nn.Module:
+def _of_its_types(entry: Part) -> nn.Module:
     """An entry's module that takes int32 for all integers, as a library does."""
     from torch import Tensor, nn
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from edgecsi.bench.measure import Progress, Series
+from edgecsi.bench.measure import Series
 from edgecsi.bench.peers import Array
 from edgecsi.bundle import Bundle
 from edgecsi.device import Remote
 from edgecsi.device.protocol import Plan
 from edgecsi.device.rpc_device import Rpc
+from edgecsi.progress import Progress
 
 OWN = "edgecsi"
 

@@ -15,9 +15,10 @@ import numpy as np
 
 from edgecsi.bench import statistics
 from edgecsi.bench.result import Protocol
-from edgecsi.device.protocol import EVICTION_BYTES, Nanoseconds, Progress, Series
+from edgecsi.device.protocol import EVICTION_BYTES, Nanoseconds, Series
+from edgecsi.progress import Progress
 
-__all__ = ["FULL", "QUICK", "Call", "Nanoseconds", "Progress", "Series", "interleave", "timed"]
+__all__ = ["FULL", "QUICK", "Call", "Nanoseconds", "Series", "interleave", "timed"]
 
 Call = Callable[[], object]
 FULL = Protocol(quick=False, samples=1000, seconds=10.0)

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from edgecsi.bench.environment import judge, snapshot
-from edgecsi.bench.measure import Progress, undisturbed
+from edgecsi.bench.measure import undisturbed
 from edgecsi.bench.result import Result
 from edgecsi.bench.self_check import self_check
 from edgecsi.bench.statistics import Floats
@@ -23,6 +23,7 @@ from edgecsi.device import Device, Local, Remote
 from edgecsi.device.protocol import Paced
 from edgecsi.device.rpc_device import Rpc
 from edgecsi.errors import UsageError
+from edgecsi.progress import Progress
 
 LONGEST_PROGRAM = 64 << 10
 

@@ -12,7 +12,6 @@ import numpy as np
 from edgecsi import disk
 from edgecsi.bench import measure, statistics
 from edgecsi.bench.behaviour import SelfCheck
-from edgecsi.bench.measure import Progress
 from edgecsi.bench.peers import Array
 from edgecsi.bench.result import Protocol
 from edgecsi.bench.statistics import Floats, Ratio
@@ -20,6 +19,7 @@ from edgecsi.bundle import Bundle, Loaded, TargetInfo, read_golden
 from edgecsi.codegen.zig import zig_cc
 from edgecsi.device import Device
 from edgecsi.errors import DeviceError, ToolchainError
+from edgecsi.progress import Progress
 
 TURNS = 5
 """Of the C call and the program, one after the other."""

@@ -11,12 +11,13 @@ import numpy as np
 
 from edgecsi.bench import statistics
 from edgecsi.bench.behaviour import Periodic, Second, Sustained, Trend
-from edgecsi.bench.measure import Call, Progress
+from edgecsi.bench.measure import Call
 from edgecsi.bench.result import Snapshot
 from edgecsi.bench.statistics import Floats
 from edgecsi.device.protocol import Paced
 from edgecsi.device.state import THROTTLE_BITS
 from edgecsi.errors import DeviceError, UsageError
+from edgecsi.progress import Progress
 
 STEADY = 0.02
 """Relative change of the median that is still called steady."""

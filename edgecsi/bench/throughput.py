@@ -16,7 +16,7 @@ import numpy as np
 
 from edgecsi import verdict
 from edgecsi.bench import measure, statistics
-from edgecsi.bench.measure import Call, Progress
+from edgecsi.bench.measure import Call
 from edgecsi.bench.parts import as_samples
 from edgecsi.bench.peers import Array, Batched, find_peers
 from edgecsi.bench.result import Gain, Protocol, Rate, Skipped, Throughput
@@ -26,6 +26,7 @@ from edgecsi.device.protocol import Plan
 from edgecsi.device.remote import MIN_ROUNDS as ROUNDS
 from edgecsi.device.rpc_device import Rpc
 from edgecsi.errors import CheckFailed, ToolchainError, UsageError
+from edgecsi.progress import Progress
 from edgecsi.verdict import Difference
 
 if TYPE_CHECKING:

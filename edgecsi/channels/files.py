@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi import disk, file_kinds
-from edgecsi.channels.generate import Progress, generate, is_spec
+from edgecsi.channels.generate import SamplesDone, generate, is_spec
 from edgecsi.channels.shipped import SUBSETS, test_set
 from edgecsi.errors import DataError, Notice, ToolchainError
 
@@ -57,7 +57,7 @@ def load(
     *,
     shape: Sequence[int] | None = SAMPLE,
     variable: str | None = None,
-    progress: Progress | None = None,
+    progress: SamplesDone | None = None,
 ) -> NDArray[Any]:
     """Inputs of a network from wherever DATA says.
 

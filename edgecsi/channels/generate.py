@@ -38,7 +38,7 @@ BANDWIDTH_HZ = 2.5e6
 CARRIER_HZ = 3.5e9
 DELAY_SPREAD_S = 30e-9
 
-Progress = Callable[[int, int], None]
+SamplesDone = Callable[[int, int], None]
 """Called with (samples done, samples wanted)."""
 
 _CHUNK = 500  # samples drawn from one seed; part of what a spec means, so never change it alone
@@ -92,7 +92,7 @@ def parse_spec(text: str) -> ChannelSpec:
 
 
 def generate(
-    spec: ChannelSpec | str, *, cache: bool = True, progress: Progress | None = None
+    spec: ChannelSpec | str, *, cache: bool = True, progress: SamplesDone | None = None
 ) -> NDArray[Any]:
     """Make, or take from the cache, the channels of a spec.
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.channels.generate import ChannelSpec, Progress, generate
+from edgecsi.channels.generate import ChannelSpec, SamplesDone, generate
 
 SUBSETS = ("umi", "cdl-c")
 SEED = 2026
@@ -38,7 +38,7 @@ def test_set(n: int | None = None, *, subset: str = SUBSETS[0]) -> NDArray[Any]:
 test_set.__test__ = False  # type: ignore[attr-defined]  # pytest, this is not a test
 
 
-def write_test_set(path: Path, progress: Progress | None = None) -> None:
+def write_test_set(path: Path, progress: SamplesDone | None = None) -> None:
     """Make the shipped file anew; needs sionna and about 5 s."""
     made = {
         subset: generate(ChannelSpec(subset, _SAMPLES, SEED), cache=False, progress=progress)

@@ -12,7 +12,7 @@ from edgecsi.cli import complete
 from edgecsi.cli.output import columns, json_option, note, output_option, pairs, progress, report, resumable
 
 if TYPE_CHECKING:
-    from edgecsi.compress import CompressResult, LayerCosts, Progress
+    from edgecsi.compress import CompressProgress, CompressResult, LayerCosts
 
 
 @click.command()
@@ -92,7 +92,7 @@ def command(
         )
     with resumable("what is finished is kept"), progress(f"compressing {model}") as update:
 
-        def tell(now: Progress) -> None:
+        def tell(now: CompressProgress) -> None:
             if now.phase:
                 share = now.done / now.total if now.total else 0.0
                 part = share / (now.epochs + 1)

@@ -15,7 +15,7 @@ from edgecsi import disk
 from edgecsi.codegen.child import PATIENCE, ChildFailed, in_child
 from edgecsi.codegen.compile import compile_object
 from edgecsi.codegen.interface import C_TYPES, environment
-from edgecsi.codegen.program import ALIGN, Call, Entry, Place
+from edgecsi.codegen.program import ALIGN, Call, Place, PlannedEntry
 from edgecsi.codegen.target_features import feature_bits
 from edgecsi.codegen.zig import zig_cc
 from edgecsi.errors import ToolchainError
@@ -50,7 +50,7 @@ class Linked:
     loops: dict[str, list[BatchLoop]] = field(default_factory=dict)
 
 
-def gather(entries: Sequence[Entry]) -> Linked:
+def gather(entries: Sequence[PlannedEntry]) -> Linked:
     """Merge entries: the same kernel or constant used twice is stored once; constants lie in call order."""
     from tvm_ffi import structural_hash
 
@@ -100,7 +100,7 @@ def gather(entries: Sequence[Entry]) -> Linked:
 
 
 def build_library(
-    name: str, entries: Sequence[Entry], linked: Linked, manifest: bytes, target: Target
+    name: str, entries: Sequence[PlannedEntry], linked: Linked, manifest: bytes, target: Target
 ) -> bytes:
     """Compile and link.
 
@@ -179,7 +179,7 @@ def _culprits(linked: Linked, target: Target) -> list[str]:
     return [*shown[:most], *([f"and {len(shown) - most} more"] if len(shown) > most else [])]
 
 
-def _driver(name: str, entries: Sequence[Entry], linked: Linked, target: Target) -> str:
+def _driver(name: str, entries: Sequence[PlannedEntry], linked: Linked, target: Target) -> str:
     described = []
     for entry in entries:
         names = [f"in{i}" for i in range(len(entry.inputs))] + [f"out{i}" for i in range(len(entry.outputs))]

@@ -5,26 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from numpy.typing import NDArray
+
+from edgecsi.bundle import Tensor
 
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
 
 ALIGN = 64
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """An input or output of an entry: contiguous, of `dtype` float32 or int32."""
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str = "float32"
-
-    @property
-    def size(self) -> int:
-        return int(np.prod(self.shape, dtype=np.int64))
 
 
 @dataclass(frozen=True)
@@ -59,8 +47,8 @@ class Call:
 
 
 @dataclass
-class Entry:
-    """One function of the library."""
+class PlannedEntry:
+    """One function of the library that is to be."""
 
     name: str
     inputs: list[Tensor]

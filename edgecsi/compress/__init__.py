@@ -10,19 +10,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from edgecsi.compress.post_training import apply_post_training
-    from edgecsi.compress.run import CompressResult, Progress, compress
+    from edgecsi.compress.run import CompressProgress, CompressResult, compress
     from edgecsi.compress.sensitivity import LayerCosts, layer_costs
 
 _HOME = {
     "CompressResult": "run",
     "LayerCosts": "sensitivity",
-    "Progress": "run",
+    "CompressProgress": "run",
     "apply_post_training": "post_training",
     "compress": "run",
     "layer_costs": "sensitivity",
 }
 
-__all__ = ["CompressResult", "LayerCosts", "Progress", "apply_post_training", "compress", "layer_costs"]
+__all__ = [
+    "CompressProgress",
+    "CompressResult",
+    "LayerCosts",
+    "apply_post_training",
+    "compress",
+    "layer_costs",
+]
 
 
 def __getattr__(name: str) -> Any:

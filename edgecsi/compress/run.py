@@ -44,7 +44,7 @@ _NO_DATA = "none"
 
 
 @dataclass(frozen=True)
-class Progress:
+class CompressProgress:
     """Where a run is. ``score`` is the NMSE in dB or the bit error rate; epoch 0 is the end of a step. Within a step
     that works without epochs, ``phase`` says what it does, ``done`` of ``total``; the score is not known then."""
 
@@ -103,7 +103,7 @@ def compress(
     batch: int = 100,
     resume: bool = True,
     accept_loss: bool = False,
-    progress: Callable[[Progress], None] | None = None,
+    progress: Callable[[CompressProgress], None] | None = None,
     data_progress: Callable[[int, int], None] | None = None,
 ) -> CompressResult:
     """Compress a network and write it as a ``.safetensors`` file that ``edgecsi build`` takes.
@@ -219,7 +219,7 @@ class _Run:
         task: Task,
         state_file: Path,
         settings: dict[str, Any],
-        progress: Callable[[Progress], None] | None,
+        progress: Callable[[CompressProgress], None] | None,
     ) -> None:
         self.module, self.example, self.recipe, self.task = module, example, recipe, task
         self.started = copy.deepcopy(module)
@@ -400,7 +400,7 @@ class _Run:
         if self.progress is not None:
             phases = 2 if isinstance(step, Prune) and step.rewind != "none" else 1
             steps, epochs = len(self.recipe.steps), phases * step.epochs
-            self.progress(Progress(self._number, steps, step.do, epoch, epochs, loss, now))
+            self.progress(CompressProgress(self._number, steps, step.do, epoch, epochs, loss, now))
 
     def _tell(self, step: Step) -> Tell:
         """Reports the phases of a step that come before its epochs."""
@@ -409,7 +409,9 @@ class _Run:
             if self.progress is not None:
                 number, steps = self._number, len(self.recipe.steps)
                 self.progress(
-                    Progress(number, steps, step.do, 0, step.epochs, math.nan, math.nan, phase, done, total)
+                    CompressProgress(
+                        number, steps, step.do, 0, step.epochs, math.nan, math.nan, phase, done, total
+                    )
                 )
 
         return tell

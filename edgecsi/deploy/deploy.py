@@ -12,7 +12,6 @@ import contextlib
 import hashlib
 import re
 import secrets
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -24,14 +23,13 @@ from edgecsi.device import install
 from edgecsi.device.ssh import FOLDER
 from edgecsi.device.transport import STEP_SECONDS, Connection
 from edgecsi.errors import BundleError, ConnectionLost, DeviceError, EdgecsiError, Unreachable
+from edgecsi.progress import Progress
 
 ROOT = f"{FOLDER}/bundles"
 """Where bundles go on a device, below the user's home: ``<ROOT>/<bundle's name>/current`` is the active one."""
 
 _CLEANING_SECONDS = 10.0
 _HASH_SPEED = 5e6  # bytes a second that the slowest board hashes and writes through
-
-Progress = Callable[[float, float, str], None]
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from edgecsi.bundle import Bundle
@@ -15,8 +15,8 @@ from edgecsi.device.names import resolve
 from edgecsi.device.ssh import FOLDER, Address, Ssh
 from edgecsi.device.transport import Connection
 from edgecsi.errors import EdgecsiError, UsageError
+from edgecsi.progress import Progress
 
-Progress = Callable[[float, float, str], None]
 STOPPING_SECONDS = 5.0
 """How long Ctrl-C waits for what is being done to come to an end."""
 

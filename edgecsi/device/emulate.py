@@ -21,10 +21,11 @@ from edgecsi.bundle import Bundle, Entry
 from edgecsi.device import state as states
 from edgecsi.device import toolchain
 from edgecsi.device.local import cpu_name
-from edgecsi.device.protocol import Array, DeviceInfo, FirstCall, Plan, Progress, Samples, Series
+from edgecsi.device.protocol import Array, DeviceInfo, FirstCall, Plan, Samples, Series
 from edgecsi.device.samples import from_calls, to_calls
 from edgecsi.device.state import State
 from edgecsi.errors import DeviceError, ToolchainError
+from edgecsi.progress import Progress
 
 _PATIENCE = 15
 """So many times its deadline a run may take that is kept from the CPU."""

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from edgecsi import cpu
 from edgecsi.bundle import Bundle, Loaded
 from edgecsi.device import state as states
-from edgecsi.device.protocol import EMPTY_CALLS, Array, DeviceInfo, FirstCall, Plan, Progress, Samples, Series
+from edgecsi.device.protocol import EMPTY_CALLS, Array, DeviceInfo, FirstCall, Plan, Samples, Series
 from edgecsi.device.samples import from_calls, to_calls
 from edgecsi.device.state import State
 from edgecsi.device.toolchain import prepare_fast_call, timer
 from edgecsi.device.turns import in_turns
 from edgecsi.errors import DeviceError
+from edgecsi.progress import Progress
 
 _MAX_TENSORS = 16  # as in calls.h
 _START_SECONDS = 120.0

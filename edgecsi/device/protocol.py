@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 from edgecsi.bundle import Bundle
 from edgecsi.device.state import State
 from edgecsi.errors import DeviceError
+from edgecsi.progress import Progress
 
 Array = NDArray[np.float32]
 Samples = NDArray[Any] | Sequence[NDArray[Any]]
 Nanoseconds = NDArray[np.int64]
-Progress = Callable[[float, float, str], None]
-"""Called with (done, total, what is being done)."""
 
 EVICTION_BYTES = 8 << 20
 """Read before a call to push everything else out of the L2 cache."""

@@ -26,7 +26,6 @@ from edgecsi.device.protocol import (
     Nanoseconds,
     Paced,
     Plan,
-    Progress,
     Rates,
     Samples,
     Series,
@@ -36,6 +35,7 @@ from edgecsi.device.ssh import Address, Ssh
 from edgecsi.device.state import State
 from edgecsi.device.transport import SLOWEST, Connection, Done, Session
 from edgecsi.errors import ConnectionLost, DeviceError
+from edgecsi.progress import Progress
 
 _FAILED, _CODE, _TOO_LONG, _ALONE, _CRASHED = 1, 3, 4, 5, 128
 _GRACE = 30.0  # seconds that we wait longer than the runner, which should be the first to give up

@@ -85,6 +85,8 @@ def carry_out(folder: Path, job: Job, say: Callable[[str], None]) -> None:
         say: told the name and the seconds of a step before it begins.
     """
     say("start 300")
+    # TVM would import it, which takes four times as long as all the rest, and nothing here is of PyTorch.
+    sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     import tvm
     from tvm import rpc
 

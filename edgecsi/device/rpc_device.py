@@ -29,13 +29,14 @@ from numpy.typing import NDArray
 from edgecsi.bundle import Bundle
 from edgecsi.device import names, toolchain
 from edgecsi.device.install_rpc import rpc_folder
-from edgecsi.device.protocol import Array, DeviceInfo, FirstCall, Nanoseconds, Plan, Progress, Samples, Series
+from edgecsi.device.protocol import Array, DeviceInfo, FirstCall, Nanoseconds, Plan, Samples, Series
 from edgecsi.device.remote import Remote
 from edgecsi.device.rpc import CONNECT_SECONDS, KINDS, Job
 from edgecsi.device.samples import from_rows, to_calls
 from edgecsi.device.ssh import Ssh
 from edgecsi.device.state import State
 from edgecsi.errors import ConnectionLost, DeviceError, Unreachable
+from edgecsi.progress import Progress
 from edgecsi.schema import to_tree
 
 _STEP = re.compile(r"step (\w+) ([0-9.]+)")
@@ -232,6 +233,7 @@ class Rpc:
                 stderr=errors,
                 bufsize=0,
                 start_new_session=True,
+                env=os.environ | {"TVM_USE_RUNTIME_LIB": "1"},  # nothing is compiled there
             )
         step, seconds, ended, held = "start", 60.0, "", b""
         begin, stdout = time.monotonic(), process.stdout
@@ -281,7 +283,7 @@ class Rpc:
                 "see that the server runs, and has the same version of TVM",
             )
         if re.search(
-            r"rpc|socket|channel|recv|EOF|disconnect|closed|Broken pipe|reset|ended without",
+            r"rpc|socket|channel|recv|EOF|disconnect|closed|pipe|reset|ended without",
             why,
             re.IGNORECASE,
         ):

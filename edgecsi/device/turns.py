@@ -12,7 +12,8 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.device.protocol import EVICTION_BYTES, Nanoseconds, Plan, Progress, Series
+from edgecsi.device.protocol import EVICTION_BYTES, Nanoseconds, Plan, Series
+from edgecsi.progress import Progress
 
 BLOCK = 0.02
 WARM_SECONDS = 5.0

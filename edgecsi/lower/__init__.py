@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from edgecsi.codegen.program import Entry
+from edgecsi.codegen.program import PlannedEntry
 from edgecsi.kernels.records import Records
 from edgecsi.lower.as_elementwise import as_elementwise
 from edgecsi.lower.choose_layouts import choose_layouts
@@ -62,7 +62,7 @@ def lower(
     dump: Dump = lambda name, text: None,
     batches: Sequence[int] = (),
     records: Records | None = None,
-) -> list[Entry]:
+) -> list[PlannedEntry]:
     """Lower one entry of a model for a target.
 
     Args:

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecsi.bundle import Tensor
 from edgecsi.codegen.compile import tvm_target
-from edgecsi.codegen.program import Call, Entry, Place, Tensor
+from edgecsi.codegen.program import Call, Place, PlannedEntry
 from edgecsi.kernels.base import constant_bytes
 from edgecsi.kernels.variants import candidates
 from edgecsi.lower.fallback import legalise
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class Step:
+class Unplaced:
     """A kernel call before its memory is planned."""
 
     function: PrimFunc
@@ -56,9 +57,9 @@ class Planner:
             for choice in self.chosen
         ]
 
-    def entry(self, name: str, batch: int, chosen: Sequence[Choice | Node] | None = None) -> Entry:
+    def entry(self, name: str, batch: int, chosen: Sequence[Choice | Node] | None = None) -> PlannedEntry:
         """The entry that takes `batch` inputs at once, by default with what :meth:`batched` chooses."""
-        steps: list[Step] = []
+        steps: list[Unplaced] = []
         needs: list[Need] = []
         segment, was_looped = 0, True
         for choice, plain, single in zip(
@@ -100,11 +101,16 @@ class Planner:
                     need.segment,
                 )
             )
-        inputs = [Tensor(v.name, _times(v.shape, batch), v.dtype) for v in self.graph.inputs]
-        outputs = [Tensor(v.name, _times(v.shape, batch), v.dtype) for v in self.graph.outputs]
-        return Entry(name, inputs, outputs, calls, memory.workspace)
+        inputs, outputs = (
+            [
+                Tensor(v.name, _times(v.shape, batch), "int32" if v.dtype == "int32" else "float32")
+                for v in values
+            ]
+            for values in (self.graph.inputs, self.graph.outputs)
+        )
+        return PlannedEntry(name, inputs, outputs, calls, memory.workspace)
 
-    def _steps(self, choice: Choice | Node) -> list[Step]:
+    def _steps(self, choice: Choice | Node) -> list[Unplaced]:
         if isinstance(choice, Choice):
             return [self._step(choice)]
         steps = []
@@ -116,10 +122,10 @@ class Planner:
                 "why": "no kernel of ours", "knobs": {}, "macs": 0, "density": 1.0, "bits": 32, "predicted_us": None,
                 "bytes": sum(v.data.nbytes for v in piece.reads if v.data is not None),
             }  # fmt: skip
-            steps.append(Step(piece.function, piece.reads, piece.writes, [], 0, report))
+            steps.append(Unplaced(piece.function, piece.reads, piece.writes, [], 0, report))
         return steps
 
-    def _step(self, choice: Choice) -> Step:
+    def _step(self, choice: Choice) -> Unplaced:
         op, kernel, knobs = choice.op, choice.kernel, choice.knobs
         constants = kernel.constants(op, self.target, knobs)
         weight = getattr(op, "weight", None)
@@ -132,7 +138,7 @@ class Planner:
         }  # fmt: skip
         function = kernel.emit(op, self.target, knobs)
         scratch = kernel.scratch(op, self.target, knobs)
-        return Step(function, choice.reads, choice.node.output, constants, scratch, report)
+        return Unplaced(function, choice.reads, choice.node.output, constants, scratch, report)
 
     def _whole(self, choice: Choice | Node, batch: int) -> Choice:
         """A fully connected layer for the whole batch, with the kernel that is best for that."""
@@ -178,7 +184,7 @@ def _takes_batches(choice: Choice | Node) -> bool:
     return isinstance(choice, Choice) and isinstance(choice.op, Dense) and choice.op.x.shape[0] == 1
 
 
-def describe(entry: Entry) -> str:
+def describe(entry: PlannedEntry) -> str:
     """The plan of an entry as text: one line per call."""
     lines = [f"{entry.name}: {len(entry.calls)} calls, {entry.workspace} bytes of workspace"]
     for call in entry.calls:

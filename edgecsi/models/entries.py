@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Entry:
+class Part:
     """One compilable part of a network: ``encoder``, ``decoder`` or ``full``.
 
     ``module`` is in eval mode. Mostly it maps one float32 tensor to one; ``more_inputs`` are the examples of further
@@ -51,7 +51,7 @@ def runs(module: nn.Module, examples: Sequence[Tensor]) -> bool:
     return True
 
 
-def entries_of(name: str, module: nn.Module, example: Tensor, *more: Tensor) -> dict[str, Entry]:
+def entries_of(name: str, module: nn.Module, example: Tensor, *more: Tensor) -> dict[str, Part]:
     """The compilable parts of a network, each tried once.
 
     Children called encoder and decoder are halves if the one takes the example, the other takes what it gives, and
@@ -80,7 +80,7 @@ def entries_of(name: str, module: nn.Module, example: Tensor, *more: Tensor) -> 
     return {"encoder": encoder, "decoder": decoder, "full": full}
 
 
-def with_outputs(entries: Mapping[str, Entry], names: Sequence[str]) -> dict[str, Entry]:
+def with_outputs(entries: Mapping[str, Part], names: Sequence[str]) -> dict[str, Part]:
     """Entries that answer some of their outputs only, in the order of `names`; those with one output stay as they are,
     and an encoder beside its decoder, which takes all it gives.
 
@@ -88,7 +88,7 @@ def with_outputs(entries: Mapping[str, Entry], names: Sequence[str]) -> dict[str
         UsageError: a name is none of any entry's outputs, or an entry would answer nothing.
     """
     known = [name for entry in entries.values() for name in entry.output_names]
-    found: dict[str, Entry] = {}
+    found: dict[str, Part] = {}
     for entry in entries.values():
         kept = [entry.output_names.index(name) for name in names if name in entry.output_names]
         if unknown := [name for name in names if name not in known]:
@@ -131,7 +131,7 @@ def _some_outputs(module: nn.Module, kept: Sequence[int]) -> nn.Module:
     return SomeOutputs().eval()
 
 
-def _with_note(full: Entry, why: str) -> Entry:
+def _with_note(full: Part, why: str) -> Part:
     return replace(
         full,
         note=f"children encoder and decoder are no halves of it, so it is built as one ({why}); "
@@ -150,7 +150,7 @@ def _alike(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
 
 def _entry(
     model: str, entry: str, module: nn.Module, examples: tuple[Tensor, ...]
-) -> tuple[Entry, list[Tensor]]:
+) -> tuple[Part, list[Tensor]]:
     """An entry and what it answers to its examples."""
     import torch
     from torch.utils import _pytree
@@ -187,7 +187,7 @@ def _entry(
         module = _at_the_border(module, [x.dtype for x in examples], writes)
         examples = tuple(x.float() if x.dtype in wide else x for x in examples)
     note = f"left out of its answers, as no tensors: {', '.join(others)}" if others else ""
-    return Entry(entry, module, examples[0], examples[1:], takes, names, note), answers
+    return Part(entry, module, examples[0], examples[1:], takes, names, note), answers
 
 
 def _tensors_only(value: Any) -> tuple[Any, list[str]]:

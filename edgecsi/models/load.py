@@ -16,7 +16,7 @@ from edgecsi.errors import ModelError
 from edgecsi.models import factories, registry
 from edgecsi.models.checkpoint_files import read_metadata, read_state
 from edgecsi.models.checkpoints import check_module, load_weights, sha256
-from edgecsi.models.entries import Entry, entries_of, runs
+from edgecsi.models.entries import Part, entries_of, runs
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -36,11 +36,11 @@ class LoadedModel:
     name: str
     module: nn.Module
     example_input: Tensor
-    entries: dict[str, Entry]
+    entries: dict[str, Part]
     more_inputs: tuple[Tensor, ...] = ()
     metadata: dict[str, str] = field(default_factory=dict)
     sha256: str | None = None
-    fp32: Entry | None = None
+    fp32: Part | None = None
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:

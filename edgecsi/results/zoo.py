@@ -52,9 +52,9 @@ def path_of(network: str, recipe: str) -> Path:
 
 def make(network: str, recipe: str, data: str) -> None:
     """Make one of them, unless it is there."""
-    from edgecsi.compress.run import Progress, compress
+    from edgecsi.compress.run import CompressProgress, compress
 
-    def report(at: Progress) -> None:
+    def report(at: CompressProgress) -> None:
         if at.phase:
             return
         now = time.strftime("%H:%M:%S")

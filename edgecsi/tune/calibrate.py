@@ -7,7 +7,7 @@ median of what is measured beyond that over what is estimated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -17,6 +17,7 @@ from edgecsi import target as targets
 from edgecsi.errors import CheckFailed
 from edgecsi.kernels.variants import candidates, estimate
 from edgecsi.ops.steps import curves
+from edgecsi.progress import Progress
 from edgecsi.target import Target
 from edgecsi.tune.isolated import Devices
 from edgecsi.tune.measure import Bench
@@ -36,7 +37,6 @@ _CLOSE = 3.0
 _ROUNDS = 3
 
 Floats = NDArray[np.float64]
-Progress = Callable[[float, float, str], None]
 
 
 @dataclass(frozen=True)

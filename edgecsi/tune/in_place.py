@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.bench.statistics import ratio
-from edgecsi.codegen.program import Entry
+from edgecsi.codegen.program import PlannedEntry
 from edgecsi.target import Target
 from edgecsi.tune.isolated import Timer
 from edgecsi.tune.result import Compared
@@ -22,7 +22,7 @@ Turns = list[NDArray[np.float64]]
 
 
 def measure(
-    plans: Mapping[str, Entry], target: Target, device: Timer, folder: Path, counted: bool
+    plans: Mapping[str, PlannedEntry], target: Target, device: Timer, folder: Path, counted: bool
 ) -> dict[str, Turns]:
     """Time planned networks in turns.
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgecsi import bundle as bundles
 from edgecsi import disk, verdict
-from edgecsi.codegen.program import Call, Entry, Place, Tensor
+from edgecsi.codegen.program import Call, Place, PlannedEntry
 from edgecsi.errors import ConnectionLost, DeviceError, EdgecsiError, Unreachable
 from edgecsi.kernels.base import Kernel
 from edgecsi.kernels.records import Means, Record, Status
@@ -114,7 +114,7 @@ class Bench:
     def _together(self, settings: Sequence[Setting], turns: int, calls: int) -> None:
         with disk.scratch(runs=True) as folder:
             with COMPILING:
-                entries: dict[Setting, Entry] = {}
+                entries: dict[Setting, PlannedEntry] = {}
                 for index, setting in enumerate(settings):
                     try:
                         entries[setting] = self._entry(f"c{index}", setting)
@@ -177,13 +177,13 @@ class Bench:
         except EdgecsiError as error:
             self.outcomes[setting] = _failure(setting, error)
 
-    def _entry(self, name: str, setting: Setting) -> Entry:
+    def _entry(self, name: str, setting: Setting) -> PlannedEntry:
         """A candidate as an entry with one call."""
         op, target, kernel, knobs = self.op, self.target, _kernel(setting), dict(setting.knobs)
         function = kernel.emit(op, target, knobs)
         constants = [np.ascontiguousarray(c) for c in kernel.constants(op, target, knobs)]
         scratch = kernel.scratch(op, target, knobs)
-        inputs = [Tensor(f"x{i}", (1, _floats(lay.nbytes))) for i, lay in enumerate(op.inputs)]
+        inputs = [bundles.Tensor(f"x{i}", (1, _floats(lay.nbytes))) for i, lay in enumerate(op.inputs)]
         places = [Place("in", i) for i in range(len(inputs))]
         places += [Place("constant", i) for i in range(len(constants))]
         places += [Place("out", 0), *([Place("workspace", 0)] if scratch else [])]
@@ -192,7 +192,9 @@ class Bench:
             "knobs": knobs, "density": 1.0, "bits": 32, "bytes": 0, "macs": op.macs, "predicted_us": None,
         }  # fmt: skip
         call = Call(op.name or "layer", kernel.name, function, places, constants, report)
-        return Entry(name, inputs, [Tensor("y", (1, _floats(op.y.nbytes)))], [call], -(-scratch // 64) * 64)
+        return PlannedEntry(
+            name, inputs, [bundles.Tensor("y", (1, _floats(op.y.nbytes)))], [call], -(-scratch // 64) * 64
+        )
 
 
 def _kernel(setting: Setting) -> Kernel:

@@ -20,13 +20,14 @@ from typing import Any
 
 from edgecsi import cpu, disk
 from edgecsi import target as targets
-from edgecsi.codegen.program import Entry
+from edgecsi.codegen.program import PlannedEntry
 from edgecsi.device import open_device
 from edgecsi.errors import CheckFailed, ConnectionLost, TargetError, Unreachable, UsageError
 from edgecsi.kernels.records import Means, Record, append, known_records, own_file, read_records
 from edgecsi.kernels.variants import all_kernels, candidates, grid
 from edgecsi.kernels.workload import workload
 from edgecsi.lower.select_kernels import Choice
+from edgecsi.progress import Progress
 from edgecsi.target import Target
 from edgecsi.tune import cycles, in_place
 from edgecsi.tune.isolated import Devices, Isolated, Timer, compiling_elsewhere
@@ -46,7 +47,6 @@ from edgecsi.tune.work import (
     with_found,
 )
 
-Progress = Callable[[float, float, str], None]
 TRIALS = 64
 AWAY_SECONDS = 600.0
 """How long a device may be away before the search ends; what was measured is kept."""
@@ -345,7 +345,7 @@ def _confirm(
     for name, network in networks.items():
         keys = [workload(c.op) if isinstance(c, Choice) else "" for c in network.chosen]
 
-        def planned(label: str, use: set[str], n: Network = network, k: Sequence[str] = keys) -> Entry:
+        def planned(label: str, use: set[str], n: Network = network, k: Sequence[str] = keys) -> PlannedEntry:
             picked = [
                 with_found(choice, works[key].found) if key in use and isinstance(choice, Choice) else choice
                 for choice, key in zip(n.chosen, k, strict=True)

@@ -19,7 +19,8 @@ from edgecsi.errors import DataError, UsageError
 from edgecsi.kernels.records import read_records
 from edgecsi.lower.select_kernels import Choice
 from edgecsi.names import suggestion
-from edgecsi.tune.network import Progress, tune
+from edgecsi.progress import Progress
+from edgecsi.tune.network import tune
 from edgecsi.tune.result import Precision, TuneResult
 from edgecsi.tune.work import networks_of
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from edgecsi import bundle as bundles
 from edgecsi.codegen.library import build_library, gather
-from edgecsi.codegen.program import Entry
+from edgecsi.codegen.program import PlannedEntry
 from edgecsi.target import Target
 
 NAME = "candidates"
 
 
-def trial_bundle(folder: Path, entries: Sequence[Entry], target: Target) -> bundles.Bundle:
+def trial_bundle(folder: Path, entries: Sequence[PlannedEntry], target: Target) -> bundles.Bundle:
     """Compile entries into a bundle without header, examples or golden values.
 
     Raises:
@@ -35,10 +35,8 @@ def trial_bundle(folder: Path, entries: Sequence[Entry], target: Target) -> bund
     return bundles.write_bundle(folder, manifest, files)
 
 
-def _described(entry: Entry) -> bundles.Entry:
+def _described(entry: PlannedEntry) -> bundles.Entry:
     return bundles.Entry(
-        tuple(bundles.Tensor(t.name, t.shape) for t in entry.inputs),
-        tuple(bundles.Tensor(t.name, t.shape) for t in entry.outputs),
-        entry.workspace, entry.macs, entry.weight_bytes,
+        tuple(entry.inputs), tuple(entry.outputs), entry.workspace, entry.macs, entry.weight_bytes,
         tuple(bundles.Layer(**call.report) for call in entry.calls),
     )  # fmt: skip

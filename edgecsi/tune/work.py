@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Literal
 
-from edgecsi.codegen.program import Entry
+from edgecsi.codegen.program import PlannedEntry
 from edgecsi.errors import UsageError
 from edgecsi.kernels.records import Means, Record
 from edgecsi.kernels.tiling import read_gbps
@@ -35,7 +35,7 @@ class Network:
     chosen: list[Choice | Node]
     batch: int = 1
 
-    def planned(self, label: str, target: Target, chosen: list[Choice | Node]) -> Entry:
+    def planned(self, label: str, target: Target, chosen: list[Choice | Node]) -> PlannedEntry:
         """The entry with other choices."""
         if self.batch == 1:
             return Planner(self.graph, chosen, target).entry(label, 1)

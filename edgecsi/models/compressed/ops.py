@@ -80,20 +80,6 @@ def _(x: Tensor, scale: float, zero_point: int, offset: float, fine: int) -> Ten
     return x.new_empty((x.shape[0], 2 * plane_channels(x.shape[1]), *x.shape[2:]), dtype=torch.uint8)
 
 
-def _convolved(
-    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
-) -> Tensor:
-    """Like what a convolution gives."""
-    top, bottom, left, right = padding
-    height, width = (
-        (size + pad - step * (kernel - 1) - 1) // jump + 1
-        for size, pad, step, kernel, jump in zip(
-            x.shape[2:], (top + bottom, left + right), dilation, weight.shape[2:], stride, strict=True
-        )
-    )
-    return x.new_empty((x.shape[0], weight.shape[0], height, width), dtype=torch.float32)
-
-
 @custom_op(
     "edgecsi::qs8_conv2d",
     mutates_args=(),
@@ -140,24 +126,6 @@ def qs8_conv2d(
     return acc.float() * (weight_scale * float(np.float32(x_scale)))[:, None, None]
 
 
-@qs8_conv2d.register_fake
-def _(
-    codes: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    x_scale: float,
-    x_zero_point: int,
-    fill: int,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-    fine: int,
-) -> Tensor:
-    return _convolved(codes, weight, stride, padding, dilation)
-
-
 @custom_op(
     "edgecsi::qd16_conv2d",
     mutates_args=(),
@@ -181,19 +149,6 @@ def qd16_conv2d(
     acc = torch.nn.functional.conv2d(codes, weight.double(), None, 1, 0, list(dilation))
     y = acc.float() * (unit * weight_scale[:, None, None])
     return y if bias is None else y + bias[:, None, None]
-
-
-@qd16_conv2d.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    steps: int,
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
-    return _convolved(x, weight, (1, 1), padding, dilation)
 
 
 @custom_op("edgecsi::to_half", mutates_args=(), schema="(Tensor x, float[] offset, float gain) -> Tensor")
@@ -239,21 +194,6 @@ def f16_conv2d(
     return torch.from_numpy(half.conv2d(*_arrays(x, weight, weight_scale, bias), around, *window))
 
 
-@f16_conv2d.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    fill: Sequence[float],
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-    groups: int,
-) -> Tensor:
-    return _convolved(x, weight, stride, padding, dilation)
-
-
 @custom_op(
     "edgecsi::f16_linear",
     mutates_args=(),
@@ -265,11 +205,6 @@ def f16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | N
     rows = x.reshape(-1, x.shape[-1])
     y = torch.from_numpy(half.dense(*_arrays(rows, weight, weight_scale, bias)))
     return y.reshape(*x.shape[:-1], weight.shape[0])
-
-
-@f16_linear.register_fake
-def _(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.float32)
 
 
 def _arrays(
@@ -298,18 +233,6 @@ def qs8_linear(
     if bias is not None:
         acc = acc + bias
     return acc.float() * (weight_scale * float(np.float32(x_scale)))
-
-
-@qs8_linear.register_fake
-def _(
-    codes: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    x_scale: float,
-    x_zero_point: int,
-) -> Tensor:
-    return codes.new_empty((*codes.shape[:-1], weight.shape[0]), dtype=torch.float32)
 
 
 @custom_op(
@@ -343,20 +266,6 @@ def qs8_wide_linear(
     return acc.float() * (weight_scale * float(np.float32(scale / fine)))
 
 
-@qs8_wide_linear.register_fake
-def _(
-    x: Tensor,
-    weight: Tensor,
-    weight_scale: Tensor,
-    bias: Tensor | None,
-    scale: float,
-    zero_point: int,
-    offset: float,
-    fine: int,
-) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
-
-
 def dynamic_codes(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Codes of a float32 input ``[..., I]`` in 254 steps from each sample's lowest to its highest value, 0 among them.
 
@@ -385,11 +294,6 @@ def qd8_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | N
     return y if bias is None else y + bias
 
 
-@qd8_linear.register_fake
-def _(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
-
-
 @custom_op(
     "edgecsi::qd16_linear",
     mutates_args=(),
@@ -401,11 +305,6 @@ def qd16_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | 
     codes, unit = _int16_codes(x, steps, (-1,))
     y = (codes @ weight.double().T).float() * (unit * weight_scale)
     return y if bias is None else y + bias
-
-
-@qd16_linear.register_fake
-def _(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None, steps: int) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
 
 
 def _int16_codes(x: Tensor, steps: int, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
@@ -426,11 +325,6 @@ def qs8w_linear(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | 
     return (acc if bias is None else acc + bias.double()).float()
 
 
-@qs8w_linear.register_fake
-def _(x: Tensor, weight: Tensor, weight_scale: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty((*x.shape[:-1], weight.shape[0]))
-
-
 @custom_op(
     "edgecsi::lut_linear",
     mutates_args=(),
@@ -442,6 +336,28 @@ def lut_linear(x: Tensor, index: Tensor, table: Tensor, bias: Tensor | None) -> 
     return (acc if bias is None else acc + bias.double()).float()
 
 
-@lut_linear.register_fake
-def _(x: Tensor, index: Tensor, table: Tensor, bias: Tensor | None) -> Tensor:
-    return x.new_empty((*x.shape[:-1], index.shape[0]))
+def _convolved(
+    x: Tensor, weight: Tensor, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> Tensor:
+    """Like what a convolution gives."""
+    top, bottom, left, right = padding
+    height, width = (
+        (size + pad - step * (kernel - 1) - 1) // jump + 1
+        for size, pad, step, kernel, jump in zip(
+            x.shape[2:], (top + bottom, left + right), dilation, weight.shape[2:], stride, strict=True
+        )
+    )
+    return x.new_empty((x.shape[0], weight.shape[0], height, width), dtype=torch.float32)
+
+
+def _rows(x: Tensor, weight: Tensor, *_: Any) -> Tensor:
+    """The shape that a dense layer answers in."""
+    return x.new_empty((*x.shape[:-1], weight.shape[0]), dtype=torch.float32)
+
+
+# Stride, padding and dilation follow each other in all of them.
+qs8_conv2d.register_fake(lambda x, weight, *rest: _convolved(x, weight, *rest[5:8]))
+f16_conv2d.register_fake(lambda x, weight, *rest: _convolved(x, weight, *rest[3:6]))
+qd16_conv2d.register_fake(lambda x, weight, *rest: _convolved(x, weight, (1, 1), *rest[3:5]))
+for dense in (f16_linear, qs8_linear, qs8_wide_linear, qd8_linear, qd16_linear, qs8w_linear, lut_linear):
+    dense.register_fake(_rows)

@@ -20,7 +20,7 @@ from edgecsi import disk, drawing
 from edgecsi.channels.generate import generate
 from edgecsi.channels.metrics import nmse_db, rho
 from edgecsi.channels.shipped import test_set
-from edgecsi.compress import Progress, compress
+from edgecsi.compress import CompressProgress, compress
 from edgecsi.compress import recipe as recipes
 from edgecsi.compress.codeword import group_codeword, rotate_codeword
 from edgecsi.compress.prune import prunable
@@ -116,7 +116,7 @@ class Finished:
         if not path.is_file():
             path.parent.mkdir(parents=True, exist_ok=True)
 
-            def tell(at: Progress) -> None:
+            def tell(at: CompressProgress) -> None:
                 if not at.phase:
                     say(f"{model} {at.kind}, epoch {at.epoch}/{at.epochs}: {at.score:.4g}")
 

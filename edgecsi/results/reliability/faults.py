@@ -182,7 +182,11 @@ def _serve(folder: Path, shim: str, only: str, every: int) -> None:
     (inputs / "net.py").write_text(NETWORK)
     for name, sparsity in (("half", 0.5), ("most", 0.75)):
         (inputs / f"{name}.toml").write_text(RECIPE.format(sparsity=sparsity))
-    os.environ |= {"ZIG_GLOBAL_CACHE_DIR": f"{folder}/zig", "ZIG_LOCAL_CACHE_DIR": f"{folder}/zig"}
+    for name in (
+        "ZIG_GLOBAL_CACHE_DIR",
+        "ZIG_LOCAL_CACHE_DIR",
+    ):  # each run has a cache of its own, but not for this
+        os.environ.setdefault(name, str(folder / "zig"))
     library = ctypes.CDLL(shim)
     for work in works(inputs):
         if only in work.name:

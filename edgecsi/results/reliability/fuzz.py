@@ -112,7 +112,7 @@ def fuzz(
     save: Callable[[Tally], None] = lambda tally: None,
     jobs: int = 1,
 ) -> Tally:
-    """Read damaged files for some minutes.
+    """Read damaged files for some minutes, but of every kind a batch at least.
 
     Args:
         tally: what earlier runs counted; it is added to. keep: folder for files that show a finding.
@@ -126,8 +126,8 @@ def fuzz(
         samples = Path(name) / "samples"
         make_samples(samples)
         chosen = [reader.name for reader in readers(samples) if only in reader.name]
-        while (left := end - time.monotonic()) > 0:
-            share = max(min(left * jobs / len(chosen), 60.0), 0.5)
+        while not tally.kinds or time.monotonic() < end:
+            share = max(min((end - time.monotonic()) * jobs / len(chosen), 60.0), 0.5)
             running = [
                 threads.submit(_one_process, server, samples, keep, reader, share, tally.batches + number)
                 for number, reader in enumerate(chosen)
@@ -182,11 +182,10 @@ def _work(samples: Path, work: Path, keep: Path, name: str, seconds: float, seed
 
     tally, end = Tally(), time.monotonic() + seconds
     number = 0
-    while time.monotonic() < end:
+    while not number or time.monotonic() < end:
         for way_name, way in damage.ways(reader.form).items():
-            if time.monotonic() < end:
-                number += 1
-                _batch(tally, reader, f"{name}: {way_name}", good, way, work, keep, 1000 * seed + number)
+            number += 1
+            _batch(tally, reader, f"{name}: {way_name}", good, way, work, keep, 1000 * seed + number)
     tally.cpu_seconds = time.process_time()
     pipe.send(tally)
     pipe.close()
