@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgecsi import target as targets
-from edgecsi.codegen.program import Entry
+from edgecsi.codegen.program import PlannedEntry
 from edgecsi.lower import lower
 from edgecsi.pipeline import BuildOptions, BuildResult, build
 
@@ -44,7 +44,7 @@ def pytorch(module: torch.nn.Module, x: NDArray[Any]) -> NDArray[Any]:
     return y
 
 
-def lowered(module: torch.nn.Module, example: torch.Tensor, target: str = "x86") -> Entry:
+def lowered(module: torch.nn.Module, example: torch.Tensor, target: str = "x86") -> PlannedEntry:
     """The plan of a module, as the only entry of a library."""
     (entry,) = lower(module.eval(), (example,), "full", targets.load(target))
     return entry

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from edgecsi.channels.shipped import test_set as shipped_channels
-from edgecsi.compress import Progress, compress, layer_costs, recipe, round_pair, run, sensitivity
+from edgecsi.compress import CompressProgress, compress, layer_costs, recipe, round_pair, run, sensitivity
 from edgecsi.compress.size import densities
 from edgecsi.errors import CheckFailed, DataError, ModelError, Notice, RecipeError
 from edgecsi.models.checkpoint_files import read_metadata
@@ -88,13 +88,13 @@ def kill_and_resume(
 ) -> Path:
     """Kill a run half-way and near its end (and at once), start it again, and compare; returns what it writes."""
     straight, resumed = folder / "a.safetensors", folder / "b.safetensors"
-    events: list[Progress] = []
+    events: list[CompressProgress] = []
     compress(model, chosen, data, straight, accept_loss=True, progress=events.append)
 
     for stop in sorted({1 if at_once else 0, len(events) // 2, len(events) - 1} - {0}):
         seen = 0
 
-        def kill(_: Progress, stop: int = stop) -> None:
+        def kill(_: CompressProgress, stop: int = stop) -> None:
             nonlocal seen
             seen += 1
             if seen == stop:
@@ -115,14 +115,36 @@ def test_a_killed_run_ends_with_the_same_file(detector: str, tmp_path: Path, nam
     kill_and_resume(detector, recipe.parse(RECIPES[name], name), "mimo:2000", tmp_path, name == "prune")
 
 
+CODEC = """
+import torch
+from torch import nn
+
+class Codec(nn.Module):
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(128, 8))
+        self.decoder = nn.Sequential(nn.Linear(8, 128), nn.Unflatten(1, (2, 8, 8)))
+
+    def forward(self, x):
+        return self.decoder(self.encoder(x))
+
+def make():
+    return Codec().eval(), torch.zeros(1, 2, 8, 8)
+"""
+
+
 def test_a_killed_run_ends_with_the_same_clusters_around_a_codeword(
-    csi_network: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    data = tmp_path_factory.mktemp("data") / "channels.npy"
-    np.save(data, shipped_channels(80))  # more than twice as many as the codeword has entries
-    chosen = recipe.parse('[[steps]]\ndo = "cluster"\nepochs = 2', "cluster")
-    module = load_model(str(kill_and_resume(csi_network, chosen, str(data), tmp_path))).module
-    for layer in (module.encoder.fc, module.decoder.fc):
+    folder = tmp_path_factory.mktemp("codec")
+    (folder / "net.py").write_text(CODEC)
+    # more than twice as many samples as the codeword has entries
+    np.save(folder / "x.npy", np.random.default_rng(0).standard_normal((80, 2, 8, 8)))
+    model, chosen = f"{folder / 'net.py'}:make", recipe.parse('[[steps]]\ndo = "cluster"\nepochs = 2', "c")
+    made = kill_and_resume(model, chosen, str(folder / "x.npy"), tmp_path)
+    module = load_model(model, str(made)).module
+    for layer in (module.encoder[1], module.decoder[0]):
         assert isinstance(layer, ClusteredLinear)
         assert len(layer.table) == 16
 
@@ -163,7 +185,7 @@ def test_compressing_again_goes_on_with_the_record(clustered: str, tmp_path: Pat
 
 
 def test_equal_steps_are_told_apart(detector: str, tmp_path: Path) -> None:
-    told: list[Progress] = []
+    told: list[CompressProgress] = []
     step = '[[steps]]\ndo = "distill"\nepochs = 1\n'
     compress(
         detector, recipe.parse(step * 2, "t"), "mimo:2000", tmp_path / "o.safetensors", progress=told.append
@@ -261,7 +283,7 @@ def test_errors_leave_nothing_half_written(
 def test_a_state_of_another_run_is_refused(detector: str, tmp_path: Path) -> None:
     out = tmp_path / "o.safetensors"
 
-    def kill(_: Progress) -> None:
+    def kill(_: CompressProgress) -> None:
         raise Killed
 
     with pytest.raises(Killed):
@@ -433,13 +455,13 @@ def test_what_comes_before_the_first_epoch_is_kept(
     """Pruning by reconstruction takes longer than an epoch, and says layer by layer what it does."""
     chosen = recipe.parse(f'[[steps]]\n{PRUNE}criterion = "reconstruct"', "t")
     straight, resumed = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
-    told: list[Progress] = []
+    told: list[CompressProgress] = []
     compress(detector, chosen, "mimo:2000", straight, accept_loss=True, progress=told.append)
     phases = [(now.phase, now.done, now.total) for now in told if now.phase]
     assert phases[0] == ("measuring what layers see", 0, 0)
     assert phases[1:] == [(f"solving layers.fc{number + 1}", number, 5) for number in range(5)]
 
-    def kill(now: Progress) -> None:
+    def kill(now: CompressProgress) -> None:
         if now.epoch == 1:
             raise Killed
 
@@ -454,12 +476,12 @@ def test_a_finished_step_is_kept(detector: str, tmp_path: Path, monkeypatch: pyt
     chosen = recipe.parse(f'[[steps]]\n{PRUNE}\n{QUANTIZE}mode = "dynamic"', "t")
     out = tmp_path / "a.safetensors"
 
-    def kill(now: Progress) -> None:
+    def kill(now: CompressProgress) -> None:
         if now.phase.startswith("rounding"):
             raise Killed
 
     with pytest.raises(Killed):
         compress(detector, chosen, "mimo:2000", out, accept_loss=True, progress=kill)
-    told: list[Progress] = []
+    told: list[CompressProgress] = []
     compress(detector, chosen, "mimo:2000", out, accept_loss=True, progress=told.append)
     assert {now.kind for now in told} == {"quantize"}

@@ -17,7 +17,7 @@ from tests import _tiny
 from tests.deploy.conftest import active, place
 from tests.deploy.simulated import Simulated
 
-# Loads the library from `current` once, as a program does, and calls it until its standard input ends.
+# Loads the library from `current` once, as a program does, and calls it now and then until its standard input ends.
 PROGRAM = """
 import ctypes, json, select, sys
 import numpy as np
@@ -27,7 +27,7 @@ wanted = np.array(json.loads(sys.argv[2]), np.float32)
 y = np.empty(8, np.float32)
 calls = wrong = 0
 print("loaded", flush=True)
-while calls < 10_000 or not select.select([sys.stdin], [], [], 0)[0]:
+while not select.select([sys.stdin], [], [], 0.0005)[0] or calls < 10_000:
     y[:] = 0
     code = library.tiny_net_full(ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(y.ctypes.data))
     calls += 1

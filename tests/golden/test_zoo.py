@@ -12,8 +12,11 @@ from numpy.typing import NDArray
 
 from edgecsi.bundle import Bundle
 from edgecsi.channels.shipped import test_set as shipped_channels
+from edgecsi.compress import post_training
+from edgecsi.compress.post_training import compressed
 from edgecsi.device import open_device
 from edgecsi.models import registry
+from edgecsi.models.load import LoadedModel
 from tests._builds import build_for
 
 TARGETS = ("host", "x86", "rpi4", "rpi5")
@@ -58,7 +61,17 @@ def _int8(recipe: str, target: str, folder: Path) -> tuple[Bundle, NDArray[Any]]
 
 
 @pytest.mark.parametrize("recipe", ["int8-static", "int8-wide"])
-def test_static_int8_gives_the_same_bits_on_every_processor(recipe: str, tmp_path: Path) -> None:
+def test_static_int8_gives_the_same_bits_on_every_processor(
+    recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[LoadedModel] = []
+
+    def once(*arguments: Any) -> LoadedModel:
+        if not made:
+            made.append(compressed(*arguments))
+        return made[0]
+
+    monkeypatch.setattr(post_training, "compressed", once)  # the very same network for all
     answers = {}
     for target in TARGETS:
         bundle, answers[target] = _int8(recipe, target, tmp_path)

@@ -16,12 +16,19 @@ from edgecsi.ops.operators import Dense, Quant
 from edgecsi.ops.steps import Step
 from edgecsi.target import Target
 from edgecsi.tune.harness import Case
+from tests.kernels.common import EVERY_CASE
 
 Array = np.ndarray[Any, Any]
 TARGETS = ("x86-64-v3", "host", "rpi4", "rpi5")
 DENSITIES = (0.0, 0.03, 0.1, 0.3, 1.0)
 # outputs, inputs: whole vectors, odd, single, and more panels than rows of a block
 SHAPES = ((64, 128), (37, 45), (1, 5), (19, 3), (130, 64), (5, 260))
+
+
+def some_shapes(target: Target, which: int) -> range:
+    """Numbers of shapes and densities for a target's kernel of this number."""
+    first = which + TARGETS.index(target.id) if target.id in TARGETS else which
+    return range(first, first + (len(SHAPES) if EVERY_CASE else 2))
 
 
 def mask(

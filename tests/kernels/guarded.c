@@ -2,9 +2,11 @@
  *
  *   guarded MEMORY RESULT
  *
- * `shapes`, `count` and `kernels` are in the generated file that includes this one. MEMORY holds the buffers of all
- * kernels, one after the other; RESULT takes every kernel's output from the first placement. What is only read lies in
- * pages that cannot be written. Exit 0; else 1, with the fault on stderr. */
+ * `shapes`, `count` and `kernels` are in a generated file, so that this one is compiled once. MEMORY holds the buffers of
+ * all kernels, one after the other; RESULT takes every kernel's output from the first placement. What is only read lies
+ * in pages that cannot be written. Exit 0; else 1, with the fault on stderr. */
+#include "guarded.h"
+
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -13,17 +15,10 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
-enum { PAGE = 4096, MOST = 64, READ = 0, OUTPUT = 1, SCRATCH = 2, JUNK = 77 };
+enum { PAGE = 4096, MOST = 64, JUNK = 77 };
 /* A buffer may lie at any multiple of its element: at the end of its pages, at their start, and one element further. */
 enum { AT_END, AT_START, SHIFTED, PLACEMENTS };
 static const char *const names[] = {"at the end of its pages", "at the start", "an element behind the start"};
-
-struct shape { size_t bytes, element; int kind; };
-struct kernel { int buffers; void (*call)(void **); };
-
-extern const struct shape shapes[];
-extern const struct kernel kernels[];
-extern const int count;
 
 static struct { uint8_t *pages; size_t room; uint8_t *start; } held[MOST];
 static int now, placement;

@@ -37,7 +37,7 @@ def run_guarded(cases: Sequence[Case], target: Target) -> list[NDArray[Any]]:
         calls.append(f"static void call{number}(void **p) {{ k{number}({arguments}); }}")
         kernels.append(f"{{{len(memory)}, call{number}}}")
     source = [
-        f'#include "{Path(__file__).with_suffix(".c")}"', *calls,
+        f'#include "{Path(__file__).with_suffix(".h")}"', *calls,
         f"const struct shape shapes[] = {{{', '.join(shapes)}}};",
         f"const struct kernel kernels[] = {{{', '.join(kernels)}}};",
         f"const int count = {len(cases)};",
@@ -51,9 +51,10 @@ def run_guarded(cases: Sequence[Case], target: Target) -> list[NDArray[Any]]:
         ]
         (where / "memory").write_bytes(b"".join(array.tobytes() for array in given))
         zig_cc(
-            ["-static", "-O1", "-o", where / "run", where / "main.c", where / "kernels.o", "-lm"],
+            ["-static", "-O1", "-o", where / "run", Path(__file__).with_suffix(".c"), where / "main.c",
+             where / "kernels.o", "-lm"],
             triple=f"{target.arch}-linux-musl",
-        )
+        )  # fmt: skip
         emulated = target.missing_on_this_cpu()
         command = [toolchain.qemu(target.arch), "-cpu", target.emulate or "max"] if emulated else []
         done = subprocess.run(

@@ -25,6 +25,7 @@ from tests.kernels.dense_cases import (
     kernels_for,
     mask,
     rng_of,
+    some_shapes,
     taken,
 )
 
@@ -79,7 +80,7 @@ def _shapes(target: Target) -> list[Case]:
     cases = []
     for which, kernel in enumerate(kernels_for(target, FLOAT)):
         rng = rng_of(target.id, kernel.name)
-        for number in range(which, which + 4):
+        for number in some_shapes(target, which):
             outputs, inputs = SHAPES[number % len(SHAPES)]
             kept = mask(rng, outputs, inputs, _rows(kernel), 1, DENSITIES[number % len(DENSITIES)])
             steps = (Step("leaky_relu", (0.3,)),) if rng.random() < 0.5 else ()

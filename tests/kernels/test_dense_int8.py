@@ -27,6 +27,7 @@ from tests.kernels.dense_cases import (
     kernels_for,
     mask,
     rng_of,
+    some_shapes,
 )
 
 INT8 = ("qd8_", "qs8_qs8w")
@@ -38,7 +39,7 @@ def _shapes(target: Target) -> list[Case]:
     for which, kernel in enumerate(kernels_for(target, INT8)):
         rng = rng_of(target.id, kernel.name)
         rows = getattr(kernel, "rows", 0) or 16
-        for number in range(which, which + 4):
+        for number in some_shapes(target, which):
             outputs, inputs = SHAPES[number % len(SHAPES)]
             density = DENSITIES[number % len(DENSITIES)]
             kept = mask(rng, outputs, inputs, rows, 4, density)

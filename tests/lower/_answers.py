@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from edgecsi import target as targets
 from edgecsi.codegen.library import build_library, gather
-from edgecsi.codegen.program import Entry
+from edgecsi.codegen.program import PlannedEntry
 from edgecsi.lower import lower
 from edgecsi.lower.export import tensors_of
 
@@ -29,7 +29,7 @@ class Answers:
     ) -> None:
         self.module = module
         made_for = targets.load(target)
-        self.entry: Entry = lower(module, example, "full", made_for)[0]
+        self.entry: PlannedEntry = lower(module, example, "full", made_for)[0]
         library = build_library("net", [self.entry], gather([self.entry]), b"{}", made_for)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "net.so"

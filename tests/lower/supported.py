@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from edgecsi import target as targets
-from edgecsi.codegen.program import Entry
+from edgecsi.codegen.program import PlannedEntry
 from edgecsi.lower import lower
 from tests.lower import operators, random_networks
 
@@ -50,7 +50,7 @@ and other Bessel functions), complex inputs and outputs (pass `view_as_real`).
 """
 
 
-def computed_by(entry: Entry) -> str:
+def computed_by(entry: PlannedEntry) -> str:
     """Who computes the calls of a plan, apart from copies of the caller's tensors."""
     own = {call.kernel for call in entry.calls if call.kernel not in ("tvm", "elementwise")}
     own |= {"elementwise" for call in entry.calls if call.kernel == "elementwise"} if not own else set()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from edgecsi.codegen.program import ALIGN, Entry
+from edgecsi.codegen.program import ALIGN, PlannedEntry
 from edgecsi.lower.plan_memory import Use, plan
 from tests._builds import lowered
 from tests.lower import networks
@@ -51,7 +51,7 @@ def test_every_argument_lies_inside_of_its_memory(network: str) -> None:
     assert 0 < entry.workspace < 1 << 20
 
 
-def _assert_inside(entry: Entry) -> None:
+def _assert_inside(entry: PlannedEntry) -> None:
     for call in entry.calls:
         for place in call.arguments:
             match place.kind:
