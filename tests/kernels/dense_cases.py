@@ -27,8 +27,16 @@ SHAPES = ((64, 128), (37, 45), (1, 5), (19, 3), (130, 64), (5, 260))
 
 def some_shapes(target: Target, which: int) -> range:
     """Numbers of shapes and densities for a target's kernel of this number."""
-    first = which + TARGETS.index(target.id) if target.id in TARGETS else which
-    return range(first, first + (len(SHAPES) if EVERY_CASE else 2))
+    return range(which + _turn(target), which + _turn(target) + (len(SHAPES) if EVERY_CASE else 2))
+
+
+def _turn(target: Target) -> int:
+    return TARGETS.index(target.id) if target.id in TARGETS else 0
+
+
+def some(cases: Sequence[Any], target: Target, which: int) -> Sequence[Any]:
+    """Every second one; the others are another target's, or the next kernel's."""
+    return cases if EVERY_CASE else cases[(which + _turn(target)) % 2 :: 2]
 
 
 def mask(

@@ -29,7 +29,7 @@ from edgecsi.ops.steps import Step, apply_step
 from edgecsi.target import Target
 from edgecsi.tune.harness import Case
 from tests.kernels.common import available, describe, on_targets
-from tests.kernels.dense_cases import int8_layer, int8_weight, kernels_for, mask, rng_of
+from tests.kernels.dense_cases import int8_layer, int8_weight, kernels_for, mask, rng_of, some
 from tests.kernels.guarded import run_guarded
 from tests.kernels.test_dense_float import FLOAT, layer_for
 
@@ -213,14 +213,14 @@ def test_dense_kernels_with_fp32_inputs(target: str) -> None:
 
 def _int8_dense(target: Target) -> list[Case]:
     cases = []
-    for kernel in kernels_for(target, INT8):
+    for which, kernel in enumerate(kernels_for(target, INT8)):
         rng = rng_of(kernel.name, "special")
         rows = kernel.rows if hasattr(kernel, "rows") else 0
         weight = int8_weight(rng, 48, 64, mask(rng, 48, 64, rows or 16, 4, 0.5))
         for fine in (1, 16) if kernel.name.startswith("qd8") else (1,):
             dynamic = kernel.name.startswith("qd8") and fine == 1
             steps = (Step("add", operand=Layout((6, 48))), Step("relu"))
-            for quant in (None, QUANT):
+            for quant in some((None, QUANT), target, which + fine):
                 op = int8_layer(
                     rng,
                     weight,
