@@ -11,7 +11,7 @@ from edgecsi.results.reliability.readers import readers
 
 
 def test_every_reader_refuses_broken_files_in_three_lines(tmp_path: Path) -> None:
-    found = fuzz.fuzz(fuzz.Tally(), minutes=0, keep=tmp_path / "findings")
+    found = fuzz.fuzz(fuzz.Tally(), minutes=0, keep=tmp_path / "findings", batch=6)
     assert not found.findings
     assert {kind.partition(":")[0] for kind in found.kinds} == {reader.name for reader in readers(tmp_path)}
     assert len(found.kinds) >= 60

@@ -111,17 +111,21 @@ def fuzz(
     only: str = "",
     save: Callable[[Tally], None] = lambda tally: None,
     jobs: int = 1,
+    batch: int = BATCH,
 ) -> Tally:
     """Read damaged files for some minutes, but of every kind a batch at least.
 
     Args:
         tally: what earlier runs counted; it is added to. keep: folder for files that show a finding.
         only: a part of the names of readers to be tried. save: called now and then with the tally so far.
-        jobs: readers at a time.
+        jobs: readers at a time. batch: files of one kind in a row.
     """
     end = time.monotonic() + 60 * minutes
     server = multiprocessing.get_context("forkserver")
-    server.set_forkserver_preload([damage.__name__, loading.__name__])  # what takes long to import, once
+    # what takes long to import, once
+    server.set_forkserver_preload(
+        ["torch", "h5py", "scipy.io", "hypothesis", damage.__name__, loading.__name__]
+    )
     with tempfile.TemporaryDirectory(prefix="edgecsi-fuzz-") as name, ThreadPoolExecutor(jobs) as threads:
         samples = Path(name) / "samples"
         make_samples(samples)
@@ -129,7 +133,9 @@ def fuzz(
         while not tally.kinds or time.monotonic() < end:
             share = max(min((end - time.monotonic()) * jobs / len(chosen), 60.0), 0.5)
             running = [
-                threads.submit(_one_process, server, samples, keep, reader, share, tally.batches + number)
+                threads.submit(
+                    _one_process, server, samples, keep, reader, share, tally.batches + number, batch
+                )
                 for number, reader in enumerate(chosen)
             ]
             for done in as_completed(running):
@@ -139,11 +145,13 @@ def fuzz(
     return tally
 
 
-def _one_process(server: Any, samples: Path, keep: Path, reader: str, seconds: float, seed: int) -> Tally:
+def _one_process(
+    server: Any, samples: Path, keep: Path, reader: str, seconds: float, seed: int, batch: int
+) -> Tally:
     """A process for each reader: it may crash, and what its libraries keep goes with it."""
     work = Path(tempfile.mkdtemp(dir=samples.parent))
     ours, theirs = server.Pipe(duplex=False)
-    process = server.Process(target=_work, args=(samples, work, keep, reader, seconds, seed, theirs))
+    process = server.Process(target=_work, args=(samples, work, keep, reader, seconds, seed, batch, theirs))
     process.start()
     theirs.close()
     tally = Tally()
@@ -168,7 +176,9 @@ def _lost(tally: Tally, code: int | None, reader: str, work: Path, keep: Path) -
         tally.findings[f"{reader}: {what}"] = f"the whole process; {kept}"
 
 
-def _work(samples: Path, work: Path, keep: Path, name: str, seconds: float, seed: int, pipe: Any) -> None:
+def _work(
+    samples: Path, work: Path, keep: Path, name: str, seconds: float, seed: int, batch: int, pipe: Any
+) -> None:
     """In a process of its own: damage and read, and send the tally."""
     import torch
 
@@ -185,14 +195,22 @@ def _work(samples: Path, work: Path, keep: Path, name: str, seconds: float, seed
     while not number or time.monotonic() < end:
         for way_name, way in damage.ways(reader.form).items():
             number += 1
-            _batch(tally, reader, f"{name}: {way_name}", good, way, work, keep, 1000 * seed + number)
+            _batch(tally, reader, f"{name}: {way_name}", good, way, work, keep, 1000 * seed + number, batch)
     tally.cpu_seconds = time.process_time()
     pipe.send(tally)
     pipe.close()
 
 
 def _batch(
-    tally: Tally, reader: Reader, kind: str, good: bytes, way: Any, work: Path, keep: Path, seed: int
+    tally: Tally,
+    reader: Reader,
+    kind: str,
+    good: bytes,
+    way: Any,
+    work: Path,
+    keep: Path,
+    seed: int,
+    batch: int,
 ) -> None:
     import hypothesis
     from hypothesis import strategies as st
@@ -202,7 +220,7 @@ def _batch(
 
     @hypothesis.seed(seed)
     @hypothesis.settings(
-        max_examples=BATCH, database=None, deadline=None, print_blob=False, report_multiple_bugs=False,
+        max_examples=batch, database=None, deadline=None, print_blob=False, report_multiple_bugs=False,
         suppress_health_check=list(hypothesis.HealthCheck), phases=(hypothesis.Phase.generate, hypothesis.Phase.shrink),
     )  # fmt: skip
     @hypothesis.given(st.data())
