@@ -14,8 +14,8 @@ from edgecsi.bench.peers import Array, Peer, Run, RunSeveral, Several, find_peer
 from edgecsi.bench.result import Skipped
 from edgecsi.bundle import Manifest
 from edgecsi.errors import CheckFailed, ToolchainError
-from edgecsi.progress import Progress
 from edgecsi.names import split_batch
+from edgecsi.progress import Progress
 from edgecsi.verdict import Difference
 
 if TYPE_CHECKING:
