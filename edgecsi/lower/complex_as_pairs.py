@@ -61,7 +61,7 @@ def complex_as_pairs(exported: Exported) -> Exported:
     from torch.fx.experimental.proxy_tensor import make_fx
 
     from edgecsi.lower.decompose import decompositions
-    from edgecsi.lower.export import is_effect
+    from edgecsi.lower.refuse import is_effect
 
     for node in (*exported.inputs, *exported.outputs):
         if node.meta["val"].is_complex():

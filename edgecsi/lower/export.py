@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edgecsi.errors import EdgecsiError, ModelError
 from edgecsi.lower.complex_as_pairs import complex_as_pairs, is_complex
 from edgecsi.lower.decompose import decompositions
-from edgecsi.lower.refuse import refuse_operators, refuse_state, where_in_source
+from edgecsi.lower.refuse import is_effect, refuse_operators, refuse_state, where_in_source
 
 if TYPE_CHECKING:
     import torch
@@ -198,16 +198,6 @@ def _refuse_random(exported: Exported) -> None:
             "its answers differ from call to call, so that none can be checked",
             "put noise and dropout aside in eval mode, or pass random tensors in as inputs",
         )
-
-
-def is_effect(node: fx.Node) -> bool:
-    """Assertions on values: what they guard is guarded by shapes, or by the reader of an index."""
-    name = str(node.target)
-    return "_assert" in name or "with_effects" in name or "sym_constrain" in name or _of_effect(node)
-
-
-def _of_effect(node: fx.Node) -> bool:
-    return any("with_effects" in str(s.target) for s in node.all_input_nodes)
 
 
 def _refuse_nan(exported: Exported) -> None:

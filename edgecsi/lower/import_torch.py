@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from edgecsi.errors import ModelError, UnsupportedOperators
 from edgecsi.lower.export import Exported, export, refuse_other_answers
-from edgecsi.lower.refuse import arguments_of, line_of, path_of
+from edgecsi.lower.refuse import arguments_of, is_effect, line_of, path_of
 
 if TYPE_CHECKING:
     import torch
@@ -152,8 +152,6 @@ class Importer:
         return [n for n in self.exported.graph.nodes if n not in self.exported.constants and self._is_live(n)]
 
     def _is_live(self, node: fx.Node) -> bool:
-        from edgecsi.lower.export import is_effect
-
         return node.op == "call_function" and bool(node.users) and not is_effect(node)
 
     def refuse(self) -> None:

@@ -20,7 +20,7 @@ from torch.utils import _pytree
 from torch.utils._python_dispatch import _disable_current_modes
 from torch.utils.weak import WeakIdKeyDictionary
 
-from edgecsi.lower.untraceable import REPLACED, in_turns
+from edgecsi.lower.operators.untraceable import REPLACED, in_turns
 
 # What Python asks of values, and what has as many elements as values say.
 BY_VALUE = {

@@ -180,3 +180,13 @@ def net(name: str, operator: str = "", path: str = "") -> Iterator[None]:
             f"{type(error).__name__}: {words}",
             "write it with other operators (docs/supported.md); --debug shows where it failed, please report that",
         ) from error
+
+
+def is_effect(node: fx.Node) -> bool:
+    """Assertions on values: what they guard is guarded by shapes, or by the reader of an index."""
+    name = str(node.target)
+    return "_assert" in name or "with_effects" in name or "sym_constrain" in name or _of_effect(node)
+
+
+def _of_effect(node: fx.Node) -> bool:
+    return any("with_effects" in str(s.target) for s in node.all_input_nodes)
