@@ -120,9 +120,14 @@ def kernels_for(target: Target, prefix: tuple[str, ...]) -> list[Kernel]:
     ]
 
 
-def taken(cases: list[Case], target: Target, kernels: Sequence[Kernel]) -> list[Case]:
-    """The cases that are not refused. Every kernel must take one: those that refuse all are not tested at all."""
-    found = [case for case in cases if not case.kernel.refuses(case.op, target)]
+def taken(cases: list[Case], target: Target, kernels: Sequence[Kernel], most: int = 99) -> list[Case]:
+    """The cases that are not refused, the first `most` of each kernel. Every kernel must take one: those that refuse all
+    are not tested at all."""
+    of: dict[str, list[Case]] = {}
+    for case in cases:
+        if not case.kernel.refuses(case.op, target):
+            of.setdefault(case.kernel.name, []).append(case)
+    found = [case for some in of.values() for case in some[: None if EVERY_CASE else most]]
     idle = {k.name for k in kernels} - {case.kernel.name for case in found}
     assert not idle, f"{', '.join(sorted(idle))}: everything was refused on {target.id}"
     return found
