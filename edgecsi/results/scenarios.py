@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgecsi.models import registry
+from edgecsi.results.zoo import computes
 
 MAIN = "main path"
 KERNELS = "kernels"
@@ -167,11 +168,15 @@ def _shipped() -> list[Scenario]:
         name, short = path.stem, path.stem.replace("+", "-")
         if name in covered or not ("prune" in name or name.endswith("int8-trained")):
             continue
-        found.append(Scenario(short, name, KERNELS, name, "full", "host", None))
+        if computes(name, "x86"):
+            found.append(Scenario(short, name, KERNELS, name, "full", "host", None))
         if name.startswith("csinet-cr4+prune90"):
-            found.append(Scenario(f"{short}-x86", name, KERNELS, name, "full", "x86", None))
+            if computes(name, "x86"):
+                found.append(Scenario(f"{short}-x86", name, KERNELS, name, "full", "x86", None))
             found += [
-                _count(short, name, Network(name), target, None, KERNELS) for target in ("rpi4", "rpi5")
+                _count(short, name, Network(name), target, None, KERNELS)
+                for target in ("rpi4", "rpi5")
+                if computes(name, target)
             ]
     return found
 

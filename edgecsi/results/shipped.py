@@ -34,6 +34,7 @@ from edgecsi.models import registry
 from edgecsi.results.bundles import run_edgecsi, words
 from edgecsi.results.files import read_all, write_json
 from edgecsi.results.page import page
+from edgecsi.results.zoo import computes
 
 TARGETS = ("host", "x86", "rpi4", "rpi5")
 SAMPLES = {"local": 256, "emulate": 128}
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             for model in registry.list_compressed()
             if chosen.only in model
             for target in wanted
-            if _computes(model, target)
+            if computes(model, target)
         ]
         if not pairs:
             raise UsageError(
@@ -88,12 +89,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return error.exit_code
     return 1 if failed else 0
-
-
-def _computes(model: str, target: str) -> bool:
-    """Whether a target computes in what the last recipe of a network asks for."""
-    chosen, last = targets.load(target), model.rpartition("+")[2]
-    return {"int16": chosen.arch == "x86_64", "f16": chosen.half == "f16"}.get(last, True)
 
 
 def verify_all(

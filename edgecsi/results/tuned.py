@@ -30,6 +30,7 @@ from edgecsi.models import registry
 from edgecsi.report.text import number
 from edgecsi.results.files import own_folder, write_between, write_json
 from edgecsi.results.tables import markdown
+from edgecsi.results.zoo import computes
 from edgecsi.schema import convert
 from edgecsi.target import Target
 from edgecsi.tune.network import tune
@@ -97,7 +98,11 @@ def tune_all(name: str, minutes: float, only: str, again: bool, records: Path | 
     while left := [
         n
         for n in networks()
-        if only in n and n not in failed and timed[n] < TIMES and not _is_settled(done, n, target, records)
+        if only in n
+        and computes(n, name)
+        and n not in failed
+        and timed[n] < TIMES
+        and not _is_settled(done, n, target, records)
     ]:
         for network in left:
             if network not in lowered:

@@ -187,8 +187,10 @@ def whole_zoo(found: Found, save: Callable[[Found], None] = lambda found: None, 
     """Judge every network of the zoo for x86; those that are done stay so."""
     from edgecsi.models import registry
     from edgecsi.pipeline import BuildOptions, build
+    from edgecsi.results.zoo import computes
 
-    names = [info.name for info in registry.list_models()] + registry.list_compressed()
+    names = [info.name for info in registry.list_models()]
+    names += [name for name in registry.list_compressed() if computes(name, "x86")]
     with tempfile.TemporaryDirectory(prefix="edgecsi-memory-") as folder:
         program, memcheck = compile_guarded("x86_64", Path(folder)), compile_memcheck(Path(folder))
         for name in names:
