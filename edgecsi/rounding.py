@@ -105,7 +105,7 @@ class _LastPlaces(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._generator = torch.Generator().manual_seed(seed)
 
     def moved(self, value: Any) -> Any:
-        if not isinstance(value, torch.Tensor) or value.dtype not in _PLACES:
+        if not isinstance(value, torch.Tensor) or value.dtype not in _PLACES or value.is_nested:
             return value
         noise = torch.rand(value.shape, generator=self._generator) * 2 - 1
         return (value.float() * (1 + noise * _PLACES[value.dtype])).to(value.dtype)

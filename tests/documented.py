@@ -128,6 +128,8 @@ NOT_HERE = re.compile(
     r"csinet-cr4_42|DATA_Htrainin|docker|ansible|raspi-config|deploy .* pi-\d|pkg-config"
 )
 """Commands that need what no stand-in gives: a server, another shell, a package manager."""
+SHOWN = re.compile(r"^`([\w.-]+)`\n\n```\w*\n(.*?)^```", re.MULTILINE | re.DOTALL)
+"""A file that a page shows under its name."""
 FILES = {
     "my_net.py": """
 import torch
@@ -182,7 +184,8 @@ def follow(page: Path, environment: dict[str, str]) -> list[str]:
     failed = []
     with tempfile.TemporaryDirectory(prefix="page-") as folder:
         here = Path(folder)
-        for name, text in FILES.items():
+        shown = dict(SHOWN.findall(page.read_text(encoding="utf-8")))
+        for name, text in (shown | FILES).items():
             (here / name).write_text(text)
         for setup in (
             ["ssh-keygen", "-qt", "ed25519", "-N", "", "-f", "key"],

@@ -140,7 +140,8 @@ def test_recipes_that_need_no_data_do_as_a_build_does(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Notice)  # what stays in fp32
             expected = compressed(load_model("csinet-cr16"), recipe, None).module(x)
-    assert float((y - expected).abs().max()) < (1e-6 if recipe != "f16" else 1e-3)
+    # In f16 means are taken out, here those of other samples.
+    assert float((y - expected).abs().max()) < (1e-6 if recipe != "f16" else 5e-3)
 
 
 def test_what_stands_in_for_the_data_of_ones_own_network(

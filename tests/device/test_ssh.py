@@ -211,7 +211,14 @@ def test_a_host_that_does_not_answer(sshd: Sshd) -> None:
     sshd.stop()
     with socket.socket() as deaf:
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        deaf.bind(("127.0.0.1", sshd.port))
+        deadline = time.monotonic() + 10
+        while True:
+            try:
+                deaf.bind(("127.0.0.1", sshd.port))
+                break
+            except OSError:  # what sshd left behind is still closing
+                assert time.monotonic() < deadline
+                time.sleep(0.1)
         deaf.listen()
         assert "does not answer" in failure(sshd, seconds=2)
     sshd.start()
