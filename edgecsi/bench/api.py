@@ -128,7 +128,7 @@ def _refuse_peers(device: Device, load_module: Loader | None) -> None:
         raise UsageError(
             f"other engines cannot be measured on {device.spec}",
             "they are installed on this machine only",
-            "measure without them, or on local",
+            "measure without them; a bundle for this machine's CPU can be held against them with --device local",
         )
     if load_module is None:
         raise UsageError(

@@ -171,10 +171,17 @@ def repeatable(result: Result, path: Path, bench: Sequence[str]) -> Result:
     bundle = read_bundle(path)
     model, target = bundle.manifest.model, bundle.manifest.target
     build = ["edgecsi", "build", model.spec, "--target", target.id]
-    # A compressed network that ships, and one that compress wrote, hold their recipe.
-    if model.recipe and "+" not in model.spec and not model.spec.endswith(".safetensors"):
+    own = ":" in model.spec
+    weights = own and model.sha256 is not None
+    # A network that compress wrote holds its recipe; nobody knows of it what it lost.
+    held = weights and bundle.manifest.check.entries and bundle.manifest.accuracy.fp32 is None
+    if model.recipe and "+" not in model.spec and not model.spec.endswith(".safetensors") and not held:
         build += ["--recipe", model.recipe]
+    build += ["--weights", "WEIGHTS"] if weights else []
+    build += ["--name", bundle.manifest.name] if own else []
     commands = (shlex.join([*build, "-o", bundle.path.name]), shlex.join(["edgecsi", "bench", *bench]))
+    if weights:
+        commands = (f"# WEIGHTS is the file with the SHA-256 {model.sha256}", *commands)
     with contextlib.suppress(OSError):  # a bundle without examples is measured all the same
         program = (bundle.path / "example" / "main.c").read_text(encoding="utf-8", errors="replace")
         return replace(result, commands=commands, program=program[:LONGEST_PROGRAM])

@@ -73,10 +73,10 @@ def command(
             (f.part, f.status if f.needed or f.status == "ok" else f"{f.status} (optional)", f.detail)
             for f in findings
         ]
-        fixes = dict.fromkeys(f.fix for f in findings if f.fix)
         lines = [columns(("part", "status", "detail"), rows)]
-        if fixes:
-            lines += ["", "To fix:", *(f"  {fix}" for fix in fixes)]
+        for title, needed in (("To fix:", True), ("If you want what is optional:", False)):
+            if fixes := dict.fromkeys(f.fix for f in findings if f.fix and f.needed is needed):
+                lines += ["", title, *(f"  {fix}" for fix in fixes)]
         return "\n".join(lines)
 
     report(findings, text, json_to)

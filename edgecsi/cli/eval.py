@@ -80,9 +80,11 @@ def _text(result: Evaluation, recipe: str | None, note: str) -> str:
         "SGCS": f"{result.sgcs:.4f} (its square, as in 3GPP TR 38.843)" if result.sgcs is not None else None,
     }
     parts = [pairs({name: value for name, value in head.items() if value is not None})]
+    # Without the network, only the answers that the build kept of it are there.
+    reference = "golden values" if note else "PyTorch"
     if result.differences:
         rows = [(name, d.max_abs_diff, d.max_rel_diff) for name, d in result.differences.items()]
-        parts.append(columns(("entry", "max difference to PyTorch", "of the largest output"), rows))
+        parts.append(columns(("entry", f"max difference to {reference}", "of the largest output"), rows))
     if rates := result.bit_error_rates:
         parts.append("bit error rates\n" + columns([*rates], list(zip(*rates.values(), strict=True))))
     return "\n\n".join([*parts, note] if note else parts)

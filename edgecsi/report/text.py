@@ -89,7 +89,9 @@ def _notes(result: Result) -> str:
         lines.append(
             '"cold L2" = single calls, each after 8 MB of other data, as in a program that does more than this'
         )
-    if result.validity.state != "valid":
+    if result.instructions is not None:
+        lines.append("the count of instructions holds however busy this machine is; times need a board")
+    elif result.validity.state != "valid":
         lines.append(
             f"{result.validity.state}: do not quote these times; end what else runs, and measure again"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -227,3 +228,15 @@ def test_a_missed_deadline_ends_with_6_and_keeps_the_result(
 )
 def test_what_makes_no_sense_is_a_usage_error(bundle: Bundle, options: list[str]) -> None:
     assert main(["bench", str(bundle.path), "--quick", *options]) == 2
+
+
+def test_the_way_to_build_it_again_asks_for_weights_of_ones_own(tmp_path: Path, bundle: Bundle) -> None:
+    folder = tmp_path / "mine"
+    shutil.copytree(bundle.path, folder)
+    _tiny.reseal(folder, lambda tree: tree["model"].update(spec="net.py:make", sha256="ab" * 32))
+    found = observe.repeatable(_results.result(), folder, ["mine"])
+    (about, build, _), target = found.commands, bundle.manifest.target.id
+    assert f"WEIGHTS is the file with the SHA-256 {'ab' * 32}" in about
+    assert build == f"edgecsi build net.py:make --target {target} --weights WEIGHTS --name tiny-net -o mine"
+    _tiny.reseal(folder, lambda tree: tree["model"].update(sha256=None))
+    assert "--weights" not in " ".join(observe.repeatable(_results.result(), folder, ["mine"]).commands)
