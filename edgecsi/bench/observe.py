@@ -179,9 +179,12 @@ def repeatable(result: Result, path: Path, bench: Sequence[str]) -> Result:
         build += ["--recipe", model.recipe]
     build += ["--weights", "WEIGHTS"] if weights else []
     build += ["--name", bundle.manifest.name] if own else []
-    commands = (shlex.join([*build, "-o", bundle.path.name]), shlex.join(["edgecsi", "bench", *bench]))
-    if weights:
-        commands = (f"# WEIGHTS is the file with the SHA-256 {model.sha256}", *commands)
+    about = [f"# WEIGHTS is the file with the SHA-256 {model.sha256}"] if weights else []
+    commands = (
+        *about,
+        shlex.join([*build, "-o", bundle.path.name]),
+        shlex.join(["edgecsi", "bench", *bench]),
+    )
     with contextlib.suppress(OSError):  # a bundle without examples is measured all the same
         program = (bundle.path / "example" / "main.c").read_text(encoding="utf-8", errors="replace")
         return replace(result, commands=commands, program=program[:LONGEST_PROGRAM])

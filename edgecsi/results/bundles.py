@@ -72,7 +72,8 @@ def slug(scenario: Scenario) -> str:
     model, recipe, _ = source(scenario)
     name = re.sub(r"[^A-Za-z0-9]+", "-", model.rpartition(":")[2])
     batch = f"batch{scenario.batch}" if scenario.batch else ""
-    return "-".join(part for part in (name, recipe, scenario.target, batch) if part)
+    made = f"by-{recipe}" if recipe else ""  # CR4+int16 ships, and is no CR4 that the build makes int16
+    return "-".join(part for part in (name, made, scenario.target, batch) if part)
 
 
 def run_edgecsi(arguments: Sequence[str], folder: Path, threads: int | None = None) -> None:

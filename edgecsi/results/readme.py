@@ -16,7 +16,7 @@ ROWS = {
     "csinet-cr4-full": "fp32",
     "csinet-cr4-prune90-bsr16x4-int8-dynamic": "90 % zero in 16×4 blocks, the rest int8, convolutions fp32 (ships: "
     "`csinet-cr4+prune90-bsr16x4-int8-dynamic`)",
-    "csinet-cr4-joint90-int16-host": "the same, convolutions int16 (ships: "
+    "csinet-cr4-prune90-bsr16x4-int8-dynamic-int16": "the same, convolutions int16 (ships: "
     "`csinet-cr4+prune90-bsr16x4-int8-dynamic+int16`)",
     "csinet-cr4-prune90-bsr16x4-int8": "the same zeros, every layer int8 (ships: `csinet-cr4+prune90-bsr16x4-int8`)",
 }

@@ -22,6 +22,7 @@ import numpy as np
 from edgecsi import disk
 from edgecsi.bench.environment import machine, other_load, snapshot
 from edgecsi.bench.limits import measure_limits
+from edgecsi.bench.peers import find_peers
 from edgecsi.bench.result import Result, read_result
 from edgecsi.channels.shipped import test_set
 from edgecsi.errors import DeviceError, EdgecsiError
@@ -185,8 +186,8 @@ def measure_scenario(scenario: Scenario, scratch: Path, seconds: float | None) -
     model, _, _ = source(scenario)
     bundle = slug(scenario)
     command = ["bench", bundle, "--entry", scenario.entry, "--device", scenario.device]
-    if scenario.against:
-        command += ["--against", ",".join(scenario.against), "--model", model]
+    if against := [peer.name for peer in find_peers(scenario.against) if peer.available() is None]:
+        command += ["--against", ",".join(against), "--model", model]
     if scenario.batch:
         command += ["--batch", str(scenario.batch), "--threads", str(scenario.threads)]
     command += ["--quick"] if seconds is None else ["--seconds", f"{seconds:g}"]
