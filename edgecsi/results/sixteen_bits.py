@@ -5,7 +5,9 @@ Scored on one half of the shipped test set; the other shows the layers' inputs.
 
 from __future__ import annotations
 
+import argparse
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import torch
 from edgecsi import disk
 from edgecsi.channels.metrics import nmse_db
 from edgecsi.channels.shipped import test_set
+from edgecsi.codegen.zig import zig_cc
 from edgecsi.compress import apply_post_training
 from edgecsi.models.load import load_model
 
@@ -33,8 +36,27 @@ def loss(network: str, recipe: str) -> float:
     return after - before
 
 
+def peaks() -> str:
+    """Products a second of one core, in fp32, bf16 and int16; x86 with AVX-512, VNNI and BF16.
+
+    Raises:
+        ToolchainError: it cannot be compiled for this machine's CPU.
+    """
+    with disk.scratch(runs=True) as folder:
+        program = folder / "peaks"
+        zig_cc(["-O2", "-mcpu=native", Path(__file__).with_name("peaks.c"), "-o", program])
+        return subprocess.run([program], capture_output=True, text=True, check=True).stdout
+
+
 def main() -> None:
-    """Write the figures into their rows."""
+    """Write the figures into their rows, or say what the CPU could do."""
+    parser = argparse.ArgumentParser(prog="python -m edgecsi.results.sixteen_bits", description=__doc__)
+    parser.add_argument(
+        "--peaks", action="store_true", help="only how fast fp32, bf16 and int16 are multiplied here"
+    )
+    if parser.parse_args().peaks:
+        sys.stdout.write(peaks())
+        return
     page = PAGE.read_text("utf-8")
     for recipe in RECIPES:
         costs = (

@@ -137,6 +137,7 @@ def tune_all(name: str, minutes: float, only: str, again: bool, records: Path | 
         tree = asdict(found)
         for layer in tree["layers"]:
             del layer["times"]
+        tree["records"] = Path(tree["records"]).name  # where they lie is this machine's
         done[network] = tree | {"validity": asdict(judge(before, snapshot(), where=machine()))}
         write_json(file, {
             "kind": "tuned", "date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": asdict(machine()),

@@ -112,14 +112,23 @@ def test_a_filter_of_any_size_fits_its_sums() -> None:
         assert int(made.weight.abs().max()) >= 255
 
 
-def test_dense_layers_of_sequences_and_attention_compute_in_int16() -> None:
+def sequences(width: int, outputs: int) -> tuple[nn.Sequential, torch.Tensor]:
+    """Attention, a layer of which most weights are zero, and a dense one; with inputs of it."""
     torch.manual_seed(2)
     net = nn.Sequential(
-        nn.TransformerEncoderLayer(16, 2, 32, batch_first=True), nn.Linear(16, 64, bias=False), nn.Linear(64, 4)
-    ).eval()  # fmt: skip
-    x = torch.randn(8, 6, 16)
+        nn.TransformerEncoderLayer(width, 2, 2 * width, batch_first=True),
+        nn.Linear(width, 64, bias=False),
+        nn.Linear(64, outputs),
+    ).eval()
+    x = torch.randn(8, 6, width)
     with torch.no_grad():
-        net[1].weight[torch.rand(64, 16) < 0.8] = 0
+        net[1].weight[torch.rand(64, width) < 0.8] = 0
+    return net, x
+
+
+def test_dense_layers_of_sequences_and_attention_compute_in_int16() -> None:
+    net, x = sequences(16, 4)
+    with torch.no_grad():
         made = apply_post_training(net, x[:1], "int16")
         y, wanted = made(x), net(x)
     kinds = {name: type(made.get_submodule(name)) for name in ("0.self_attn.qkv", "0.linear1", "1", "2")}
@@ -188,13 +197,8 @@ def test_convolutions_compute_in_half_precision_and_are_found_again_in_a_file() 
 
 
 def test_dense_layers_of_sequences_and_attention_compute_in_half_precision() -> None:
-    torch.manual_seed(3)
-    net = nn.Sequential(
-        nn.TransformerEncoderLayer(32, 2, 64, batch_first=True), nn.Linear(32, 64, bias=False), nn.Linear(64, 16)
-    ).eval()  # fmt: skip
-    x = torch.randn(8, 6, 32)
+    net, x = sequences(32, 16)
     with torch.no_grad():
-        net[1].weight[torch.rand(64, 32) < 0.8] = 0
         made = apply_post_training(net, x[:1], "f16", x)
         y, wanted = made(x), net(x)
     names = ("0.self_attn.qkv", "0.self_attn.out_proj", "0.linear1", "1", "2")

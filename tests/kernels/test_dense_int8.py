@@ -221,7 +221,7 @@ def _saturating(target: Target) -> list[Case]:
     for kernel in kernels_for(target, INT8):
         rng = rng_of(target.id, kernel.name, "saturating")
         dynamic = kernel.name.startswith("qd8")
-        for code in (-128, 127):
+        for code in (-128, -127, 127):
             weight = np.full((32, 64), code, np.int8)
             op = int8_layer(rng, weight, dynamic=dynamic)
             values = (-3.5, 3.5, 0.0) if dynamic else (0, 255, 128)

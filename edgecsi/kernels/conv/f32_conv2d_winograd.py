@@ -5,12 +5,8 @@ A. Lavin and S. Gray, "Fast Algorithms for Convolutional Neural Networks", 2015 
 channels, and what comes out is transformed to 2x2 outputs. Neighbouring tiles of a row are the lanes of a vector, so all
 three steps are vector arithmetic: the first takes even and odd columns apart, the last puts them together again.
 
-Tried in C, and not built yet: F(4x4, 3x3) needs 36 multiplications for sixteen outputs, 0.56 of these. With eight lanes,
-as many as a row of 32 pixels has such tiles, it takes 0.73 of the time of like code for F(2x2, 3x3), and is 2.3e-6 off
-instead of 1.3e-7. A filter of 9x1 as three of 3x1, F(2, 3), whose products are added before they are transformed back,
-needs 0.67 of the multiplications and is 2e-7 off. Where 32 registers hold the 28 sums of 7 channels it pays: on Zen 4
-5.2 µs instead of 7.8 for CRNet's 7 channels to 7, and 3.6 instead of 4.4 for 5x1; with 16 registers it takes as long as
-the direct form, or longer.
+Not built: F(4x4, 3x3), which needs 36 multiplications for sixteen outputs, 0.56 of these, and a filter of 9x1 as three of
+3x1, F(2, 3), whose products are added before they are transformed back, with 0.67 of the direct form's.
 
 Sums of transformed values round much like direct ones (2e-7 of the largest output). An input that is not finite makes
 all outputs of its tile NaN, also those that the filter would not reach it from.
