@@ -115,7 +115,7 @@ def channel_nmse(model: LoadedModel) -> float | None:
 
     from edgecsi.channels.files import SAMPLE
     from edgecsi.channels.metrics import nmse_db
-    from edgecsi.evaluate import pytorch
+    from edgecsi.reference import pytorch
 
     full = model.entries.get("full")
     if full is None or model.more_inputs or tuple(model.example_input.shape[1:]) != SAMPLE:
@@ -323,6 +323,6 @@ def _inputs(model: LoadedModel, entry: str, x: NDArray[Any]) -> Any:
     """What an entry takes where the model takes `x`, as a tensor: a decoder takes the encoder's codewords."""
     import torch
 
-    from edgecsi.evaluate import pytorch
+    from edgecsi.reference import pytorch
 
     return torch.from_numpy(pytorch(model.entries["encoder"], x) if entry == "decoder" else x)

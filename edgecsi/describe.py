@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -38,7 +37,6 @@ def manifest_of(
 
     from edgecsi.codegen.target_features import llvm_version
 
-    trained = json.loads(model.metadata.get("compression", "{}")).get("recipe")
     return bundles.Manifest(
         name=name,
         library=f"lib{name}.so",
@@ -48,7 +46,7 @@ def manifest_of(
             llvm_version(), version("ziglang"),
         ),
         model=bundles.ModelInfo(
-            _without_folder(spec), model.metadata.get("model", model.name), model.sha256, recipe or trained
+            _without_folder(spec), model.metadata.get("model", model.name), model.sha256, recipe or model.recipe
         ),
         target=bundles.TargetInfo(
             target.id, target.arch, target.triple, target.mcpu, target.mattr, target.features, target.glibc,

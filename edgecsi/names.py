@@ -14,13 +14,14 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def bundle_name(model: str, module: nn.Module, recipe: str | None) -> str:
+def bundle_name(model: str, module: nn.Module, *recipes: str | None) -> str:
     """The name of a model and of what was done to it: ``csinet-cr4``, ``csinet-cr4-int8-dynamic``, ``mynet``.
 
     Builds of one network that differ in their recipe have different names, so that one program can link both.
 
     Args:
-        model: MODEL as the user wrote it. module: the network it stands for. recipe: ``--recipe``, name or file.
+        model: MODEL as the user wrote it. module: the network it stands for. recipes: names or files of what was
+            done to it, in order.
     """
     base = model
     if ":" in model:  # a factory is mostly called `make`: the network's own class says more, else the file
@@ -35,7 +36,7 @@ def bundle_name(model: str, module: nn.Module, recipe: str | None) -> str:
         )
     elif model.endswith(".safetensors"):
         base = Path(model).stem
-    return as_name(f"{base}-{Path(recipe).stem}" if recipe else base)
+    return as_name("-".join([base, *(Path(recipe).stem for recipe in recipes if recipe)]))
 
 
 def as_name(text: str) -> str:

@@ -157,13 +157,14 @@ def load(options: BuildOptions, target: Target, note: Callable[[str], None]) -> 
         raise UsageError(
             f"{o.model} has no entry {o.entry!r}", f"it has {', '.join(model.entries)}", "name one of these"
         )
-    name = as_name(o.name) if o.name is not None else bundle_name(o.model, model.module, o.recipe)
+    before = model.recipe if o.weights is not None else None  # the name of a file of its own says enough
+    name = as_name(o.name) if o.name is not None else bundle_name(o.model, model.module, before, o.recipe)
     out = o.out or bundle_folder(name, target.id)
     if not o.dry_run:
         bundles.refuse_to_replace(out)
-        before = bundles.what_is_in(out)
-        if before is not None and before != (name, target.id):
-            note(f"{out} holds {before[0]} for {before[1]}, which this build replaces")
+        held = bundles.what_is_in(out)
+        if held is not None and held != (name, target.id):
+            note(f"{out} holds {held[0]} for {held[1]}, which this build replaces")
     if o.sign is not None:
         sign_bytes(b"", o.sign)
     if not o.allow_random and (nmse := channel_nmse(model)) is not None and nmse > 0:
@@ -189,8 +190,8 @@ def lower(options: BuildOptions, name: str, model: LoadedModel, target: Target) 
     """Lower to kernels."""
     from edgecsi import lower as lowering
     from edgecsi.codegen.target_features import refuse_undeclared_features
-    from edgecsi.evaluate import refuse_mixed_batches
     from edgecsi.kernels.records import known_records
+    from edgecsi.reference import refuse_mixed_batches
 
     refuse_undeclared_features(target)
     records = known_records(target, options.records) if options.records is not None else None

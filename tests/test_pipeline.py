@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 from edgecsi import load, verdict
 from edgecsi.bundle import read_bundle
 from edgecsi.codegen.zig import zig_cc
+from edgecsi.compress import compress
 from edgecsi.errors import (
     CheckFailed,
     DataError,
@@ -47,6 +49,10 @@ def make():
 def layer():
     torch.manual_seed(0)
     return nn.Linear(48, 32).eval(), torch.zeros(1, 48)
+
+def recurrent():
+    torch.manual_seed(0)
+    return nn.GRU(6, 8, batch_first=True).eval(), torch.zeros(1, 5, 6)
 
 def many_inputs():
     layer = nn.Linear(70_000, 1)
@@ -125,6 +131,23 @@ def test_the_bundles_name(
     options = BuildOptions(f"{tmp_path / model}", "host", name=name, recipe=recipe, dry_run=True)
     manifest = build(options).manifest
     assert (manifest.name, manifest.library) == (expected, f"lib{expected}.so")
+
+
+def test_compressed_weights_are_part_of_the_name(network: Path, tmp_path: Path) -> None:
+    compress(f"{network}:layer", "int8-weights", None, tmp_path / "small.safetensors")
+    options = BuildOptions(
+        f"{network}:layer", "host", weights=str(tmp_path / "small.safetensors"), dry_run=True
+    )
+    assert build(options).manifest.name == "net-int8-weights"
+    assert build(dataclasses.replace(options, name="own")).manifest.name == "own"
+
+
+@pytest.mark.parametrize("factory", ["layer", "recurrent"])
+def test_a_network_that_is_one_layer_is_compressed(network: Path, tmp_path: Path, factory: str) -> None:
+    small = tmp_path / "small.safetensors"
+    compress(f"{network}:{factory}", "int8-dynamic", None, small)
+    build(BuildOptions(f"{network}:{factory}", "host", weights=str(small), out=tmp_path / "out"))
+    assert read_bundle(tmp_path / "out").entry("full").quantised
 
 
 def test_builds_for_two_targets_stand_side_by_side_and_one_program_links_fp32_and_int8(

@@ -88,8 +88,8 @@ def suspicions(series: Mapping[str, Series]) -> list[str]:
 
 
 def measured(bundle: Bundle, entry: str) -> MeasuredBundle:
-    manifest = bundle.manifest
-    described, checked = bundle.entry(entry), manifest.check.entries.get(entry)
+    manifest, check = bundle.manifest, bundle.manifest.check
+    described, checked = bundle.entry(entry), check.entries.get(entry)
     return MeasuredBundle(
         name=manifest.name,
         digest=manifest.digest,
@@ -102,7 +102,7 @@ def measured(bundle: Bundle, entry: str) -> MeasuredBundle:
         nmse_db=checked.nmse_db if checked is not None else None,
         nmse_db_pytorch=checked.nmse_db_pytorch if checked is not None else None,
         nmse_db_fp32=checked.nmse_db_fp32 if checked is not None else None,
-        data=manifest.check.data,
+        data=f"{check.samples} samples of {check.data}" if check.samples else check.data,
     )
 
 

@@ -85,6 +85,11 @@ def _text(result: Evaluation, recipe: str | None, note: str) -> str:
     if result.differences:
         rows = [(name, d.max_abs_diff, d.max_rel_diff) for name, d in result.differences.items()]
         parts.append(columns(("entry", f"max difference to {reference}", "of the largest output"), rows))
+    for name, calls in result.left_to_rounding.items():
+        parts.append(
+            f"without {calls} of {result.samples} answers of {name}: there a value lies on an edge (argmax, sort, round, "
+            "x > 0), and rounding alone decides"
+        )
     if rates := result.bit_error_rates:
         parts.append("bit error rates\n" + columns([*rates], list(zip(*rates.values(), strict=True))))
     return "\n\n".join([*parts, note] if note else parts)

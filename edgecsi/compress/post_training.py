@@ -18,6 +18,7 @@ from edgecsi.compress.loss import say_loss
 from edgecsi.compress.quantize import quantize
 from edgecsi.compress.recipe import Halve, Quantize, Recipe
 from edgecsi.errors import RecipeError
+from edgecsi.models.compressed.taken_apart import in_parent
 from edgecsi.models.rows import as_it_was, in_rows
 
 if TYPE_CHECKING:
@@ -38,9 +39,9 @@ def compressed(model: LoadedModel, recipe: str | Path | Recipe, calib: str | Non
     rows, read = in_rows(model)
     try:
         calibration = torch.from_numpy(read(calib, None)) if calib else None
-        module = as_it_was(apply_post_training(model.module, rows.example_input, recipe, calibration))
+        module = as_it_was(apply_post_training(rows.module, rows.example_input, recipe, calibration))
     finally:
-        as_it_was(model.module)
+        as_it_was(rows.module)
     entries = entries_of(model.name, module, *model.inputs)
     fp32 = model.fp32 if "compression" in model.metadata else model.entries.get("full")
     return replace(model, module=module, entries=entries, fp32=fp32)
@@ -68,9 +69,7 @@ def apply_post_training(
             "a build applies recipes that only quantise; training takes hours and data",
             f"edgecsi compress MODEL --recipe {chosen.name} --data DATA -o OUT.safetensors, then build OUT",
         )
-    copied = copy.deepcopy(module)
-    if isinstance(copied, nn.Conv2d | nn.Linear):
-        copied = nn.Sequential(copied)  # layers are replaced in their parent
+    copied = in_parent(copy.deepcopy(module))
     inputs = calibration
     if inputs is None and tuple(example_input.shape[1:]) == SAMPLE:
         inputs = torch.from_numpy(test_set(_JUDGED_SAMPLES))

@@ -47,6 +47,12 @@ class LoadedModel:
         """Examples of all its inputs."""
         return (self.example_input, *self.more_inputs)
 
+    @property
+    def recipe(self) -> str | None:
+        """What its file says it was compressed by, None if it was not."""
+        found = json.loads(self.metadata.get("compression", "{}")).get("recipe")
+        return found if isinstance(found, str) else None
+
 
 def load_model(
     spec: str,

@@ -15,6 +15,7 @@ from torch.utils import _pytree
 
 from edgecsi.channels import files
 from edgecsi.channels.named import has_samples, load_named
+from edgecsi.models.compressed.taken_apart import in_parent
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -70,10 +71,11 @@ def in_rows(model: LoadedModel) -> tuple[LoadedModel, Read]:
     """A network that takes one float32 tensor and gives one, and what reads data for it: as
     :func:`edgecsi.channels.files.load` does, for several inputs from a file that has them by name.
 
-    The network is hooked, no copy; :func:`as_it_was` undoes that. One that is so already is left alone. Reading raises
-    DataError if the data do not fit.
+    The network is hooked, no copy (one layer alone has a parent then, in which it can be replaced);
+    :func:`as_it_was` undoes the hooks. One that is so already is left alone. Reading raises DataError if the data do
+    not fit.
     """
-    inputs, module = model.inputs, model.module
+    inputs, module = model.inputs, in_parent(model.module)
     with torch.no_grad():
         output = module.eval()(*(x.clone() for x in inputs))
     if not (isinstance(output, Tensor) and output.is_floating_point()):
@@ -100,7 +102,7 @@ def in_rows(model: LoadedModel) -> tuple[LoadedModel, Read]:
     if len(inputs) > 1:
         rows = [x.reshape(len(example), -1).float() for x, s in zip(inputs, sampled, strict=True) if s]
         example = torch.cat(rows, 1)
-    return replace(model, example_input=example, more_inputs=()), read
+    return replace(model, module=module, example_input=example, more_inputs=()), read
 
 
 def as_it_was(module: nn.Module) -> nn.Module:

@@ -32,7 +32,7 @@ def sections(found: Sequence[Shown], baseline: str | None) -> list[Section]:
         )
     base = next((shown for shown in found if baseline in (shown.name, shown.label)), None)
     made = [
-        Section("All results", (_overview(found, base), *_overview_words(base))),
+        Section("All results", (_overview(found, base), *_overview_words(found, base))),
         Section("Size and NMSE beside latency", tuple(_pareto(found))),
         Section("Devices side by side", tuple(_devices(found))),
     ]
@@ -63,12 +63,22 @@ def _overview(found: Sequence[Shown], base: Shown | None) -> Table:
     return Table("Every result", tuple(head), tuple(rows), left=2)
 
 
-def _overview_words(base: Shown | None) -> tuple[Part, ...]:
-    words = (
+def _overview_words(found: Sequence[Shown], base: Shown | None) -> tuple[Part, ...]:
+    on: dict[str, list[str]] = {}
+    for shown in found:
+        if shown.result.bundle.nmse_db is not None:
+            on.setdefault(shown.result.bundle.data or "the data of the build", []).append(shown.label)
+    words = []
+    if len(on) > 1:
+        data = "; ".join(f"on {data}: {', '.join(labels)}" for data, labels in on.items())
+        words.append(
+            f"NMSE is what each build's check found, {data}. Only those on the same data can be compared."
+        )
+    turns = (
         "These are separate runs: what disturbed one did not disturb the other. Ratios within one result, measured in "
         "turns, say more; edgecsi compare says whether two runs differ."
     )
-    return (Text(words),) if base is not None else ()
+    return tuple(map(Text, words if base is None else [turns, *words]))
 
 
 def _of(shown: Shown, base: Shown) -> str:

@@ -56,6 +56,27 @@ def make():
     return Codec(), torch.full((1, 2, 32, 32), 0.5)
 """
 
+SIGNS = """
+import numpy as np
+import torch
+from pathlib import Path
+
+WEIGHT = Path(__file__).with_name("weight.npy")
+
+class Signs(torch.nn.Module):
+    def __init__(self, weight):
+        super().__init__()
+        self.weight = torch.nn.Parameter(weight)
+
+    def forward(self, x):
+        return torch.sign(x @ self.weight.T)
+
+def make():
+    if not WEIGHT.exists():
+        np.save(WEIGHT, np.random.default_rng(1).normal(size=(32, 96)).astype(np.float32))
+    return Signs(torch.from_numpy(np.load(WEIGHT))), torch.ones(1, 96)
+"""
+
 
 def make_bundle(folder: Path, spec: str, scale: float = 0.9) -> Path:
     entry = Entry(
@@ -123,6 +144,24 @@ def test_eval_of_a_wrong_library_is_exit_code_6(
     wrong = make_bundle(tmp_path, network, scale=0.8)
     assert main(["eval", str(wrong), "--data", "test", "--samples", "5", "--model", network]) == 6
     assert "answers wrongly" in capsys.readouterr().err
+
+
+def test_values_on_an_edge_are_left_to_rounding(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The sign of a sum that is nearly nothing is another for another order of additions; nothing else may be."""
+    (tmp_path / "signs.py").write_text(SIGNS)
+    network, out, data = f"{tmp_path}/signs.py:make", str(tmp_path / "out"), tmp_path / "x.npy"
+    assert main(["build", network, "--target", "host", "-o", out]) == 0
+    capsys.readouterr()
+    rng = np.random.default_rng(0)
+    weight = np.load(tmp_path / "weight.npy").astype(np.float64)
+    x = rng.normal(size=(100, 96))
+    x -= np.outer(x @ weight[0], weight[0]) / (weight[0] @ weight[0])
+    np.save(data, x.astype(np.float32))
+    evaluate = ["eval", out, "--data", str(data), "--model", network]
+    assert main(evaluate) == 0
+    assert "rounding alone decides" in capsys.readouterr().out
+    np.save(tmp_path / "weight.npy", weight.astype(np.float32)[::-1])  # the library is now another network's
+    assert main(evaluate) == 6
 
 
 def test_a_compressed_decoder_of_ones_own_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

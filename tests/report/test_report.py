@@ -306,6 +306,19 @@ def test_what_is_outdone_is_named(tmp_path: Path) -> None:
     assert [row[-1] for row in table.rows] == ["nothing", "r0", "nothing"]
 
 
+def test_nmse_of_other_data_is_not_held_against(tmp_path: Path) -> None:
+    bundle = dataclasses.replace(
+        _results.result().bundle, nmse_db=-20.0, data="64 samples of shipped UMi channels"
+    )
+    other = dataclasses.replace(bundle, data="16 samples of shipped UMi channels")
+    many, few = (dataclasses.replace(_results.result(), bundle=b) for b in (bundle, other))
+    assert "same data" not in Page(page(tmp_path, many, many)).text
+    text = Page(page(tmp_path, many, few)).text
+    assert "on 64 samples of shipped UMi channels" in text
+    assert "on 16 samples of shipped UMi channels" in text
+    assert "Only those on the same data can be compared" in text
+
+
 def test_an_encoder_is_held_against_the_terminals_time(tmp_path: Path) -> None:
     encoder = dataclasses.replace(_results.result(246.2), entry="encoder")
     text = Page(page(tmp_path, encoder)).text

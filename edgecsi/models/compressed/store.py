@@ -28,7 +28,7 @@ from edgecsi.models.compressed.layers import (
     StaticLinear,
     WeightOnlyLinear,
 )
-from edgecsi.models.compressed.taken_apart import TakenApart, put_apart
+from edgecsi.models.compressed.taken_apart import TakenApart, in_parent, put_apart
 
 _LAYERS: dict[str, type[CompressedLayer]] = {
     kind.__name__: kind
@@ -106,6 +106,7 @@ def rebuild(module: nn.Module, metadata: dict[str, str], tensors: dict[str, Tens
     Raises:
         ModelError: metadata and tensors do not describe this network.
     """
+    module = in_parent(module)
     try:
         records = json.loads(metadata["compression"])["structure"]
         assert isinstance(records, list)

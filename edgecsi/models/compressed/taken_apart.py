@@ -263,6 +263,12 @@ class OneRow(nn.Module):
 TakenApart = Attention | Recurrent | OneRow
 
 
+def in_parent(module: nn.Module) -> nn.Module:
+    """A network that is one layer, in a Sequential: layers are replaced in their parent. Others as they are."""
+    alone = isinstance(module, nn.Linear | nn.Conv2d | nn.RNNBase | nn.Conv1d | nn.ConvTranspose1d)
+    return nn.Sequential(module).eval() if alone else module
+
+
 @torch.no_grad()
 def take_apart(module: nn.Module, example: Tensor, keep: Collection[str] = (), images: bool = False) -> None:
     """Replace attention, recurrent and 1-D layers by the modules here, in place, but those of `keep` and those that these

@@ -1,0 +1,104 @@
+"""What PyTorch answers: the reference that a library is held against."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from edgecsi import verdict
+from edgecsi.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    from edgecsi.models.entries import Part
+
+AT_ONCE = 64
+"""Calls of a network in one of PyTorch, where it takes any batch."""
+
+
+def refuse_mixed_batches(entry: Part) -> None:
+    """Refuse an entry that answers a sample otherwise if others are beside it.
+
+    Raises:
+        ModelError: it does, or takes only the batch of its example.
+    """
+    import torch
+
+    x = entry.example_input
+    other = 1 - 2 * x.flip(-1) if x.is_floating_point() else x.flip(-1)  # with another sum, too
+    with torch.no_grad():
+        mixed = len(entry.inputs) == 1 and not _takes_any_batch(entry, [torch.cat([x, other])])
+    if mixed:
+        raise ModelError(
+            f"{entry.name} mixes the samples of a batch, or takes only the batch of its example",
+            "two samples at once are answered otherwise than one by one: it sums, averages or normalises over the "
+            "batch axis, or has the batch size in a view",
+            "build without --batch: the library takes one sample a call",
+        )
+
+
+def pytorch(entry: Part, x: NDArray[Any]) -> NDArray[Any]:
+    """PyTorch's answer of an entry with one input and one output; see :func:`answers`."""
+    (y,) = answers(entry, [x])
+    return y
+
+
+def answers(entry: Part, x: Sequence[NDArray[Any]], *, at_once: bool = True) -> tuple[NDArray[Any], ...]:
+    """PyTorch's answers; in large batches if the network takes them, as that is many times faster.
+
+    Args:
+        x: for every input ``[calls * shape[0], *shape[1:]]``; of scalars ``[calls]``.
+    """
+    import torch
+
+    with torch.no_grad():
+        alike = (
+            at_once and len({e.shape[:1] for e in entry.inputs}) == 1 and all(e.ndim for e in entry.inputs)
+        )
+        many = alike and _takes_any_batch(entry, next(calls_of(entry, x, 2), []))
+        parts = [_call(entry, call) for call in calls_of(entry, x, AT_ONCE if many else 1)]
+    return tuple(np.concatenate([np.atleast_1d(y.numpy()) for y in ys]) for ys in zip(*parts, strict=True))
+
+
+def calls_of(entry: Part, x: Sequence[NDArray[Any]], at_once: int = 1) -> Iterator[list[torch.Tensor]]:
+    """The inputs of call after call, or of several `at_once`."""
+    import torch
+
+    given = [
+        torch.from_numpy(np.ascontiguousarray(a if e.is_floating_point() else a.astype(np.int32))).to(e.dtype)
+        for a, e in zip(x, entry.inputs, strict=True)  # booleans too are int32 in a library
+    ]
+    rows = [len(e) if e.ndim else 1 for e in entry.inputs]
+    for first in range(0, len(given[0]) // rows[0], at_once):
+        some = [a[first * n : (first + at_once) * n] for a, n in zip(given, rows, strict=True)]
+        yield [a if e.ndim else a[0] for a, e in zip(some, entry.inputs, strict=True)]
+
+
+def _call(entry: Part, x: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    import torch
+    from torch.utils import _pytree
+
+    return tuple(y for y in _pytree.tree_leaves(entry.module(*x)) if isinstance(y, torch.Tensor))
+
+
+def _takes_any_batch(entry: Part, two: Sequence[torch.Tensor]) -> bool:
+    """Whether two batches at once give what they give one by one; a network may be written for just one."""
+    import torch
+
+    try:
+        together = _call(entry, two)
+        apart = zip(
+            *(_call(entry, half) for half in zip(*(x.chunk(2) for x in two), strict=True)), strict=True
+        )
+        return all(_same(y, torch.cat(parts)) for y, parts in zip(together, apart, strict=True))
+    except Exception:  # the network may be the user's, and says in its own way that it takes one batch
+        return False
+
+
+def _same(y: torch.Tensor, expected: torch.Tensor) -> bool:
+    near = verdict.OTHER_ENGINE
+    return y.shape == expected.shape and verdict.difference(y.numpy(), expected.numpy()).max_rel_diff <= near
