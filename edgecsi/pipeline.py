@@ -8,6 +8,7 @@ Each stage takes what it needs and returns what it made.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from edgecsi.check import Draft, channel_nmse, golden_values
 from edgecsi.check import check as compare
 from edgecsi.codegen import zig
 from edgecsi.describe import manifest_of
-from edgecsi.errors import CheckFailed, UsageError
+from edgecsi.errors import CheckFailed, Notice, UsageError
 from edgecsi.names import as_name, bundle_folder, bundle_name
 from edgecsi.progress import Progress
 from edgecsi.target import Target
@@ -84,13 +85,11 @@ class BuildResult:
 def build(
     options: BuildOptions,
     progress: Progress = lambda done, total, what: None,
-    note: Callable[[str], None] = lambda text: None,
 ) -> BuildResult:
-    """Build a bundle.
+    """Build a bundle. What the user should know before the work goes on is said (:class:`edgecsi.errors.Notice`).
 
     Args:
         progress: called with (stages done, stages in all, what comes next).
-        note: called with what the user should know before the work goes on.
 
     Raises:
         InputError: model, weights, data, target or recipe cannot be used. ToolchainError: compiling failed.
@@ -114,7 +113,7 @@ def build(
         return stage(*arguments, **named)
 
     target = targets.load(options.target)
-    source = run(load, options, target, note)
+    source = run(load, options, target)
     model = run(compress, options, source.model)
     plan = run(lower, options, source.name, model, target)
     bundle = None
@@ -144,15 +143,16 @@ class Plan:
     target: Target
 
 
-def load(options: BuildOptions, target: Target, note: Callable[[str], None]) -> Source:
+def load(options: BuildOptions, target: Target) -> Source:
     """Load the model."""
+    from edgecsi.compress.loss import say_untrained
     from edgecsi.models.load import load_model
 
     o = options
     model = load_model(o.model, o.weights, o.input_shape, allow_random=o.allow_random)
     for part in model.entries.values():
         if part.note:
-            note(f"{model.name}: {part.note}")
+            warnings.warn(Notice(f"{model.name}: {part.note}"), stacklevel=4)
     if o.entry is not None and o.entry not in model.entries:
         raise UsageError(
             f"{o.model} has no entry {o.entry!r}", f"it has {', '.join(model.entries)}", "name one of these"
@@ -164,11 +164,12 @@ def load(options: BuildOptions, target: Target, note: Callable[[str], None]) -> 
         bundles.refuse_to_replace(out)
         held = bundles.what_is_in(out)
         if held is not None and held != (name, target.id):
-            note(f"{out} holds {held[0]} for {held[1]}, which this build replaces")
+            said = Notice(f"{out} holds {held[0]} for {held[1]}, which this build replaces")
+            warnings.warn(said, stacklevel=4)
     if o.sign is not None:
         sign_bytes(b"", o.sign)
-    if not o.allow_random and (nmse := channel_nmse(model)) is not None and nmse > 0:
-        note(f"{o.model} looks untrained: NMSE {nmse:.2f} dB; an answer without content has 0 dB")
+    if not o.allow_random and (nmse := channel_nmse(model)) is not None:
+        say_untrained(o.model, nmse)
     return Source(model, name, out)
 
 

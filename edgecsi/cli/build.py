@@ -13,7 +13,6 @@ from edgecsi.cli.output import (
     columns,
     folder_can_be_written,
     json_option,
-    note,
     output_option,
     pairs,
     progress,
@@ -183,7 +182,7 @@ def command(
         records=None if no_records else records,
     )
     with progress(f"building {model} for {target}") as update:
-        result = build(options, update, note)
+        result = build(options, update)
     measured = time_layers(result.bundle) if measure and result.bundle is not None else None
     tree = to_json(result.manifest) | ({"measured": measured.layers} if measured else {})
     report(tree, lambda: _text(result, explain, measured), json_to)

@@ -13,6 +13,7 @@ from edgecsi.compress.watch import watching
 
 _SWEEPS = 4  # over all weights after rounding; more change next to nothing
 _BATCH = 100
+_BLOCK = 64  # inputs
 
 
 @dataclass
@@ -117,25 +118,42 @@ def compensate(
         columns = order[used]
         inverse = torch.linalg.inv(xx[columns][:, columns])
         factor = torch.linalg.cholesky((inverse + inverse.T) / 2, upper=True)
-        left = weight[rows][:, columns]
+        left = weight[rows][:, columns].T.contiguous()
         found = torch.empty_like(left)
-        for i in range(len(columns)):
-            found[:, i] = nearest(left[:, i], rows)
-            error = (left[:, i] - found[:, i]) / factor[i, i]
-            left[:, i:] -= error[:, None] * factor[i, i:]
-        result[rows[:, None], columns] = found
+        for part in _blocks(len(columns)):
+            near, errors = left[part], torch.empty_like(left[part])
+            for i, row in enumerate(factor[part, part]):
+                value = nearest(near[i], rows)
+                errors[i] = (near[i] - value) / row[i]
+                near[i:].addr_(row[i:], errors[i], alpha=-1)
+                found[part.start + i] = value
+            left[part.stop :] -= factor[part, part.stop :].T @ errors
+        result[rows[:, None], columns] = found.T
     if not thorough:
         return result
-    every, kept = torch.arange(len(weight)), weight != 0
-    error = (weight - result) @ xx
+    every, kept = torch.arange(len(weight)), (weight != 0).T[order]
+    again, xx = result.T[order], xx[order][:, order]
+    error = xx.T @ (weight.T[order] - again)
     for _ in range(_SWEEPS):
-        for i in order.tolist():
-            wanted = nearest(result[:, i] + error[:, i] / xx[i, i], every) * kept[:, i]
-            moved = result[:, i] - wanted
-            if bool(moved.any()):
-                error += moved[:, None] * xx[i]
-                result[:, i] = wanted
+        before = again.clone()
+        for part in _blocks(len(order)):
+            near = error[part].clone()
+            for i, row in enumerate(xx[part, part]):
+                value = again[part.start + i]
+                wanted = nearest(value + near[i] / row[i], every) * kept[part.start + i]
+                near.addr_(row, value - wanted)
+                again[part.start + i] = wanted
+            error += xx[part].T @ (before[part] - again[part])
+        if torch.equal(before, again):
+            break
+    result[:, order] = again.T
     return result
+
+
+def _blocks(count: int) -> Iterator[slice]:
+    """Inputs, some at a time: what their errors mean to all others is a product of matrices."""
+    for start in range(0, count, _BLOCK):
+        yield slice(start, min(start + _BLOCK, count))
 
 
 def _supports(weight: Tensor) -> Iterator[tuple[Tensor, Tensor]]:

@@ -28,6 +28,13 @@ def loss_db(metric: str, before: float, after: float) -> float:
     return 10 * math.log10(max(after, _LEAST_BER) / max(before, _LEAST_BER))
 
 
+def say_untrained(model: str, nmse_db: float) -> None:
+    """Say in words if a network reconstructs nothing."""
+    if nmse_db > 0:
+        said = Notice(f"{model} looks untrained: NMSE {nmse_db:.2f} dB; an answer without content has 0 dB")
+        warnings.warn(said, stacklevel=3)
+
+
 def say_loss(name: str, before: nn.Module, after: nn.Module, x: Tensor) -> None:
     """Say in words if a compressed network is much worse on inputs ``[N, …]`` than the network was."""
     found = loss_of(before, after, x)

@@ -21,7 +21,7 @@ from edgecsi.compress import recipe as recipes
 from edgecsi.compress.cluster import finish_sharing, start_sharing
 from edgecsi.compress.codeword import change_codeword, mix_unless_pruned
 from edgecsi.compress.halve import halve
-from edgecsi.compress.loss import TOO_MUCH_DB, loss_db
+from edgecsi.compress.loss import TOO_MUCH_DB, loss_db, say_untrained
 from edgecsi.compress.low_rank import factor_layers
 from edgecsi.compress.prune import Pruner
 from edgecsi.compress.quantize import finish_rounding, quantize, start_rounding
@@ -153,11 +153,8 @@ def compress(
         loaded.module, loaded.example_input, chosen, task, out.with_suffix(".resume"), settings, progress
     )
     before, bytes_before = score(run.module, task), stored_bytes(run.module)
-    if task.metric == "nmse_db" and before > 0:
-        warnings.warn(
-            Notice(f"{model} looks untrained: NMSE {before:.2f} dB; an answer without content has 0 dB"),
-            stacklevel=2,
-        )
+    if task.metric == "nmse_db":
+        say_untrained(model, before)
     history = run.all_steps(resume, None if accept_loss else before)
     with torch.no_grad():
         figures = task.report(run.module)

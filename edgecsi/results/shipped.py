@@ -156,7 +156,7 @@ def library_sha256(model: str, target: str) -> str:
         "from edgecsi import pipeline, target\n"
         "options = pipeline.BuildOptions(sys.argv[1], sys.argv[2], dry_run=True)\n"
         "board = target.load(sys.argv[2])\n"
-        "source = pipeline.load(options, board, lambda text: None)\n"
+        "source = pipeline.load(options, board)\n"
         "draft = pipeline.generate(pipeline.lower(options, source.name, source.model, board), source.model)\n"
         "print(hashlib.sha256(draft.files[draft.manifest.library]).hexdigest())\n"
     )

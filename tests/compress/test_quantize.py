@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from edgecsi.compress import apply_post_training, recipe
-from edgecsi.compress.quantize import quantize, start_rounding
+from edgecsi.compress.quantize import quantize, ranges, start_rounding
 from edgecsi.compress.quantize.fold import equalise, fold_batch_norm
-from edgecsi.compress.quantize.ranges import Input
+from edgecsi.compress.quantize.ranges import Input, _fine
 from edgecsi.compress.quantize.rounded import Rounded
 from edgecsi.compress.quantize.weights import quantize_weight
 from edgecsi.compress.recipe import Quantize
@@ -108,10 +108,12 @@ def test_channels_that_something_else_reads_keep_their_range() -> None:
     torch.testing.assert_close(network.first.weight.detach(), weight)
 
 
-def test_an_input_has_one_plane_where_the_sums_have_no_room_for_two() -> None:
+def test_an_input_has_one_plane_where_the_sums_have_no_room_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that is never negative, whose zero point is the lowest code."""
+    assert [_fine(nn.Conv2d(channels, 2, 3)) for channels in (1, 409, 410)] == [64, 8, 1]
+    monkeypatch.setattr(ranges, "_LONGEST_SUM", 1 << 25)  # as if the channels were 32 times as many
     torch.manual_seed(6)
-    network = nn.Sequential(nn.Conv2d(2, 512, 1), nn.ReLU(), nn.Conv2d(512, 2, 3, padding=1))
+    network = nn.Sequential(nn.Conv2d(2, 16, 1), nn.ReLU(), nn.Conv2d(16, 2, 3, padding=1))
     samples = torch.randn(8, 2, 8, 8)
     small = quantize(copy.deepcopy(network), Quantize(wide=("*",)), samples, samples[:1])
     assert [part.fine for part in small if isinstance(part, StaticConv2d)] == [64, 1]

@@ -21,6 +21,8 @@ from edgecsi.models.entries import entries_of
 from tests._builds import build_for
 from tests.lower._answers import Answers
 
+pytestmark = pytest.mark.filterwarnings("ignore::edgecsi.errors.Notice")  # untrained networks
+
 NETWORK = """
 import torch
 from torch import nn

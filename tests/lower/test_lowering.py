@@ -14,6 +14,8 @@ from edgecsi.lower import PASSES
 from tests._builds import NETWORKS, build_for, lowered
 from tests.lower import networks
 
+pytestmark = pytest.mark.filterwarnings("ignore::edgecsi.errors.Notice")  # untrained networks
+
 
 class Odd(nn.Module):
     def forward(self, x: Tensor) -> Tensor:

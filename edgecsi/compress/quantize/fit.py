@@ -72,15 +72,13 @@ def fit(
     x, y = _inputs_and_outputs(rounded, original, module, reference, samples)
     if rounded.border is not None:
         y = y - rounded.border
-    if rounded.bias.ndim == 1 and y.ndim == 4:  # every position says the same
-        enough = max(_FIT_POSITIONS // y[0, 0].numel(), _FIT_SAMPLES)
-        x, y, importance = x[:enough], y[:enough], importance[:enough]
-    elif isinstance(layer, nn.Linear):
-        importance = importance[: len(x)]
+    importance = importance[: len(x)]
     border = len(x) * 3 // 4
+    check = _Moments(rounded, x[border:], y[border:], importance[border:])
+    sums = check.sums
     if border:
         fit = _Moments(rounded, x[:border], y[:border], importance[:border])
-        check = _Moments(rounded, x[border:], y[border:], importance[border:])
+        sums = [one + other for one, other in zip(fit.sums, check.sums, strict=True)]
         # rounding makes noise also where these few samples do not show it
         noise = rounded.step_of_input**2 / 12 * fit.count
         ridge = max(noise + 1e-9 * float(fit.xx.diagonal().mean()), 1e-12)  # an input may never vary
@@ -92,22 +90,26 @@ def fit(
         thorough = isinstance(layer, nn.Linear)
         # Training rounds to nearest again, which few bits do not forgive a weight that relies on other errors.
         fitted = [] if rounded.step.epochs and rounded.step.bits < 8 else [solve_rows(plain, xx, fit.xy)]
+        factors = _SCALES if not thorough and plain.shape[1] <= _MOST_WEIGHTS_FOR_SCALES else (1.0,)
+        tried: list[tuple[Tensor, Tensor]] = []
         for weight in (plain, *fitted):
             least = torch.maximum(scale, quantize_weight(weight, rounded.step.bits)[1])
             if rounded.step.bits < 8:
                 least = scale
-            for factor in _SCALES if not thorough and weight.shape[1] <= _MOST_WEIGHTS_FOR_SCALES else (1.0,):
-                size = least * factor
-                for codes in (_nearest(weight, size, top), _compensated(weight, size, top, xx, thorough)):
-                    errors = check.errors(codes * size.double()[:, None])
-                    best = _Candidate(errors, weight, codes, size).better_than(best, by_row=not thorough)
+            tried += [(weight, least * factor) for factor in factors]
+        weights, sizes = (torch.cat(tensors) for tensors in zip(*tried, strict=True))
+        together = torch.split(_compensated(weights, sizes, top, xx, thorough), len(plain))
+        for (weight, size), compensated in zip(tried, together, strict=True):
+            for codes in (_nearest(weight, size, top), compensated):
+                errors = check.errors(codes * size.double()[:, None])
+                best = _Candidate(errors, weight, codes, size).better_than(best, by_row=not thorough)
         assert best is not None
         layer.weight.copy_(best.weight.reshape(layer.weight.shape))
         rounded.chosen = best.codes.to(torch.int8).reshape(layer.weight.shape), best.size
     # the bias takes what is left of the mean error, for the weight as it is rounded
-    whole = _Moments(rounded, x, y, importance)
+    x_sum, y_sum, total = sums
     codes, size = rounded.codes()
-    bias = (whole.y_mean - whole.x_mean @ (codes.flatten(1).double() * size.double()[:, None]).T).T
+    bias = (y_sum / total - x_sum / total @ (codes.flatten(1).double() * size.double()[:, None]).T).T
     rounded.bias.copy_(bias.reshape(rounded.bias.shape))
 
 
@@ -153,17 +155,22 @@ def _compensated(weight: Tensor, scale: Tensor, top: int, xx: Tensor, thorough: 
 def _inputs_and_outputs(
     rounded: Rounded, original: nn.Module, module: nn.Module, reference: nn.Module, samples: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """What a rounded layer is given and what the fp32 one computes, of all samples."""
+    """What a rounded layer is given and what the fp32 one computes, of all samples or as many as say enough."""
     x_parts: list[Tensor] = []
     y_parts: list[Tensor] = []
+    dense, enough = isinstance(rounded.layer, nn.Linear), None
     with watching((rounded, lambda x, _y: x_parts.append(x)), (original, lambda _x, y: y_parts.append(y))):
         for part in torch.split(samples, _BATCH):
             module(part)
             reference(part)
-            if isinstance(rounded.layer, nn.Linear) and rows_of_sequences(x_parts) >= _FIT_ROWS:
+            if dense and rows_of_sequences(x_parts) >= _FIT_ROWS:
                 break
+            if y_parts[0].ndim == 4 and not dense and rounded.bias.ndim == 1:  # every position says the same
+                enough = max(_FIT_POSITIONS // y_parts[0][0, 0].numel(), _FIT_SAMPLES)
+                if sum(map(len, x_parts)) >= enough:
+                    break
     x, y = torch.cat(x_parts), torch.cat(y_parts)
-    return (x.flatten(0, -2), y.flatten(0, -2)) if isinstance(rounded.layer, nn.Linear) else (x, y)
+    return (x.flatten(0, -2), y.flatten(0, -2)) if dense else (x[:enough], y[:enough])
 
 
 class _Moments:
@@ -171,7 +178,8 @@ class _Moments:
     means: of every position where the bias is a map, of all positions otherwise.
 
     Attributes:
-        xx, xy: ``[K, K]`` and ``[K, O]``. x_mean, y_mean: ``[P, K]`` and ``[P, O]``. count: sum of the weights.
+        xx, xy: ``[K, K]`` and ``[K, O]``. count: sum of the weights.
+        sums: of the inputs ``[P, K]``, the outputs ``[P, O]`` and the weights ``[P, 1]``.
     """
 
     def __init__(self, rounded: Rounded, inputs: Tensor, outputs: Tensor, weights: Tensor) -> None:
@@ -179,18 +187,23 @@ class _Moments:
         self.xx, self.xy, x_sum, y_sum, total = zero, zero, zero, zero, zero
         parts = (torch.split(tensor, 32) for tensor in (inputs, outputs, weights))
         for part, y, w in zip(*parts, strict=True):
-            x = rounded.patches(part).double()
-            y = (y.flatten(2).transpose(1, 2) if y.ndim == 4 else y.flatten(0, -2)[:, None]).double()
+            x = rounded.patches(part).double().contiguous()
+            y = (
+                (y.flatten(2).transpose(1, 2) if y.ndim == 4 else y.flatten(0, -2)[:, None])
+                .double()
+                .contiguous()
+            )
             w = w[:, :, None].double()
-            weighted = (x * w).flatten(0, 1)
-            self.xx, self.xy = self.xx + weighted.T @ x.flatten(0, 1), self.xy + weighted.T @ y.flatten(0, 1)
-            x_sum, y_sum, total = x_sum + (x * w).sum(0), y_sum + (y * w).sum(0), total + w.sum(0)
+            weighted = x * w
+            flat = weighted.flatten(0, 1).T
+            self.xx, self.xy = self.xx + flat @ x.flatten(0, 1), self.xy + flat @ y.flatten(0, 1)
+            x_sum, y_sum, total = x_sum + weighted.sum(0), y_sum + (y * w).sum(0), total + w.sum(0)
         self.count = float(total.sum())
         if rounded.bias.ndim == 1:
             x_sum, y_sum, total = (tensor.sum(0, keepdim=True) for tensor in (x_sum, y_sum, total))
-        self.x_mean, self.y_mean = x_sum / total, y_sum / total
-        self.xx = self.xx - x_sum.T @ self.x_mean
-        self.xy = self.xy - x_sum.T @ self.y_mean
+        self.sums = [x_sum, y_sum, total]
+        self.xx = self.xx - x_sum.T @ (x_sum / total)
+        self.xy = self.xy - x_sum.T @ (y_sum / total)
 
     def errors(self, weight: Tensor) -> Tensor:
         """Squared error of every output ``[O]`` with this weight ``[O, K]``, up to a constant."""

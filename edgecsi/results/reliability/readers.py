@@ -110,7 +110,15 @@ def make_samples(folder: Path) -> None:
         'description = "mine"\n\n[[steps]]\ndo = "prune"\nlayers = ["*.fc"]\npattern = "bsr16x4"\nsparsity = 0.75\n\n'
         '[[steps]]\ndo = "quantize"\nmode = "dynamic"\nbits = 8\n'
     )
-    quick = ["bench", str(folder / "bundle"), "--quick", "--json", str(folder / "result.json")]
+    quick = [
+        "bench",
+        str(folder / "bundle"),
+        "--quick",
+        "--seconds",
+        "0.02",
+        "--json",
+        str(folder / "result.json"),
+    ]
     subprocess.run([sys.executable, "-m", "edgecsi", *quick], check=True, capture_output=True)
     record = Record(
         "trial", "dense 12 6", "0", "f32_dense", {"rows": 4}, "c0de", "host", "cpu", "0.27", "measured", 1.5
