@@ -16,7 +16,7 @@ from edgecsi.compress.quantize.ranges import Input, _fine
 from edgecsi.compress.quantize.rounded import Rounded
 from edgecsi.compress.quantize.weights import quantize_weight
 from edgecsi.compress.recipe import Quantize
-from edgecsi.errors import DataError, RecipeError
+from edgecsi.errors import DataError, Notice, RecipeError
 from edgecsi.models.blocks import ConvBN
 from edgecsi.models.compressed.layers import DynamicLinear, StaticConv2d, StaticLinear
 from edgecsi.models.csinet import RefineNet
@@ -311,3 +311,17 @@ def test_dense_layers_may_keep_a_range_for_every_sample_beside_static_convolutio
     assert isinstance(small.decoder[0], DynamicLinear)
     assert isinstance(small.decoder[3].conv, StaticConv2d)
     assert error_db(network(samples), small(samples)) < -20
+
+
+@pytest.mark.parametrize("layer", ["dense", "convolution"])
+def test_samples_that_do_not_differ_make_no_layer_blind(layer: str) -> None:
+    """What lies around the one input that was seen is no range: other inputs have to come through all the same."""
+    torch.manual_seed(0)
+    net: nn.Module = nn.Linear(32, 16) if layer == "dense" else nn.Conv2d(2, 4, 3, padding=1)
+    shape = (32,) if layer == "dense" else (2, 8, 8)
+    seen = torch.randn(*shape).expand(200, *shape) if layer == "dense" else torch.full((200, *shape), 0.7)
+    with pytest.warns(Notice, match="the same in all samples"):
+        small = apply_post_training(nn.Sequential(net).eval(), seen[:1], "int8-static", seen)
+    other = torch.rand(64, *shape) * seen.abs().max()
+    with torch.no_grad():
+        assert error_db(net(other), small(other)) < -25

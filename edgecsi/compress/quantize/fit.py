@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecsi.compress.least_squares import compensate, solve_rows
+from edgecsi.compress.quantize.ranges import is_constant
 from edgecsi.compress.quantize.rounded import Rounded
 from edgecsi.compress.quantize.weights import quantize_weight
 from edgecsi.compress.watch import gradients, rows_of_sequences, watching
@@ -76,7 +77,7 @@ def fit(
     border = len(x) * 3 // 4
     check = _Moments(rounded, x[border:], y[border:], importance[border:])
     sums = check.sums
-    if border:
+    if border and not is_constant(x):  # any weight gives what is wanted where all samples are one
         fit = _Moments(rounded, x[:border], y[:border], importance[:border])
         sums = [one + other for one, other in zip(fit.sums, check.sums, strict=True)]
         # rounding makes noise also where these few samples do not show it

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ from edgecsi.compress.choose import called
 from edgecsi.compress.quantize.weights import quantize_weight
 from edgecsi.compress.recipe import Quantize, matches
 from edgecsi.compress.watch import Look, rows_of_sequences, watching
-from edgecsi.errors import DataError, RecipeError
+from edgecsi.errors import DataError, Notice, RecipeError
 from edgecsi.models.compressed.layers import evened
 from edgecsi.models.compressed.ops import dynamic_codes
 
@@ -27,6 +28,7 @@ _FINE = (64, 32, 16, 8)  # steps of the second plane to one of the first
 _LONGEST_SUM = 1 << 30  # of an integer layer
 _GAIN_POWERS = (0.25, 0.5, 0.75, 0.9)
 _WORTHWHILE_ERROR = 0.9  # of the error must be left at most for a centre or gain to be worth its bytes
+_SAME = 2.0**-16  # of the largest input: what differs by less from sample to sample does not differ
 _LEFT_BY_COMPENSATION = 0.3  # of what a rounded weight errs, once the errors of all inputs cancel
 
 
@@ -107,7 +109,7 @@ def calibrate(module: nn.Module, samples: Tensor, step: Quantize) -> dict[str, I
     with watching(*((layer, note(name)) for name, layer in watched.items())):
         for part in torch.split(samples[: step.samples], _BATCH):
             module(part)
-    found = {}
+    found, constant = {}, []
     for name, layer in watched.items():
         x = torch.cat(seen.pop(name))
         if not bool(x.isfinite().all()):
@@ -118,6 +120,8 @@ def calibrate(module: nn.Module, samples: Tensor, step: Quantize) -> dict[str, I
         method = None if own_range else step.calibration
         fine = _fine(layer) if matches(name, step.wide) else 1
         given = Input()
+        if method and len(x) > 1 and is_constant(x) and bool(x.any()):
+            constant.append(name)
         if isinstance(layer, nn.Linear):
             used = (layer.weight != 0).any(0)
             x = x[..., used].flatten(0, -2)  # inputs that are pruned away have no say
@@ -125,6 +129,14 @@ def calibrate(module: nn.Module, samples: Tensor, step: Quantize) -> dict[str, I
             x = given.evened(x)
             given = Input(_spread(given.centre, used, 0.0), _spread(given.gain, used, 1.0))
         found[name] = dataclasses.replace(given, range=_measured(x, method, fine) if method else None)
+    if constant:
+        warnings.warn(
+            Notice(
+                f"the input of {', '.join(constant)} is the same in all samples, so its range is a guess: give a network "
+                "that is trained, and data that differ"
+            ),
+            stacklevel=2,
+        )
     if step.calibration == "output" and step.mode == "static":
         _shrink(module, watched, found, samples[:_TRIED_SAMPLES])
     return found
@@ -160,7 +172,7 @@ def _evening(x: Tensor, weight: Tensor, method: str | None, fine: int) -> Input:
         weight: ``[O, I]``. method: of calibration; None if every sample has its own range. fine: see :class:`Range`.
     """
     border = len(x) * 3 // 4
-    if weight.shape[1] == 0 or border == 0:
+    if weight.shape[1] == 0 or border == 0 or is_constant(x):
         return Input()
     x, unseen = x[:border], x[border:]
     wanted = unseen @ weight.T
@@ -240,7 +252,12 @@ def _offset(x: Tensor) -> float:
     if x.numel() == 0:
         return 0.0
     mean, deviation = float(x.mean()), float(x.std()) if x.numel() > 1 else 0.0
-    return round(mean, 2) if abs(mean) > 3 * deviation else 0.0
+    return round(mean, 2) if abs(mean) > 3 * deviation > 3 * _SAME * abs(mean) else 0.0
+
+
+def is_constant(x: Tensor) -> bool:
+    """Whether inputs ``[N, …]`` do not differ: what lies around them says nothing about the range of others."""
+    return bool((x - x[0]).abs().max() <= _SAME * x.abs().max())
 
 
 def _limits(x: Tensor, method: str, fine: int) -> tuple[float, float]:
