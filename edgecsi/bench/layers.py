@@ -10,6 +10,7 @@ from edgecsi.bench.result import LayerTime, Limits
 from edgecsi.bench.statistics import Floats, median_interval
 from edgecsi.bundle import Bundle, Entry, Layer, read_golden
 from edgecsi.device import Device, Local
+from edgecsi.kernels.variants import products
 
 PASSES = 500
 SECONDS = 2.0
@@ -19,8 +20,6 @@ _INT16_INPUTS = "qd16_"
 """The same for int16, half as many at once."""
 _HALF_INPUTS = "f16_"
 """The same for half precision, twice as many at once as in fp32."""
-WINOGRAD = 16 / 36
-"""Share of the multiplications of a 3x3 filter that Winograd's form needs, in kernels that are named after it."""
 
 
 def measure_layers(
@@ -93,7 +92,7 @@ def limit_us(layer: Layer, entry: Entry, limits: Limits) -> tuple[float, float]:
     """The least time in µs that this machine needs for a layer's weights, and for its multiply-adds.
 
     The weights of a whole entry are read once a call, so they live in the cache that holds all of them and
-    the workspace. Multiply-adds with zeros that are left out do not count, and those of Winograd's form are 16 for 36.
+    the workspace. Multiply-adds with zeros that are left out do not count, and Winograd's form has fewer.
     """
     lives_in = entry.weight_bytes + entry.workspace
     bytes_us = layer.bytes / (1e3 * limits.read_rate(lives_in))
@@ -104,5 +103,4 @@ def limit_us(layer: Layer, entry: Entry, limits: Limits) -> tuple[float, float]:
         rate = limits.int8_gops / 2
     elif layer.kernel.startswith(_HALF_INPUTS):
         rate = 2 * limits.fp32_gflops
-    share = WINOGRAD if "winograd" in layer.kernel else 1.0
-    return bytes_us, 2 * share * layer.macs * layer.density / (1e3 * rate)
+    return bytes_us, 2 * products(layer.kernel) * layer.macs * layer.density / (1e3 * rate)

@@ -44,6 +44,11 @@ class Kernel(ABC):
     op: ClassVar[type[Op]]
     name: str
 
+    @property
+    def products(self) -> float:
+        """Multiplications for each of the operator's; fewer than one in Winograd's form."""
+        return 1.0
+
     @abstractmethod
     def refuses(self, op: Any, target: Target) -> str:
         """Why this operator on this target is not for this kernel; empty if it is."""

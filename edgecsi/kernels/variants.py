@@ -46,6 +46,12 @@ def all_kernels() -> dict[str, Kernel]:
     return found
 
 
+def products(name: str) -> float:
+    """Multiplications for each of the operator's; one where the kernel is not ours, or of another version."""
+    kernel = all_kernels().get(name)
+    return kernel.products if kernel is not None else 1.0
+
+
 def estimate(kernel: Kernel, op: Op, target: Target, knobs: Knobs) -> Cost:
     """Predicted cost of a kernel, corrected by what was measured of it on this CPU."""
     cost = kernel.cost(op, target, knobs)

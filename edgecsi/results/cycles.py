@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from edgecsi import target as targets
-from edgecsi.bench.layers import WINOGRAD
+from edgecsi.kernels.variants import products
 from edgecsi.tune.cycles import MODELS, analyse, find_tool, hot_loop, multiply_adds
 
 TARGETS = ("rpi4", "rpi5")
@@ -89,7 +89,7 @@ def estimate_cycles(model: str, recipe: str, calibration: str) -> Cycles:
                 continue
             cycles = analyse(tool, MODELS.get(target.mcpu, target.mcpu), body)
             carried_out = call.report["macs"] * call.report["density"]
-            carried_out *= WINOGRAD if "winograd" in call.kernel else 1
+            carried_out *= products(call.kernel)
             loops.append(
                 Loop(
                     target.mcpu,

@@ -51,8 +51,8 @@ def find_tool() -> str:
 
 
 def hot_loop(assembly: str) -> list[str]:
-    """The instructions of the innermost loop (no other loop in it) with the most multiply-adds; empty if no
-    loop has any.
+    """The instructions of the innermost loop (no other loop in it) that is there to multiply: it has the most
+    multiply-adds, and the least beside them, of which Winograd's transforms have much; empty if no loop has any.
 
     Args:
         assembly: AArch64, as LLVM prints it.
@@ -69,7 +69,7 @@ def hot_loop(assembly: str) -> list[str]:
         for begin, end in backward
         if not any(begin <= b and e <= end and (b, e) != (begin, end) for b, e in backward)
     ]
-    return max(bodies, key=multiply_adds, default=[])
+    return max(bodies, key=lambda body: multiply_adds(body) ** 3 / len(body) ** 2, default=[])
 
 
 _WIDENING = re.compile(r"(?:[su]mull2?|[su]mlal2?)\s+v\d+\.(8h|4s)")

@@ -13,11 +13,15 @@ from edgecsi.kernels.conv.qs8_conv2d_maddubs import Qs8Conv2dMaddubs
 from edgecsi.kernels.conv.qs8_conv2d_neon import Qs8Conv2dNeon
 from edgecsi.kernels.conv.qs8_conv2d_sdot import Qs8Conv2dSdot
 from edgecsi.kernels.conv.qs8_conv2d_vnni import Qs8Conv2dVnni
+from edgecsi.kernels.conv.winograd_tiles import Four
 
 KERNELS: tuple[Kernel, ...] = (
     F32Conv2dDirect("f32_conv2d_direct"),
     F32Conv2dDirectCo("f32_conv2d_direct_co"),
     F32Conv2dWinograd("f32_conv2d_winograd"),
+    F32Conv2dWinograd("f32_conv2d_winograd4", Four((3, 3), (170.0, 130.0))),
+    *(F32Conv2dWinograd(f"f32_conv2d_winograd4_{n}x1", Four((n, 1), (14.0, 16.0))) for n in (3, 5, 7, 9)),
+    *(F32Conv2dWinograd(f"f32_conv2d_winograd4_1x{n}", Four((1, n), (19.0, 19.0))) for n in (3, 5, 7, 9)),
     *F16,
     *INT16,
     Qs8Conv2dAvx2("qs8_conv2d_avx2"),
