@@ -154,6 +154,7 @@ import torch
 from edgecsi.channels.shipped import test_set
 from my_net import make
 np.save("data.npy", test_set(200))
+np.savez("my-channels.npz", x=test_set(200))
 torch.save(make()[0].state_dict(), "trained.pth")
 """,
 }

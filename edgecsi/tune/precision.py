@@ -8,6 +8,7 @@ What comes of it is a recipe, for it changes the network's answers: only a build
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from edgecsi import disk
 from edgecsi import target as targets
-from edgecsi.errors import DataError, UsageError
+from edgecsi.errors import DataError, Notice, UsageError
 from edgecsi.kernels.records import read_records
 from edgecsi.lower.select_kernels import Choice
 from edgecsi.names import suggestion
@@ -126,7 +127,8 @@ def tune_with(
     base = search()
     before = _times(network, target, base, None)
     found: list[Option] = []
-    with disk.scratch() as folder:
+    with disk.scratch() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore", Notice)  # what a trial loses is no news: it is judged here
         for name, one in formats.items():
             recipe = folder / "all.toml"
             recipe.write_text(_recipe(dict.fromkeys(network.of(one.kind), name), network, formats), "utf-8")
