@@ -103,6 +103,10 @@ class RecipeError(InputError):
     pass
 
 
+class NoLayer(RecipeError):
+    """A step of a recipe has nothing to change in this network."""
+
+
 class BundleError(InputError):
     pass
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecsi.compress.recipe import matches
-from edgecsi.errors import Notice, RecipeError
+from edgecsi.errors import NoLayer, Notice
 from edgecsi.models.compressed.layers import CompressedLayer
 
 _MOST_NAMED = 5
@@ -63,7 +63,7 @@ def dense_layers(
     ]
     found = {name: possible[name] for name in wanted if name in possible}
     if not found:
-        raise RecipeError(
+        raise NoLayer(
             f"there is no layer to {purpose}",
             f"no dense layer that the network calls is named like {list(layers)} and not like {list(exclude)}",
             "change layers or exclude",

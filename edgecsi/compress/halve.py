@@ -21,7 +21,7 @@ from edgecsi.compress.quantize.fold import fold_batch_norm
 from edgecsi.compress.quantize.rounded import four_sides
 from edgecsi.compress.recipe import Halve, matches
 from edgecsi.compress.size import density
-from edgecsi.errors import RecipeError
+from edgecsi.errors import NoLayer, RecipeError
 from edgecsi.models.compressed.layers import DynamicConv2d, Int16Linear
 from edgecsi.models.compressed.taken_apart import take_apart
 
@@ -96,7 +96,7 @@ def chosen(module: nn.Module, step: Halve, example: Tensor) -> dict[str, Tensor]
             found |= {f"{name}.{key}": weight for key, weight in weights.items() if weight.ndim == 2}
     named = {n: w for n, w in found.items() if matches(n, step.layers, step.exclude)}
     if not named:
-        raise RecipeError(
+        raise NoLayer(
             "no dense layer is chosen" + (", nor a convolution" if step.arithmetic != "fp32" else ""),
             f"the network has {', '.join(found) or 'none'}",
             "correct layers and exclude in the recipe",

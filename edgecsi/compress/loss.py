@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from edgecsi.errors import Notice
+from edgecsi.errors import NoLayer, Notice
 from edgecsi.models.rows import one_tensor
 from edgecsi.verdict import WORTH_SAYING_DB
 
@@ -40,6 +42,19 @@ def say_loss(name: str, before: nn.Module, after: nn.Module, x: Tensor) -> None:
     found = loss_of(before, after, x)
     if found is not None and found[0] > WORTH_SAYING_DB:
         warnings.warn(Notice(f"{name} loses {found[0]:.1f} dB: {found[1]}"), stacklevel=3)
+
+
+@contextmanager
+def unless_nothing_to_do(number: int, step: str, recipe: str) -> Iterator[None]:
+    """A step, from 0, of a recipe: the first needs a layer to change; what follows says that it has none, and what was
+    done before it is kept."""
+    try:
+        yield
+    except NoLayer as error:
+        if number == 0:
+            raise
+        said = Notice(f"step {number + 1} ({step}) of {recipe} changes nothing: {error.what}, {error.why}")
+        warnings.warn(said, stacklevel=4)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from edgecsi.compress.choose import dense_layers, say_left
 from edgecsi.compress.least_squares import moments_of
 from edgecsi.compress.recipe import LowRank
-from edgecsi.errors import RecipeError
+from edgecsi.errors import NoLayer
 from edgecsi.models.compressed.store import factored
 
 
@@ -82,7 +82,7 @@ def factor_layers(module: nn.Module, step: LowRank, samples: Tensor) -> dict[str
         ranks = ", ".join(
             f"{name}: {rank} of {min(found[name].weight.shape)}" for name, rank in needed.items()
         )
-        raise RecipeError(
+        raise NoLayer(
             "no layer gets smaller by factoring",
             f"their outputs are full already, or the samples too few; ranks that keep so much of them: {ranks}",
             "use int8, clusters or pruning instead, or lower energy and watch the loss",

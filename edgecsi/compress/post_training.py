@@ -14,7 +14,7 @@ from edgecsi.channels.files import SAMPLE
 from edgecsi.channels.shipped import test_set
 from edgecsi.compress import recipe as recipes
 from edgecsi.compress.halve import halve
-from edgecsi.compress.loss import say_loss
+from edgecsi.compress.loss import say_loss, unless_nothing_to_do
 from edgecsi.compress.quantize import quantize
 from edgecsi.compress.recipe import Halve, Quantize, Recipe
 from edgecsi.errors import RecipeError
@@ -73,12 +73,13 @@ def apply_post_training(
     inputs = calibration
     if inputs is None and tuple(example_input.shape[1:]) == SAMPLE:
         inputs = torch.from_numpy(test_set(_JUDGED_SAMPLES))
-    for step in chosen.steps:
+    for number, step in enumerate(chosen.steps):
         assert isinstance(step, Quantize | Halve)
-        if isinstance(step, Halve):
-            copied = halve(copied, step, example_input, inputs)
-        else:
-            copied = quantize(copied, step, calibration, example_input)
+        with unless_nothing_to_do(number, step.do, chosen.name):
+            if isinstance(step, Halve):
+                copied = halve(copied, step, example_input, inputs)
+            else:
+                copied = quantize(copied, step, calibration, example_input)
     if inputs is not None:
         say_loss(f"recipe {chosen.name}", module.eval(), copied, inputs[:_JUDGED_SAMPLES])
     return copied

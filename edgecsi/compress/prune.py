@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from edgecsi.compress.choose import dense_layers, say_left
 from edgecsi.compress.recipe import Pattern, Prune, matches
-from edgecsi.errors import ModelError, RecipeError
+from edgecsi.errors import ModelError, NoLayer, RecipeError
 
 _FISHER_DECAY = 1e-3  # of the running mean of squared gradients, a step
 _GRID = (0.3, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98)  # sparsities at which a layer's sensitivity is measured
@@ -36,7 +36,7 @@ def prunable(module: nn.Module, step: Prune, example: Tensor | None = None) -> d
         if isinstance(part, nn.Linear) and matches(name, step.layers, step.exclude)
     }
     if not found:
-        raise RecipeError(
+        raise NoLayer(
             "there is no layer to prune",
             f"no dense layer is called like {list(step.layers)} and not like {list(step.exclude)}",
             "change layers or exclude",

@@ -21,7 +21,7 @@ from edgecsi.compress import recipe as recipes
 from edgecsi.compress.cluster import finish_sharing, start_sharing
 from edgecsi.compress.codeword import change_codeword, mix_unless_pruned
 from edgecsi.compress.halve import halve
-from edgecsi.compress.loss import TOO_MUCH_DB, loss_db, say_untrained
+from edgecsi.compress.loss import TOO_MUCH_DB, loss_db, say_untrained, unless_nothing_to_do
 from edgecsi.compress.low_rank import factor_layers
 from edgecsi.compress.prune import Pruner
 from edgecsi.compress.quantize import finish_rounding, quantize, start_rounding
@@ -242,7 +242,8 @@ class _Run:
             }
             if number and running is None:
                 self._save({"phase": 0, "running": None})
-            self._run(step, running)
+            with unless_nothing_to_do(number, step.do, self.recipe.name):
+                self._run(step, running)
             running = None
             result = score(self.module, self.task)
             self._judge(step, before, result)
@@ -289,9 +290,7 @@ class _Run:
             self._train(step, Hooks(), running)
             finish_sharing(self.module)
         elif isinstance(step, Halve):
-            known = (
-                not self._blind or tuple(self.example.shape[1:]) == SAMPLE
-            )  # the channels that ship will do
+            known = not self._blind or tuple(self.example.shape[1:]) == SAMPLE  # of the channels that ship
             halve(self.module, step, self.example, self._samples(FIT_SAMPLES) if known else None)
         elif isinstance(step, LowRank):
             factor_layers(self.module, step, self._samples(FIT_SAMPLES))

@@ -15,6 +15,7 @@ from torch.utils import _pytree
 
 from edgecsi.channels import files
 from edgecsi.channels.named import has_samples, load_named
+from edgecsi.errors import ModelError
 from edgecsi.models.compressed.taken_apart import in_parent
 
 if TYPE_CHECKING:
@@ -74,8 +75,20 @@ def in_rows(model: LoadedModel) -> tuple[LoadedModel, Read]:
     The network is hooked, no copy (one layer alone has a parent then, in which it can be replaced);
     :func:`as_it_was` undoes the hooks. One that is so already is left alone. Reading raises DataError if the data do
     not fit.
+
+    Raises:
+        ModelError: the network computes in another precision, which no recipe is made for.
     """
     inputs, module = model.inputs, in_parent(model.module)
+    numbers = (("its input", model.example_input), *module.named_parameters())
+    others = [(n, t.dtype) for n, t in numbers if t.is_floating_point() and t.dtype != torch.float32]
+    if others:
+        name, dtype = others[0]
+        raise ModelError(
+            f"{model.name} computes in {str(dtype).removeprefix('torch.')}: {name} is of that type",
+            "recipes start from float32, and rounding is judged against it",
+            "return net.float() and a float32 example from the factory; without a recipe it builds as it is",
+        )
     with torch.no_grad():
         output = module.eval()(*(x.clone() for x in inputs))
     if not (isinstance(output, Tensor) and output.is_floating_point()):

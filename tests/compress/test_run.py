@@ -485,3 +485,26 @@ def test_a_finished_step_is_kept(detector: str, tmp_path: Path, monkeypatch: pyt
     told: list[CompressProgress] = []
     compress(detector, chosen, "mimo:2000", out, accept_loss=True, progress=told.append)
     assert {now.kind for now in told} == {"quantize"}
+
+
+def test_a_later_step_without_a_layer_loses_nothing_of_those_before(detector: str, tmp_path: Path) -> None:
+    """FullyCon has no convolution: int16 for these is said to change nothing, and the int8 layers stand."""
+    steps = '[[steps]]\ndo = "quantize"\nmode = "weights"\n\n[[steps]]\ndo = "halve"\narithmetic = "int16"\n'
+    wanted = recipe.parse(steps, "both")
+    with pytest.warns(Notice, match=r"step 2 \(halve\) of both changes nothing"):
+        result = compress(detector, wanted, None, tmp_path / "small.safetensors", accept_loss=True)
+    assert result.bytes_after < result.bytes_before / 3
+    other = recipe.parse(steps.partition("\n\n")[2] + 'layers = ["nothing"]\n', "one")
+    with pytest.raises(RecipeError, match="nor a convolution"):
+        compress(detector, other, None, tmp_path / "other.safetensors")
+
+
+@pytest.mark.parametrize("precision", ["double", "half"])
+def test_another_precision_is_refused_by_name(precision: str, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(f"""
+import torch
+def make():
+    return torch.nn.Sequential(torch.nn.Linear(8, 8)).{precision}(), torch.zeros(1, 8).{precision}()
+""")
+    with pytest.raises(ModelError, match=r"computes in float(64|16): its input is"):
+        compress(f"{tmp_path}/net.py:make", "int8-dynamic", None, tmp_path / "small.safetensors")

@@ -14,7 +14,7 @@ from edgecsi.compress.choose import called
 from edgecsi.compress.quantize.weights import quantize_weight
 from edgecsi.compress.recipe import Quantize, matches
 from edgecsi.compress.watch import Look, rows_of_sequences, watching
-from edgecsi.errors import DataError, Notice, RecipeError
+from edgecsi.errors import DataError, NoLayer, Notice
 from edgecsi.models.compressed.layers import evened
 from edgecsi.models.compressed.ops import dynamic_codes
 
@@ -84,7 +84,7 @@ def layers_of(module: nn.Module, step: Quantize, example: Tensor) -> dict[str, n
         and not (isinstance(part, nn.Conv2d) and part.padding_mode != "zeros")  # int8 pads with zeros
     }
     if not found:
-        raise RecipeError(
+        raise NoLayer(
             "there is no layer to quantise",
             f"keep-fp32 = {list(step.keep_fp32)} leaves none, or the network calls none",
             "keep fewer layers, or take int8-static, which computes convolutions in int8 too",
