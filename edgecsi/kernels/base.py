@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -84,6 +84,22 @@ class Kernel(ABC):
     def emit(self, op: Any, target: Target, knobs: Knobs) -> tvm.tirx.PrimFunc:
         """The TIR function. All parameters are 1-D buffers, in this order: the inputs of the operator
         (`op.inputs`, `Layout.size` elements each), the constants, the output (with its halo written), the scratch."""
+
+
+@dataclass(frozen=True)
+class Blocked(Kernel):
+    """A kernel that takes, of the blocks which fit the registers, the one that is predicted to be fastest."""
+
+    @abstractmethod
+    def _sensible(self, op: Any, target: Target) -> Iterator[dict[str, int]]:
+        """Knobs of the blocks that fit."""
+
+    def knobs(self, op: Any, target: Target) -> Knobs:
+        return min(self._sensible(op, target), key=lambda knobs: self.cost(op, target, knobs).seconds)
+
+    def space(self, op: Any, target: Target) -> dict[str, Sequence[int]]:
+        found = list(self._sensible(op, target))
+        return {knob: sorted({knobs[knob] for knobs in found}) for knob in found[0]}
 
 
 def constant_bytes(arrays: Sequence[NDArray[Any]]) -> int:

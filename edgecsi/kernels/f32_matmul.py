@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.kernels import reduce
-from edgecsi.kernels.base import Cost, Kernel, Knobs
+from edgecsi.kernels.base import Blocked, Cost, Knobs
 from edgecsi.kernels.tiling import Scalars, overlap, slots
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import MatMul
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
 
 
-class F32MatMul(Kernel):
+class F32MatMul(Blocked):
     """Any sizes; the batches of both are the same.
 
     Knobs:
@@ -41,13 +41,6 @@ class F32MatMul(Kernel):
         if any(s.constants or (s.operand and s.operand.shape != op.y.shape) for s in op.epilogue):
             return "per-channel constants and gates are not supported"
         return ""
-
-    def knobs(self, op: MatMul, target: Target) -> Knobs:
-        return min(self._sensible(op, target), key=lambda knobs: self.cost(op, target, knobs).seconds)
-
-    def space(self, op: MatMul, target: Target) -> dict[str, Sequence[int]]:
-        values = list(self._sensible(op, target))
-        return {key: sorted({v[key] for v in values}) for key in values[0]}
 
     def _sensible(self, op: MatMul, target: Target) -> Iterator[dict[str, int]]:
         height, width = op.y.shape[-2:]

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgecsi.kernels.base import Kernel, Knobs
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Dense, Op, Quant
+from edgecsi.ops.operators import Dense, Half, Op, Quant
 from edgecsi.ops.steps import Step
 from edgecsi.target import Target
 
@@ -65,6 +65,8 @@ def _plain(name: str, value: Any) -> Any:
         return {"shape": list(value.shape), "dtype": str(value.dtype)}
     if isinstance(value, Quant):
         return "uint8"
+    if isinstance(value, Half):
+        return "float16"
     if isinstance(value, tuple):
         return [_plain(name, item) for item in value]
     if isinstance(value, Step):

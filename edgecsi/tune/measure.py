@@ -211,12 +211,12 @@ def _failure(setting: Setting, error: EdgecsiError) -> Measured:
 
 
 def _wrong(y: NDArray[Any], expected: NDArray[Any]) -> str:
-    """How an answer is off; empty if it is right: codes within one, fp32 within rounding."""
+    """How an answer is off; empty if it is right: codes within one, fp32 within rounding, half precision within its
+    last digit."""
     with np.errstate(all="ignore"):
         apart = np.abs(y.astype(np.float64) - expected.astype(np.float64))
-        allowed = (
-            1.0 if y.dtype == np.uint8 else verdict.KERNEL * float(np.max(np.abs(expected), initial=1e-30))
-        )
+        share = float(np.finfo(np.float16).eps) if y.dtype == np.float16 else verdict.KERNEL
+        allowed = 1.0 if y.dtype == np.uint8 else share * float(np.max(np.abs(expected), initial=1e-30))
     if bool((apart <= allowed).all()):
         return ""
     return (
@@ -225,9 +225,9 @@ def _wrong(y: NDArray[Any], expected: NDArray[Any]) -> str:
 
 
 def random_input(numbers: np.random.Generator, shape: tuple[int, ...], dtype: str) -> NDArray[Any]:
-    """A layer's input to time it with: normally distributed fp32, or codes of the whole range."""
-    if dtype == "float32":
-        return numbers.standard_normal(shape, np.float32)
+    """A layer's input to time it with: normally distributed numbers, or codes of the whole range."""
+    if dtype.startswith("float"):
+        return numbers.standard_normal(shape, np.float32).astype(dtype)
     return numbers.integers(0, 256, shape).astype(dtype)
 
 

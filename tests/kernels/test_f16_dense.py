@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from edgecsi.codegen.compile import compile_module
 from edgecsi.kernels.variants import all_kernels, candidates
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Dense, Half, Quant
 from edgecsi.ops.steps import Step
 from edgecsi.target import load
+from edgecsi.tune.cycles import hot_loop
 from edgecsi.tune.harness import Case
 from tests.kernels.common import available, check, normal
 from tests.kernels.guarded import run_guarded
@@ -86,6 +88,15 @@ def test_what_is_not_finite_stays_in_its_row() -> None:
     assert np.isnan(got[3]).all()
     assert not np.isfinite(got[[5, 8]]).any()
     assert np.isfinite(got[[0, 1, 2, 4, 7]]).all()
+
+
+def test_weights_are_loaded_in_pairs() -> None:
+    rng, board = np.random.default_rng(5), load(TARGET)
+    for op in (layer(rng, 1, 64, 512), layer(rng, 32, 128, 128)):
+        code = compile_module({"kernel": KERNEL.emit(op, board, KERNEL.knobs(op, board))}, board)
+        loop = [line.split()[0] for line in hot_loop(code.inspect_source("asm"))]
+        assert loop.count("ldp") > 4 * loop.count("ldr")
+        assert len(loop) < 1.7 * (loop.count("fmla") + loop.count("fmul"))
 
 
 def test_it_is_chosen_on_cpus_that_have_it_and_refused_by_name_elsewhere() -> None:

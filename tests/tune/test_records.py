@@ -28,7 +28,7 @@ from edgecsi.kernels.records import (
 from edgecsi.kernels.variants import all_kernels
 from edgecsi.kernels.workload import code, describe, workload
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Dense
+from edgecsi.ops.operators import Dense, Half
 
 X86 = targets.load("x86")
 
@@ -170,6 +170,9 @@ def test_retraining_does_not_change_the_work_but_zeros_do() -> None:
     assert workload(dense(1, 64, 32, seed=1)) == workload(dense(1, 64, 32, seed=2))
     assert workload(dense(1, 64, 32)) != workload(dense(1, 64, 32, density=0.1))
     assert workload(dense(1, 64, 32)) != workload(dense(1, 64, 48))
+    halves = replace(dense(1, 64, 32), y=Layout((1, 64), "float16"), y_quant=Half(2.0))
+    assert workload(halves) == workload(replace(halves, y_quant=Half(0.5)))
+    assert workload(halves) != workload(dense(1, 64, 32))
     json.dumps(describe(dense(1, 64, 32)))
 
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.kernels.base import Cost, Kernel, Knobs
+from edgecsi.kernels.base import Blocked, Cost, Knobs
 from edgecsi.kernels.conv.arithmetic import Fp32
 from edgecsi.kernels.tiling import Scalars, image_place, overlap, read_gbps, slots
 from edgecsi.ops.operators import Conv2d
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MAX_BODY = 320  # multiply-adds written out in the innermost loop; more only costs instruction cache
 
 
-class F32Conv2dDirect(Kernel):
+class F32Conv2dDirect(Blocked):
     """Any stride, dilation and number of groups.
 
     Knobs:
@@ -41,13 +41,8 @@ class F32Conv2dDirect(Kernel):
     def refuses(self, op: Conv2d, target: Target) -> str:
         return refuses_f32_conv2d(op)
 
-    def knobs(self, op: Conv2d, target: Target) -> Knobs:
-        return min(self._sensible(op, target), key=lambda knobs: self.cost(op, target, knobs).seconds)
-
     def space(self, op: Conv2d, target: Target) -> dict[str, Sequence[int]]:
-        values = list(self._sensible(op, target))
-        result: dict[str, Sequence[int]] = {key: sorted({v[key] for v in values}) for key in values[0]}
-        return result | {"co_outer": (0, 1), "ci_unroll": (1, 2, 4)}
+        return super().space(op, target) | {"co_outer": (0, 1), "ci_unroll": (1, 2, 4)}
 
     def _sensible(self, op: Conv2d, target: Target) -> Iterator[dict[str, int]]:
         """Blocks that fit the registers and the image."""

@@ -8,14 +8,14 @@ lanes. Behind the reduction a block is transposed, once, to the channel-by-chann
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.kernels import reduce
-from edgecsi.kernels.base import Cost, Kernel, Knobs
+from edgecsi.kernels.base import Blocked, Cost, Knobs
 from edgecsi.kernels.conv.f32_conv2d_direct import (
     MAX_BODY,
     block_starts,
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
 
 
-class F32Conv2dDirectCo(Kernel):
+class F32Conv2dDirectCo(Blocked):
     """Any stride, dilation and number of groups.
 
     Knobs:
@@ -41,13 +41,6 @@ class F32Conv2dDirectCo(Kernel):
 
     def refuses(self, op: Conv2d, target: Target) -> str:
         return refuses_f32_conv2d(op)
-
-    def knobs(self, op: Conv2d, target: Target) -> Knobs:
-        return min(self._sensible(op, target), key=lambda knobs: self.cost(op, target, knobs).seconds)
-
-    def space(self, op: Conv2d, target: Target) -> dict[str, Sequence[int]]:
-        values = list(self._sensible(op, target))
-        return {key: sorted({v[key] for v in values}) for key in values[0]}
 
     def _sensible(self, op: Conv2d, target: Target) -> Iterator[dict[str, int]]:
         _, _, height, width = op.y.shape

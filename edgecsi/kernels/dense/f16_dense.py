@@ -8,13 +8,13 @@ whatever the blocks, so that every setting gives the same bits.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.kernels.base import Cost, Kernel, Knobs
+from edgecsi.kernels.base import Blocked, Cost, Knobs
 from edgecsi.kernels.dense.f32_dense import Runs
 from edgecsi.kernels.half import refuses_cpu, store_results, widened
 from edgecsi.kernels.tiling import Scalars, overlap, read_gbps, slots
@@ -28,11 +28,13 @@ if TYPE_CHECKING:
 
 _LOADED = 8
 """Inputs that a register holds."""
+_REACH = 1024
+"""Bytes from an address from which vectors are loaded in pairs: what lies further away is loaded by a loop."""
 _WIDEN, _FINISH = 4, 8
 """Instructions for adding a vector of sums to the others, and for making results of one."""
 
 
-class F16Dense(Kernel):
+class F16Dense(Blocked):
     """Any sizes and batch; the output may be an image in its halo.
 
     Knobs:
@@ -49,13 +51,6 @@ class F16Dense(Kernel):
         if any(op.x.halo) or op.x.group != 1:
             return "the numbers of a row do not lie side by side"
         return "" if op.y.group == 1 else "the output's channels must not be grouped"
-
-    def knobs(self, op: Dense, target: Target) -> Knobs:
-        return min(self._sensible(op, target), key=lambda knobs: self.cost(op, target, knobs).seconds)
-
-    def space(self, op: Dense, target: Target) -> dict[str, Sequence[int]]:
-        values = list(self._sensible(op, target))
-        return {key: sorted({v[key] for v in values}) for key in values[0]}
 
     def _sensible(self, op: Dense, target: Target) -> Iterator[dict[str, int]]:
         """Blocks whose sums fit the registers, the wide ones too."""
@@ -125,8 +120,8 @@ class F16Dense(Kernel):
                 for total in totals.values():
                     e.store(total, 0, e.splat(0.0, lanes))
 
-                def some(first: Any, count: int) -> None:
-                    """Add what `count` inputs contribute."""
+                def some(first: Any, count: int, fresh: bool) -> None:
+                    """Add what `count` inputs contribute; `fresh`: nothing was added before."""
                     numbers = [
                         Scalars(x, (sample + s) * op.x.stride + first, count, target) for s in range(samples)
                     ]
@@ -134,17 +129,24 @@ class F16Dense(Kernel):
                         at = start + (first + u) * width
                         weights = [e.let(e.load(w, at + v * lanes, lanes)) for v in range(vectors)]
                         for s, v in grid:
-                            acc = sums[s, v]
-                            e.store(acc, 0, e.load(acc, 0, lanes) + numbers[s].splat(u, lanes) * weights[v])
+                            acc, product = sums[s, v], numbers[s].splat(u, lanes) * weights[v]
+                            begins = fresh and u == 0
+                            e.store(acc, 0, e.fence(product) if begins else e.load(acc, 0, lanes) + product)
 
                 def stretch(first: Any, count: int) -> None:
                     """Add the sums of `count` inputs to the totals."""
-                    for acc in sums.values():
-                        e.store(acc, 0, e.splat(0.0, lanes, "float16"))
-                    with e.serial(count // _LOADED) as i:
-                        some(first + i * _LOADED, _LOADED)
-                    if rest := count % _LOADED:
-                        some(first + count - rest, rest)
+                    whole, rest = divmod(count, _LOADED)
+                    straight = 2 * count * width <= _REACH
+                    if straight:
+                        for i in range(whole):
+                            some(first + i * _LOADED, _LOADED, fresh=i == 0)
+                    else:
+                        for acc in sums.values():
+                            e.store(acc, 0, e.splat(0.0, lanes, "float16"))
+                        with e.serial(whole) as i:
+                            some(first + i * _LOADED, _LOADED, fresh=False)
+                    if rest:
+                        some(first + count - rest, rest, fresh=straight and not whole)
                     for sv, acc in sums.items():
                         e.store(totals[sv], 0, e.load(totals[sv], 0, lanes) + widened(e.load(acc, 0, lanes)))
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.kernels.base import Cost, Kernel, Knobs
+from edgecsi.kernels.base import Blocked, Cost, Knobs
 from edgecsi.kernels.int16 import as_bits
 from edgecsi.kernels.tiling import Scalars, overlap, read_gbps, slots
 from edgecsi.ops.layout import Layout
@@ -41,7 +41,7 @@ _MOST_WIDENED = 1 << 18  # bytes of widened weights that are kept
 
 
 @dataclass(frozen=True)
-class F32Dense(Kernel):
+class F32Dense(Blocked):
     """Any sizes and batch; the output may be an image in its halo.
 
     Attributes:
@@ -67,13 +67,8 @@ class F32Dense(Kernel):
             return reason
         return "" if op.y.group == 1 else "the output's channels must not be grouped"
 
-    def knobs(self, op: Dense, target: Target) -> Knobs:
-        return min(self._sensible(op, target), key=lambda knobs: self.cost(op, target, knobs).seconds)
-
     def space(self, op: Dense, target: Target) -> dict[str, Sequence[int]]:
-        values = list(self._sensible(op, target))
-        result: dict[str, Sequence[int]] = {key: sorted({v[key] for v in values}) for key in values[0]}
-        return result | {"unroll": (4, 8), "ahead": (0, 1024, 2048, 4096)}
+        return super().space(op, target) | {"unroll": (4, 8), "ahead": (0, 1024, 2048, 4096)}
 
     def _sensible(self, op: Dense, target: Target) -> Iterator[dict[str, int]]:
         n, inputs = op.x.shape[0], op.weight.shape[1]
