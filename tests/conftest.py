@@ -108,8 +108,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Tests neither see nor leave anything in the user's cache, but for the C libraries that zig needs minutes to
-    compile."""
+    """Tests neither see nor leave anything in the user's cache or among the user's records, but for the C libraries that
+    zig needs minutes to compile."""
     folder = tmp_path_factory.mktemp("cache")
     zig = str(cache_dir() / "zig")
     with pytest.MonkeyPatch.context() as patch:
@@ -117,6 +117,7 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             if name not in os.environ:
                 patch.setenv(name, zig)
         patch.setenv("EDGECSI_CACHE", str(folder))
+        patch.setenv("EDGECSI_DATA", str(folder / "own"))
         yield folder
 
 

@@ -36,6 +36,7 @@ SUFFIX = ".jsonl"
 SHIPPED = Path(__file__).parents[1] / "records"
 MAX_LINE = 1 << 16
 MAX_BYTES = 1 << 28
+_TRIAL = b'"kind":"trial"'  # as a line is written; within a text, quotation marks are escaped
 
 Status = Literal["ok", "wrong", "crashed", "hung", "refused"]
 Means = Literal["measured", "counted"]
@@ -147,8 +148,12 @@ def fits(record: Record, target: Target) -> bool:
     return record.cpu == target.mcpu or target.mcpu.startswith("x86-64")
 
 
-def read_records(paths: Iterable[Path]) -> Records:
+def read_records(paths: Iterable[Path], trials: bool = True) -> Records:
     """The records of all these files; a missing file holds none.
+
+    Args:
+        trials: without them, their lines are not even verified: a file holds a dozen for every choice, and verifying
+            thousands would take half of a small network's build.
 
     Raises:
         InputError: a file cannot be read, or is no file of records at all.
@@ -156,7 +161,7 @@ def read_records(paths: Iterable[Path]) -> Records:
     lines: list[Record] = []
     torn = 0
     for path in paths:
-        found, bad = _read(path)
+        found, bad = _read(path, trials)
         lines += found
         torn += bad
     return Records(lines, torn)
@@ -204,13 +209,10 @@ def all_files() -> list[Path]:
     return [p for folder in (SHIPPED, data_dir() / "records") for p in sorted(folder.glob(f"*{SUFFIX}"))]
 
 
-def known_records(target: Target, files: Iterable[Path] = ()) -> Records:
-    """All records that a build for a target may use: those that ship, the user's own, and the files named.
-
-    Raises:
-        InputError: a file is no file of records.
-    """
-    return read_records([*(p for p in all_files() if p.name.startswith(f"{target.id}-")), *files])
+def known_records(target: Target, files: Iterable[Path] = (), trials: bool = False) -> Records:
+    """All records that a build for a target may use: those that ship, the user's own, and the files named; the rest as
+    for :func:`read_records`."""
+    return read_records([*(p for p in all_files() if p.name.startswith(f"{target.id}-")), *files], trials)
 
 
 def current(lines: Sequence[Record]) -> list[Record]:
@@ -268,7 +270,7 @@ def _line(record: Record) -> bytes:
     ).encode()
 
 
-def _read(path: Path) -> tuple[list[Record], int]:
+def _read(path: Path, trials: bool) -> tuple[list[Record], int]:
     try:
         if not path.exists():
             return [], 0
@@ -279,15 +281,16 @@ def _read(path: Path) -> tuple[list[Record], int]:
     except OSError as error:
         raise InputError(f"{path} cannot be read", str(error.strerror or error), "check the path") from error
     found, torn = [], 0
-    for line in raw.split(b"\n"):
-        if not line.strip():
+    lines = [line for line in raw.split(b"\n") if line.strip()]
+    for line in lines:
+        if not trials and _TRIAL in line:
             continue
         record = _parse(line) if len(line) <= MAX_LINE else None
         if record is None:
             torn += 1
         else:
             found.append(record)
-    if torn and not found and len(raw) > MAX_LINE:
+    if torn == len(lines) and len(raw) > MAX_LINE:
         raise InputError(f"{path} is no file of records", "no line of it can be verified", "name another")
     return found, torn
 

@@ -110,7 +110,7 @@ def tune(
         model, chosen_target, entry, weights, recipe, calib, input_shape, allow_random, batches
     )
     works = kinds_of(networks)
-    kept = known_records(chosen_target, [path]) if recheck else read_records([path])
+    kept = known_records(chosen_target, [path], trials=True) if recheck else read_records([path])
     known = kept.trials(chosen_target, cpu_name, means)
     deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
     total = measured = 0
