@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from edgecsi.cli import main
+from edgecsi.compress import reconstruct
 from edgecsi.results.papers import guo_detection
 from edgecsi.training.tasks import Detection, Reconstruction
 
@@ -31,6 +32,7 @@ def run(name: str, out: Path, *options: str) -> dict[str, Any]:
 def test_quick_mode(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(guo_detection, "_QUICK", {8.0: 4000, 10.0: 4000})
     monkeypatch.setattr(Detection, "held_out", 1000)
+    monkeypatch.setattr(reconstruct, "_ROUNDS", 1)
     for task in (Detection, Reconstruction):
         monkeypatch.setattr(task, "report", lambda self, model: {})
     first = run(name, tmp_path / "first")

@@ -8,7 +8,7 @@ from edgecsi.results.reliability.faults import inject
 
 
 @pytest.mark.parametrize(
-    ("work", "every", "points"), [("write", 1, 60), ("compress", 40, 5), ("build", 60, 5)]
+    ("work", "every", "points"), [("write", 1, 60), ("compress", 12, 10), ("build", 60, 5)]
 )
 def test_whatever_call_fails_the_output_is_whole(work: str, every: int, points: int) -> None:
     found = inject(work, every)

@@ -21,6 +21,7 @@ from edgecsi.kernels.records import (
     append,
     as_t4,
     current,
+    known_records,
     own_file,
     read_records,
     write_records,
@@ -56,6 +57,19 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     append(path, lines[2:])
     assert read_records([path]) == Records(lines, 0)
     assert read_records([tmp_path / "none.jsonl"]).lines == []
+
+
+def test_a_build_reads_choices_alone(tmp_path: Path) -> None:
+    """Whatever a layer is called, and also among trials that are torn."""
+    path, named = tmp_path / "x86.jsonl", '"kind":"trial"'
+    chosen = [record(i, kind="choice", default_us=9.0, layer=named, why=named) for i in range(2)]
+    append(path, [chosen[0], *(record(i) for i in range(300))])
+    path.write_bytes(path.read_bytes()[:-40])
+    append(path, [chosen[1]])
+    assert read_records([path], trials=False).lines == chosen
+    assert known_records(X86, [path]).lines[-2:] == chosen
+    (tmp_path / "trials.jsonl").write_bytes(path.read_bytes().replace(b'"choice"', b'"trial"'))
+    assert read_records([tmp_path / "trials.jsonl"], trials=False).lines == []
 
 
 def test_a_line_torn_at_any_byte_loses_nothing_else(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def _networks(dense: LoadedModel, quick: bool, say: Say) -> list[_Method]:
     samples = torch.from_numpy(received)
 
     def trained(name: str, text: str, epochs: int) -> _Method:
-        epochs, data = (1, "mimo:20000") if quick else (epochs, zoo.TRANSMISSIONS)
+        epochs, data = (1, "mimo:5000") if quick else (epochs, zoo.TRANSMISSIONS)
         text = text.replace("{epochs}", str(epochs))
         path = Finished(NAME).network("fullycon", text, data, say, batch=1000)
         return _Method(name, epochs, load_model(path).module, path)

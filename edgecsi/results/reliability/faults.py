@@ -59,7 +59,7 @@ def second():
     torch.manual_seed(2)
     return torch.nn.Linear(2048, 4), torch.zeros(1, 2048)
 """
-RECIPE = '[[steps]]\ndo = "prune"\npattern = "unstructured"\nsparsity = {sparsity}\n'
+RECIPE = '[[steps]]\ndo = "prune"\npattern = "unstructured"\nsparsity = {sparsity}\nepochs = 2\n'
 
 
 @dataclass(frozen=True)
