@@ -75,7 +75,9 @@ class F32Conv2dWinograd(Kernel):
 
     def space(self, op: Conv2d, target: Target) -> dict[str, Sequence[int]]:
         values = list(self._sensible(op, target))
-        return {key: sorted({v[key] for v in values}) for key in values[0]} | {"ci_unroll": (1, 2, 4)}
+        return {key: sorted({v[key] for v in values}) for key in values[0]} | {
+            "ci_unroll": self.tiles.unrolls
+        }
 
     def _terms(self, op: Conv2d) -> int:
         """Products that are added to a sum: of every input channel, and every piece of its filter."""
@@ -96,7 +98,7 @@ class F32Conv2dWinograd(Kernel):
             weights = -(-co_tile // 4) if target.arch == "aarch64" else 1
             if sums > 1 and sums + spans + weights > target.vector_registers:
                 continue
-            unroll = max(u for u in (1, 2, 4) if terms % u == 0 and (u == 1 or u * sums <= 96))
+            unroll = max(u for u in self.tiles.unrolls if terms % u == 0 and (u == 1 or u * sums <= 96))
             yield {"lanes": lanes, "co_tile": co_tile, "rows": rows, "columns": columns, "ci_unroll": unroll}
 
     def cost(self, op: Conv2d, target: Target, knobs: Knobs) -> Cost:

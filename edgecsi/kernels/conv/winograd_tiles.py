@@ -83,6 +83,10 @@ class Tiles(Protocol):
         """Output channels that a block may have."""
 
     @property
+    def unrolls(self) -> tuple[int, ...]:
+        """Terms that may be added by an iteration."""
+
+    @property
     def most_terms(self) -> int:
         """Products that may be added to a sum, so that a network keeps what fp32 is allowed."""
 
@@ -134,7 +138,7 @@ class Two:
     filter, pieces = (3, 3), ((0, 0),)
     numbers = ()
     most_terms = 1 << 30
-    co_tiles = (1, 2, 3, 4, 6, 8, 12, 16, 24)
+    co_tiles, unrolls = (1, 2, 3, 4, 6, 8, 12, 16, 24), (1, 2, 4)
     written_out = True
 
     def slots(self, lanes: int, target: Target) -> tuple[float, float]:
@@ -207,7 +211,7 @@ class Four:
 
     least_lanes = 4
     numbers, most_terms = _NUMBERS, MOST_TERMS
-    co_tiles = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24)
+    co_tiles, unrolls = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24), (1, 2, 3, 4)
     written_out = False
 
     @property
