@@ -21,17 +21,26 @@ _MOST_NAMED = 5
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
-@torch.no_grad()
 def called(module: nn.Module, kinds: tuple[type[Layer], ...], example: Tensor) -> dict[str, Layer]:
     """Layers of these kinds that can be replaced by others: called, with floating-point numbers, always of one size."""
+    return {name: layer for name, (layer, _) in with_outputs(module, kinds, example).items()}
+
+
+@torch.no_grad()
+def with_outputs(
+    module: nn.Module, kinds: tuple[type[Layer], ...], example: Tensor
+) -> dict[str, tuple[Layer, torch.Size]]:
+    """As :func:`called`, each with the shape of what it gives, without the batch."""
     found: dict[str, Layer] = {name: part for name, part in module.named_modules() if isinstance(part, kinds)}
     sizes: dict[str, set[torch.Size]] = {name: set() for name in found}
+    given: dict[str, torch.Size] = {}
 
     def note(name: str) -> Callable[..., None]:
-        def look(part: nn.Module, inputs: tuple[Tensor, ...], _output: object) -> None:
+        def look(part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             x = inputs[0]
             usable = x.is_floating_point() and not (isinstance(part, nn.Conv2d) and x.ndim != 4)
             sizes[name].add(x.shape[1:] if usable else torch.Size())
+            given[name] = output.shape[1:]
 
         return look
 
@@ -41,7 +50,11 @@ def called(module: nn.Module, kinds: tuple[type[Layer], ...], example: Tensor) -
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: part for name, part in found.items() if len(sizes[name]) == 1 and all(sizes[name])}
+    return {
+        name: (part, given[name])
+        for name, part in found.items()
+        if len(sizes[name]) == 1 and all(sizes[name])
+    }
 
 
 def dense_layers(

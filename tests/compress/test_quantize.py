@@ -110,7 +110,8 @@ def test_channels_that_something_else_reads_keep_their_range() -> None:
 
 def test_an_input_has_one_plane_where_the_sums_have_no_room_for_two(monkeypatch: pytest.MonkeyPatch) -> None:
     """Also one that is never negative, whose zero point is the lowest code."""
-    assert [_fine(nn.Conv2d(channels, 2, 3)) for channels in (1, 409, 410)] == [64, 8, 1]
+    image = torch.Size((2, 32, 32))
+    assert [_fine(nn.Conv2d(channels, 2, 3), image) for channels in (1, 409, 410)] == [64, 8, 1]
     monkeypatch.setattr(ranges, "_LONGEST_SUM", 1 << 25)  # as if the channels were 32 times as many
     torch.manual_seed(6)
     network = nn.Sequential(nn.Conv2d(2, 16, 1), nn.ReLU(), nn.Conv2d(16, 2, 3, padding=1))
@@ -325,3 +326,22 @@ def test_samples_that_do_not_differ_make_no_layer_blind(layer: str) -> None:
     other = torch.rand(64, *shape) * seen.abs().max()
     with torch.no_grad():
         assert error_db(net(other), small(other)) < -25
+
+
+@pytest.mark.parametrize("wide", [(), ("*",)])
+def test_convolutions_whose_sums_no_kernel_holds_stay_fp32(wide: tuple[str, ...]) -> None:
+    """Strides are computed in fp32, whose sums of integers are exact up to 2^24: 255 * 127 * 576 is more."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(2, 64, 3, padding=1), nn.Conv2d(64, 4, 3, stride=2), nn.Conv2d(4, 2, 3, stride=2)
+    ).eval()  # fmt: skip
+    x = torch.randn(96, 2, 16, 16)
+    with pytest.warns(Notice, match=r"stay in fp32: 1 Conv2d \(1\)"):
+        small = quantize(copy.deepcopy(net), Quantize(mode="static", wide=wide), x, x[:1])
+    first, left, last = small.children()
+    assert isinstance(first, StaticConv2d)
+    assert isinstance(last, StaticConv2d)
+    assert type(left) is nn.Conv2d
+    for layer in (first, last):
+        most = 2**24 if layer is last else 2**31
+        assert 255 * 127 * layer.weight[0].numel() * (layer.fine + (layer.fine > 1)) < most

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from edgecsi.compress.choose import called
+from edgecsi.compress.choose import with_outputs
 from edgecsi.compress.quantize.weights import quantize_weight
 from edgecsi.compress.recipe import Quantize, matches
 from edgecsi.compress.watch import Look, rows_of_sequences, watching
@@ -25,7 +25,9 @@ _PERCENTILE = 0.9999
 _SHRINKS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the full range
 _TRIED_SAMPLES = 128
 _FINE = (64, 32, 16, 8)  # steps of the second plane to one of the first
-_LONGEST_SUM = 1 << 30  # of an integer layer
+_LARGEST_PRODUCT = 255 * 127  # of a code and a weight
+_LONGEST_SUM, _LONGEST_FP32_SUM = 1 << 30, 1 << 24  # of an integer layer; where fp32 kernels compute it
+_FEWEST_PIXELS = 4  # of a row, for int8 kernels
 _GAIN_POWERS = (0.25, 0.5, 0.75, 0.9)
 _WORTHWHILE_ERROR = 0.9  # of the error must be left at most for a centre or gain to be worth its bytes
 _SAME = 2.0**-16  # of the largest input: what differs by less from sample to sample does not differ
@@ -79,9 +81,9 @@ def layers_of(module: nn.Module, step: Quantize, example: Tensor) -> dict[str, n
     """
     found = {
         name: part
-        for name, part in called(module, kinds_of(step), example).items()
+        for name, (part, output) in with_outputs(module, kinds_of(step), example).items()
         if not matches(name, step.keep_fp32)
-        and not (isinstance(part, nn.Conv2d) and part.padding_mode != "zeros")  # int8 pads with zeros
+        and not (isinstance(part, nn.Conv2d) and not _is_computable(part, output))
     }
     if not found:
         raise NoLayer(
@@ -97,9 +99,11 @@ def calibrate(module: nn.Module, samples: Tensor, step: Quantize) -> dict[str, I
     """Run samples ``[N, …]`` through the network and choose how every layer's input is quantised."""
     watched = layers_of(module, step, samples[:1])
     seen: dict[str, list[Tensor]] = {name: [] for name in watched}
+    outputs: dict[str, torch.Size] = {}
 
     def note(name: str) -> Look:
-        def look(x: Tensor, _y: Tensor) -> None:
+        def look(x: Tensor, y: Tensor) -> None:
+            outputs[name] = y.shape[1:]
             if isinstance(watched[name], nn.Conv2d) or rows_of_sequences(seen[name]) < _KEPT_ROWS:
                 seen[name].append(x)
 
@@ -118,7 +122,7 @@ def calibrate(module: nn.Module, samples: Tensor, step: Quantize) -> dict[str, I
             )
         own_range = step.mode != "static" or (isinstance(layer, nn.Linear) and matches(name, step.dynamic))
         method = None if own_range else step.calibration
-        fine = _fine(layer) if matches(name, step.wide) else 1
+        fine = _fine(layer, outputs[name]) if matches(name, step.wide) else 1
         given = Input()
         if method and len(x) > 1 and is_constant(x) and bool(x.any()):
             constant.append(name)
@@ -142,12 +146,26 @@ def calibrate(module: nn.Module, samples: Tensor, step: Quantize) -> dict[str, I
     return found
 
 
-def _fine(layer: nn.Conv2d | nn.Linear) -> int:
+def _is_computable(layer: nn.Conv2d, output: torch.Size) -> bool:
+    """Whether there is a kernel for it in int8: they pad with zeros, and sums have to fit."""
+    fits = _LARGEST_PRODUCT * layer.weight[0].numel() <= _longest_sum(layer, output)
+    return layer.padding_mode == "zeros" and fits
+
+
+def _fine(layer: nn.Conv2d | nn.Linear, output: torch.Size) -> int:
     """Steps of a second plane to one of the first: as many as sums have room for; 1 if they have none."""
     if isinstance(layer, nn.Conv2d) and layer.groups > 1:
         return 1
-    largest = 255 * 127 * layer.weight[0].numel()
-    return next((fine for fine in _FINE if largest * (fine + 1) <= _LONGEST_SUM), 1)
+    largest, longest = _LARGEST_PRODUCT * layer.weight[0].numel(), _longest_sum(layer, output)
+    return next((fine for fine in _FINE if largest * (fine + 1) <= longest), 1)
+
+
+def _longest_sum(layer: nn.Conv2d | nn.Linear, output: torch.Size) -> int:
+    """Of an integer layer, however it is computed: convolutions with strides, groups or few pixels by fp32 kernels."""
+    if isinstance(layer, nn.Linear):
+        return _LONGEST_SUM
+    by_int8 = layer.groups == 1 and layer.stride == (1, 1) and output[-1] >= _FEWEST_PIXELS
+    return _LONGEST_SUM if by_int8 else _LONGEST_FP32_SUM
 
 
 def _measured(x: Tensor, method: str, fine: int) -> Range:
