@@ -34,7 +34,7 @@ class F32LayerNorm(Kernel):
         return reduce.row_knobs(op, target)
 
     def cost(self, op: LayerNorm, target: Target, knobs: Knobs) -> Cost:
-        cost = reduce.row_cost(op, target, knobs, operations=9, per_row=120)
+        cost = reduce.row_cost(op, target, knobs, operations=7, per_row=20)
         return Cost(cost.seconds, constant_bytes(self.constants(op, target, knobs)), 0)
 
     def constants(self, op: LayerNorm, target: Target, knobs: Knobs) -> list[NDArray[Any]]:

@@ -34,7 +34,7 @@ class F32Softmax(Kernel):
 
     def cost(self, op: Softmax, target: Target, knobs: Knobs) -> Cost:
         # Most of it is the exponential, about 20 operations a vector.
-        return reduce.row_cost(op, target, knobs, operations=26, per_row=42)
+        return reduce.row_cost(op, target, knobs, operations=26, per_row=8)
 
     def constants(self, op: Softmax, target: Target, knobs: Knobs) -> list[NDArray[Any]]:
         from edgecsi.kernels.emit import epilogue_constants

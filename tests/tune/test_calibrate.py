@@ -13,7 +13,7 @@ from edgecsi.cli import main
 from edgecsi.errors import TargetError
 from edgecsi.kernels.variants import candidates
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Dense
+from edgecsi.ops.operators import Dense, LayerNorm, Op, Softmax
 from edgecsi.tune import calibrate
 
 
@@ -56,6 +56,17 @@ def test_a_factor_changes_what_is_chosen() -> None:
     assert candidates(op, board)[0][0][0].name == "f32_dense"
     slower = replace(board, factors=(("f32_dense", 50.0),))
     assert candidates(op, slower)[0][0][0].name != "f32_dense"
+
+
+def test_estimates_of_rows_are_near_what_zen_4_takes() -> None:
+    board = replace(targets.load("x86-64-v4"), peak_gmacs_f32=59.0)
+    measured: list[tuple[type[Op], tuple[int, int], float]] = [
+        (LayerNorm, (32, 128), 0.676), (LayerNorm, (32, 64), 0.431), (LayerNorm, (64, 32), 0.551),
+        (Softmax, (128, 32), 2.043), (Softmax, (64, 32), 1.032),
+    ]  # fmt: skip
+    for kind, shape, us in measured:
+        op = kind(x=Layout(shape), y=Layout(shape))
+        assert us / 1.3 < candidates(op, board)[0][0][2].seconds * 1e6 < us * 1.3
 
 
 def test_the_written_target_builds_at_once(
