@@ -12,7 +12,16 @@ import pytest
 import torch
 
 from edgecsi.channels.shipped import test_set as shipped_channels
-from edgecsi.compress import CompressProgress, compress, layer_costs, recipe, round_pair, run, sensitivity
+from edgecsi.compress import (
+    CompressProgress,
+    compress,
+    layer_costs,
+    recipe,
+    reconstruct,
+    round_pair,
+    run,
+    sensitivity,
+)
 from edgecsi.compress.size import densities
 from edgecsi.errors import CheckFailed, DataError, ModelError, Notice, RecipeError
 from edgecsi.models.checkpoint_files import read_metadata
@@ -32,10 +41,11 @@ class Killed(Exception):
 
 @pytest.fixture(scope="module", autouse=True)
 def short() -> Iterator[None]:
-    """Scores of fewer samples, and weights rounded together in fewer turns."""
+    """Scores of fewer samples, weights pruned in fewer rounds, and rounded together in fewer turns."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Detection, "held_out", 1000)
         patch.setattr(Detection, "report", lambda self, model: {})
+        patch.setattr(reconstruct, "_ROUNDS", 2)
         patch.setattr(round_pair, "_TURNS", 2)
         patch.setattr(round_pair, "_BEGINNINGS", 2)
         yield
