@@ -190,13 +190,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _say(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
     """A notice is a line for the user; other warnings are other packages' affair, and shown as Python does."""
-    context = click.get_current_context(silent=True)
-    if context is not None and context.obj.quiet:
-        return
-    kind = "note" if issubclass(category, Notice) else category.__name__
-    from edgecsi.cli.output import folded
+    from edgecsi.cli.output import note
 
-    print(folded(f"{kind}: {message}", sys.stderr), file=sys.stderr)
+    note(str(message), "note" if issubclass(category, Notice) else category.__name__)
 
 
 def _run(arguments: Sequence[str] | None, settings: Settings) -> int:

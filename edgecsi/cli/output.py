@@ -44,12 +44,12 @@ def folder_can_be_written(
     return value
 
 
-def note(text: str) -> None:
+def note(text: str, kind: str = "note") -> None:
     """A line for the user beside the result; not with ``--quiet``."""
     context = click.get_current_context(silent=True)
     if not getattr(getattr(context, "obj", None), "quiet", False):
         # a bar there makes room for what is printed, not for click.echo
-        print(folded(f"note: {text}", sys.stderr), file=sys.stderr)
+        print(folded(f"{kind}: {text}", sys.stderr), file=sys.stderr)
 
 
 def say(text: str) -> None:
