@@ -24,7 +24,9 @@ _TRIALS = 2
 _CALLS_TRIED = 8
 _MARGIN = 4.0
 """The trials meet some of the borders; others may be worth more."""
-_QUANTISERS = {"quantize", "quantize_wide", "to_half", "qd8_linear", "qd16_conv2d", "qd16_linear"}
+_QUANTISERS = {
+    "quantize", "quantize_wide", "to_half", "qd8_linear", "qd16_conv2d", "qd16_linear", "qs8_wide_linear",
+}  # fmt: skip
 # Its range is computed while it runs, in fp32, and so are its results: a border is met even with exact inputs.
 _DYNAMIC = {"qd8_linear", "qd16_conv2d", "qd16_linear"}
 # Defined bit for bit, whatever computes them: integer sums, and operators that round at most once an element.

@@ -7,11 +7,13 @@ be replaced by others; what quantises takes these layers apart first.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from edgecsi.compress.recipe import matches
 from edgecsi.errors import NoLayer, Notice
@@ -22,7 +24,8 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def called(module: nn.Module, kinds: tuple[type[Layer], ...], example: Tensor) -> dict[str, Layer]:
-    """Layers of these kinds that can be replaced by others: called, with floating-point numbers, always of one size."""
+    """Layers of these kinds that can be replaced by others: called, with floating-point numbers, always of one size, and
+    nobody else reads their weights."""
     return {name: layer for name, (layer, _) in with_outputs(module, kinds, example).items()}
 
 
@@ -34,6 +37,7 @@ def with_outputs(
     found: dict[str, Layer] = {name: part for name, part in module.named_modules() if isinstance(part, kinds)}
     sizes: dict[str, set[torch.Size]] = {name: set() for name in found}
     given: dict[str, torch.Size] = {}
+    reads = _Reads(found)
 
     def note(name: str) -> Callable[..., None]:
         def look(part: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -45,16 +49,47 @@ def with_outputs(
         return look
 
     hooks = [part.register_forward_hook(note(name)) for name, part in found.items()]
+    hooks += [part.register_forward_pre_hook(lambda part, _: reads.begin(part)) for part in found.values()]
+    hooks += [part.register_forward_hook(lambda *_: reads.end()) for part in found.values()]
     try:
-        module.eval()(example)
+        with reads:
+            module.eval()(example)
     finally:
         for hook in hooks:
             hook.remove()
     return {
         name: (part, given[name])
         for name, part in found.items()
-        if len(sizes[name]) == 1 and all(sizes[name])
+        if len(sizes[name]) == 1 and all(sizes[name]) and name not in reads.elsewhere
     }
+
+
+class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Which layers' weights are read outside of them: a decoder that uses the encoder's weight, transposed, say."""
+
+    def __init__(self, layers: Mapping[str, nn.Module]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.elsewhere: set[str] = set()
+        self._owners: dict[int, list[str]] = {}
+        for name, layer in layers.items():
+            if isinstance(weight := layer.weight, Tensor):
+                self._owners.setdefault(weight.data_ptr(), []).append(name)
+        self._inside: list[nn.Module] = []
+
+    def begin(self, layer: nn.Module) -> None:
+        """A layer is being called."""
+        self._inside.append(layer)
+
+    def end(self) -> None:
+        """The last one is done."""
+        self._inside.pop()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self._inside:
+            for given in tree_leaves((args, kwargs)):
+                if isinstance(given, Tensor) and given.dtype.is_floating_point:
+                    self.elsewhere.update(self._owners.get(given.data_ptr(), ()))
+        return func(*args, **(kwargs or {}))
 
 
 def dense_layers(
@@ -84,6 +119,15 @@ def dense_layers(
     others = {name: module.get_submodule(name) for name in wanted if name not in found}
     say_left(f"cannot {purpose}, left as they are", others)
     return found
+
+
+def thaw(module: nn.Module) -> None:
+    """Let everything train that is still fp32, in place: a network is often frozen for use, and recipes name what is to
+    stay."""
+    for part in module.modules():
+        if not isinstance(part, CompressedLayer):
+            for parameter in part.parameters(recurse=False):
+                parameter.requires_grad_(parameter.is_floating_point())
 
 
 def left_in_fp32(

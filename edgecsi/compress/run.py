@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from edgecsi import disk
 from edgecsi.channels.files import SAMPLE
 from edgecsi.compress import recipe as recipes
+from edgecsi.compress.choose import thaw
 from edgecsi.compress.cluster import finish_sharing, start_sharing
 from edgecsi.compress.codeword import change_codeword, mix_unless_pruned
 from edgecsi.compress.halve import halve
@@ -219,6 +220,7 @@ class _Run:
         progress: Callable[[CompressProgress], None] | None,
     ) -> None:
         self.module, self.example, self.recipe, self.task = module, example, recipe, task
+        thaw(module)
         self.started = copy.deepcopy(module)
         self.state_file, self.settings, self.progress = state_file, settings, progress
         self._blind = settings["data"] == _NO_DATA

@@ -22,6 +22,7 @@ def make_plain(module: nn.Module) -> None:
                 if isinstance(value, torch.Tensor) and value.layout != torch.strided:
                     held[name] = value.to_dense()
         if parametrize.is_parametrized(part):
+            _own_class(part)
             for name in list(part.parametrizations):  # type: ignore[arg-type]
                 parametrize.remove_parametrizations(part, name, leave_parametrized=True)
         for key, hook in list(part._forward_pre_hooks.items()):
@@ -30,3 +31,11 @@ def make_plain(module: nn.Module) -> None:
                 del part._forward_pre_hooks[key]
             elif isinstance(hook, prune.BasePruningMethod):
                 prune.remove(part, hook._tensor_name)  # type: ignore[no-untyped-call]
+
+
+def _own_class(part: nn.Module) -> None:
+    """PyTorch makes a class for a module with parametrizations, whose copies share it; taking them off deletes from that
+    class what the copies still need."""
+    shared = type(part)
+    own = {key: value for key, value in vars(shared).items() if key not in ("__dict__", "__weakref__")}
+    part.__class__ = type(shared.__name__, shared.__bases__, own)
