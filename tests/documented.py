@@ -118,6 +118,8 @@ STAND_INS = [
     (r"sudo apt-get install", "true"),
     (r"'Ada Lovelace <ada@example.org>'", "'Ada Lovelace <ada@example.org>'"),
     (r"--minutes \d+", "--minutes 0.1"),
+    (r"(edgecsi tune .*--device ssh://\S+)(?!.*--minutes)", r"\1 --minutes 0.1"),
+    (r"^edgecsi records merge pi-a", r"cp rpi4.jsonl pi-a.jsonl; cp rpi4.jsonl pi-b.jsonl; \g<0>"),
     (r"--sustained \d+[smh]", "--sustained 2s"),
     (r"umi:24000", "umi:300"),
     (r"~/.ssh/id_ed25519", "key"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from edgecsi.tune.result import Compared
 from edgecsi.tune.trial_bundle import NAME, trial_bundle
 
 TURNS, CALLS = 40, 40
+ENOUGH_TURNS, PATIENCE = 12, 60.0
+"""Turns that are enough after so many seconds: every turn is a message, and a device may be far away."""
 
 Turns = list[NDArray[np.float64]]
 """µs of single calls, one array a turn; for counted networks one turn of one number, in millions of instructions."""
@@ -39,7 +42,10 @@ def measure(
         counts = {name: device.count_instructions(bundle, name, x) or 0 for name in plans}
         return {name: [np.array([count / 1e6])] for name, count in counts.items()}
     turns: dict[str, Turns] = {name: [] for name in plans}
-    for _ in range(TURNS):
+    began = time.monotonic()
+    for turn in range(TURNS):
+        if turn >= ENOUGH_TURNS and time.monotonic() - began > PATIENCE:
+            break
         for name in plans:
             turns[name].append(device.time(bundle, name, x, CALLS)[CALLS // 4 :] / 1e3)
     return turns

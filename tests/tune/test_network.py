@@ -26,7 +26,7 @@ from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Dense
 from edgecsi.pipeline import BuildOptions, build
 from edgecsi.results.reliability import tuning
-from edgecsi.tune import network
+from edgecsi.tune import in_place, network
 from edgecsi.tune.isolated import Devices, Isolated
 from edgecsi.tune.measure import Bench
 from edgecsi.tune.network import tune
@@ -280,3 +280,16 @@ def test_killed_again_and_again_it_loses_nothing() -> None:
     counts = json.loads(done.stdout)
     assert counts["kills"] == 50
     assert counts["searches that reached the end"] >= 1
+
+
+@pytest.mark.parametrize(("patience", "turns"), [(60.0, in_place.TURNS), (0.0, in_place.ENOUGH_TURNS)])
+def test_confirming_on_a_device_far_away_ends(
+    patience: float, turns: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every turn is a message: where these take long, fewer have to do."""
+    monkeypatch.setattr(in_place, "PATIENCE", patience)
+    monkeypatch.setattr(in_place, "trial_bundle", lambda *_: None)
+    plan: Any = SimpleNamespace(inputs=[SimpleNamespace(shape=(1, 4))])
+    device: Any = SimpleNamespace(time=lambda *_: np.ones(in_place.CALLS))
+    found = in_place.measure({"default": plan, "tuned": plan}, targets.load("host"), device, tmp_path, False)
+    assert {name: len(series) for name, series in found.items()} == {"default": turns, "tuned": turns}
