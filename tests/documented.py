@@ -178,6 +178,7 @@ def reader() -> Iterator[dict[str, str]]:
             "PATH": f"{folder}:{os.path.dirname(sys.executable)}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
             "EDGECSI_SSH_CONFIG": str(board.config),
+            "EDGECSI_DATA": f"{folder}/data",
             "COLUMNS": "80",
         }
 

@@ -41,7 +41,7 @@ from edgecsi.results.bundles import (
 )
 from edgecsi.results.cycles import estimate_cycles
 from edgecsi.results.facts import measure_fact
-from edgecsi.results.files import KINDS, own_folder, page_of, read_all, write_json
+from edgecsi.results.files import KINDS, leave_own_records_out, own_folder, page_of, read_all, write_json
 from edgecsi.results.page import outcome, page
 from edgecsi.results.readme import write_readme
 from edgecsi.results.scenarios import FACTS, SCENARIOS, Scenario
@@ -265,4 +265,5 @@ def _say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    leave_own_records_out()
     sys.exit(main())

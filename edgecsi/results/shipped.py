@@ -32,7 +32,7 @@ from edgecsi.bundle import read_bundle
 from edgecsi.errors import EdgecsiError, ToolchainError, UsageError
 from edgecsi.models import registry
 from edgecsi.results.bundles import run_edgecsi, words
-from edgecsi.results.files import read_all, write_json
+from edgecsi.results.files import leave_own_records_out, read_all, write_json
 from edgecsi.results.page import page
 from edgecsi.results.zoo import computes
 
@@ -316,4 +316,5 @@ def _mean(values: Sequence[float]) -> float:
 
 
 if __name__ == "__main__":
+    leave_own_records_out()
     sys.exit(main())
