@@ -113,7 +113,8 @@ def dense_layers(
     if not found:
         raise NoLayer(
             f"there is no layer to {purpose}",
-            f"no dense layer that the network calls is named like {list(layers)} and not like {list(exclude)}",
+            f"no dense layer that the network calls, and reads nowhere else, is named like {list(layers)} and not like "
+            f"{list(exclude)}",
             "change layers or exclude",
         )
     others = {name: module.get_submodule(name) for name in wanted if name not in found}

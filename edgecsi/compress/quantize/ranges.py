@@ -88,7 +88,7 @@ def layers_of(module: nn.Module, step: Quantize, example: Tensor) -> dict[str, n
     if not found:
         raise NoLayer(
             "there is no layer to quantise",
-            f"keep-fp32 = {list(step.keep_fp32)} leaves none, or the network calls none",
+            f"keep-fp32 = {list(step.keep_fp32)} leaves none that the network calls as a layer and reads nowhere else",
             "keep fewer layers, or take int8-static, which computes convolutions in int8 too",
         )
     return found

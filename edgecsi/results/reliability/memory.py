@@ -160,7 +160,7 @@ def random_networks(
                 options = BuildOptions(
                     f"{folder / 'net.py'}:make",
                     target,
-                    out=folder / "out",
+                    out=folder / target,
                     name="net",
                     recipe=recipe,
                     batches=batches,
@@ -197,7 +197,7 @@ def whole_zoo(found: Found, save: Callable[[Found], None] = lambda found: None, 
             if name in found.zoo or only not in name:
                 continue
             start = time.monotonic()
-            bundle = build(BuildOptions(name, "x86", out=Path(folder) / "out", allow_random=True)).bundle
+            bundle = build(BuildOptions(name, "x86", out=Path(folder) / name, allow_random=True)).bundle
             assert bundle is not None
             found.libraries += 1
             found.findings += [f"{name}: {text}" for text in judge(program, bundle, found, memcheck)]
