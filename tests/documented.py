@@ -206,7 +206,9 @@ def follow(page: Path, environment: dict[str, str]) -> list[str]:
                 here /= text[3:]
                 continue
             begin = time.monotonic()
-            done = subprocess.run(text, shell=True, cwd=here, env=environment, capture_output=True, text=True)
+            done = subprocess.run(
+                ["bash", "-c", text], cwd=here, env=environment, capture_output=True, text=True
+            )
             print(f"{time.monotonic() - begin:6.1f} s  {text}", flush=True)
             if done.returncode or "Traceback" in done.stderr:
                 failed.append(f"{command}\n{done.returncode}: {done.stderr.strip()[-1500:]}")
