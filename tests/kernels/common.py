@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 from collections.abc import Callable, Sequence
@@ -11,8 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgecsi.kernels.base import Kernel
 from edgecsi.kernels.variants import grid
 from edgecsi.ops.layout import Layout
+from edgecsi.ops.operators import Op
 from edgecsi.target import Target, load
 from edgecsi.tune.harness import Case
 from tests._cpu import skip_without
@@ -135,3 +138,22 @@ def image(
 def normal(rng: np.random.Generator, *shape: int) -> np.ndarray[Any, np.dtype[np.float32]]:
     """Random float32 values."""
     return rng.standard_normal(shape).astype(np.float32)
+
+
+def cases_of_any_knobs(
+    rng: np.random.Generator, kernel: Kernel, op: Op, target: str, wanted: int
+) -> list[Case]:
+    """So many cases of an operator with one input, of knobs drawn from all that fit."""
+    board = load(target)
+    space = kernel.space(op, board)
+    combinations = [dict(zip(space, some, strict=True)) for some in itertools.product(*space.values())]
+    cases: list[Case] = []
+    for index in rng.permutation(len(combinations)):
+        try:
+            kernel.emit(op, board, combinations[index])
+        except ValueError:
+            continue  # does not fit
+        cases.append(Case(kernel, op, [normal(rng, *op.inputs[0].shape)], combinations[index]))
+        if len(cases) == wanted:
+            return cases
+    raise AssertionError(f"only {len(cases)} knobs of {kernel.name} fit")

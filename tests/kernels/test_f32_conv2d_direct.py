@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 
@@ -13,7 +11,7 @@ from edgecsi.ops.operators import Conv2d, Quant
 from edgecsi.ops.steps import Step
 from edgecsi.target import load
 from edgecsi.tune.harness import Case
-from tests.kernels.common import check, normal, on_targets
+from tests.kernels.common import cases_of_any_knobs, check, normal, on_targets
 
 KERNELS = ("f32_conv2d_direct", "f32_conv2d_direct_co")
 
@@ -97,20 +95,9 @@ def test_every_shape_matches_the_reference(name: str, target: str) -> None:
 @pytest.mark.parametrize("name", KERNELS)
 def test_any_knobs_give_the_same_answer(name: str, target: str) -> None:
     rng = np.random.default_rng(3)
-    kernel, board = all_kernels()[name], load(target)
+    kernel = all_kernels()[name]
     op = convolution(rng, 4, 12, (9, 21), n=2, steps=(Step("relu"),))
-    space = kernel.space(op, board)
-    combinations = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
-    cases = []
-    for index in rng.permutation(len(combinations)):
-        try:
-            kernel.emit(op, board, combinations[index])
-        except ValueError:
-            continue  # does not fit
-        cases.append(Case(kernel, op, [normal(rng, *op.x.shape)], combinations[index]))
-        if len(cases) == 6:
-            break
-    check(cases, target)
+    check(cases_of_any_knobs(rng, kernel, op, target, 6), target)
 
 
 @on_targets("host", "rpi4")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +12,7 @@ from edgecsi.ops.operators import Dense
 from edgecsi.ops.steps import Step
 from edgecsi.target import load
 from edgecsi.tune.harness import Case
-from tests.kernels.common import check, normal, on_targets
+from tests.kernels.common import cases_of_any_knobs, check, normal, on_targets
 
 
 def dense(
@@ -80,20 +79,9 @@ def test_long_sums_that_the_bias_cancels_keep_their_digits(target: str) -> None:
 @on_targets("host", "rpi4")
 def test_any_knobs_give_the_same_answer(target: str) -> None:
     rng = np.random.default_rng(3)
-    kernel, board = all_kernels()["f32_dense"], load(target)
+    kernel = all_kernels()["f32_dense"]
     op = dense(rng, 37, 72, 6)
-    space = kernel.space(op, board)
-    combinations = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
-    cases = []
-    for index in rng.permutation(len(combinations)):
-        try:
-            kernel.emit(op, board, combinations[index])
-        except ValueError:
-            continue  # does not fit
-        cases.append(Case(kernel, op, [normal(rng, *op.x.shape)], combinations[index]))
-        if len(cases) == 8:
-            break
-    check(cases, target)
+    check(cases_of_any_knobs(rng, kernel, op, target, 8), target)
 
 
 def test_weights_are_one_stream_without_waste() -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.kernels.base import Cost, Kernel, Knobs
+from edgecsi.kernels.base import Blocked, Cost, Knobs
 from edgecsi.kernels.conv.arithmetic import Fp32
 from edgecsi.kernels.conv.f32_conv2d_direct import refuses_f32_conv2d
 from edgecsi.kernels.conv.winograd_tiles import TWO, Tiles
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class F32Conv2dWinograd(Kernel):
+class F32Conv2dWinograd(Blocked):
     """Stride and dilation 1, one group, images of at least one vector of tiles.
 
     Attributes:
@@ -70,14 +70,8 @@ class F32Conv2dWinograd(Kernel):
             return f"sums of this form are less exact, so that they may have {self.tiles.most_terms} terms at most"
         return ""
 
-    def knobs(self, op: Conv2d, target: Target) -> Knobs:
-        return min(self._sensible(op, target), key=lambda knobs: self.cost(op, target, knobs).seconds)
-
     def space(self, op: Conv2d, target: Target) -> dict[str, Sequence[int]]:
-        values = list(self._sensible(op, target))
-        return {key: sorted({v[key] for v in values}) for key in values[0]} | {
-            "ci_unroll": self.tiles.unrolls
-        }
+        return super().space(op, target) | {"ci_unroll": self.tiles.unrolls}
 
     def _terms(self, op: Conv2d) -> int:
         """Products that are added to a sum: of every input channel, and every piece of its filter."""
