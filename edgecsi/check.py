@@ -97,9 +97,9 @@ def golden_values(
         for name, described in entries.items():
             source, batch = split_batch(name)
             if not _is_plain(described):
-                given, answers = several.golden(model, source, GOLDEN_SAMPLES)
-                values[name] = dict(zip([t.name for t in described.inputs], given, strict=True))
-                values[name] |= dict(zip([t.name for t in described.outputs], answers, strict=True))
+                given, answers = several.golden(model, source, GOLDEN_SAMPLES if batch == 1 else batch)
+                tensors = zip((*described.inputs, *described.outputs), (*given, *answers), strict=True)
+                values[name] = {tensor.name: array.reshape(-1, *tensor.shape) for tensor, array in tensors}
                 continue
             shape = described.inputs[0].shape
             samples = GOLDEN_SAMPLES if batch == 1 else 1
@@ -201,7 +201,8 @@ def _compare_several(draft: Draft, model: LoadedModel, device: Device) -> Draft:
     with disk.scratch(runs=True) as folder:
         trial = bundles.write_bundle(folder / manifest.name, manifest, draft.files)
         for name, described in manifest.entries.items():
-            given, wanted = several.golden(model, split_batch(name)[0], count)
+            of, batch = split_batch(name)
+            given, wanted = several.golden(model, of, -(-count // batch) * batch)
             samples = [x.reshape(-1, *x.shape[2:]) for x in given]
             answers = device.run(trial, name, samples)
             outputs = answers if isinstance(answers, tuple) else (answers,)
@@ -211,7 +212,7 @@ def _compare_several(draft: Draft, model: LoadedModel, device: Device) -> Draft:
             ]
             number = int(np.argmax([d.max_rel_diff for d in apart]))
             worst = apart[number]
-            source = model.entries[split_batch(name)[0]]
+            source = model.entries[of]
             calls = several.as_given(source, given)
             bar: float | None = verdict.FP32
             if described.quantised:

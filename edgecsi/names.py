@@ -65,6 +65,11 @@ def batch_entry(entry: str, batch: int) -> str:
     return f"{entry}_b{batch}"
 
 
+def batch_shape(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
+    """The shape of a tensor of `batch` calls at once: call after call along the first axis; single numbers get one."""
+    return (shape[0] * batch, *shape[1:]) if shape else (batch,)
+
+
 def split_batch(name: str) -> tuple[str, int]:
     """The model's entry behind an entry of a bundle, and how many inputs it takes at once: ``decoder``, 8."""
     source, mark, batch = name.rpartition("_b")

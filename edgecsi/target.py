@@ -69,6 +69,10 @@ class Target:
     """Bandwidth of reads from the third-level cache in GB/s (that of memory, where there is none)."""
     peak_gmacs_f32: Rate
     """Multiply-adds in float32, 10^9 a second."""
+    l3_bytes: Annotated[int, between(0, 1 << 34)] = 0
+    """Size of the third-level cache in bytes; 0 where it is not known, or holds whatever a network reads."""
+    memory_gbps: Annotated[float, between(0, 1e5)] = 0.0
+    """Bandwidth of reads from memory in GB/s, of what `l3_bytes` do not hold."""
     mattr: tuple[Attribute, ...] = ()
     """LLVM attributes on top of ``mcpu``, for example ``-prefer-256-bit``."""
     dot: Dot = ""

@@ -15,6 +15,8 @@ from edgecsi.compress import compress
 from edgecsi.device import open_device
 from edgecsi.errors import DataError
 from edgecsi.evaluate import evaluate_data, judge
+from edgecsi.results.reliability.memory import Found, compile_guarded
+from edgecsi.results.reliability.memory import judge as judge_memory
 
 SOURCE = """
 import torch
@@ -97,6 +99,32 @@ def test_data_by_name_calibrate_and_evaluate_some_outputs(
     assert found.differences["full"].max_rel_diff < 1e-5
     assert found.nmse_db is not None
     assert found.nmse_db_fp32 == pytest.approx(found.nmse_db, abs=0.5)
+
+
+@pytest.mark.parametrize("factory", ["denoiser", "halves"])
+def test_several_calls_at_once_give_what_each_gives(
+    given: tuple[str, str, Path], tmp_path: Path, factory: str
+) -> None:
+    """Of every tensor there is one for each call, of single numbers too; and not a byte beyond is touched."""
+    bundle = edgecsi.build(
+        f"{given[2]}/networks.py:{factory}", "host", batches=(3,), out=tmp_path / "b"
+    ).bundle
+    assert bundle is not None
+    random = np.random.default_rng(0)
+    with edgecsi.load(bundle.path) as loaded:
+        for entry in ("full", "decoder") if factory == "halves" else ("full",):
+            at_once, one = bundle.entry(f"{entry}_b3"), bundle.entry(entry)
+            inputs = [random.integers(0, 10, (3, *t.shape)).astype(t.dtype) for t in one.inputs]
+            together = loaded.run(
+                *(x.reshape(t.shape) for x, t in zip(inputs, at_once.inputs, strict=True)),
+                entry=f"{entry}_b3",
+            )
+            alone = [loaded.run(*(x[call] for x in inputs), entry=entry) for call in range(3)]
+            for number, tensor in enumerate(at_once.outputs):
+                wanted = np.stack([answers[number] for answers in alone]).reshape(tensor.shape)
+                np.testing.assert_allclose(together[number], wanted, rtol=1e-5, atol=1e-5)
+    program = compile_guarded(bundle.manifest.target.arch, tmp_path)
+    assert not judge_memory(program, bundle, Found())
 
 
 def test_one_number_alone_says_nothing_about_samples(given: tuple[str, str, Path]) -> None:

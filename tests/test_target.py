@@ -6,6 +6,7 @@ import pytest
 
 from edgecsi import cpu, target
 from edgecsi.errors import TargetError
+from edgecsi.kernels.tiling import read_gbps
 
 
 def write(folder: Path, name: str, text: str) -> Path:
@@ -20,7 +21,9 @@ def test_every_shipped_target_loads(name: str) -> None:
     assert loaded.description
     assert loaded.features
     assert loaded.tvm()["mcpu"] == loaded.mcpu
-    assert loaded.l1_gbps >= loaded.l2_gbps >= loaded.l3_gbps
+    assert loaded.l1_gbps >= loaded.l2_gbps >= loaded.l3_gbps >= loaded.memory_gbps
+    assert loaded.l1_bytes < loaded.l2_bytes
+    assert (loaded.l3_bytes == 0) == (loaded.memory_gbps == 0)
     assert (
         loaded.lanes_f32
         == {"x86_64": (8, 16), "aarch64": (4,)}[loaded.arch][
@@ -208,3 +211,11 @@ def test_the_c_compiler_knows_the_cpu(name: str, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "ziglang", "cc", *options, str(source), "-o", str(tmp_path / "f.o")]
     done = subprocess.run(command, capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_what_the_third_level_does_not_hold_is_read_from_memory() -> None:
+    """The 8 MB of CsiNet's dense layers on a Raspberry Pi 5, which has 2 MiB of it."""
+    board = target.load("rpi5")
+    rates = [read_gbps(board, size) for size in (1 << 14, 1 << 18, 1 << 20, 8 << 20)]
+    assert rates == [board.l1_gbps, board.l2_gbps, board.l3_gbps, board.memory_gbps]
+    assert read_gbps(target.load("rpi4"), 8 << 20) == target.load("rpi4").l3_gbps

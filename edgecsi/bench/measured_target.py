@@ -34,8 +34,8 @@ def write_target(path: Path, probe: Probe, limits: Limits) -> targets.Target:
             "write one by hand: docs/how-to/add-a-target.md",
         )  # fmt: skip
     base = targets.load(probe.target)
-    caches = {level: size for level, size in probe.cache_bytes.items() if level in (1, 2)}
-    l1, l2 = caches.get(1, base.l1_bytes), caches.get(2, base.l2_bytes)
+    caches = probe.cache_bytes
+    l1, l2, l3 = caches.get(1, base.l1_bytes), caches.get(2, base.l2_bytes), caches.get(3, 0)
     largest = max(limits.read_gbps)
     values: dict[str, object] = {
         "extends": probe.target,
@@ -44,7 +44,9 @@ def write_target(path: Path, probe: Probe, limits: Limits) -> targets.Target:
         "l2_bytes": l2,
         "l1_gbps": limits.read_rate(l1 // 2),
         "l2_gbps": limits.read_rate(l2 // 2),
+        "l3_bytes": l3,
         "l3_gbps": limits.read_rate(min(4 * l2, largest)),
+        "memory_gbps": limits.read_rate(largest) if 0 < 2 * l3 <= largest else 0.0,
         "peak_gmacs_f32": limits.fp32_gflops / 2,
         "cores": probe.cores,
     }

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NoReturn
 
 from edgecsi.errors import BundleError
-from edgecsi.names import split_batch
+from edgecsi.names import batch_shape, split_batch
 from edgecsi.schema import (
     Count,
     Fraction,
@@ -339,8 +339,8 @@ def _cross_check(manifest: Manifest, source: str) -> None:
             )
         one, batch = split_batch(name)
         if batch > 1 and one in manifest.entries:
-            alike = _takes_more(entry, manifest.entries[one])
-            require(alike, path, f"the tensors of {one}, of more samples", "others")
+            alike = _takes_more(entry, manifest.entries[one], batch)
+            require(alike, path, f"the tensors of {one}, of {batch} times the samples", "others")
     for name in manifest.check.entries:
         require(name in manifest.entries, f"check.entries.{name}", "an entry of the bundle", name)
     for name in (manifest.library, manifest.header):
@@ -349,15 +349,13 @@ def _cross_check(manifest: Manifest, source: str) -> None:
         require(name not in manifest.files, "files", f"a list without {name}", name)
 
 
-def _takes_more(entry: Entry, single: Entry) -> bool:
-    """Whether an entry maps as `single` does, but several times as many samples: callers rely on it for their arrays."""
+def _takes_more(entry: Entry, single: Entry, batch: int) -> bool:
+    """Whether an entry maps as `single` does, but `batch` calls at once: callers rely on it for their arrays."""
     sides = ((entry.inputs, single.inputs), (entry.outputs, single.outputs))
     if any(len(many) != len(one) for many, one in sides):
         return False
     pairs = [pair for many, one in sides for pair in zip(many, one, strict=True)]
-    alike = all((m.dtype, m.shape[1:]) == (o.dtype, o.shape[1:]) for m, o in pairs)
-    times = {m.shape[0] / o.shape[0] for m, o in pairs if m.shape and o.shape}
-    return alike and (len(pairs) > 2 or len(times) <= 1)
+    return all((m.dtype, m.shape) == (o.dtype, batch_shape(o.shape, batch)) for m, o in pairs)
 
 
 def _refuse(source: str, path: str, expected: str, found: object) -> NoReturn:

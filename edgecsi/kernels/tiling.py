@@ -77,10 +77,12 @@ def image_place(sample: Any, channel: Any, row: Any, column: Any) -> Any:
 
 
 def read_gbps(target: Target, nbytes: int) -> float:
-    """Bandwidth of the cache level that holds so many bytes."""
+    """Bandwidth of the cache level that holds so many bytes, or of memory."""
     if nbytes <= target.l1_bytes:
         return target.l1_gbps
-    return target.l2_gbps if nbytes <= target.l2_bytes else target.l3_gbps
+    if nbytes <= target.l2_bytes:
+        return target.l2_gbps
+    return target.memory_gbps if 0 < target.l3_bytes < nbytes and target.memory_gbps else target.l3_gbps
 
 
 def slots(target: Target, multiplies: float, loads: float, chain: float) -> float:

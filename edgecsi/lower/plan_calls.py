@@ -23,6 +23,7 @@ from edgecsi.lower.graph import Graph, Node, Value
 from edgecsi.lower.plan_memory import Need, plan_memory, sample_stride
 from edgecsi.lower.refuse import net
 from edgecsi.lower.select_kernels import Choice, used_density
+from edgecsi.names import batch_shape
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Dense, Op
 from edgecsi.target import Target
@@ -103,7 +104,11 @@ class Planner:
             )
         inputs, outputs = (
             [
-                Tensor(v.name, _times(v.shape, batch), "int32" if v.dtype == "int32" else "float32")
+                Tensor(
+                    v.name,
+                    batch_shape(v.shape, batch) if batch > 1 else v.shape,
+                    "int32" if v.dtype == "int32" else "float32",
+                )
                 for v in values
             ]
             for values in (self.graph.inputs, self.graph.outputs)
@@ -162,11 +167,6 @@ class Planner:
         size = np.dtype(layout.dtype).itemsize
         stride = sample_stride(self.graph, value) // size if value.data is None else 0
         return replace(layout, shape=(batch, *layout.shape[1:]), batch_stride=stride)
-
-
-def _times(shape: tuple[int, ...], batch: int) -> tuple[int, ...]:
-    """The shape of a whole batch; a single number stays one."""
-    return (shape[0] * batch, *shape[1:]) if shape else ()
 
 
 def _bits(weight: NDArray[Any] | None, constants: list[NDArray[Any]]) -> int:

@@ -60,7 +60,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--target", default="host", help="default: host; rpi4 and rpi5 are emulated")
     parser.add_argument("--minutes", type=float, default=25.0, help="for all that is left")
     parser.add_argument("--only", default="", metavar="TEXT", help="networks whose name has it")
-    parser.add_argument("--again", action="store_true", help="also networks that are done")
+    parser.add_argument(
+        "--again", action="store_true", help="also networks that are done, every layer searched anew"
+    )
     parser.add_argument("--records", type=Path, metavar="FILE", help="default: your own")
     parser.add_argument("--ship", action="store_true", help="measure nothing; write edgecsi/records")
     chosen = parser.parse_args(arguments)
@@ -84,7 +86,11 @@ def networks() -> list[str]:
 
 
 def tune_all(name: str, minutes: float, only: str, again: bool, records: Path | None) -> None:
-    """Tune what is not done, layers of the most networks first; then confirm again what later networks gave up."""
+    """Tune what is not done, layers of the most networks first; then confirm again what later networks gave up.
+
+    With `again` every layer is searched anew, as there may be kernels that its last search did not know.
+    """
+    since = datetime.now(UTC).replace(microsecond=0) if again else True
     target = targets.load(name)
     file = _folder() / f"tuned-{target.id}.json"
     device = "emulate" if target.missing_on_this_cpu() else "local"
@@ -126,7 +132,7 @@ def tune_all(name: str, minutes: float, only: str, again: bool, records: Path | 
         try:
             found = tune(
                 network, name, device=device, trials=TRIALS, minutes=max(share * searching / 60, LEAST_MINUTES),
-                records=records, settled=True, networks=lowered[network], progress=note,
+                records=records, settled=since, networks=lowered[network], progress=note,
             )  # fmt: skip
         except (CheckFailed, DeviceError) as error:
             sys.stderr.write(f"{network} is left out: {error}\n")

@@ -67,7 +67,7 @@ def tune(
     minutes: float | None = None,
     batches: Sequence[int] = (),
     records: Path | None = None,
-    settled: bool = False,
+    settled: bool | datetime = False,
     recheck: bool = False,
     networks: Networks | None = None,
     progress: Progress = lambda done, total, what: None,
@@ -83,7 +83,7 @@ def tune(
         trials: settings to measure for a layer, at most.
         minutes: wall-clock budget of the search. batches: also entries that take so many inputs at once.
         records: file to keep them in; by default the user's own for this target and CPU.
-        settled: what was chosen before for a kind of layer stays, unmeasured.
+        settled: what was chosen before for a kind of layer stays, unmeasured; with a time, what was chosen since.
         recheck: search nothing; what was chosen before is measured again, and dropped if it wins no more.
         networks: the entries as they were lowered before, by :func:`edgecsi.tune.work.networks_of` for the same target.
         progress: called with (layers done, layers, what is being done).
@@ -139,6 +139,8 @@ def tune(
 
         progress(number, len(works), work.names[0])
         before = kept.choice(work.choice.op, chosen_target) if settled or recheck else None
+        if before is not None and isinstance(settled, datetime):
+            before = before if datetime.fromisoformat(before[2].date) >= settled else None
         if before is not None:
             kernel, knobs, record = before
             default = Time(record.default_us)

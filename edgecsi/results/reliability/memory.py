@@ -172,6 +172,9 @@ def random_networks(
                     if not any(text in str(error) for text in NOT_FOR_IT):
                         found.findings.append(f"{what}: {' '.join(str(error).split())[:300]}")
                     continue
+                except Exception as error:  # a crash is a finding, and the next network is tried
+                    found.findings.append(f"{what} crashes: {' '.join(repr(error).split())[:300]}")
+                    continue
                 assert bundle is not None
                 found.libraries += 1
                 found.findings += [
