@@ -83,9 +83,17 @@ class Int8Conv2d(Kernel):
         """All weights, tile by tile and step by step."""
         return np.concatenate([self.pack(q) for tile in plan.tiles for q in plan.step_quads(*tile)])
 
+    def copies(self, plan: Plan) -> int:
+        """How often the weights are stored: 1, or once for each plane of the input."""
+        return 1
+
     def step_size(self, plan: Plan, outs: int) -> int:
         """Elements that a step's weights take."""
         return int(self.pack(np.zeros((outs, *plan.quads.shape[4:]), np.int8)).size)
+
+    def size(self, plan: Plan) -> int:
+        """Elements that all weights take, stored once."""
+        return plan.groups * len(plan.taps) * sum(self.step_size(plan, count) for _, count in plan.tiles)
 
     def x_group(self, op: Conv2d, target: Target) -> int:
         return self.vectors(op, target)[0]
@@ -162,10 +170,8 @@ class Int8Conv2d(Kernel):
         operations += rate * n * op.y.channels // op.y.group * op.y.rows * 2  # the output's halo
         operations += 3 * n * op.x.sample / 16 if self.shift else 0
         second = target.peak_gmacs_f32 * 1e9 / target.lanes_f32  # vector multiply-adds a second
-        packed = (
-            sum(steps * self.step_size(plan, count) for _, count in plan.tiles) * self.itemsize / op.planes
-        )
-        return Cost(seconds=operations / second + 3e-8, bytes=int(packed), macs=op.macs)
+        stored = self.copies(plan) * self.size(plan) * self.itemsize
+        return Cost(seconds=operations / second + 3e-8, bytes=stored, macs=op.macs)
 
     def scratch(self, op: Conv2d, target: Target, knobs: Knobs) -> int:
         return op.x.sample + op.x.tail if self.shift else 0
@@ -178,7 +184,7 @@ class Int8Conv2d(Kernel):
         plan = self.plan(op, target, knobs)
         bias = plan.bias(self.shift)
         factor = np.float32(op.x_quant.scale) * op.scale.astype(np.float32)
-        result = [self.packed(plan), factor]
+        result = [np.tile(self.packed(plan), self.copies(plan)), factor]
         if bias.ndim == 1:
             result.append(bias)
         else:

@@ -35,6 +35,11 @@ class Qs8Conv2dVnni(Int8Conv2d):
         most = target.vector_registers // 2
         return self.tile(op, target, 4 if pairs_columns(op, 8) else most // 2, 4, 2, most)
 
+    def copies(self, plan: Plan) -> int:
+        """One for each plane where a tile is straight code: LLVM would load weights that both planes share ahead of the
+        two, and put on the stack what registers do not hold."""
+        return 1 if plan.looped else plan.op.planes
+
     def pack(self, quads: NDArray[np.int8]) -> NDArray[Any]:
         return np.ascontiguousarray(quads).reshape(-1).view(np.int32)
 

@@ -1,18 +1,15 @@
 """The code of one tile of an int8 convolution: sums, then the way back to fp32 or codes."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecsi.kernels.conv.plan import Plan
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Conv2d, Quant
 from edgecsi.target import Target
-
-if TYPE_CHECKING:
-    pass
-from edgecsi.kernels.conv.plan import Plan
 
 _KEEPS_BOUND = ("leaky_relu", "relu", "relu6", "sigmoid", "tanh")
 
@@ -23,7 +20,11 @@ class Arithmetic(Protocol):
     @property
     def shift(self) -> int: ...
 
+    def copies(self, plan: Plan) -> int: ...
+
     def step_size(self, plan: Plan, outs: int) -> int: ...
+
+    def size(self, plan: Plan) -> int: ...
 
     def sums(
         self, plan: Plan, x: Any, at: Sequence[Any], w: Any, weight: Any, acc: Any, first: Any, outs: int
@@ -78,6 +79,7 @@ class Tile:
             e.store(acc, total, start if plan.op.fine == 1 else e.splat(0, plan.lanes, "int32"))
         per_group = len(plan.taps) * kernel.step_size(plan, outs)
         weight = index * (plan.groups * len(plan.taps) * kernel.step_size(plan, plan.outs))
+        copy = kernel.size(plan) if kernel.copies(plan) > 1 else 0
         first = index * plan.outs
         with e.serial(plan.op.planes) as half:
             if plan.op.fine > 1:  # the first plane's sum counts `fine` times
@@ -86,7 +88,8 @@ class Tile:
                     e.store(acc, total, T.shift_left(e.load(acc, total, plan.lanes), by))
             with e.serial(plan.groups if plan.looped else 1) as g:
                 moved = [place + (half * plan.groups + g) * plan.plane for place in at]
-                kernel.sums(plan, source, moved, self.weights, weight + g * per_group, acc, first, outs)
+                place = weight + half * copy + g * per_group if copy else weight + g * per_group
+                kernel.sums(plan, source, moved, self.weights, place, acc, first, outs)
         if plan.op.fine > 1:
             for total, start in zip(sums, starts, strict=True):
                 e.store(acc, total, e.load(acc, total, plan.lanes) + start)
