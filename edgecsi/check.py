@@ -220,6 +220,7 @@ def _compare_several(draft: Draft, model: LoadedModel, device: Device) -> Draft:
             elif not worst.max_rel_diff <= verdict.FP32:
                 bar = _explained(source.module, calls, found)
             if bar is None or (described.quantised and not worst.max_rel_diff <= bar):
+                _refuse_ties(source.module, calls, found)
                 raise CheckFailed(
                     f"{described.outputs[number].name} of {name} of {manifest.name} for {manifest.target.id} is wrong",
                     f"it differs from PyTorch by {worst.max_rel_diff:.1e} of the largest output "
@@ -276,11 +277,12 @@ def _allowed(
         allowed = rounding.allowed(module, [(_inputs(model, source, x[:_ROUNDING_SAMPLES]),)])
     elif not found.max_rel_diff <= verdict.FP32:
         rows = manifest.entries[entry].inputs[0].shape[0]
-        calls = _inputs(model, source, x[: len(x) // rows * rows]).split(rows)
-        ys = np.stack([np.asarray(device.run(trial, entry, given.numpy())) for given in calls])
-        allowed = _explained(module, [(given,) for given in calls], [ys])
+        calls = [(given,) for given in _inputs(model, source, x[: len(x) // rows * rows]).split(rows)]
+        ys = np.stack([np.asarray(device.run(trial, entry, given.numpy())) for (given,) in calls])
+        allowed = _explained(module, calls, [ys])
         if allowed is not None:
             return allowed
+        _refuse_ties(module, calls, [ys])
     if allowed is None or not found.max_rel_diff <= allowed:
         raise CheckFailed(
             f"{entry} of {manifest.name} for {manifest.target.id} is wrong",
@@ -318,6 +320,21 @@ def _explained(
                 return None
             bars.append(bar)
     return max(bars)
+
+
+def _refuse_ties(module: nn.Module, calls: Sequence[Sequence[Tensor]], ys: Sequence[NDArray[Any]]) -> None:
+    """Raise ModelError if only the order of equal values makes the answers `ys` others than PyTorch's."""
+    import torch
+
+    from edgecsi.lower.export import refuse_ties, tensors_of
+
+    with torch.no_grad():
+        shapes = [t.shape for t in tensors_of(module(*(x.clone() for x in calls[0])))]
+        answers = [
+            [torch.from_numpy(np.array(y[number])).reshape(s) for y, s in zip(ys, shapes, strict=True)]
+            for number in range(len(calls))
+        ]
+        refuse_ties(module, calls, answers)
 
 
 def _inputs(model: LoadedModel, entry: str, x: NDArray[Any]) -> Any:

@@ -13,7 +13,7 @@ from edgecsi.bundle import read_bundle
 from edgecsi.channels.named import load_named
 from edgecsi.compress import compress
 from edgecsi.device import open_device
-from edgecsi.errors import DataError
+from edgecsi.errors import DataError, ModelError
 from edgecsi.evaluate import evaluate_data, judge
 from edgecsi.results.reliability.memory import Found, compile_guarded
 from edgecsi.results.reliability.memory import judge as judge_memory
@@ -53,6 +53,13 @@ class Halves(nn.Module):
 
     def forward(self, x):
         return self.decode(*self.encode(x))
+
+class Strongest(nn.Module):
+    def forward(self, x, gain):
+        return (x * (gain + 1.6).clamp(min=0)).topk(5)[1]
+
+def strongest():
+    return Strongest(), (torch.randn(1, 24), torch.tensor(0.5))
 
 def halves():
     torch.manual_seed(0)
@@ -125,6 +132,14 @@ def test_several_calls_at_once_give_what_each_gives(
                 np.testing.assert_allclose(together[number], wanted, rtol=1e-5, atol=1e-5)
     program = compile_guarded(bundle.manifest.target.arch, tmp_path)
     assert not judge_memory(program, bundle, Found())
+
+
+def test_places_of_equal_values_are_refused_though_only_some_inputs_have_such(
+    given: tuple[str, str, Path], tmp_path: Path
+) -> None:
+    """All are zero where the gain is under -1.6, which the build's check is the first to meet."""
+    with pytest.raises(ModelError, match="which of equal values"):
+        edgecsi.build(f"{given[2]}/networks.py:strongest", "host", out=tmp_path / "b")
 
 
 def test_one_number_alone_says_nothing_about_samples(given: tuple[str, str, Path]) -> None:

@@ -252,13 +252,7 @@ def refuse_other_answers(
                         f"so it answers {apart:.1e} of the largest output otherwise than its definition",
                         "leave mask_check away: then such padding is only masked",
                     )
-                if _ties_decide(module, inputs, found):
-                    raise ModelError(
-                        "the model's answer depends on which of equal values is named first",
-                        "topk, sort, median or kthvalue met several equal values, and PyTorch leaves the order of their "
-                        "places open",
-                        "take the places from torch.sort(x, stable=True), or use the values only",
-                    )
+                refuse_ties(module, [inputs], [found])
                 raise ModelError(
                     "exporting the model changes its answer",
                     f"torch.export's graph differs from the module by {apart:.1e} of the largest output: forward "
@@ -267,10 +261,20 @@ def refuse_other_answers(
                 )
 
 
-def _ties_decide(
-    module: torch.nn.Module, inputs: Sequence[torch.Tensor], found: Sequence[torch.Tensor]
-) -> bool:
-    """Whether the module answers what was found once everything that orders values keeps the order of equal ones."""
+def refuse_ties(
+    module: torch.nn.Module,
+    calls: Sequence[Sequence[torch.Tensor]],
+    found: Sequence[Sequence[torch.Tensor]],
+) -> None:
+    """Refuse a module that answers what was found, otherwise than it does by itself, once everything that orders values
+    keeps the order of equal ones, as the graph and a library do.
+
+    Args:
+        calls: inputs of each. found: of each call, an answer other than the module's.
+
+    Raises:
+        ModelError: that is so.
+    """
     from torch.utils._python_dispatch import TorchDispatchMode
 
     stable = {
@@ -281,9 +285,16 @@ def _ties_decide(
         def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
             return stable.get(func, func)(*args, **(kwargs or {}))
 
-    with Stable():  # type: ignore[no-untyped-call]
-        answers = tensors_of(module(*(x.clone() for x in inputs)))
-    return all(_apart(y, one) <= CLOSE for y, one in zip(found, answers, strict=True))
+    for inputs, answers in zip(calls, found, strict=True):
+        with Stable():  # type: ignore[no-untyped-call]
+            in_order = tensors_of(module(*(x.clone() for x in inputs)))
+        if not all(_apart(y.to(one.dtype), one) <= CLOSE for y, one in zip(answers, in_order, strict=True)):
+            return
+    raise ModelError(
+        "the model's answer depends on which of equal values is named first",
+        "topk, sort, median or kthvalue met several equal values, and PyTorch leaves the order of their places open",
+        "take the places from torch.sort(x, stable=True), or use the values only",
+    )
 
 
 def random_inputs(example: Sequence[torch.Tensor], count: int) -> list[list[torch.Tensor]]:

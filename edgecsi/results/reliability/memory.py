@@ -26,6 +26,7 @@ TARGETS = ("host", "x86", "x86-64-v4", "rpi4", "rpi5")
 RECIPES = (None, "int8-dynamic", "int8-weights", "int16", "f16", "f16-weights")
 NOT_FOR_IT = (
     "no layer to quantise", "no dense layer is chosen", "no kernel takes", "mixes the samples of a batch",
+    "which of equal values is named first",
 )  # fmt: skip
 """What a network may lack for a recipe, and a target for a network."""
 STACK = 32 << 10
