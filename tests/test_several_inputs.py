@@ -56,7 +56,7 @@ class Halves(nn.Module):
 
 class Strongest(nn.Module):
     def forward(self, x, gain):
-        return (x * (gain + 1.6).clamp(min=0)).topk(5)[1]
+        return (x * (1 - gain).clamp(min=0)).topk(5)[1]
 
 def strongest():
     return Strongest(), (torch.randn(1, 24), torch.tensor(0.5))
@@ -137,7 +137,7 @@ def test_several_calls_at_once_give_what_each_gives(
 def test_places_of_equal_values_are_refused_though_only_some_inputs_have_such(
     given: tuple[str, str, Path], tmp_path: Path
 ) -> None:
-    """All are zero where the gain is under -1.6, which the build's check is the first to meet."""
+    """All are zero where the gain is above 1, which the build's check is the first to meet."""
     with pytest.raises(ModelError, match="which of equal values"):
         edgecsi.build(f"{given[2]}/networks.py:strongest", "host", out=tmp_path / "b")
 
