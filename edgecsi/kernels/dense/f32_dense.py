@@ -164,7 +164,7 @@ class F32Dense(Blocked):
             e.zero_halo(finish.y, op.y)
             per_block = width * (inputs if half else inputs + 1)
 
-            def weights_at(offset: Any, place: Any, fresh: bool) -> Any:
+            def weights_at(offset: Any, place: Any, lanes: int, fresh: bool) -> Any:
                 """A vector of weights; `place`: in its block, `fresh`: not widened before."""
                 if room and not fresh:
                     return as_bits(e.load(buffers[-1], place * 4, 4 * lanes), "float32")
@@ -197,10 +197,16 @@ class F32Dense(Blocked):
                                     T.llvm_lookup_intrinsic_id("llvm.prefetch"), where, 0, 3, 1, dtype="void"
                                 )
                             )
-                    weights = [
-                        weights_at(start + u * width + v * lanes, (first + u) * width + v * lanes, fresh)
-                        for v in range(vectors)
-                    ]
+                    # An ARM core loads 128 bits as easily as 64, of which it widens either half.
+                    pairs = half and not room and lanes == 4 and target.arch == "aarch64" and vectors % 2 == 0
+                    together = 2 if pairs else 1
+                    weights = []
+                    for v in range(0, vectors, together):
+                        place = v * lanes
+                        loaded = weights_at(
+                            start + u * width + place, (first + u) * width + place, together * lanes, fresh
+                        )
+                        weights += [e.part(loaded, i * lanes, lanes) for i in range(2)] if pairs else [loaded]
                     if samples > 1 or half:
                         weights = [e.let(weight) for weight in weights]
                     for s, v in grid:
