@@ -16,6 +16,7 @@ from edgecsi import disk, several, verdict
 from edgecsi import target as targets
 from edgecsi.errors import CheckFailed, TargetError
 from edgecsi.names import split_batch
+from edgecsi.reference import calls_together
 from edgecsi.several import check_inputs
 
 if TYPE_CHECKING:
@@ -96,14 +97,14 @@ def golden_values(
     with torch.no_grad():
         for name, described in entries.items():
             source, batch = split_batch(name)
-            if not _is_plain(described):
+            if not (_takes_samples(model) and _is_plain(entries[source])):
                 given, answers = several.golden(model, source, GOLDEN_SAMPLES if batch == 1 else batch)
                 tensors = zip((*described.inputs, *described.outputs), (*given, *answers), strict=True)
                 values[name] = {tensor.name: array.reshape(-1, *tensor.shape) for tensor, array in tensors}
                 continue
-            shape = described.inputs[0].shape
             samples = GOLDEN_SAMPLES if batch == 1 else 1
-            x = _inputs(model, source, check_inputs(model, samples * shape[0])[0]).reshape(samples, *shape)
+            channels, _ = check_inputs(model, samples * batch * len(model.example_input))
+            x = _inputs(model, source, channels).reshape(samples, *described.inputs[0].shape)
             y = torch.stack([model.entries[source].module(sample) for sample in x])
             values[name] = {described.inputs[0].name: x.numpy(), described.outputs[0].name: y.numpy()}
     return values
@@ -140,7 +141,7 @@ def _compare(draft: Draft, model: LoadedModel, device: Device) -> Draft:
     from edgecsi.evaluate import evaluate
 
     manifest = draft.manifest
-    if not all(map(_is_plain, manifest.entries.values())):
+    if not (_takes_samples(model) and all(map(_is_plain, manifest.entries.values()))):
         return _compare_several(draft, model, device)
     x, data = check_inputs(model, EMULATED_SAMPLES if device.spec == "emulate" else CHECK_SAMPLES)
     with disk.scratch(runs=True) as folder:
@@ -189,6 +190,12 @@ def _is_plain(entry: bundles.Entry) -> bool:
     """Whether it maps one float32 tensor of samples to one."""
     tensors = (*entry.inputs, *entry.outputs)
     return len(tensors) == 2 and all(t.dtype == "float32" and t.shape for t in tensors)
+
+
+def _takes_samples(model: LoadedModel) -> bool:
+    """Whether a whole network takes one tensor of samples, real numbers."""
+    x = model.example_input
+    return not model.more_inputs and x.is_floating_point() and x.ndim > 0
 
 
 def _compare_several(draft: Draft, model: LoadedModel, device: Device) -> Draft:
@@ -274,7 +281,8 @@ def _allowed(
     module = model.entries[source].module
     allowed: float | None = verdict.FP32
     if manifest.entries[entry].quantised:
-        allowed = rounding.allowed(module, [(_inputs(model, source, x[:_ROUNDING_SAMPLES]),)])
+        few = _inputs(model, source, x[:_ROUNDING_SAMPLES])
+        allowed = rounding.allowed(module, calls_together(model.entries[source], [few.numpy()]))
     elif not found.max_rel_diff <= verdict.FP32:
         rows = manifest.entries[entry].inputs[0].shape[0]
         calls = [(given,) for given in _inputs(model, source, x[: len(x) // rows * rows]).split(rows)]

@@ -13,7 +13,7 @@ from edgecsi import verdict
 from edgecsi.bundle import Bundle, Manifest, read_golden
 from edgecsi.bundle import Entry as Described
 from edgecsi.channels import files, metrics
-from edgecsi.channels.named import has_samples, load_named
+from edgecsi.channels.named import has_samples, load_named, samples_of
 from edgecsi.device import Device
 from edgecsi.device.protocol import Samples
 from edgecsi.errors import BundleError, CheckFailed, DataError, EdgecsiError, Notice, UsageError
@@ -145,7 +145,7 @@ def evaluate(
             if name in outputs:
                 kept = _kept(entry, entries.get(name), expected[name])
                 differences[name] = _worst(outputs[name], kept)
-                few = len(x[0]) <= AT_ONCE * len(entry.example_input)
+                few = len(x[0]) <= AT_ONCE * samples_of({"x": entry.example_input.shape})
                 if few and not differences[name].max_rel_diff <= verdict.FP32:  # it may mix samples a little
                     kept = _kept(entry, entries.get(name), answers(entry, x, at_once=False))
                     differences[name] = _worst(outputs[name], kept)
@@ -157,8 +157,10 @@ def evaluate(
                     )
                     differences[name] = _worst(settled, kept)
 
-    samples = given[0]
-    full = _alike(outputs.get("full", ()), samples)
+    whole = entries.get("full") or entries.get("encoder")
+    of = zip(given, whole.inputs if whole is not None else (), strict=False)
+    samples, real = next(((x, t.dtype == "float32") for x, t in of if t.shape), (given[0], whole is None))
+    full = _alike(outputs.get("full", ()), samples) if real else None
     # where nothing is reconstructed these figures have no meaning
     expected_full = None if full is None else _alike(expected.get("full", ()), samples)
     exact = None if full is None or fp32 is None else _alike(answers(fp32, given), samples)
@@ -362,8 +364,11 @@ def _read(
     whole = entries.get("full") or entries.get("encoder")
     if whole is not None and len(whole.inputs) > 1:
         shapes = {tensor.name: tensor.shape for tensor in whole.inputs}
-        found, batch = load_named(data, shapes), whole.inputs[0].shape[0]
-        calls = min(len(found[0]), count or len(found[0])) // batch
+        found, batch = load_named(data, shapes), samples_of(shapes)
+        samples = next(
+            len(x) for x, shape in zip(found, shapes.values(), strict=True) if has_samples(shape, shapes)
+        )
+        calls = min(samples, count or samples) // batch
         return [
             x[: calls * batch]
             if has_samples(shape, shapes)
@@ -380,7 +385,9 @@ def _read(
             "channels go into full or encoder; a decoder needs codewords, which only PyTorch could make here",
             "pass --model, or build the bundle with the entry full",
         )
-    return [files.load(data, shape=shape[1:], progress=progress)[:count]]
+    x = files.load(data, shape=shape[1:], progress=progress)[:count]
+    batch = samples_of({"x": shape})
+    return [x[: len(x) // batch * batch] if len(x) > batch else x]
 
 
 def judge(bundle: Bundle, found: Evaluation) -> None:

@@ -29,10 +29,12 @@ def refuse_mixed_batches(entry: Part) -> None:
     import torch
 
     x = entry.example_input
+    if len(entry.inputs) > 1 or not x.ndim:  # of these a batch is call after call
+        return
     other = 1 - 2 * x.flip(-1) if x.is_floating_point() else x.flip(-1)  # with another sum, too
     with torch.no_grad():
-        mixed = len(entry.inputs) == 1 and not _takes_any_batch(entry, [torch.cat([x, other])])
-    if mixed:
+        alike = _takes_any_batch(entry, [torch.cat([x, other])])
+    if not alike:
         raise ModelError(
             f"{entry.name} mixes the samples of a batch, or takes only the batch of its example",
             "two samples at once are answered otherwise than one by one: it sums, averages or normalises over the "
@@ -56,12 +58,15 @@ def answers(entry: Part, x: Sequence[NDArray[Any]], *, at_once: bool = True) -> 
     import torch
 
     with torch.no_grad():
-        alike = (
-            at_once and len({e.shape[:1] for e in entry.inputs}) == 1 and all(e.ndim for e in entry.inputs)
-        )
-        many = alike and _takes_any_batch(entry, next(calls_of(entry, x, 2), []))
-        parts = [_call(entry, call) for call in calls_of(entry, x, AT_ONCE if many else 1)]
+        parts = [_call(entry, call) for call in calls_together(entry, x, AT_ONCE if at_once else 1)]
     return tuple(np.concatenate([np.atleast_1d(y.numpy()) for y in ys]) for ys in zip(*parts, strict=True))
+
+
+def calls_together(entry: Part, x: Sequence[NDArray[Any]], most: int = AT_ONCE) -> list[list[torch.Tensor]]:
+    """The inputs of up to `most` calls at once, if the network takes them so; else call after call."""
+    alike = most > 1 and len({e.shape[:1] for e in entry.inputs}) == 1 and all(e.ndim for e in entry.inputs)
+    many = alike and _takes_any_batch(entry, next(calls_of(entry, x, 2), []))
+    return list(calls_of(entry, x, most if many else 1))
 
 
 def calls_of(entry: Part, x: Sequence[NDArray[Any]], at_once: int = 1) -> Iterator[list[torch.Tensor]]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.io import savemat
 
 import edgecsi
 from edgecsi import verdict
@@ -142,9 +143,15 @@ def test_places_of_equal_values_are_refused_though_only_some_inputs_have_such(
         edgecsi.build(f"{given[2]}/networks.py:strongest", "host", out=tmp_path / "b")
 
 
-def test_one_number_alone_says_nothing_about_samples(given: tuple[str, str, Path]) -> None:
-    with pytest.raises(DataError, match="how many samples"):
-        load_named(given[1], {"scale": (), "h": (1, 2, 4, 4)})
+def test_samples_are_those_of_the_first_input_that_has_axes(given: tuple[str, str, Path]) -> None:
+    shapes = [x.shape for x in load_named(given[1], {"scale": (), "snr": (1, 1), "h": (1, 2, 4, 4)})]
+    assert shapes == [(), (64, 1), (64, 2, 4, 4)]
+    arrays = dict(np.load(given[1]))  # numbers only: each has one for every sample
+    savemat(given[2] / "data.mat", arrays)  # MATLAB's have two axes, or more
+    for data in (given[1], given[2] / "data.mat"):
+        assert [x.shape for x in load_named(data, {"user": (), "snr": ()})] == [(64,), (64,)]
+        found = load_named(data, {"user": (1,), "scale": (), "h": (1, 2, 4, 4)})
+        assert [x.shape for x in found] == [(64,), (), (64, 2, 4, 4)]
 
 
 def test_other_engines_get_the_outputs_that_a_bundle_has(

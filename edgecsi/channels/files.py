@@ -343,16 +343,8 @@ def _read_mat(path: Path, names: tuple[str, ...], shape: Sequence[int] | None) -
     listed = {name: (shape, kind) for name, shape, kind in scipy_io.whosmat(path)}
     name = _variable(path, names, {name: found for name, (found, _) in listed.items()}, shape)
     size, kind = listed[name]
-    widths = {
-        "double": 8,
-        "single": 4,
-        "int8": 1,
-        "uint8": 1,
-        "int16": 2,
-        "uint16": 2,
-        "int32": 4,
-        "uint32": 4,
-    }
+    widths = {"double": 8, "single": 4, "logical": 1}
+    widths |= {f"{sign}int{bits}": bits // 8 for sign in ("", "u") for bits in (8, 16, 32, 64)}
     if kind not in widths:
         raise DataError(f"{path}: {name} is of class {kind}", "expected numbers", "export a numeric matrix")
     _check_size(path, math.prod(size), path.stat().st_size)  # values may be stored in one byte each

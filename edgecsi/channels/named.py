@@ -17,8 +17,8 @@ def load_named(source: str | Path, shapes: Mapping[str, Sequence[int]]) -> list[
     """The inputs of a network from a ``.npz`` or ``.mat`` file that has an array for each, under its name.
 
     Args:
-        shapes: of an example of every input, by name. Inputs with the first one's batch have samples; others (a scalar,
-            a mask) are the same for all.
+        shapes: of an example of every input, by name. Inputs with the batch of the first one that has axes have samples;
+            others (a scalar, a mask) are the same for all. If all are single numbers, each has one for every sample.
 
     Returns:
         float32, in the order of `shapes`: of inputs with samples ``[N, *shape[1:]]``, of others ``[*shape]``.
@@ -34,23 +34,16 @@ def load_named(source: str | Path, shapes: Mapping[str, Sequence[int]]) -> list[
             f"{os.fspath(source)} gives one array",
             f"give a .npz with an array for each, by name: {wanted}",
         )
-    first = next(iter(shapes))
-    if not shapes[first]:
-        raise DataError(
-            f"{path}: nothing says how many samples there are",
-            f"the network's first input, {first}, is one number",
-            "give forward an input that has samples first",
-        )
     arrays: list[NDArray[Any]] = []
     for name, shape in shapes.items():
         array = files.read_raw(path, name, f"the network takes {wanted}")
         if has_samples(shape, shapes):
-            if len(shape) == 1 and array.ndim == 1:  # one number a sample
-                array = array[:, None]
+            if len(shape) < 2 and array.size == max(array.shape, default=0):  # one number a sample
+                array = array.reshape(-1, 1)  # MATLAB's have two axes
             found = files.as_samples(array, f"{path}#{name}", shape[1:] or (1,))
             arrays.append(found.reshape(-1, *shape[1:]))
-        elif array.shape == tuple(shape):
-            arrays.append(files.as_samples(array[None], f"{path}#{name}", shape).reshape(shape))
+        elif _but_ones(array.shape) == _but_ones(shape):
+            arrays.append(files.as_samples(array.reshape(1, *shape), f"{path}#{name}", shape).reshape(shape))
         else:
             raise DataError(
                 f"{path}#{name}: the array has the shape {list(array.shape)}",
@@ -71,10 +64,18 @@ def load_named(source: str | Path, shapes: Mapping[str, Sequence[int]]) -> list[
     return arrays
 
 
+def samples_of(shapes: Mapping[str, Sequence[int]]) -> int:
+    """How many samples an example has: as the first input that has axes says."""
+    return next((shape[0] for shape in shapes.values() if shape), 1)
+
+
 def has_samples(shape: Sequence[int], shapes: Mapping[str, Sequence[int]]) -> bool:
-    """Whether an input has a sample axis: that of the first input."""
-    first = next(iter(shapes.values()))
-    return bool(shape) and bool(first) and shape[0] == first[0]
+    """Whether an input has a sample axis."""
+    return shape[0] == samples_of(shapes) if shape else not any(shapes.values())
+
+
+def _but_ones(shape: Sequence[int]) -> list[int]:
+    return [n for n in shape if n != 1]
 
 
 def _listed(shape: Sequence[int], shapes: Mapping[str, Sequence[int]]) -> str:

@@ -35,7 +35,7 @@ def importance(reference: nn.Module, layers: Iterable[str], samples: Tensor) -> 
     generator = torch.Generator().manual_seed(0)
 
     def directions(y: Tensor) -> Iterator[Tensor]:
-        flat = y.flatten(1)
+        flat = y.reshape(len(y), -1)
         power = (flat - flat.mean(1, keepdim=True)).square().sum(1, keepdim=True).clamp_min(1e-12)
         for _ in range(_PROJECTIONS):
             signs = torch.randint(0, 2, flat.shape, generator=generator) * 2.0 - 1
