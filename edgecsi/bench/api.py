@@ -96,10 +96,6 @@ def run_bench(
     peers = find_peers(against)  # before anything takes long
     bundle = read_bundle(Path(path))
     entry = bundle.chosen(entry)
-    # the times of a device under QEMU say nothing, however long they are taken
-    protocol = QUICK if quick or (opened.spec != "local" and opened.info().emulated) else FULL
-    if seconds is not None:
-        protocol = replace(protocol, seconds=seconds)
     if peers:
         _refuse_peers(opened, load_module)
     if cross_check and not isinstance(opened, Remote):
@@ -108,10 +104,16 @@ def run_bench(
             "that compares SSH with RPC on one device",
             "use ssh://HOST",
         )
-    if batch is not None and opened.spec != "local":
+    elsewhere = opened.spec != "local"
+    if batch is not None and elsewhere:
         throughput.refuse_batches(bundle, entry, opened, batch, threads)
+    # the times of a device under QEMU say nothing, however long they are taken
+    protocol = QUICK if quick or (elsewhere and opened.info().emulated) else FULL
+    if seconds is not None:
+        protocol = replace(protocol, seconds=seconds)
+    if batch is not None and elsewhere:
         return _throughput_elsewhere(bundle, entry, opened, protocol, batch, threads)
-    if opened.spec != "local":
+    if elsewhere:
         return _elsewhere(bundle, entry, opened, protocol, cross_check, progress)
 
     loaded = Loaded(bundle)

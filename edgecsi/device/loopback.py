@@ -62,14 +62,13 @@ def _write_files(folder: Path) -> int:
         port: int = probe.getsockname()[1]
     home = shlex.quote(str(folder / "home"))
     command_file = folder / "command.sh"
-    command_file.write_text(
-        f'#!/bin/sh\ncd {home} && HOME={home} && export HOME && exec sh -c "$SSH_ORIGINAL_COMMAND"\n'
-    )
+    command_file.write_text(f'#!/bin/sh\ncd {home} && exec sh -c "$SSH_ORIGINAL_COMMAND"\n')
     command_file.chmod(0o755)
     (folder / "sshd_config").write_text(
         f"Port {port}\nListenAddress 127.0.0.1\nHostKey {folder}/host\nAuthorizedKeysFile {folder}/user.pub\n"
         "StrictModes no\nPidFile none\nUsePAM no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
-        f"PermitRootLogin yes\nForceCommand {command_file}\n"
+        # The shell that sshd starts reads ~/.bashrc: not this user's.
+        f"PermitRootLogin yes\nForceCommand {command_file}\nSetEnv HOME={folder}/home\n"
     )
     public = " ".join((folder / "host.pub").read_text().split()[:2])
     (folder / "known_hosts").write_text(f"[127.0.0.1]:{port} {public}\n")

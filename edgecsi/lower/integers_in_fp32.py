@@ -12,11 +12,10 @@ from edgecsi.errors import ToolchainError
 from edgecsi.lower.as_op import as_op
 from edgecsi.lower.graph import Fused, Graph, Node, Value, constant
 from edgecsi.lower.leave_to_tvm import has_kernel
+from edgecsi.ops.integers import EXACT
 from edgecsi.ops.operators import Conv2d
 from edgecsi.ops.steps import Step
 from edgecsi.target import Target
-
-EXACT = 1 << 24
 
 
 def integers_in_fp32(graph: Graph, target: Target) -> None:

@@ -14,7 +14,8 @@ from edgecsi.kernels.base import Cost, Kernel, Knobs
 from edgecsi.kernels.variants import candidates
 from edgecsi.lower.as_op import as_op
 from edgecsi.lower.graph import Graph, Node, Value
-from edgecsi.ops.operators import Conv2d, Dense, Op, sums_fit
+from edgecsi.ops.integers import sums_fit
+from edgecsi.ops.operators import Conv2d, Dense, Op
 from edgecsi.target import Target
 
 

@@ -263,28 +263,6 @@ class Dense(Op):
         return _finish(acc, self.bias, self.scale, None, False)
 
 
-def sums_fit(op: Conv2d | Dense) -> bool:
-    """Whether no input can make a sum of int8 products, bias included, that int32 does not hold.
-
-    Sums may wrap on their way; only the last value counts.
-    """
-    rows = op.weight.astype(np.int64).reshape(len(op.weight), -1)
-    above, below = np.maximum(rows, 0).sum(1), np.maximum(-rows, 0).sum(1)
-    if op.steps:
-        return int((above + below).max(initial=0)) * op.steps < 2**31
-    # Codes reach 255 - zero point above it and zero point below; in dynamic ones that is anywhere.
-    zero = None if op.x_quant is None else op.x_quant.zero_point
-    if zero is None:
-        most = 255 * np.maximum(above, below)
-    else:
-        most = np.maximum((255 - zero) * above + zero * below, zero * above + (255 - zero) * below)
-    if op.fine > 1:
-        most *= op.fine + 1
-    if zero is not None and op.bias is not None:
-        most += np.abs(op.bias.astype(np.int64)).reshape(len(rows), -1).max(1)
-    return int(most.max(initial=0)) < 2**31
-
-
 def _finish(
     acc: NDArray[Any],
     bias: NDArray[Any] | None,

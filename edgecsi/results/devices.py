@@ -8,7 +8,6 @@ into docs/how-to/benchmark-remotely.md.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import time
 from collections.abc import Sequence
@@ -27,7 +26,8 @@ from edgecsi.device import Device, Local, Remote, install
 from edgecsi.device.loopback import loopback
 from edgecsi.device.protocol import Series
 from edgecsi.device.rpc_device import Rpc
-from edgecsi.errors import EdgecsiError, ToolchainError
+from edgecsi.errors import ToolchainError
+from edgecsi.results import script
 from edgecsi.results.bundles import run_edgecsi
 from edgecsi.results.files import own_folder, write_between, write_json
 from edgecsi.results.run import require_quiet
@@ -38,23 +38,16 @@ MB, MB_WITH_RPC = 1.0, 8.0
 WAYS = ("local", "ssh", "rpc")
 
 
+@script.in_words
 def main(arguments: Sequence[str] | None = None) -> int:
     """The script; its exit code is 1 if a bar is missed."""
-    parser = argparse.ArgumentParser(prog="python -m edgecsi.results.devices", description=__doc__)
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder that holds results/")
+    parser = script.parser("devices", __doc__, "results/", times=True)
     parser.add_argument("--model", default="csinet-cr16", help="MODEL to build and measure")
     parser.add_argument("--turns", type=int, default=7, metavar="N")
-    parser.add_argument(
-        "--anyway", action="store_true", help="measure on a busy machine; the result is suspect"
-    )
     chosen = parser.parse_args(arguments)
-    try:
-        if not chosen.anyway:
-            require_quiet()
-        found = measure(chosen.model, chosen.turns)
-    except EdgecsiError as error:
-        print(f"error: {error}")
-        return error.exit_code
+    if not chosen.anyway:
+        require_quiet()
+    found = measure(chosen.model, chosen.turns)
     write_json(own_folder(chosen.docs / "results", machine().cpu) / "devices.json", found)
     write_between(chosen.docs / "how-to" / "benchmark-remotely.md", *MARKS, f"\n{sentence(found)}\n")
     print(sentence(found))

@@ -8,7 +8,6 @@ that one alone does. Results are in farm.json, in the folder of this CPU.
 
 from __future__ import annotations
 
-import argparse
 import os
 import subprocess
 import sys
@@ -16,7 +15,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from edgecsi import disk
@@ -24,9 +22,10 @@ from edgecsi import target as targets
 from edgecsi.bench.environment import judge, machine, snapshot
 from edgecsi.device import open_device
 from edgecsi.device.loopback import loopback
-from edgecsi.errors import EdgecsiError, ToolchainError
+from edgecsi.errors import ToolchainError
 from edgecsi.kernels.records import Record, read_records
 from edgecsi.kernels.workload import workload
+from edgecsi.results import script
 from edgecsi.results.files import own_folder, write_json
 from edgecsi.tune.isolated import Devices, Isolated, Timer
 from edgecsi.tune.measure import Bench
@@ -60,21 +59,17 @@ class Busy:
         return noting
 
 
+@script.in_words
 def main(arguments: Sequence[str] | None = None) -> int:
     """The script; its exit code is 1 if a bar is missed."""
-    parser = argparse.ArgumentParser(prog="python -m edgecsi.results.farm", description=__doc__)
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder that holds results/")
+    parser = script.parser("farm", __doc__, "results/")
     parser.add_argument("--model", default="csinet-cr16", help="MODEL to tune")
     parser.add_argument("--trials", type=int, default=16, metavar="N", help="settings a layer")
     parser.add_argument(
         "--port", type=int, default=9190, help="of the tracker; the servers take those behind it"
     )
     chosen = parser.parse_args(arguments)
-    try:
-        found = measure(chosen.model, chosen.trials, chosen.port)
-    except EdgecsiError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
+    found = measure(chosen.model, chosen.trials, chosen.port)
     write_json(own_folder(chosen.docs / "results", machine().cpu) / "farm.json", found)
     for way, ratio in found["ratios"].items():
         print(f"{way}: its choices take {ratio:.3f} of the time of those found here")

@@ -8,7 +8,6 @@ docs/results.md is written again.
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 from collections.abc import Callable, Sequence
@@ -21,6 +20,7 @@ import numpy as np
 from edgecsi import disk
 from edgecsi.bench.environment import judge, machine, snapshot
 from edgecsi.errors import EdgecsiError, UsageError
+from edgecsi.results import script
 from edgecsi.results.bundles import words
 from edgecsi.results.files import read_all, write_json
 from edgecsi.results.page import page
@@ -141,30 +141,22 @@ def search_all(folder: Path, only: str, tell: Callable[[str], None]) -> None:
         write_json(folder / FILE, {"kind": "knobs", "machine": asdict(machine()), "rows": kept})
 
 
+@script.in_words
 def main(arguments: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m edgecsi.results.knobs", description=__doc__)
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder that holds results.md")
+    parser = script.parser("knobs", __doc__, "results.md")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name has it")
     chosen = parser.parse_args(arguments)
     folder: Path = chosen.docs / "results"
-    try:
-        if not searched(chosen.only):
-            raise UsageError(
-                f"no row has {chosen.only!r} in its name",
-                f"there are {', '.join(row.name for row in searched())}",
-                "choose another --only",
-            )
-        search_all(folder, chosen.only, _say)
-        disk.write(chosen.docs / "results.md", page(read_all(folder)))
-    except EdgecsiError as error:
-        _say(f"error: {error}")
-        return error.exit_code
+    if not searched(chosen.only):
+        raise UsageError(
+            f"no row has {chosen.only!r} in its name",
+            f"there are {', '.join(row.name for row in searched())}",
+            "choose another --only",
+        )
+    search_all(folder, chosen.only, script.say)
+    disk.write(chosen.docs / "results.md", page(read_all(folder)))
     return 0
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
 
 
 if __name__ == "__main__":

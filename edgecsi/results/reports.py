@@ -7,13 +7,12 @@ the reports say so. It takes some ten minutes, and what ``--sustained`` adds.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from edgecsi import disk
-from edgecsi.errors import EdgecsiError
+from edgecsi.results import script
 from edgecsi.results.bundles import run_edgecsi
 from edgecsi.results.pictures import PICTURES, browser, take
 from edgecsi.results.run import require_quiet
@@ -86,36 +85,31 @@ PAGES = (
 )  # fmt: skip
 
 
+@script.in_words
 def main(arguments: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m edgecsi.results.reports", description=__doc__)
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder that holds reports/")
+    parser = script.parser("reports", __doc__, "reports/", times=True)
     parser.add_argument("--only", default="", metavar="TEXT", help="reports whose name has it")
     parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="for every engine, at least")
     parser.add_argument("--sustained", default="2m", metavar="TIME", help="of the long run, 30m say")
     parser.add_argument("--pictures", action="store_true", help="measure nothing, take the pictures again")
-    parser.add_argument("--anyway", action="store_true", help="measure on a busy machine; reports say so")
     chosen = parser.parse_args(arguments)
-    try:
-        folder = chosen.docs.resolve() / "reports"
-        if not chosen.pictures:
-            if not chosen.anyway:
-                require_quiet()
-            with disk.scratch(runs=True) as scratch:
-                for page in PAGES:
-                    if chosen.only in page.name:
-                        print(f"{page.name} ...", flush=True)
-                        make(page, scratch, folder / f"{page.name}.html", chosen.seconds, chosen.sustained)
-        if browser() is None:
-            print("no pictures: Chromium is not installed")
-            return 0
-        for picture in PICTURES:
-            if chosen.only in picture.page:
-                print(f"{picture.name}.png ...", flush=True)
-                take(picture, folder)
-    except EdgecsiError as error:
-        print(f"error: {error}")
-        return error.exit_code
+    folder = chosen.docs.resolve() / "reports"
+    if not chosen.pictures:
+        if not chosen.anyway:
+            require_quiet()
+        with disk.scratch(runs=True) as scratch:
+            for page in PAGES:
+                if chosen.only in page.name:
+                    print(f"{page.name} ...", flush=True)
+                    make(page, scratch, folder / f"{page.name}.html", chosen.seconds, chosen.sustained)
+    if browser() is None:
+        print("no pictures: Chromium is not installed")
+        return 0
+    for picture in PICTURES:
+        if chosen.only in picture.page:
+            print(f"{picture.name}.png ...", flush=True)
+            take(picture, folder)
     return 0
 
 

@@ -7,7 +7,6 @@ anew.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import sys
@@ -27,6 +26,7 @@ from edgecsi.bench.result import Result, read_result
 from edgecsi.channels.shipped import test_set
 from edgecsi.errors import DeviceError, EdgecsiError
 from edgecsi.report.text import limits_table
+from edgecsi.results import script
 from edgecsi.results.bars import code_digest, stale
 from edgecsi.results.bundles import (
     CALIBRATION,
@@ -57,10 +57,10 @@ changes no latency."""
 Json = dict[str, Any]
 
 
+@script.in_words
 def main(arguments: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m edgecsi.results.run", description=__doc__)
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder that holds results.md")
+    parser = script.parser("run", __doc__, "results.md", times=True)
     parser.add_argument("--quick", action="store_true", help="the cut-down protocol; the report says so")
     parser.add_argument(
         "--seconds", type=float, default=2.0, metavar="S", help="for every engine and scenario, at least"
@@ -72,23 +72,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         action="store_true",
         help="measure nothing; rows whose library is made today byte for byte stand",
     )
-    parser.add_argument(
-        "--anyway", action="store_true", help="measure on a busy machine; results are suspect"
-    )
     chosen = parser.parse_args(arguments)
     folder = own_folder(chosen.docs / "results", machine().cpu)
-    try:
-        if chosen.recheck:
-            recheck(folder, chosen.only, _say)
-        elif not chosen.table:
-            if not chosen.anyway:
-                require_quiet()
-            folder.mkdir(parents=True, exist_ok=True)
-            measure_all(folder, chosen.only, None if chosen.quick else chosen.seconds, _say)
-        write_pages(chosen.docs)
-    except EdgecsiError as error:
-        _say(f"error: {error}")
-        return error.exit_code
+    if chosen.recheck:
+        recheck(folder, chosen.only, script.say)
+    elif not chosen.table:
+        if not chosen.anyway:
+            require_quiet()
+        folder.mkdir(parents=True, exist_ok=True)
+        measure_all(folder, chosen.only, None if chosen.quick else chosen.seconds, script.say)
+    write_pages(chosen.docs)
     return 0
 
 
@@ -258,10 +251,6 @@ def _cycles(scratch: Path) -> Json:
 
 def _kind(name: str) -> str:
     return name if name in KINDS else "fact" if any(fact.name == name for fact in FACTS) else "scenario"
-
-
-def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
 
 
 if __name__ == "__main__":

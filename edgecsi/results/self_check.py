@@ -8,10 +8,8 @@ It takes some five minutes.
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
@@ -21,7 +19,7 @@ from edgecsi.bench.measure import QUICK
 from edgecsi.bench.self_check import against_itself, compiled_program, middle_turn, program_median
 from edgecsi.bundle import read_bundle, read_golden
 from edgecsi.device import Local
-from edgecsi.errors import EdgecsiError
+from edgecsi.results import script
 from edgecsi.results.bars import CLOSE, code_digest, held, program_difference
 from edgecsi.results.bundles import run_edgecsi
 from edgecsi.results.files import Json, own_folder, write_between, write_json
@@ -30,24 +28,17 @@ from edgecsi.results.run import require_quiet, write_pages
 MARKS = "<!-- self_check -->", "<!-- /self_check -->"
 
 
+@script.in_words
 def main(arguments: Sequence[str] | None = None) -> int:
     """The script; its exit code is 1 if too few intervals hold 1, or the program disagrees."""
-    parser = argparse.ArgumentParser(prog="python -m edgecsi.results.self_check", description=__doc__)
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder that holds results/")
+    parser = script.parser("self_check", __doc__, "results/", times=True)
     parser.add_argument("--model", default="csinet-cr16", help="MODEL to build and measure")
     parser.add_argument("--entry", default="encoder")
     parser.add_argument("--runs", type=int, default=100, metavar="N")
-    parser.add_argument(
-        "--anyway", action="store_true", help="measure on a busy machine; the result is suspect"
-    )
     chosen = parser.parse_args(arguments)
-    try:
-        if not chosen.anyway:
-            require_quiet()
-        found = check(chosen.model, chosen.entry, chosen.runs)
-    except EdgecsiError as error:
-        print(f"error: {error}")
-        return error.exit_code
+    if not chosen.anyway:
+        require_quiet()
+    found = check(chosen.model, chosen.entry, chosen.runs)
     write_json(own_folder(chosen.docs / "results", machine().cpu) / "self_check.json", found)
     write_between(chosen.docs / "how-we-measure.md", *MARKS, sentence(found))
     write_pages(chosen.docs)

@@ -10,7 +10,6 @@ library still has the same bytes is not verified again, so that an interrupted r
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import hashlib
 import json
@@ -31,6 +30,7 @@ from edgecsi.bench.environment import machine
 from edgecsi.bundle import read_bundle
 from edgecsi.errors import EdgecsiError, ToolchainError, UsageError
 from edgecsi.models import registry
+from edgecsi.results import script
 from edgecsi.results.bundles import run_edgecsi, words
 from edgecsi.results.files import leave_own_records_out, read_all, write_json
 from edgecsi.results.page import page
@@ -45,10 +45,10 @@ KEPT = "shipped.json"
 Json = dict[str, Any]
 
 
+@script.in_words
 def main(arguments: Sequence[str] | None = None) -> int:
     """The script; returns its exit code: 1 if a network fails on a target."""
-    parser = argparse.ArgumentParser(prog="python -m edgecsi.results.shipped", description=__doc__)
-    parser.add_argument("--docs", type=Path, default=Path("docs"), help="folder that holds results.md")
+    parser = script.parser("shipped", __doc__, "results.md")
     parser.add_argument("--only", default="", metavar="TEXT", help="networks whose name has it")
     parser.add_argument("--targets", default=",".join(TARGETS), metavar="T,...", help="default: all")
     parser.add_argument("--jobs", type=int, default=JOBS, metavar="N", help="at a time (default: 2)")
@@ -57,37 +57,33 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     chosen = parser.parse_args(arguments)
     folder: Path = chosen.docs / "results"
-    try:
-        wanted = chosen.targets.split(",")
-        if unknown := set(wanted) - set(targets.list_targets()):
-            raise UsageError(
-                f"no such target: {', '.join(sorted(unknown))}",
-                f"there are {', '.join(targets.list_targets())}",
-                "choose other --targets",
-            )
-        pairs = [
-            (model, target)
-            for model in registry.list_compressed()
-            if chosen.only in model
-            for target in wanted
-            if computes(model, target)
-        ]
-        if not pairs:
-            raise UsageError(
-                f"no shipped compressed network has {chosen.only!r} in its name",
-                f"there are {', '.join(registry.list_compressed()) or 'none'}",
-                "choose another --only",
-            )
-        if chosen.bytes is not None:
-            with _progress(len(pairs)) as tell:
-                return _write_bytes(pairs, chosen.bytes, max(1, chosen.jobs), tell)
-        folder.mkdir(parents=True, exist_ok=True)
+    wanted = chosen.targets.split(",")
+    if unknown := set(wanted) - set(targets.list_targets()):
+        raise UsageError(
+            f"no such target: {', '.join(sorted(unknown))}",
+            f"there are {', '.join(targets.list_targets())}",
+            "choose other --targets",
+        )
+    pairs = [
+        (model, target)
+        for model in registry.list_compressed()
+        if chosen.only in model
+        for target in wanted
+        if computes(model, target)
+    ]
+    if not pairs:
+        raise UsageError(
+            f"no shipped compressed network has {chosen.only!r} in its name",
+            f"there are {', '.join(registry.list_compressed()) or 'none'}",
+            "choose another --only",
+        )
+    if chosen.bytes is not None:
         with _progress(len(pairs)) as tell:
-            failed = verify_all(pairs, folder, max(1, chosen.jobs), tell)
-        disk.write(chosen.docs / "results.md", page(read_all(folder)))
-    except EdgecsiError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
+            return _write_bytes(pairs, chosen.bytes, max(1, chosen.jobs), tell)
+    folder.mkdir(parents=True, exist_ok=True)
+    with _progress(len(pairs)) as tell:
+        failed = verify_all(pairs, folder, max(1, chosen.jobs), tell)
+    disk.write(chosen.docs / "results.md", page(read_all(folder)))
     return 1 if failed else 0
 
 
@@ -272,9 +268,7 @@ def _sources() -> str:
     total = hashlib.sha256()
     for path in sorted(package.rglob("*")):
         within = path.relative_to(package)
-        apart = within.parts[0] in ("bench", "cli", "recipes") or (
-            within.parts[0] == "compress" and within.name not in ("layers.py", "ops.py", "store.py")
-        )
+        apart = within.parts[0] in ("bench", "cli", "recipes", "compress")
         if path.suffix in (".py", ".toml", ".j2", ".c", ".npz") and not apart:
             total.update(f"{within}\0".encode() + path.read_bytes())
     return total.hexdigest()

@@ -5,7 +5,6 @@ Scored on one half of the shipped test set; the other shows the layers' inputs.
 
 from __future__ import annotations
 
-import argparse
 import re
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from edgecsi.channels.shipped import test_set
 from edgecsi.codegen.zig import zig_cc
 from edgecsi.compress import apply_post_training
 from edgecsi.models.load import load_model
+from edgecsi.results import script
 
 PAGE = Path("docs") / "choosing-compression.md"
 RECIPES = ("f16-weights", "int16", "f16")
@@ -50,7 +50,7 @@ def peaks() -> str:
 
 def main() -> None:
     """Write the figures into their rows, or say what the CPU could do."""
-    parser = argparse.ArgumentParser(prog="python -m edgecsi.results.sixteen_bits", description=__doc__)
+    parser = script.parser("sixteen_bits", __doc__)
     parser.add_argument(
         "--peaks", action="store_true", help="only how fast fp32, bf16 and int16 are multiplied here"
     )

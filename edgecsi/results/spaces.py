@@ -7,20 +7,20 @@ cache, so that an interrupted run goes on. The dumps are small JSON files, one a
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
 from edgecsi import cpu, disk
 from edgecsi import target as targets
-from edgecsi.errors import EdgecsiError
 from edgecsi.kernels.records import Record, append, read_records
 from edgecsi.kernels.variants import all_kernels, candidates, estimate, grid
 from edgecsi.kernels.workload import workload
+from edgecsi.results import script
 from edgecsi.results.files import write_json
 from edgecsi.target import Target
 from edgecsi.tune.isolated import Devices, Timer
@@ -40,26 +40,21 @@ TARGETS = ("host", "x86", "rpi4")
 FOLDER = Path("tests") / "tune" / "spaces"
 
 
+@script.in_words
 def main(arguments: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m edgecsi.results.spaces", description=__doc__)
+    parser = script.parser("spaces", __doc__)
     parser.add_argument("--to", type=Path, default=FOLDER, metavar="FOLDER", help="of the dumps")
     parser.add_argument("--targets", default=",".join(TARGETS), metavar="T,...", help="default: all")
     parser.add_argument("--only", default="", metavar="TEXT", help="dumps whose name has it")
     chosen = parser.parse_args(arguments)
-    try:
-        for name in chosen.targets.split(","):
-            target = targets.load(name)
-            timer, counted = open_timer("emulate" if target.missing_on_this_cpu() else "local", target)
-            try:
-                for layer in LAYERS:
-                    if chosen.only in layer[0]:
-                        dump(layer, target, timer, counted, chosen.to)
-            finally:
-                timer.close()
-    except EdgecsiError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
+    for name in chosen.targets.split(","):
+        target = targets.load(name)
+        timer, counted = open_timer("emulate" if target.missing_on_this_cpu() else "local", target)
+        with closing(timer):
+            for layer in LAYERS:
+                if chosen.only in layer[0]:
+                    dump(layer, target, timer, counted, chosen.to)
     return 0
 
 

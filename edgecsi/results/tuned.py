@@ -9,7 +9,6 @@ network in place to edgecsi/records.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -28,6 +27,7 @@ from edgecsi.errors import CheckFailed, DeviceError, EdgecsiError
 from edgecsi.kernels.records import SHIPPED, Record, current, own_file, read_records, write_records
 from edgecsi.models import registry
 from edgecsi.report.text import number
+from edgecsi.results import script
 from edgecsi.results.files import own_folder, write_between, write_json
 from edgecsi.results.tables import markdown
 from edgecsi.results.zoo import computes
@@ -54,9 +54,10 @@ together gain no more than noise in place, all are given up: such a network is t
 Json = dict[str, Any]
 
 
+@script.in_words
 def main(arguments: Sequence[str] | None = None) -> int:
     """The script; returns its exit code."""
-    parser = argparse.ArgumentParser(prog="python -m edgecsi.results.tuned", description=__doc__)
+    parser = script.parser("tuned", __doc__)
     parser.add_argument("--target", default="host", help="default: host; rpi4 and rpi5 are emulated")
     parser.add_argument("--minutes", type=float, default=25.0, help="for all that is left")
     parser.add_argument("--only", default="", metavar="TEXT", help="networks whose name has it")
@@ -66,17 +67,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--records", type=Path, metavar="FILE", help="default: your own")
     parser.add_argument("--ship", action="store_true", help="measure nothing; write edgecsi/records")
     chosen = parser.parse_args(arguments)
-    try:
-        if chosen.ship:
-            ship(chosen.records)
-        else:
-            tune_all(chosen.target, chosen.minutes, chosen.only, chosen.again, chosen.records)
-        stored = _stored()
-        disk.write(_folder() / "tuned.md", page(stored))
-        write_between(DOCS / "how-to" / "tune.md", *MARKS, "\n" + summary(stored, _folder()) + "\n")
-    except EdgecsiError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return error.exit_code
+    if chosen.ship:
+        ship(chosen.records)
+    else:
+        tune_all(chosen.target, chosen.minutes, chosen.only, chosen.again, chosen.records)
+    stored = _stored()
+    disk.write(_folder() / "tuned.md", page(stored))
+    write_between(DOCS / "how-to" / "tune.md", *MARKS, "\n" + summary(stored, _folder()) + "\n")
     return 0
 
 

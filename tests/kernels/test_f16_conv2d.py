@@ -3,7 +3,6 @@ what is not finite."""
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from fractions import Fraction
 from typing import Any
@@ -18,7 +17,7 @@ from edgecsi.ops.operators import Conv2d, Half, Quant
 from edgecsi.ops.steps import Step
 from edgecsi.target import load
 from edgecsi.tune.harness import Case
-from tests.kernels.common import available, check, normal
+from tests.kernels.common import available, cases_of_any_knobs, check, normal
 from tests.kernels.guarded import run_guarded
 from tests.kernels.test_f32_conv2d_direct import convolution
 
@@ -106,23 +105,13 @@ def test_every_shape_gives_the_bits_of_the_reference(form: str) -> None:
 @pytest.mark.parametrize("form", KERNELS)
 def test_any_knobs_and_density_give_the_same_bits(form: str) -> None:
     rng = np.random.default_rng(2)
-    board = load(TARGET)
     height = 10 if form == "winograd" else 9
     op = half(convolution(rng, 8, 12, (height, 38), n=2, steps=(Step("relu"),)), rng, gain=0.5)
-    space = KERNELS[form].space(op, board)
-    combinations = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
-    cases: list[Case] = []
-    for index in rng.permutation(len(combinations)):
-        try:
-            KERNELS[form].emit(op, board, combinations[index])
-        except ValueError:
-            continue  # does not fit
-        zeros = rng.random(op.weight.shape) < len(cases) / 7
+    cases = []
+    for number, case in enumerate(cases_of_any_knobs(rng, KERNELS[form], op, TARGET, 8)):
+        zeros = rng.random(op.weight.shape) < number / 7
         sparse = replace(op, weight=np.where(zeros, np.float16(0), op.weight))
-        cases.append(Case(KERNELS[form], sparse, inputs(op, rng), combinations[index]))
-        if len(cases) == 8:
-            break
-    assert len(cases) == 8
+        cases.append(replace(case, op=sparse, inputs=inputs(op, rng)))
     check(cases, TARGET, tolerance=0.0)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 
 import numpy as np
@@ -15,7 +14,7 @@ from edgecsi.ops.steps import Step
 from edgecsi.target import load
 from edgecsi.tune.harness import Case, run_cases
 from tests._cpu import skip_without
-from tests.kernels.common import X86, available, check, normal, on_targets
+from tests.kernels.common import X86, available, cases_of_any_knobs, check, normal, on_targets
 from tests.kernels.test_f32_conv2d_direct import convolution
 
 KERNELS = {
@@ -86,21 +85,8 @@ def test_every_shape_gives_the_bits_of_the_reference(target: str, form: str) -> 
 @pytest.mark.parametrize("form", KERNELS)
 def test_any_knobs_give_the_same_bits(form: str) -> None:
     rng = np.random.default_rng(3)
-    board = load("x86")
     op = int16(convolution(rng, 8, 12, (9, 37), n=2, steps=(Step("relu"),), quant=Quant(0.1, 128)), rng)
-    space = kernel(form, "x86").space(op, board)
-    combinations = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
-    cases: list[Case] = []
-    for index in rng.permutation(len(combinations)):
-        try:
-            kernel(form, "x86").emit(op, board, combinations[index])
-        except ValueError:
-            continue  # does not fit
-        cases.append(Case(kernel(form, "x86"), op, [normal(rng, *op.x.shape)], combinations[index]))
-        if len(cases) == 8:
-            break
-    assert len(cases) == 8
-    check(cases, "x86")
+    check(cases_of_any_knobs(rng, kernel(form, "x86"), op, "x86", 8), "x86")
 
 
 @pytest.mark.parametrize("form", KERNELS)

@@ -12,8 +12,9 @@ from edgecsi.kernels.base import Kernel
 from edgecsi.kernels.variants import all_kernels, candidates
 from edgecsi.kernels.workload import describe
 from edgecsi.ops.dynamic import int16_codes
+from edgecsi.ops.integers import sums_fit
 from edgecsi.ops.layout import Layout
-from edgecsi.ops.operators import Dense, Quant, sums_fit
+from edgecsi.ops.operators import Dense, Quant
 from edgecsi.ops.steps import Step
 from edgecsi.target import load
 from edgecsi.tune.harness import Case, run_cases

@@ -133,7 +133,7 @@ def test_all_scenarios_are_measured_kept_and_written(
     tmp_path: Path, fake_edgecsi: list[list[str]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(results, "_say", said.append)
+    monkeypatch.setattr(results.script, "say", said.append)
     (tmp_path / "results").mkdir()
     (tmp_path / "results" / "csinet-cr16-training.json").write_text('{"machine": "another report"}')
     assert results.main(["--docs", str(tmp_path), "--anyway", "--quick", "--only", "csinet-cr4"]) == 0
@@ -222,7 +222,7 @@ def test_a_failure_costs_only_its_own_row(
     def broken(*_: object, **__: object) -> None:
         raise ZeroDivisionError("nobody expected this")
 
-    monkeypatch.setattr(results, "_say", lambda _: None)
+    monkeypatch.setattr(results.script, "say", lambda _: None)
     monkeypatch.setattr(results, "read_result", broken)
     assert results.main(["--docs", str(tmp_path), "--anyway", "--only", "linear-90-16x4"]) == 0
     stored = results.read_all(tmp_path / "results")
@@ -254,7 +254,7 @@ def test_it_refuses_to_begin_on_a_busy_machine(monkeypatch: pytest.MonkeyPatch, 
     monkeypatch.setattr(results, "other_load", lambda *_: 0.8)
     with pytest.raises(DeviceError, match=r"busy: other processes use 0\.80"):
         results.require_quiet(0)
-    monkeypatch.setattr(results, "_say", lambda _: None)
+    monkeypatch.setattr(results.script, "say", lambda _: None)
     assert results.main(["--docs", str(tmp_path)]) == DeviceError.exit_code
     assert not list(tmp_path.iterdir())
 

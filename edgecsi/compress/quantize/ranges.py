@@ -17,6 +17,7 @@ from edgecsi.compress.watch import Look, rows_of_sequences, watching
 from edgecsi.errors import DataError, NoLayer, Notice
 from edgecsi.models.compressed.layers import evened
 from edgecsi.models.compressed.ops import dynamic_codes
+from edgecsi.ops.integers import EXACT, refuses_integers
 
 _BATCH = 64
 _KEPT_VALUES = 1 << 19  # of a layer's inputs, enough for a range
@@ -26,8 +27,7 @@ _SHRINKS = (1.0, 0.85, 0.7, 0.6, 0.5, 0.4, 0.3)  # of the full range
 _TRIED_SAMPLES = 128
 _FINE = (64, 32, 16, 8)  # steps of the second plane to one of the first
 _LARGEST_PRODUCT = 255 * 127  # of a code and a weight
-_LONGEST_SUM, _LONGEST_FP32_SUM = 1 << 30, 1 << 24  # of an integer layer; where fp32 kernels compute it
-_FEWEST_PIXELS = 4  # of a row, for int8 kernels
+_LONGEST_SUM = 1 << 30  # of an integer layer
 _GAIN_POWERS = (0.25, 0.5, 0.75, 0.9)
 _WORTHWHILE_ERROR = 0.9  # of the error must be left at most for a centre or gain to be worth its bytes
 _SAME = 2.0**-16  # of the largest input: what differs by less from sample to sample does not differ
@@ -164,8 +164,7 @@ def _longest_sum(layer: nn.Conv2d | nn.Linear, output: torch.Size) -> int:
     """Of an integer layer, however it is computed: convolutions with strides, groups or few pixels by fp32 kernels."""
     if isinstance(layer, nn.Linear):
         return _LONGEST_SUM
-    by_int8 = layer.groups == 1 and layer.stride == (1, 1) and output[-1] >= _FEWEST_PIXELS
-    return _LONGEST_SUM if by_int8 else _LONGEST_FP32_SUM
+    return EXACT if refuses_integers(layer.groups, layer.stride, output[-1]) else _LONGEST_SUM
 
 
 def _measured(x: Tensor, method: str, fine: int) -> Range:

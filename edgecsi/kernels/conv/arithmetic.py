@@ -11,6 +11,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from edgecsi.kernels.half import store_results, widened
 from edgecsi.kernels.int16 import Largest, add_products, as_bits, steps_of
 from edgecsi.kernels.tiling import overlap, strided
@@ -278,3 +281,10 @@ def codes_layout(op: Conv2d) -> Layout:
     """Pairs of codes of one sample, as 32-bit pixels."""
     x = op.x
     return Layout((1, -(-x.shape[1] // 2), *x.shape[2:]), "int32", x.halo)
+
+
+def scale_and_bias(op: Conv2d) -> list[NDArray[np.float32]]:
+    """Of every output channel, of a convolution whose sums are scaled."""
+    assert op.scale is not None
+    bias = np.zeros(len(op.weight), np.float32) if op.bias is None else op.bias
+    return [op.scale.astype(np.float32), bias.astype(np.float32)]

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.kernels.base import Cost, Kernel, Knobs
-from edgecsi.kernels.conv.arithmetic import F16
-from edgecsi.kernels.conv.f32_conv2d_direct import F32Conv2dDirect, reach
+from edgecsi.kernels.conv.arithmetic import F16, scale_and_bias
+from edgecsi.kernels.conv.f32_conv2d_direct import F32Conv2dDirect, reach, refuses_images
 from edgecsi.kernels.conv.f32_conv2d_winograd import F32Conv2dWinograd, blocks_of_points
 from edgecsi.kernels.half import doubled, refuses_cpu
 from edgecsi.ops.half import channels_together, points
@@ -35,27 +35,16 @@ def _refuses(op: Conv2d, target: Target, tiled: bool) -> str:
         return reason
     if op.tiled != tiled:
         return f"its sums are {'those' if op.tiled else 'not those'} of Winograd's form"
-    if op.x.group != 1 or op.y.group != 1 or len(op.x.shape) != 4:
-        return "needs plain NCHW images"
-    top, bottom, left, right = op.x.halo
-    rows, columns = reach(op)
-    if isinstance(op.x.fill, tuple) and op.x.lead and rows >= bottom:
+    if reason := refuses_images(op):
+        return reason
+    if isinstance(op.x.fill, tuple) and op.x.lead and reach(op)[0] >= op.x.halo[1]:
         return "the halo below has no row for what is right of the last"
-    if op.padding[0] > top or rows > bottom or op.padding[2] > max(left, right) or columns > max(left, right):
-        return "the input has no halo as wide as the padding"
     return ""
 
 
 def _plain(op: Conv2d) -> Conv2d:
     """Without what is left to the end of a sum."""
     return replace(op, bias=None)
-
-
-def _own(op: Conv2d) -> list[NDArray[Any]]:
-    """Scale and bias of every output channel."""
-    assert op.scale is not None
-    bias = np.zeros(len(op.weight), np.float32) if op.bias is None else op.bias
-    return [op.scale.astype(np.float32), bias.astype(np.float32)]
 
 
 def _cost(op: Conv2d, target: Target, found: Cost, sums: int) -> Cost:
@@ -75,20 +64,12 @@ class F16Conv2dDirect(F32Conv2dDirect):
 
     def _sensible(self, op: Conv2d, target: Target) -> Iterator[dict[str, int]]:
         stretch = channels_together(op.weight)
-        for knobs in super()._sensible(op, target):
+        for knobs in super()._sensible(op, doubled(target)):
             unroll = max(u for u in (1, 2, 4, 8) if stretch % u == 0 and u <= knobs["ci_unroll"])
             # A wide sum takes two registers beside that in half precision.
             sums = knobs["co_tile"] * knobs["rows"] * knobs["columns"]
             if stretch == op.weight.shape[1] or 3 * sums < target.vector_registers:
                 yield knobs | {"ci_unroll": unroll}
-
-    def knobs(self, op: Conv2d, target: Target) -> Knobs:
-        return min(
-            self._sensible(op, doubled(target)), key=lambda knobs: self.cost(op, target, knobs).seconds
-        )
-
-    def space(self, op: Conv2d, target: Target) -> dict[str, Sequence[int]]:
-        return super().space(op, doubled(target))
 
     def cost(self, op: Conv2d, target: Target, knobs: Knobs) -> Cost:
         parts = op.weight.shape[1] // channels_together(op.weight)
@@ -96,7 +77,7 @@ class F16Conv2dDirect(F32Conv2dDirect):
 
     def constants(self, op: Conv2d, target: Target, knobs: Knobs) -> list[NDArray[Any]]:
         stream, *epilogue = super().constants(_plain(op), target, knobs)
-        return [stream, *_own(op), *epilogue]
+        return [stream, *scale_and_bias(op), *epilogue]
 
     def seen(self, op: Conv2d) -> Conv2d:
         return _plain(op)
@@ -114,15 +95,8 @@ class F16Conv2dWinograd(F32Conv2dWinograd):
         return _refuses(op, target, tiled=True)
 
     def _sensible(self, op: Conv2d, target: Target) -> Iterator[dict[str, int]]:
-        return (knobs for knobs in super()._sensible(op, target) if knobs["lanes"] >= _LEAST_LANES)
-
-    def knobs(self, op: Conv2d, target: Target) -> Knobs:
-        return min(
-            self._sensible(op, doubled(target)), key=lambda knobs: self.cost(op, target, knobs).seconds
-        )
-
-    def space(self, op: Conv2d, target: Target) -> dict[str, Sequence[int]]:
-        return super().space(op, doubled(target))
+        found = super()._sensible(op, doubled(target))
+        return (knobs for knobs in found if knobs["lanes"] >= _LEAST_LANES)
 
     def cost(self, op: Conv2d, target: Target, knobs: Knobs) -> Cost:
         return _cost(op, target, super().cost(op, doubled(target), knobs), 4)
@@ -131,7 +105,7 @@ class F16Conv2dWinograd(F32Conv2dWinograd):
         from edgecsi.kernels.emit import epilogue_constants
 
         packed = blocks_of_points(points(op.weight), knobs)
-        return [packed, *_own(op), *epilogue_constants(op)]
+        return [packed, *scale_and_bias(op), *epilogue_constants(op)]
 
     def seen(self, op: Conv2d) -> Conv2d:
         return _plain(op)

@@ -256,6 +256,11 @@ def refuses_f32_conv2d(op: Conv2d) -> str:
     """Why an fp32 kernel that reads NCHW images in their halo cannot compute a convolution."""
     if op.x.dtype != "float32" or op.weight.dtype != np.float32 or op.scale is not None:
         return "input and weights must be float32"
+    return refuses_images(op)
+
+
+def refuses_images(op: Conv2d) -> str:
+    """Why a kernel that reads NCHW images in their halo cannot read those of a convolution."""
     if op.x.group != 1 or op.y.group != 1 or len(op.x.shape) != 4 or len(op.y.shape) != 4:
         return "needs plain NCHW images"
     top, bottom, left, right = op.x.halo

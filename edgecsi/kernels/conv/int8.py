@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.kernels.base import Cost, Kernel, Knobs
+from edgecsi.ops.integers import refuses_integers, sums_fit
 from edgecsi.ops.layout import vector_widths
-from edgecsi.ops.operators import Conv2d, sums_fit
+from edgecsi.ops.operators import Conv2d
 from edgecsi.target import Target
 
 if TYPE_CHECKING:
@@ -105,10 +106,8 @@ class Int8Conv2d(Kernel):
             return reason
         if not sums_fit(op):
             return "its sums may exceed 32 bits: there are too many or too large weights"
-        if op.groups != 1 or op.stride != (1, 1):
-            return "it has no strides and no grouped convolutions"
-        if op.y.shape[3] < 4:
-            return "rows of fewer than 4 pixels"
+        if reason := refuses_integers(op.groups, op.stride, op.y.shape[3]):
+            return reason
         if op.fine > 1 and op.weight.shape[1] % self.x_group(op, target):
             return "the two planes of the input share a group of channels"
         top, bottom, left, right = op.padding

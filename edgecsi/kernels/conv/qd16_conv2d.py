@@ -18,12 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.kernels.base import Cost, Kernel, Knobs
-from edgecsi.kernels.conv.arithmetic import Int16, codes_layout
-from edgecsi.kernels.conv.f32_conv2d_direct import F32Conv2dDirect, reach
+from edgecsi.kernels.conv.arithmetic import Int16, codes_layout, scale_and_bias
+from edgecsi.kernels.conv.f32_conv2d_direct import F32Conv2dDirect, refuses_images
 from edgecsi.kernels.conv.f32_conv2d_winograd import F32Conv2dWinograd, blocks_of_points
 from edgecsi.kernels.tiling import read_gbps
 from edgecsi.ops.half import WINOGRAD
-from edgecsi.ops.operators import Conv2d, sums_fit
+from edgecsi.ops.integers import refuses_integers, sums_fit
+from edgecsi.ops.operators import Conv2d
 from edgecsi.target import Target
 
 _LEAST_LANES = 4
@@ -39,14 +40,8 @@ def _refuses(kernel: Qd16Conv2dDirect | Qd16Conv2dWinograd, op: Conv2d, target: 
         return f"the CPU has no int16 products by {' or '.join(kernel.dots)}"
     if not sums_fit(op):
         return "its sums may exceed 32 bits: there are too many or too large weights"
-    if op.groups != 1 or op.stride != (1, 1):
-        return "it has no strides and no grouped convolutions"
-    if op.x.group != 1 or op.y.group != 1 or len(op.x.shape) != 4 or op.y.shape[3] < _LEAST_LANES:
-        return "needs plain NCHW images of at least 4 columns"
-    top, bottom, left, right = op.x.halo
-    rows, columns = reach(op)
-    if op.padding[0] > top or rows > bottom or op.padding[2] > max(left, right) or columns > max(left, right):
-        return "the input has no halo as wide as the padding"
+    if reason := refuses_images(op) or refuses_integers(op.groups, op.stride, op.y.shape[3]):
+        return reason
     if (op.x.peak or op.y.peak) and (op.y.shape[0] > 1 or op.y_quant is not None):
         return "only one fp32 image at a time has its largest magnitude beside it"
     return ""
@@ -71,13 +66,6 @@ def _code_bytes(op: Conv2d) -> int:
     return -(-codes.nbytes // 64) * 64
 
 
-def _own(op: Conv2d) -> list[NDArray[Any]]:
-    """Scale and bias of every output channel."""
-    assert op.scale is not None
-    bias = np.zeros(len(op.weight), np.float32) if op.bias is None else op.bias
-    return [op.scale.astype(np.float32), bias.astype(np.float32)]
-
-
 def _cost(kernel: Qd16Conv2dDirect | Qd16Conv2dWinograd, op: Conv2d, target: Target, of_pairs: Cost) -> Cost:
     second = target.peak_gmacs_f32 * 1e9
     passes = (_PASSES - 2 * op.x.peak) * op.x.shape[0] * op.x.sample / second
@@ -97,29 +85,21 @@ class Qd16Conv2dDirect(F32Conv2dDirect):
         return _refuses(self, op, target)
 
     def _sensible(self, op: Conv2d, target: Target) -> Iterator[dict[str, int]]:
-        for knobs in super()._sensible(op, target):
+        for knobs in super()._sensible(_seen(op), target):
             # Weights want registers too, or they are loaded for every product.
             sums = knobs["co_tile"] * knobs["rows"] * knobs["columns"]
             if knobs["lanes"] >= _LEAST_LANES and sums <= target.vector_registers // 2:
                 yield knobs
 
-    def knobs(self, op: Conv2d, target: Target) -> Knobs:
-        return super().knobs(_seen(op), target)
-
-    def space(self, op: Conv2d, target: Target) -> dict[str, Sequence[int]]:
-        return super().space(_seen(op), target)
-
     def cost(self, op: Conv2d, target: Target, knobs: Knobs) -> Cost:
-        seen = op if op.weight.dtype == np.int32 else _seen(op)
-        found = super().cost(seen, target, knobs)
-        return found if seen is op else _cost(self, op, target, found)
+        return _cost(self, op, target, super().cost(_seen(op), target, knobs))
 
     def scratch(self, op: Conv2d, target: Target, knobs: Knobs) -> int:
         return _code_bytes(op)
 
     def constants(self, op: Conv2d, target: Target, knobs: Knobs) -> list[NDArray[Any]]:
         stream, *epilogue = super().constants(_seen(op), target, knobs)
-        return [stream, *_own(op), *epilogue]
+        return [stream, *scale_and_bias(op), *epilogue]
 
     def seen(self, op: Conv2d) -> Conv2d:
         return _seen(op)
@@ -148,18 +128,10 @@ class Qd16Conv2dWinograd(F32Conv2dWinograd):
         return ""
 
     def _sensible(self, op: Conv2d, target: Target) -> Iterator[dict[str, int]]:
-        return (knobs for knobs in super()._sensible(op, target) if knobs["lanes"] >= _LEAST_LANES)
-
-    def knobs(self, op: Conv2d, target: Target) -> Knobs:
-        return super().knobs(_seen(op), target)
-
-    def space(self, op: Conv2d, target: Target) -> dict[str, Sequence[int]]:
-        return super().space(_seen(op), target)
+        return (knobs for knobs in super()._sensible(_seen(op), target) if knobs["lanes"] >= _LEAST_LANES)
 
     def cost(self, op: Conv2d, target: Target, knobs: Knobs) -> Cost:
-        seen = op if op.weight.dtype == np.int32 else _seen(op)
-        found = super().cost(seen, target, knobs)
-        return found if seen is op else _cost(self, op, target, found)
+        return _cost(self, op, target, super().cost(_seen(op), target, knobs))
 
     def codes(self, op: Conv2d) -> int:
         return _code_bytes(op)
@@ -173,7 +145,7 @@ class Qd16Conv2dWinograd(F32Conv2dWinograd):
         points = _whole(op).astype(np.int16)
         odd = [(0, 0)] * 3 + [(0, points.shape[3] % 2)]
         pairs = np.ascontiguousarray(np.pad(points, odd)).view(np.int32)
-        return [blocks_of_points(pairs, knobs), *_own(op), *epilogue_constants(op)]
+        return [blocks_of_points(pairs, knobs), *scale_and_bias(op), *epilogue_constants(op)]
 
     def seen(self, op: Conv2d) -> Conv2d:
         return _seen(op)

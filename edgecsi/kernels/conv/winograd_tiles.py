@@ -12,9 +12,9 @@ are left to the end, where a product and the addition of the bias are one instru
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,7 +23,9 @@ from edgecsi.ops.half import WINOGRAD
 from edgecsi.target import Target
 
 Expr = Any  # a TIR expression; tvm has no type stubs
-Factor = Callable[[int], Expr]  # a form's number in all lanes
+Load = Callable[[int, int], Expr]  # pixels of a row, from a column on
+Number = Callable[[int], Expr]  # a vector by its number
+Change = Callable[[Expr], Expr]
 
 A = 0.75
 MOST_TERMS = 128
@@ -47,67 +49,49 @@ _A2, _FOUR_A2, _A, _FOUR_A3, _TWO_A, _TWO_A3 = range(6)
 _TWO, _POWERS = 8, 10  # where 2, 4 and 8 are, and a^0 would be
 
 
-class Tiles(Protocol):
-    """A form."""
+class Tiles(ABC):
+    """A form.
 
-    @property
-    def rows(self) -> int:
-        """Rows of results in a tile."""
+    Attributes:
+        rows, columns: of results in a tile.
+        points: products of a tile, and of one of the pieces of a filter.
+        filter: rows and columns of the filter it is for.
+        pieces: first row and column of what a filter is split into; products of all pieces are added, then transformed.
+        numbers: what pixels and results are multiplied with; lie behind the weights, where they cost no registers.
+        most_terms: products that may be added to a sum, so that a network keeps what fp32 is allowed.
+        least_lanes: tiles of the smallest vector.
+        co_tiles: output channels that a block may have. unrolls: terms that may be added by an iteration.
+        written_out: whether vectors of a block are taken apart and put together by code of their own. If not they take
+            turns in a loop, where their numbers would not fit the registers.
+    """
 
-    @property
-    def columns(self) -> int:
-        """Columns of results in a tile."""
+    rows: int
+    columns: int
+    points: int
+    filter: tuple[int, int]
+    pieces: Sequence[tuple[int, int]]
+    numbers: tuple[float, ...]
+    most_terms: int
+    least_lanes: int
+    co_tiles: tuple[int, ...]
+    unrolls: tuple[int, ...]
+    written_out: bool
 
-    @property
-    def points(self) -> int:
-        """Products of a tile, and of one of the pieces of a filter."""
-
-    @property
-    def written_out(self) -> bool:
-        """Whether vectors of a block are taken apart and put together by code of their own. If not they take turns in a
-        loop, where their numbers would not fit the registers."""
-
+    @abstractmethod
     def slots(self, lanes: int, target: Target) -> tuple[float, float]:
         """Loads, shuffles, additions and stores that take a vector of tiles and a channel apart, and that put one
         together; two a slot."""
 
-    @property
-    def least_lanes(self) -> int:
-        """Tiles of the smallest vector."""
-
+    @abstractmethod
     def span(self, lanes: int, vectors: int, target: Target) -> int:
         """Tiles in a vector of sums, of `vectors` of so many lanes that lie side by side."""
 
-    @property
-    def co_tiles(self) -> tuple[int, ...]:
-        """Output channels that a block may have."""
-
-    @property
-    def unrolls(self) -> tuple[int, ...]:
-        """Terms that may be added by an iteration."""
-
-    @property
-    def most_terms(self) -> int:
-        """Products that may be added to a sum, so that a network keeps what fp32 is allowed."""
-
-    @property
-    def filter(self) -> tuple[int, int]:
-        """Rows and columns of the filter it is for."""
-
-    @property
-    def pieces(self) -> Sequence[tuple[int, int]]:
-        """First row and column of what a filter is split into; products of all pieces are added, then transformed."""
-
+    @abstractmethod
     def weights(self, weight: NDArray[Any]) -> NDArray[np.float64]:
         """Transformed filters ``[points, O, pieces * C]`` of ``[O, C, KH, KW]``."""
 
-    @property
-    def numbers(self) -> tuple[float, ...]:
-        """What pixels and results are multiplied with; lies behind the weights, where it costs no register a number."""
-
-    def apart(
-        self, load: Callable[[int, int], Expr], lanes: int, factor: Factor, narrowed: Callable[[Expr], Expr]
-    ) -> Iterator[Expr]:
+    @abstractmethod
+    def apart(self, load: Load, lanes: int, factor: Number, narrowed: Change) -> Iterator[Expr]:
         """Vectors of a channel's transformed pixels, point by point.
 
         Args:
@@ -115,12 +99,9 @@ class Tiles(Protocol):
                 numbers. narrowed: pixels as they are added.
         """
 
+    @abstractmethod
     def together(
-        self,
-        point: Callable[[int], Expr],
-        results: Callable[[], Callable[[Expr], Expr]],
-        lanes: int,
-        factor: Factor,
+        self, point: Number, results: Callable[[], Change], lanes: int, factor: Number
     ) -> Iterator[list[Expr]]:
         """Row by row, vectors of results side by side.
 
@@ -129,16 +110,13 @@ class Tiles(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class Two:
+class Two(Tiles):
     """F(2x2, 3x3). Lanes are tiles of a row: even and odd columns are taken apart, and put together again."""
 
     rows, columns, points = 2, 2, 16
-    least_lanes = 2
     filter, pieces = (3, 3), ((0, 0),)
-    numbers = ()
-    most_terms = 1 << 30
-    co_tiles, unrolls = (1, 2, 3, 4, 6, 8, 12, 16, 24), (1, 2, 4)
+    numbers, most_terms = (), 1 << 30
+    least_lanes, co_tiles, unrolls = 2, (1, 2, 3, 4, 6, 8, 12, 16, 24), (1, 2, 4)
     written_out = True
 
     def slots(self, lanes: int, target: Target) -> tuple[float, float]:
@@ -150,9 +128,7 @@ class Two:
     def weights(self, weight: NDArray[Any]) -> NDArray[np.float64]:
         return _values(weight, WINOGRAD, WINOGRAD)
 
-    def apart(
-        self, load: Callable[[int, int], Expr], lanes: int, factor: Factor, narrowed: Callable[[Expr], Expr]
-    ) -> Iterator[Expr]:
+    def apart(self, load: Load, lanes: int, factor: Number, narrowed: Change) -> Iterator[Expr]:
         from edgecsi.kernels import emit as e
 
         tile = []
@@ -171,11 +147,7 @@ class Two:
             yield from _apart([e.let(column[i]) for column in columns])
 
     def together(
-        self,
-        point: Callable[[int], Expr],
-        results: Callable[[], Callable[[Expr], Expr]],
-        lanes: int,
-        factor: Factor,
+        self, point: Number, results: Callable[[], Change], lanes: int, factor: Number
     ) -> Iterator[list[Expr]]:
         from edgecsi.kernels import emit as e
 
@@ -195,40 +167,24 @@ class Two:
 TWO = Two()
 
 
-@dataclass(frozen=True)
-class Four:
+class Four(Tiles):
     """F(4x4, 3x3), and F(4, 3) of one direction; larger filters are split into pieces of three taps.
 
     Rows are transformed as they lie in memory. Then squares of 4x4 pixels are transposed within 128 bits, which every CPU
     does by single instructions: afterwards neighbouring lanes are `lanes` pixels apart, and so many tiles / 4.
-
-    Attributes:
-        filter: rows and columns; a direction of one tap is left as it is. on_x86: slots there.
     """
 
-    filter: tuple[int, int]
-    on_x86: tuple[float, float]
-
-    least_lanes = 4
     numbers, most_terms = _NUMBERS, MOST_TERMS
-    co_tiles, unrolls = (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24), (1, 2, 3, 4)
+    least_lanes, co_tiles, unrolls = 4, (1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 24), (1, 2, 3, 4)
     written_out = False
 
-    @property
-    def tall(self) -> bool:
-        return self.filter[0] > 1
-
-    @property
-    def wide(self) -> bool:
-        return self.filter[1] > 1
-
-    @property
-    def rows(self) -> int:
-        return 4 if self.tall else 1
-
-    @property
-    def columns(self) -> int:
-        return 4 if self.wide else 1
+    def __init__(self, filter: tuple[int, int], on_x86: tuple[float, float]) -> None:
+        """`filter`: rows and columns; a direction of one tap is left as it is. `on_x86`: slots there."""
+        height, width = self.filter = filter
+        self.tall, self.wide, self.on_x86 = height > 1, width > 1, on_x86
+        self.rows, self.columns = (4 if self.tall else 1), (4 if self.wide else 1)
+        self.points = (6 if self.tall else 1) * (6 if self.wide else 1)
+        self.pieces = [(i, j) for i, _ in _thirds(height) for j, _ in _thirds(width)]
 
     def slots(self, lanes: int, target: Target) -> tuple[float, float]:
         # ARM shuffles where it multiplies. Two halves of a vector of AVX-512 take less than twice the time of a whole.
@@ -237,15 +193,6 @@ class Four:
 
     def span(self, lanes: int, vectors: int, target: Target) -> int:
         return min(lanes * vectors, max(lanes, target.lanes_f32))
-
-    @property
-    def points(self) -> int:
-        return (6 if self.tall else 1) * (6 if self.wide else 1)
-
-    @property
-    def pieces(self) -> Sequence[tuple[int, int]]:
-        height, width = self.filter
-        return [(i, j) for i, _ in _thirds(height) for j, _ in _thirds(width)]
 
     def weights(self, weight: NDArray[Any]) -> NDArray[np.float64]:
         one = np.ones((1, 1))
@@ -259,9 +206,7 @@ class Four:
                 found.append(_values(piece, left, right))
         return np.concatenate(found, axis=2)
 
-    def apart(
-        self, load: Callable[[int, int], Expr], lanes: int, factor: Factor, narrowed: Callable[[Expr], Expr]
-    ) -> Iterator[Expr]:
+    def apart(self, load: Load, lanes: int, factor: Number, narrowed: Change) -> Iterator[Expr]:
         from edgecsi.kernels import emit as e
 
         # The last two pixels are the end of a vector, not the beginning of one: nothing behind them is read.
@@ -296,11 +241,7 @@ class Four:
         return columns
 
     def together(
-        self,
-        point: Callable[[int], Expr],
-        results: Callable[[], Callable[[Expr], Expr]],
-        lanes: int,
-        factor: Factor,
+        self, point: Number, results: Callable[[], Change], lanes: int, factor: Number
     ) -> Iterator[list[Expr]]:
         from edgecsi.kernels import emit as e
 
@@ -370,7 +311,7 @@ def _together(sums: Sequence[Expr]) -> list[Expr]:
     return [a + b + c, b - c - d]
 
 
-def _values_at_points(d: Callable[[int], Expr], factor: Factor) -> list[Expr]:
+def _values_at_points(d: Callable[[int], Expr], factor: Number) -> list[Expr]:
     """B^T of F(4, 3): for every point the coefficients of the product of x - q for all other points q.
 
     Few sums are needed again after something was added to them, for which ARM would copy them.
@@ -387,7 +328,7 @@ def _values_at_points(d: Callable[[int], Expr], factor: Factor) -> list[Expr]:
     return [first, *pairs, last]
 
 
-def _results(sums: Sequence[Expr], factor: Factor) -> list[Expr]:
+def _results(sums: Sequence[Expr], factor: Number) -> list[Expr]:
     """A^T of F(4, 3) with a = 1: result k is still to be multiplied with a^k."""
     from edgecsi.kernels import emit as e
 

@@ -21,7 +21,8 @@ from edgecsi.kernels.dense.results import Results, spill_bytes, spills
 from edgecsi.kernels.dense.sparse import Section, pack_all, sections
 from edgecsi.kernels.int16 import Largest, add_products, as_bits, steps_of
 from edgecsi.kernels.tiling import overlap
-from edgecsi.ops.operators import Dense, sums_fit
+from edgecsi.ops.integers import sums_fit
+from edgecsi.ops.operators import Dense
 from edgecsi.target import Target
 
 if TYPE_CHECKING:

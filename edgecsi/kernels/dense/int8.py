@@ -37,7 +37,8 @@ from edgecsi.kernels.dense.sparse import (
     sections,
 )
 from edgecsi.kernels.dense.walk import positions
-from edgecsi.ops.operators import Dense, sums_fit
+from edgecsi.ops.integers import sums_fit
+from edgecsi.ops.operators import Dense
 from edgecsi.target import Target
 
 if TYPE_CHECKING:

@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from edgecsi import disk
+
 RESULTS = Path("docs") / "results"
 
 
@@ -26,12 +28,11 @@ def main() -> None:
 )  # fmt: skip
 def fuzz(minutes: float, only: str, jobs: int, to: Path) -> None:
     """Broken and hostile files, for every reader."""
-    from edgecsi.disk import cache_dir
     from edgecsi.results.reliability.fuzz import Tally
     from edgecsi.results.reliability.fuzz import fuzz as run
 
     before = Tally.of(json.loads(to.read_text())) if to.exists() else Tally()
-    keep = cache_dir() / "findings"
+    keep = disk.cache_dir() / "findings"
     found = run(before, minutes, keep, only, lambda tally: _write(to, tally.tree()), jobs)
     _write(to, found.tree())
     tree = found.tree()
@@ -135,14 +136,11 @@ def page() -> None:
     names = ("fuzz", "faults", "memory", "tuning", "deployment", "devices")
     stored = [RESULTS / f"reliability-{name}.json" for name in names]
     results = [json.loads(path.read_text()) if path.exists() else {} for path in stored]
-    Path("docs/reliability.md").write_text(made(*results), encoding="utf-8")
+    disk.write(Path("docs/reliability.md"), made(*results))
 
 
 def _write(path: Path, tree: object) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.new")
-    beside.write_text(json.dumps(tree, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    beside.replace(path)
+    disk.write(path, json.dumps(tree, indent=1, ensure_ascii=False) + "\n")
 
 
 if __name__ == "__main__":
