@@ -22,6 +22,7 @@ import pytest
 from edgecsi.bundle import Bundle
 from edgecsi.deploy import Options, deploy, rollback
 from edgecsi.errors import DeviceError, EdgecsiError
+from tests._every_case import EVERY_CASE
 from tests.deploy.conftest import active, place
 from tests.deploy.faults import count, recover, strike
 from tests.deploy.simulated import Plan, Simulated, copy
@@ -32,7 +33,7 @@ DEPLOY = [
     *(*ENTRIES, "activate", "prune", "unlock"),
 ]
 CHANGING = {"lock", "stage", "settle", "activate", "prune"}
-EVERYWHERE = not {"EDGECSI_FAULT_COUNTS", "EDGECSI_EVERY_CASE"}.isdisjoint(os.environ)
+EVERYWHERE = EVERY_CASE or "EDGECSI_FAULT_COUNTS" in os.environ
 SCRIPTED = [n for n, step in enumerate(DEPLOY, 1) if n > DEPLOY.index("lock") and step not in ENTRIES]
 Device = Callable[[], Path]
 

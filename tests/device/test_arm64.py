@@ -19,6 +19,7 @@ from edgecsi.device.protocol import Plan
 from edgecsi.errors import DeviceError
 from tests import _tiny
 from tests._arm64 import arm64, lend_libraries
+from tests._every_case import EVERY_CASE
 from tests._sshd import Sshd
 
 pytestmark = pytest.mark.needs("ssh", "sshd", "qemu-aarch64-static")
@@ -85,7 +86,9 @@ def test_a_pi_5s_bundle_is_refused_on_a_pi_4_by_name(
         assert device.info().description == "cortex-a76 (QEMU)"
 
 
-@pytest.mark.parametrize(("target", "cpu"), [("rpi4", "cortex-a72"), ("rpi5", "cortex-a76")])
+@pytest.mark.parametrize(
+    ("target", "cpu"), [*([("rpi4", "cortex-a72")] if EVERY_CASE else []), ("rpi5", "cortex-a76")]
+)
 def test_a_network_through_the_aarch64_agent(
     target: str, cpu: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

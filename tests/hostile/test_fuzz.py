@@ -8,11 +8,12 @@ import pytest
 
 from edgecsi.results.reliability import fuzz
 from edgecsi.results.reliability.readers import readers
-from tests.kernels.common import EVERY_CASE
+from tests._every_case import EVERY_CASE
 
 
 def test_every_reader_refuses_broken_files_in_three_lines(tmp_path: Path) -> None:
-    found = fuzz.fuzz(fuzz.Tally(), minutes=2 if EVERY_CASE else 0, keep=tmp_path / "findings", batch=6)
+    minutes, batch = (2, 6) if EVERY_CASE else (0, 3)
+    found = fuzz.fuzz(fuzz.Tally(), minutes, tmp_path / "findings", batch=batch)
     assert not found.findings
     assert {kind.partition(":")[0] for kind in found.kinds} == {reader.name for reader in readers(tmp_path)}
     assert len(found.kinds) >= 60

@@ -19,12 +19,13 @@ from edgecsi.ops.operators import Op
 from edgecsi.target import Target, load
 from edgecsi.tune.harness import Case
 from tests._cpu import skip_without
+from tests._every_case import in_turns
 from tests.kernels.guarded import run_guarded
 
 X86 = ("x86-64-v3", "x86-64-v4", "host")
 PI = ("rpi4", "rpi5")
-EVERY_CASE = "EDGECSI_EVERY_CASE" in os.environ
-"""Whether to try every shape on every target, as CI does; else each kernel has some, all targets all of them."""
+PAIRS = {"x86-64-v4": 0, "host": 1, "rpi4": 0, "rpi5": 1}
+"""Targets with the same fp32 instructions, and which of two turns each has."""
 
 
 def on_targets(*names: str) -> pytest.MarkDecorator:
@@ -49,15 +50,19 @@ def available(name: str) -> Target:
 
 
 def check(
-    cases: Sequence[Case] | Callable[[Target], Sequence[Case]], target: str, tolerance: float = 1e-5
+    cases: Sequence[Case] | Callable[[Target], Sequence[Case]],
+    target: str,
+    tolerance: float = 1e-5,
+    in_pairs: bool = False,
 ) -> None:
     """Build all cases, run them between guard pages, compare with the operators' references.
 
     Codes must be equal, floats agree to `tolerance` of the largest output; the halo must be written. A kernel
-    must not refuse what a test asks of it.
+    must not refuse what a test asks of it. `in_pairs`: of two targets in `PAIRS`, each tries every second case.
     """
     board = available(target)
     listed = cases(board) if callable(cases) else cases
+    listed = in_turns(listed, PAIRS[target]) if in_pairs and target in PAIRS else listed
     assert listed, f"nothing to check on {target}"
     for case in listed:
         assert case.kernel.refuses(case.op, board) == "", case.op

@@ -16,7 +16,7 @@ from edgecsi.ops.operators import Dense, Quant
 from edgecsi.ops.steps import Step
 from edgecsi.target import Target
 from edgecsi.tune.harness import Case
-from tests.kernels.common import EVERY_CASE
+from tests._every_case import EVERY_CASE, in_turns
 
 Array = np.ndarray[Any, Any]
 TARGETS = ("x86-64-v3", "host", "rpi4", "rpi5")
@@ -36,7 +36,7 @@ def _turn(target: Target) -> int:
 
 def some(cases: Sequence[Any], target: Target, which: int) -> Sequence[Any]:
     """Every second one; the others are another target's, or the next kernel's."""
-    return cases if EVERY_CASE else cases[(which + _turn(target)) % 2 :: 2]
+    return in_turns(cases, which + _turn(target))
 
 
 def mask(

@@ -42,7 +42,7 @@ def test_every_shape_and_density_matches_the_reference(name: str, target: str) -
             if not kernel.refuses(op, board):
                 cases.append(Case(kernel, op, [normal(rng, samples, inputs)]))
     assert len(cases) >= 5
-    check(cases, target)
+    check(cases, target, in_pairs=True)
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:

@@ -88,7 +88,11 @@ def operators() -> list[Conv2d]:
 def test_every_shape_matches_the_reference(name: str, target: str) -> None:
     rng = np.random.default_rng(2)
     kernel = all_kernels()[name]
-    check([Case(kernel, op, [normal(rng, *lay.shape) for lay in op.inputs]) for op in operators()], target)
+    check(
+        [Case(kernel, op, [normal(rng, *lay.shape) for lay in op.inputs]) for op in operators()],
+        target,
+        in_pairs=True,
+    )
 
 
 @on_targets("host", "rpi4")

@@ -43,7 +43,11 @@ def test_every_shape_matches_the_reference(target: str) -> None:
         convolution(rng, 5, 17, (7, 31), halo=2),
         convolution(rng, 33, 3, (3, 130)),
     ]
-    check([Case(KERNEL, op, [normal(rng, *lay.shape) for lay in op.inputs]) for op in operators], target)
+    check(
+        [Case(KERNEL, op, [normal(rng, *lay.shape) for lay in op.inputs]) for op in operators],
+        target,
+        in_pairs=True,
+    )
 
 
 @on_targets()
@@ -65,7 +69,11 @@ def test_tiles_of_four_rows_and_columns_match_the_reference(target: str) -> None
         convolution(rng, 5, 17, (7, 35), halo=2),
         convolution(rng, 33, 3, (5, 130)),
     ]
-    check([Case(FOUR, op, [normal(rng, *lay.shape) for lay in op.inputs]) for op in operators], target)
+    check(
+        [Case(FOUR, op, [normal(rng, *lay.shape) for lay in op.inputs]) for op in operators],
+        target,
+        in_pairs=True,
+    )
 
 
 @on_targets()

@@ -62,7 +62,11 @@ def operators() -> list[Dense]:
 def test_every_shape_matches_the_reference(target: str) -> None:
     rng = np.random.default_rng(2)
     kernel = all_kernels()["f32_dense"]
-    check([Case(kernel, op, [normal(rng, *lay.shape) for lay in op.inputs]) for op in operators()], target)
+    check(
+        [Case(kernel, op, [normal(rng, *lay.shape) for lay in op.inputs]) for op in operators()],
+        target,
+        in_pairs=True,
+    )
 
 
 @on_targets()

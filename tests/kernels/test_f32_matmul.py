@@ -35,7 +35,11 @@ def operators() -> list[MatMul]:
 def test_every_shape_matches_the_reference(target: str) -> None:
     rng = np.random.default_rng(2)
     kernel = all_kernels()["f32_matmul"]
-    check([Case(kernel, op, [normal(rng, *lay.shape) for lay in op.inputs]) for op in operators()], target)
+    check(
+        [Case(kernel, op, [normal(rng, *lay.shape) for lay in op.inputs]) for op in operators()],
+        target,
+        in_pairs=True,
+    )
 
 
 def test_batches_that_differ_are_refused() -> None:

@@ -60,7 +60,11 @@ def operators() -> list[Pool2d]:
 def test_every_window_matches_the_reference(target: str) -> None:
     rng = np.random.default_rng(2)
     kernel = all_kernels()["f32_pool2d"]
-    check([Case(kernel, op, [normal(rng, *lay.shape) for lay in op.inputs]) for op in operators()], target)
+    check(
+        [Case(kernel, op, [normal(rng, *lay.shape) for lay in op.inputs]) for op in operators()],
+        target,
+        in_pairs=True,
+    )
 
 
 def test_a_window_outside_the_image_is_refused() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from typing import Any
 
 import numpy as np
@@ -18,7 +17,7 @@ from edgecsi.ops.operators import Dense, Quant
 from edgecsi.ops.steps import Step
 from edgecsi.target import load
 from edgecsi.tune.harness import Case, run_cases
-from tests.kernels.common import X86, available, check, normal, on_targets
+from tests.kernels.common import X86, available, cases_of_any_knobs, check, normal, on_targets
 
 CODES = Quant(0.031, 117, 0.1)
 
@@ -77,10 +76,7 @@ def test_every_shape_gives_the_bits_of_the_reference(target: str) -> None:
 def test_any_knobs_give_the_same_bits() -> None:
     rng = np.random.default_rng(3)
     op = layer(rng, 13, 50, 77, epilogue=(Step("relu"),))
-    space = kernel("x86").space(op, load("x86"))
-    combinations = [dict(zip(space, values, strict=True)) for values in itertools.product(*space.values())]
-    chosen = rng.permutation(len(combinations))[:12]
-    check([Case(kernel("x86"), op, [normal(rng, *op.x.shape)], combinations[i]) for i in chosen], "x86", 0.0)
+    check(cases_of_any_knobs(rng, kernel("x86"), op, "x86", 12), "x86", 0.0)
 
 
 @on_targets("x86-64-v3", "host")

@@ -16,7 +16,8 @@ from edgecsi.ops.operators import Conv2d, Elementwise, Quant
 from edgecsi.ops.steps import Step
 from edgecsi.target import Target, load
 from edgecsi.tune.harness import Case, run_cases
-from tests.kernels.common import EVERY_CASE, available, check, normal
+from tests._every_case import in_turns
+from tests.kernels.common import available, check, normal
 
 KERNELS = [
     ("qs8_conv2d_vnni", "x86-64-v4"),
@@ -116,8 +117,7 @@ def test_the_layers_of_csi_networks(kernel: str, target: str) -> None:
         ((2, 2, 5, 5), {}),
         ((2, 14, 1, 1), {"epilogue": (skip, LEAKY)}),
     ]
-    if not EVERY_CASE:
-        layers = layers[[name for name, _ in KERNELS].index(kernel) % 2 :: 2]
+    layers = in_turns(layers, [name for name, _ in KERNELS].index(kernel))
     # Without a function of libm in it, fp32 is as exact as the codes are.
     check(
         [convolution(rng, board, kernel, s, (32, 32), **more) for s, more in layers], target, tolerance=1e-30
