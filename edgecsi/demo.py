@@ -15,9 +15,10 @@ from edgecsi.channels import files
 from edgecsi.deploy import deploy, destination, status
 from edgecsi.device import open_device
 from edgecsi.device.loopback import loopback
-from edgecsi.evaluate import Evaluation, evaluate, reference_model
+from edgecsi.evaluate import Evaluation, evaluate
 from edgecsi.pipeline import BuildOptions, build
 from edgecsi.progress import Progress
+from edgecsi.reference import reference_model
 from edgecsi.report.html import html
 from edgecsi.report.make import make_report
 from edgecsi.report.read import read_shown

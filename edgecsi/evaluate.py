@@ -10,15 +10,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from edgecsi import verdict
-from edgecsi.bundle import Bundle, Manifest, read_golden
+from edgecsi.bundle import Bundle, read_golden
 from edgecsi.bundle import Entry as Described
 from edgecsi.channels import files, metrics
 from edgecsi.channels.named import has_samples, load_named, samples_of
 from edgecsi.device import Device
 from edgecsi.device.protocol import Samples
-from edgecsi.errors import BundleError, CheckFailed, DataError, EdgecsiError, Notice, UsageError
+from edgecsi.errors import CheckFailed, DataError, EdgecsiError, Notice, UsageError
+from edgecsi.models.entries import outputs_named
 from edgecsi.progress import Progress
-from edgecsi.reference import AT_ONCE, answers, calls_of
+from edgecsi.reference import AT_ONCE, answers, calls_of, reference_model
 from edgecsi.verdict import Difference, difference, difference_but_ties
 
 if TYPE_CHECKING:
@@ -49,44 +50,6 @@ class Evaluation:
     """Calls by entry that these leave out: a value lay on an edge (argmax, sort, round), and rounding decided."""
     bit_error_rates: dict[str, list[float]] | None = None
     """Of a detector, as :func:`edgecsi.models.fullycon.error_rates` gives them."""
-
-
-def reference_model(manifest: Manifest, model: str | None = None, weights: str | None = None) -> LoadedModel:
-    """The PyTorch model that a bundle was built from.
-
-    A bundle names its model, but only names of the zoo are looked up: a bundle may be a stranger's, and
-    ``package.module:factory`` would run code.
-
-    Args:
-        manifest: of the bundle.
-        model: MODEL as given to build, needed where the bundle's own is none of the zoo.
-        weights: its weights, if they were not the shipped ones.
-
-    Raises:
-        UsageError: the bundle's model is none of the zoo, and no other was given.
-        ModelError: the model cannot be loaded.
-        BundleError: the bundle was built from other weights.
-    """
-    from edgecsi.models import registry
-    from edgecsi.models.load import load_model
-
-    spec = model or manifest.model.spec
-    if model is None and not registry.ships(spec):
-        raise UsageError(
-            f"{manifest.name} was built from {spec}, which is no model of the zoo",
-            "for safety, a bundle's word alone makes edgecsi run no other code and open no other file",
-            f"pass --model {spec}" + (" --weights FILE" if ":" in spec and manifest.model.sha256 else ""),
-        )
-    whole = manifest.entries.get("full") or manifest.entries.get("encoder")  # a decoder's input is another
-    shape = whole.inputs[0].shape if whole is not None and ":" in spec else None
-    loaded = load_model(spec, weights, shape, allow_random=manifest.model.sha256 is None)
-    if loaded.sha256 != manifest.model.sha256:
-        raise BundleError(
-            f"{manifest.name} was built from other weights than {weights or spec} has",
-            f"sha256 {manifest.model.sha256 or '(no file)'} and {loaded.sha256 or '(no file)'}",
-            "name the checkpoint with --weights, or build the bundle again",
-        )
-    return loaded
 
 
 def evaluate(
@@ -162,8 +125,12 @@ def evaluate(
     samples, real = next(((x, t.dtype == "float32") for x, t in of if t.shape), (given[0], whole is None))
     full = _alike(outputs.get("full", ()), samples) if real else None
     # where nothing is reconstructed these figures have no meaning
-    expected_full = None if full is None else _alike(expected.get("full", ()), samples)
-    exact = None if full is None or fp32 is None else _alike(answers(fp32, given), samples)
+    expected_full = exact = None
+    if full is not None and reference is not None:
+        kept = _kept(reference.entries["full"], entries.get("full"), expected["full"])
+        expected_full = _alike(kept, samples)
+    if full is not None and fp32 is not None:
+        exact = _alike(_kept(fp32, entries.get("full"), answers(fp32, given)), samples)
     channels = full if full is not None and full.shape[1:] == files.SAMPLE else None
     if channels is not None and not np.isfinite(channels).all():
         channels = None  # what overflows is like nothing
@@ -195,10 +162,10 @@ def _worst(found: Sequence[NDArray[Any]], expected: Sequence[NDArray[Any]]) -> D
 
 
 def _kept(entry: Part, built: Described | None, answers: tuple[Any, ...]) -> tuple[Any, ...]:
-    """Of PyTorch's answers those that the bundle has: it may have been built for some outputs only."""
-    if built is None or len(built.outputs) == len(answers):
+    """Of PyTorch's answers those that the bundle has, in its order: it may have been built for some outputs only."""
+    if built is None:
         return answers
-    return tuple(answers[entry.output_names.index(tensor.name)] for tensor in built.outputs)
+    return tuple(answers[k] for k in outputs_named(entry, [tensor.name for tensor in built.outputs]))
 
 
 def _but_for_rounding(

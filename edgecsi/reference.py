@@ -3,21 +3,95 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from edgecsi import verdict
-from edgecsi.errors import ModelError
+from edgecsi.bundle import Entry, Manifest, Tensor
+from edgecsi.errors import BundleError, EdgecsiError, ModelError, UsageError
+from edgecsi.models.entries import outputs_named
+from edgecsi.names import split_batch
 
 if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
     from edgecsi.models.entries import Part
+    from edgecsi.models.load import LoadedModel
 
 AT_ONCE = 64
 """Calls of a network in one of PyTorch, where it takes any batch."""
+
+
+def reference_model(manifest: Manifest, model: str | None = None, weights: str | None = None) -> LoadedModel:
+    """The PyTorch model that a bundle was built from.
+
+    A bundle names its model, but only names of the zoo are looked up: a bundle may be a stranger's, and
+    ``package.module:factory`` would run code.
+
+    Args:
+        manifest: of the bundle.
+        model: MODEL as given to build, needed where the bundle's own is none of the zoo.
+        weights: its weights, if they were not the shipped ones.
+
+    Raises:
+        UsageError: the bundle's model is none of the zoo, and no other was given.
+        ModelError: the model cannot be loaded.
+        BundleError: the bundle was built from other weights, or another network.
+    """
+    from edgecsi.models import registry
+    from edgecsi.models.load import load_model
+
+    spec = model or manifest.model.spec
+    if model is None and not registry.ships(spec):
+        raise UsageError(
+            f"{manifest.name} was built from {spec}, which is no model of the zoo",
+            "for safety, a bundle's word alone makes edgecsi run no other code and open no other file",
+            f"pass --model {spec}" + (" --weights FILE" if ":" in spec and manifest.model.sha256 else ""),
+        )
+    whole = manifest.entries.get("full") or manifest.entries.get("encoder")  # a decoder's input is another
+    shape = whole.inputs[0].shape if whole is not None and ":" in spec else None
+    random = manifest.model.sha256 is None
+    try:
+        loaded = load_model(spec, weights, shape, allow_random=random)
+    except ModelError as error:
+        other: EdgecsiError | None = None
+        with suppress(ModelError):  # another network may take its own example only
+            other = _not_of(manifest, load_model(spec, weights, allow_random=random), spec)
+        raise other or error from None
+    if loaded.sha256 != manifest.model.sha256:
+        raise BundleError(
+            f"{manifest.name} was built from other weights than {weights or spec} has",
+            f"sha256 {manifest.model.sha256 or '(no file)'} and {loaded.sha256 or '(no file)'}",
+            "name the checkpoint with --weights, or build the bundle again",
+        )
+    if (wrong := _not_of(manifest, loaded, spec)) is not None:
+        raise wrong
+    return loaded
+
+
+def _not_of(manifest: Manifest, model: LoadedModel, spec: str) -> BundleError | None:
+    """What to raise if a bundle was not built from a model, by what its entries take and give."""
+    for name, built in manifest.entries.items():
+        if split_batch(name)[1] == 1 and not (name in model.entries and _fits(model.entries[name], built)):
+            return BundleError(
+                f"{manifest.name} was not built from {spec}",
+                f"its entry {name} takes {_listed(built.inputs)} and gives {_listed(built.outputs)}",
+                f"pass --model {manifest.model.spec}",
+            )
+    return None
+
+
+def _fits(entry: Part, built: Entry) -> bool:
+    """Whether an entry takes what a bundle's takes, and gives all that it gives."""
+    takes = [tuple(x.shape[1:]) for x in entry.inputs] == [t.shape[1:] for t in built.inputs]
+    return takes and len(outputs_named(entry, [t.name for t in built.outputs])) == len(built.outputs)
+
+
+def _listed(tensors: Sequence[Tensor]) -> str:
+    return ", ".join(f"{tensor.name} {list(tensor.shape)}" for tensor in tensors)
 
 
 def refuse_mixed_batches(entry: Part) -> None:

@@ -27,6 +27,7 @@ from edgecsi.bench.result import (
 from edgecsi.bundle import Bundle, Loaded, read_bundle, read_golden
 from edgecsi.device import Device, Remote, open_device
 from edgecsi.errors import ConnectionLost, DeviceError, UsageError
+from edgecsi.names import split_batch
 from edgecsi.progress import Progress
 from edgecsi.verdict import Difference
 
@@ -104,8 +105,13 @@ def run_bench(
             "that compares SSH with RPC on one device",
             "use ssh://HOST",
         )
+    if peers and split_batch(entry)[1] > 1:
+        raise UsageError(
+            f"other engines cannot be measured on {entry}", "it is several calls at once, and they are given single ones",
+            f"compare --entry {split_batch(entry)[0]}, or batches: --batch {split_batch(entry)[1]}",
+        )  # fmt: skip
     elsewhere = opened.spec != "local"
-    if batch is not None and elsewhere:
+    if batch is not None:
         throughput.refuse_batches(bundle, entry, opened, batch, threads)
     # the times of a device under QEMU say nothing, however long they are taken
     protocol = QUICK if quick or (elsewhere and opened.info().emulated) else FULL

@@ -160,10 +160,10 @@ def fp32_model(manifest: Manifest, model: str | None, weights: str | None) -> nn
     clustered), the uncompressed network, which costs the same with any weights."""
     import json
 
-    from edgecsi.evaluate import reference_model
     from edgecsi.models import factories, registry
     from edgecsi.models.compressed.layers import CompressedLayer
     from edgecsi.models.entries import entries_of
+    from edgecsi.reference import reference_model
 
     loaded = reference_model(manifest, model, weights)
     if not any(isinstance(part, CompressedLayer) for part in loaded.module.modules()):
@@ -181,10 +181,13 @@ def _with_outputs_of(manifest: Manifest, module: nn.Module, entries: Mapping[str
     longer what the model is."""
     from torch import nn
 
-    from edgecsi.models.entries import with_outputs
+    from edgecsi.models.entries import outputs_named, with_outputs
 
     built = {split_batch(name)[0]: entry for name, entry in manifest.entries.items()}
-    same = all(len(entries[name].output_names) == len(entry.outputs) for name, entry in built.items())
+    same = all(
+        outputs_named(entries[name], [t.name for t in e.outputs]) == [*range(len(entries[name].output_names))]
+        for name, e in built.items()
+    )
     whole = entries["full"].module is module
     if same and whole and all(x.is_floating_point() for name in built for x in entries[name].inputs):
         return module

@@ -162,18 +162,27 @@ def used_sizes(sizes: Iterable[int], batch: int) -> list[int]:
 
 
 def refuse_batches(bundle: Bundle, entry: str, device: Device, batch: int, threads: int) -> None:
-    """Refuses what a device cannot measure in batches, before anything is measured.
+    """Refuses what cannot be measured in batches, before anything is measured.
 
     Raises:
-        UsageError: it has no latencies, or only some ways of calling.
+        UsageError: the entry maps other than one array of samples to another; the device has no latencies, or only
+            some ways of calling.
         BundleError: there is no such entry.
     """
     sizes, described = bundle.batch_entries(entry), bundle.entry(entry)
-    if len(described.inputs) > 1 or len(described.outputs) > 1 or batch % min(sizes):
+    if not described.maps_samples:
+        several = next((name for name in sizes.values() if name != entry), "")
         raise UsageError(
-            f"{entry} cannot be measured in batches of {batch}",
-            f"it takes {min(sizes)} samples a call, {len(described.inputs)} inputs and gives {len(described.outputs)}"
-            " outputs", "batches are of entries with one of each, in whole calls",
+            f"{entry} cannot be measured in batches",
+            f"they are of one array of samples that becomes another, and it takes {len(described.inputs)} inputs and "
+            f"gives {len(described.outputs)} outputs, or some without a sample axis",
+            "leave --batch out: single calls are measured"
+            + (f", of --entry {several} too" if several else ""),
+        )
+    if batch % min(sizes):
+        raise UsageError(
+            f"{entry} cannot be measured in batches of {batch}", f"a call takes {min(sizes)} samples",
+            f"give a multiple of {min(sizes)}",
         )  # fmt: skip
     if device.spec == "emulate":
         raise UsageError("batches cannot be measured emulated", "there are no times", "use a real device")
@@ -226,12 +235,17 @@ def peer_settings(
                 Skipped(peer.name, "batches are measured against onnxruntime only", "--against onnxruntime")
             )
             continue
+        refused: dict[int, str] = {}
         try:
             for done, batch in enumerate(PEER_BATCHES):
                 if progress is not None:
                     progress(done, len(PEER_BATCHES), f"preparing {peer.name} for batches of {batch}")
                 x = repeated(samples, batch)
-                expected = reference(x)
+                try:
+                    expected = reference(x)
+                except Exception as error:  # the network may be the user's, and take one batch only
+                    refused[batch] = " ".join(str(error).split())[:200]
+                    continue
                 prepared = peer.prepare_threads(module, x, entry, PEER_THREADS)
                 for threads, run in zip(PEER_THREADS, prepared, strict=True):
                     found = verdict.require(peer.name, run(x), expected, verdict.OTHER_ENGINE)
@@ -239,6 +253,11 @@ def peer_settings(
                     settings.append(Setting(peer.name, peer.version(), found, batch, threads, batch, call))
         except (ToolchainError, CheckFailed) as error:
             skipped.append(Skipped(peer.name, f"{error.what}: {error.why}", error.fix))
+        if refused:
+            batches, why = ", ".join(map(str, refused)), next(iter(refused.values()))
+            skipped.append(
+                Skipped(peer.name, f"the network takes no batches of {batches}: {why}", "leave --batch out")
+            )
     return settings, skipped
 
 

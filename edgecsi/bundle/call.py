@@ -215,7 +215,7 @@ def to_samples(x: ArrayLike, tensor: Tensor) -> Array:
         raise DataError(
             f"the input {tensor.name} has shape {array.shape}", "it holds no samples of it", f"give {wanted}"
         )
-    return np.require(array, tensor.dtype, ["C", "A"])
+    return to_type(array, tensor)
 
 
 def _to_array(x: ArrayLike, tensor: Tensor) -> Array:
@@ -226,6 +226,25 @@ def _to_array(x: ArrayLike, tensor: Tensor) -> Array:
             f"the library was built for {tensor.shape}",
             "pass one sample at a time, batch axis first, or many to run_many",
         )
+    return to_type(array, tensor)
+
+
+def to_type(array: NDArray[Any], tensor: Tensor) -> Array:
+    """Real numbers as the library takes them: of its type, aligned and contiguous.
+
+    Raises:
+        DataError: they are to be integers, and are none, or too large.
+    """
+    if tensor.dtype == "int32" and not np.can_cast(array.dtype, np.int32):
+        with np.errstate(invalid="ignore"):
+            whole = array.astype(np.int32)
+        if not np.array_equal(whole, array):
+            raise DataError(
+                f"the input {tensor.name} holds other than integers of 32 bits",
+                f"it is {array.dtype}, and rounding it would answer something else",
+                f"give {describe(tensor)}",
+            )
+        array = whole
     # require() also aligns and gives native byte order, and copies only if it must.
     return np.require(array, tensor.dtype, ["C", "A"])
 

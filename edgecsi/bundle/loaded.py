@@ -96,7 +96,7 @@ class Loaded:
 
         Args:
             inputs: one array per input, of exactly the entry's shapes. C-contiguous float32 is passed as it
-                is; other real numbers are converted.
+                is; other real numbers are converted. An input of int32 takes integers of any type that fit.
             entry: ``encoder``, ``decoder``, ``full``, or whatever ``entries`` lists; default: ``full``, or the only one.
             out: where to write the (only) output: writable, contiguous float32 of its shape, apart from the
                 inputs.
@@ -211,8 +211,7 @@ class Loaded:
         """The entry, which must map one tensor to one with equally many samples."""
         described = self.bundle.entry(entry)
         inputs, outputs = described.inputs, described.outputs
-        samples = inputs[0].shape[:1]
-        if len(inputs) > 1 or len(outputs) > 1 or not samples or samples != outputs[0].shape[:1]:
+        if not described.maps_samples:
             raise DataError(
                 f"run_many cannot be used for {entry}",
                 f"it maps {', '.join(map(describe, inputs))} to {', '.join(map(describe, outputs))}, "

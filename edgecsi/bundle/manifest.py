@@ -136,6 +136,12 @@ class Entry:
     layers: tuple[Layer, ...]
 
     @property
+    def maps_samples(self) -> bool:
+        """Whether it maps one array of samples to another with as many."""
+        tensors = (*self.inputs, *self.outputs)
+        return len(tensors) == 2 and tensors[0].shape[:1] == tensors[1].shape[:1] != ()
+
+    @property
     def quantised(self) -> bool:
         """Whether weights are narrower than fp32."""
         return any(layer.bits < 32 for layer in self.layers)

@@ -28,7 +28,6 @@ from edgecsi.cli.output import (
     room,
 )
 from edgecsi.errors import CheckFailed, UsageError
-from edgecsi.names import split_batch
 
 if TYPE_CHECKING:
     from torch import nn
@@ -300,15 +299,12 @@ def _middle(results: Sequence[Result]) -> Result:
 
 def _say_calls(bundle: Bundle, entry: str, batch: int) -> None:
     """What a batch is, if the bundle has no entry that takes it at once."""
-    sizes = [split_batch(name)[1] for name in bundle.manifest.entries if split_batch(name)[0] == entry]
-    largest = max(size for size in sizes if size <= batch)
+    sizes = bundle.batch_entries(entry)
+    largest = max((size for size in sizes if size <= batch), default=batch)
     if largest != batch:
-        calls = (
-            f"each batch is {-(-batch // largest)} calls of {f'{entry}_b{largest}' if largest > 1 else entry}"
-        )
-        note(
-            f"{bundle.manifest.name} has no entry that takes {batch} at once: {calls} (build --batch {batch})"
-        )
+        calls = f"each batch is {-(-batch // largest)} calls of {sizes[largest]}"
+        fix = f" (build --batch {batch // min(sizes)})" if batch % min(sizes) == 0 else ""
+        note(f"{bundle.manifest.name} has no entry that takes {batch} at once: {calls}{fix}")
 
 
 def _save(result: Result, folder: Path) -> None:

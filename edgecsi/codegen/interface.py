@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +13,16 @@ from edgecsi.bundle.manifest import Entry, Manifest, Tensor
 if TYPE_CHECKING:
     import jinja2
 
-# Keywords of C and C++, which a parameter cannot be called, and the parameters the functions add themselves.
+# Keywords of C and C++ and macros of their headers, which a parameter cannot be called, and the parameters the functions
+# add themselves.
 _RESERVED = re.compile(
-    "alignas|alignof|and|asm|auto|bool|break|case|catch|char|class|const|continue|default|delete|do|"
-    "double|else|enum|explicit|export|extern|false|float|for|friend|goto|if|inline|int|long|mutable|"
-    "namespace|new|not|nullptr|operator|or|private|protected|public|register|restrict|return|short|"
-    "signed|sizeof|static|struct|switch|template|this|throw|true|try|typedef|typename|union|unsigned|"
-    "using|virtual|void|volatile|while|xor|workspace|nanoseconds"
+    "alignas|alignof|and|and_eq|asm|auto|bitand|bitor|bool|break|case|catch|char|char(8|16|32)_t|class|co_await|co_return|"
+    "co_yield|compl|concept|const|const_cast|consteval|constexpr|constinit|continue|decltype|default|delete|do|double|"
+    "dynamic_cast|else|enum|explicit|export|extern|false|float|for|friend|goto|if|inline|int|long|mutable|namespace|new|"
+    "noexcept|not|not_eq|nullptr|operator|or|or_eq|private|protected|public|register|reinterpret_cast|requires|restrict|"
+    "return|short|signed|sizeof|static|static_assert|static_cast|struct|switch|template|this|thread_local|throw|true|try|"
+    "typedef|typeid|typename|typeof|typeof_unqual|union|unsigned|using|virtual|void|volatile|wchar_t|while|xor|xor_eq|"
+    "EOF|I|INFINITY|NAN|NULL|complex|errno|imaginary|linux|stderr|stdin|stdout|unix|workspace|nanoseconds"
 )
 
 
@@ -35,11 +39,6 @@ def render_example(manifest: Manifest) -> dict[str, bytes]:
     ``golden.npz`` through the library, and a CMake project for the former. They accept what a deployment does, by the
     manifest's check."""
     return {f"example/{name}": _render(name, manifest) for name in ("main.c", "CMakeLists.txt", "run.py")}
-
-
-def parameter(tensor: Tensor) -> str:
-    """A tensor's name as a parameter of a C function."""
-    return f"{tensor.name}_" if _RESERVED.fullmatch(tensor.name) else tensor.name
 
 
 def _render(name: str, manifest: Manifest) -> bytes:
@@ -61,7 +60,10 @@ def _render(name: str, manifest: Manifest) -> bytes:
 
 def _entry(name: str, entry: Entry, manifest: Manifest) -> dict[str, Any]:
     checked = manifest.check.entries.get(name)
-    inputs, outputs = ([_tensor(tensor) for tensor in group] for group in (entry.inputs, entry.outputs))
+    names = [tensor.name for tensor in (*entry.inputs, *entry.outputs)]
+    inputs, outputs = (
+        [_tensor(tensor, names) for tensor in group] for group in (entry.inputs, entry.outputs)
+    )
     parameters = [f"const {tensor['type']} *{tensor['parameter']}" for tensor in inputs]
     parameters += [f"{tensor['type']} *{tensor['parameter']}" for tensor in outputs]
     return {
@@ -77,18 +79,29 @@ def _entry(name: str, entry: Entry, manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _tensor(tensor: Tensor) -> dict[str, Any]:
+def _tensor(tensor: Tensor, names: Sequence[str]) -> dict[str, Any]:
+    """A tensor of an entry whose tensors have these names; h and H may be two."""
+    name, macro = tensor.name, tensor.name.upper()
+    alone = sum(other.upper() == macro for other in names) == 1
     # A prefix keeps the example's variables apart from its functions.
     return {
-        "name": tensor.name,
-        "parameter": parameter(tensor),
-        "local": f"x_{tensor.name}",
+        "name": name,
+        "macro": macro if alone else name,
+        "parameter": _free(f"{name}_", names) if _RESERVED.fullmatch(name) else name,
+        "local": f"x_{name}",
+        "golden": f"x_{_free(f'{name}_golden', names)}",
         "type": C_TYPES[tensor.dtype],
         "dtype": tensor.dtype,
         "code": {"float32": "'<f4'", "int32": "'<i4'"}[tensor.dtype],
         "size": tensor.size,
         "shape": tensor.shape,
     }
+
+
+def _free(name: str, taken: Sequence[str]) -> str:
+    while name in taken:
+        name += "_"
+    return name
 
 
 @cache

@@ -30,7 +30,7 @@ from edgecsi.device.protocol import (
     Samples,
     Series,
 )
-from edgecsi.device.samples import from_rows, to_calls
+from edgecsi.device.samples import from_rows, to_calls, to_rows
 from edgecsi.device.ssh import Address, Ssh
 from edgecsi.device.state import State
 from edgecsi.device.transport import SLOWEST, Connection, Done, Session
@@ -106,8 +106,7 @@ class Remote:
         described = bundle.entry(entry)
         calls = to_calls(described, x)
         count = len(calls[0])
-        flat = [array.reshape(count, -1).view(np.float32) for array in calls]  # four bytes each
-        fed = flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
+        fed = to_rows(calls)
         joined = np.empty((count, sum(tensor.size for tensor in described.outputs)), np.float32)
         seconds = 60 + count * (0.05 + 1e-7 * described.macs) + (fed.nbytes + joined.nbytes) / SLOWEST
         with self._job(bundle, entry, "run", fed, seconds, {"calls": count}) as job:
@@ -275,8 +274,8 @@ class Remote:
     @staticmethod
     def _calls(described: Entry, x: Samples) -> tuple[Array, int]:
         """The calls as the runner reads them, and how many."""
-        flat = [array.reshape(len(array), -1) for array in to_calls(described, x)]
-        return np.concatenate(flat, axis=1), len(flat[0])
+        rows = to_rows(to_calls(described, x))
+        return rows, len(rows)
 
     @contextlib.contextmanager
     def _job(

@@ -20,6 +20,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecsi.bundle import Tensor
 from edgecsi.device.protocol import EMPTY_CALLS, EVICTION_BYTES, Plan
 from edgecsi.device.transport import SLOWEST
 from edgecsi.device.turns import in_turns
@@ -42,7 +43,7 @@ class Job:
         key: under which a tracker knows its boards; empty for a server.
         library: path here of what is uploaded and loaded.
         function: which of its functions.
-        inputs, outputs: shapes of its tensors, float32.
+        inputs, outputs: its tensors.
         what: run every call of the input; time ``repeats`` calls; or measure by the plan.
         seconds: for that.
         repeats, flush: see :meth:`edgecsi.device.protocol.Device.time`.
@@ -53,8 +54,8 @@ class Job:
 
     library: str
     function: str
-    inputs: tuple[tuple[int, ...], ...]
-    outputs: tuple[tuple[int, ...], ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
     what: Literal["run", "time", "measure"]
     seconds: float
     command: tuple[str, ...] = field(default=())
@@ -119,9 +120,9 @@ class _Work:
     def __init__(self, folder: Path, job: Job, tvm: Any, module: Any, device: Any) -> None:
         self.folder, self.job, self.module, self.device = folder, job, module, device
         self.function = module[job.function]
-        self.inputs = [tvm.runtime.empty(shape, "float32", device) for shape in job.inputs]
-        self.outputs = [tvm.runtime.empty(shape, "float32", device) for shape in job.outputs]
-        sizes = [int(np.prod(shape)) for shape in job.inputs]
+        self.inputs = [tvm.runtime.empty(one.shape, one.dtype, device) for one in job.inputs]
+        self.outputs = [tvm.runtime.empty(one.shape, one.dtype, device) for one in job.outputs]
+        sizes = [one.size for one in job.inputs]
         self.calls = np.fromfile(folder / "in", np.float32).reshape(-1, sum(sizes))
         self.splits = np.cumsum(sizes)[:-1]
 
@@ -154,10 +155,8 @@ class _Work:
         np.array([series.settled, series.complete], np.float64).tofile(self.folder / "out")
 
     def _give(self, call: NDArray[np.float32]) -> None:
-        for tensor, part, shape in zip(
-            self.inputs, np.split(call, self.splits), self.job.inputs, strict=True
-        ):
-            tensor.copyfrom(part.reshape(shape))
+        for tensor, part, one in zip(self.inputs, np.split(call, self.splits), self.job.inputs, strict=True):
+            tensor.copyfrom(part.view(one.dtype).reshape(one.shape))
 
     def _times(self, calls: int, flush: int) -> NDArray[np.float64]:
         """Nanoseconds of single calls, TVM's way."""

@@ -32,7 +32,7 @@ from edgecsi.device.install_rpc import rpc_folder
 from edgecsi.device.protocol import Array, DeviceInfo, FirstCall, Nanoseconds, Plan, Samples, Series
 from edgecsi.device.remote import Remote
 from edgecsi.device.rpc import CONNECT_SECONDS, KINDS, Job
-from edgecsi.device.samples import from_rows, to_calls
+from edgecsi.device.samples import from_rows, to_calls, to_rows
 from edgecsi.device.ssh import Ssh
 from edgecsi.device.state import State
 from edgecsi.errors import ConnectionLost, DeviceError, Unreachable
@@ -204,8 +204,8 @@ class Rpc:
         job = Job(
             library=str(bundle.library),
             function=entry,
-            inputs=tuple(tensor.shape for tensor in described.inputs),
-            outputs=tuple(tensor.shape for tensor in described.outputs),
+            inputs=described.inputs,
+            outputs=described.outputs,
             what=what,  # type: ignore[arg-type]
             seconds=self._deadline or seconds,
             connect=self._connect_seconds,
@@ -214,7 +214,7 @@ class Rpc:
         )
         with tempfile.TemporaryDirectory(prefix="edgecsi-") as name:
             files = Path(name)
-            np.concatenate([array.reshape(len(array), -1) for array in calls], axis=1).tofile(files / "in")
+            to_rows(calls).tofile(files / "in")
             (files / "job.json").write_text(json.dumps(to_tree(job)))
             try:
                 self._watch(files, f"{bundle.library.name}, {entry}")

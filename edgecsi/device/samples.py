@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.bundle import Entry
+from edgecsi.bundle import Entry, Tensor
+from edgecsi.bundle.call import to_type
 from edgecsi.device.protocol import Array, Samples
 from edgecsi.errors import DataError
+
+
+def some_call(inputs: Sequence[Tensor]) -> list[NDArray[Any]]:
+    """Inputs of a call that any network takes: normally distributed numbers; integers are 0 and 1. Always the same."""
+    numbers = np.random.default_rng(0)
+    return [
+        np.asarray(
+            numbers.standard_normal(t.shape, np.float32)
+            if t.dtype == "float32"
+            else numbers.integers(0, 2, t.shape, np.int32)
+        )
+        for t in inputs
+    ]
 
 
 def to_calls(entry: Entry, x: Samples) -> list[Array]:
@@ -46,7 +61,7 @@ def to_calls(entry: Entry, x: Samples) -> list[Array]:
             raise DataError(
                 f"{tensor.name} has shape {array.shape}", "it does not fit the entry", f"give {wanted}"
             )
-        calls.append(np.require(array, tensor.dtype, ["C", "A"]).reshape(-1, *tensor.shape))
+        calls.append(to_type(array, tensor).reshape(-1, *tensor.shape))
     if len({len(array) for array in calls}) > 1:
         raise DataError(
             "the inputs hold different numbers of samples",
@@ -54,6 +69,13 @@ def to_calls(entry: Entry, x: Samples) -> list[Array]:
             "give equally many",
         )
     return calls
+
+
+def to_rows(calls: Sequence[Array]) -> Array:
+    """The inputs of :func:`to_calls` side by side: ``[calls, elements of all]``, four bytes each, which may be those of
+    integers."""
+    flat = [array.reshape(len(array), -1).view(np.float32) for array in calls]
+    return flat[0] if len(flat) == 1 else np.concatenate(flat, axis=1)
 
 
 def from_calls(entry: Entry, outputs: Sequence[Array]) -> Array | tuple[Array, ...]:

@@ -114,6 +114,13 @@ def with_outputs(entries: Mapping[str, Part], names: Sequence[str]) -> dict[str,
     return found
 
 
+def outputs_named(entry: Part, names: Sequence[str]) -> list[int]:
+    """Which of an entry's outputs have these names, in their order; all, if the names are others."""
+    if set(names) <= set(entry.output_names):
+        return [entry.output_names.index(name) for name in names]
+    return list(range(len(entry.output_names)))
+
+
 def _some_outputs(module: nn.Module, kept: Sequence[int]) -> nn.Module:
     from torch import Tensor, nn
     from torch.utils import _pytree

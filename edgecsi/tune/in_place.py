@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgecsi.bench.statistics import ratio
 from edgecsi.codegen.program import PlannedEntry
+from edgecsi.device.samples import some_call
 from edgecsi.target import Target
 from edgecsi.tune.isolated import Timer
 from edgecsi.tune.result import Compared
@@ -36,8 +37,7 @@ def measure(
         DeviceError: the device went away, or a network crashed.
     """
     bundle = trial_bundle(folder / NAME, list(plans.values()), target)
-    numbers = np.random.default_rng(0)
-    x = [numbers.standard_normal(t.shape, np.float32) for t in next(iter(plans.values())).inputs]
+    x = some_call(next(iter(plans.values())).inputs)
     if counted:
         counts = {name: device.count_instructions(bundle, name, x) or 0 for name in plans}
         return {name: [np.array([count / 1e6])] for name, count in counts.items()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from edgecsi import bundle as bundles
@@ -36,7 +37,11 @@ def trial_bundle(folder: Path, entries: Sequence[PlannedEntry], target: Target) 
 
 
 def _described(entry: PlannedEntry) -> bundles.Entry:
+    inputs, outputs = (
+        tuple(replace(tensor, name=f"{side}{number}") for number, tensor in enumerate(tensors))
+        for side, tensors in (("x", entry.inputs), ("y", entry.outputs))
+    )
     return bundles.Entry(
-        tuple(entry.inputs), tuple(entry.outputs), entry.workspace, entry.macs, entry.weight_bytes,
+        inputs, outputs, entry.workspace, entry.macs, entry.weight_bytes,
         tuple(bundles.Layer(**call.report) for call in entry.calls),
     )  # fmt: skip

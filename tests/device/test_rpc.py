@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import edgecsi
 from edgecsi.bench import api
 from edgecsi.bench.result import Protocol
 from edgecsi.bundle import Bundle
@@ -106,6 +107,20 @@ def test_the_agent_runs_and_times_over_ssh(agent: Rpc, bundle: Bundle, board: Ss
     (folder,) = (board.home / ".edgecsi" / "rpc").iterdir()
     assert sorted(path.name for path in folder.iterdir()) == ["agent", "libtvm_ffi.so", "libtvm_runtime.so"]
     assert sum(path.stat().st_size for path in folder.iterdir()) < 8_000_000
+
+
+@pytest.mark.needs("ssh", "sshd")
+def test_integers_are_given_as_such(agent: Rpc, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\n\nclass Net(torch.nn.Module):\n    def forward(self, scale, ids, x):\n"
+        "        return x * scale + ids, ids * 3\n\n"
+        "def make():\n    return Net(), (torch.tensor(0.5), torch.arange(4)[None], torch.ones(1, 4))\n"
+    )
+    made = edgecsi.build(f"{tmp_path}/net.py:make", "host", out=tmp_path / "net").bundle
+    x = [np.float32([0.5, 2]), np.arange(8).reshape(2, 4), X[:2, :4]]
+    for y, here in zip(agent.run(made, "full", x), Local().run(made, "full", x), strict=True):
+        assert y.dtype == here.dtype
+        np.testing.assert_array_equal(y, here)
 
 
 @pytest.mark.needs("ssh", "sshd")

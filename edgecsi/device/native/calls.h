@@ -1,18 +1,26 @@
 /* Calling an entry of a library over and over, timed or not. Shared by runner.c and timer.c.
  *
  * An entry takes up to 16 pointers: its inputs, then its outputs. It is always called with 16: under the C calling
- * conventions of x86-64 and AArch64 the caller owns the argument area, so a function never sees surplus ones. */
+ * conventions of x86-64 and AArch64 the caller owns the argument area, so a function never sees surplus ones. Its
+ * siblings take up to two more: `_ws` a workspace, `_profile` also an array for times. */
 #include <stddef.h>
 #include <stdint.h>
 #include <time.h>
 
-enum { MAX_TENSORS = 16 };
+enum { MAX_TENSORS = 16, MAX_POINTERS = MAX_TENSORS + 2 };
 
 typedef int (*entry_function)(void *, void *, void *, void *, void *, void *, void *, void *, void *, void *, void *,
                               void *, void *, void *, void *, void *);
 
 static inline int call_entry(entry_function f, void *const p[MAX_TENSORS]) {
     return f(p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12], p[13], p[14], p[15]);
+}
+
+static inline int call_sibling(entry_function f, void *const p[MAX_POINTERS]) {
+    typedef int (*sibling)(void *, void *, void *, void *, void *, void *, void *, void *, void *, void *, void *, void *,
+                           void *, void *, void *, void *, void *, void *);
+    return ((sibling)(uintptr_t)f)(p[0], p[1], p[2], p[3], p[4], p[5], p[6], p[7], p[8], p[9], p[10], p[11], p[12],
+                                   p[13], p[14], p[15], p[16], p[17]);
 }
 
 static inline double nanoseconds(void) {

@@ -285,12 +285,12 @@ static void profile(void *library, entry_function function) {
     char ending[128];
     snprintf(ending, sizeof ending, "%s_profile", job.entry);
     entry_function profiled = (entry_function)(uintptr_t)symbol(library, ending);
-    void **pointers = read_calls(1);
-    if (job.tensors + 2 > MAX_TENSORS) die("%s has too many inputs and outputs", job.entry);
+    void *pointers[MAX_POINTERS];
+    memcpy(pointers, read_calls(1), MAX_TENSORS * sizeof *pointers);
     double *ns = allocate(((size_t)job.layers + 1) * sizeof *ns), begin = nanoseconds();
     pointers[job.tensors] = allocate((size_t)job.workspace), pointers[job.tensors + 1] = ns;
     for (double pass = 0; pass < job.passes && (pass < 5 || nanoseconds() - begin < 1e9 * job.seconds); pass++) {
-        check(library, call_entry(profiled, pointers));
+        check(library, call_sibling(profiled, pointers));
         frame("LAYR", ns, (size_t)job.layers * sizeof *ns);
     }
 }

@@ -94,6 +94,15 @@ def _added(name: str, *, reverse: bool = False) -> Callable[[Call], Any]:
     return convert
 
 
+def _negative(call: Call) -> Any:
+    from tvm import relax
+
+    x = call["self"]
+    if call.dtype == "uint8":  # 0 - x, modulo 256
+        return call.emit(relax.op.subtract(call.cast(0, "uint8"), x))
+    return call.emit(relax.op.negative(x))
+
+
 def _multiply(call: Call) -> Any:
     from tvm import relax
 
@@ -350,7 +359,7 @@ TABLE: dict[str, Callable[[Call], Any]] = {
         "log", "sqrt", "rsqrt", "sigmoid", "silu",
     )},
     **{f"{n}.default": _same(n) for n in ("abs", "relu")},
-    "neg.default": lambda call: _same("negative")(call),
+    "neg.default": _negative,
     **{f"{n}.default": _rounding(n) for n in ("ceil", "floor", "trunc")},
     "expm1.default": _expm1,
     "elu.default": _elu,

@@ -92,7 +92,7 @@ static int arrays(const struct library *library, const char *name, const size_t 
             static char text[200];
             snprintf(text, sizeof text, "%s, %s, placed %d", name, own ? "its own workspace" : "ours", where);
             doing = text;
-            void *pointers[MAX_TENSORS] = {0};
+            void *pointers[MAX_POINTERS] = {0};
             for (int t = 0; t < tensors; t++) {
                 place(&buffers[t], where < 65, where == 64 ? -1 : where, FILLS[count % 3]);
                 if (t < inputs) fill((float *)(void *)buffers[t].start, sizes[t], 17u + (unsigned)t);
@@ -100,7 +100,7 @@ static int arrays(const struct library *library, const char *name, const size_t 
             }
             place(&buffers[tensors], where < 65, 0, FILLS[count % 3]);
             pointers[tensors] = buffers[tensors].start;
-            int code = call_entry(own ? whole : given, pointers);
+            int code = call_sibling(own ? whole : given, pointers);
             if (code) die("%s: code %d", doing, code);
             for (int t = 0; t < tensors; t++) {
                 check_untouched(&buffers[t], t < inputs ? "an input's surroundings" : "an output's surroundings");
@@ -115,7 +115,7 @@ static int arrays(const struct library *library, const char *name, const size_t 
         static char text[200];
         snprintf(text, sizeof text, "%s, inputs of 0x%08X", name, (unsigned)EXTREMES[extreme]);
         doing = text;
-        void *pointers[MAX_TENSORS] = {0};
+        void *pointers[MAX_POINTERS] = {0};
         for (int t = 0; t <= tensors; t++) {
             place(&buffers[t], 1, t < tensors ? -1 : 0, UNTOUCHED);
             if (t < inputs)
@@ -123,7 +123,7 @@ static int arrays(const struct library *library, const char *name, const size_t 
             if (t < tensors) pointers[t] = buffers[t].start;
         }
         pointers[tensors] = buffers[tensors].start;
-        int code = call_entry(given, pointers);
+        int code = call_sibling(given, pointers);
         if (code) die("%s: code %d", doing, code);
         for (int t = 0; t <= tensors; t++) check_untouched(&buffers[t], "something's surroundings");
     }

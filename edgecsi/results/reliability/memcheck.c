@@ -12,7 +12,7 @@
 #include <dlfcn.h>
 
 static int call(void *library, const char *name, const size_t *sizes, int inputs, int tensors, size_t workspace) {
-    void *pointers[MAX_TENSORS] = {0};
+    void *pointers[MAX_POINTERS] = {0};
     for (int t = 0; t < tensors; t++) {
         float *values = pointers[t] = malloc(sizes[t] * sizeof *values);
         for (size_t i = 0; t < inputs && i < sizes[t]; i++) values[i] = (float)(i * 2654435761u % 1000) / 1000;
@@ -20,7 +20,7 @@ static int call(void *library, const char *name, const size_t *sizes, int inputs
     pointers[tensors] = workspace ? aligned_alloc(64, workspace) : NULL;
     entry_function function = (entry_function)(uintptr_t)dlsym(library, name);
     if (!function) die("%s is missing", name);
-    int code = call_entry(function, pointers);
+    int code = call_sibling(function, pointers);
     for (int t = 0; t <= tensors; t++) free(pointers[t]);
     return code;
 }
