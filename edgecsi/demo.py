@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from edgecsi import disk
 from edgecsi.bench.api import run_bench
-from edgecsi.bench.result import Result, write_result
+from edgecsi.bench.result import write_result
 from edgecsi.bundle import read_bundle
 from edgecsi.channels import files
 from edgecsi.deploy import deploy, destination, status
 from edgecsi.device import open_device
 from edgecsi.device.loopback import loopback
-from edgecsi.evaluate import Evaluation, evaluate
+from edgecsi.evaluate import evaluate
 from edgecsi.pipeline import BuildOptions, build
 from edgecsi.progress import Progress
 from edgecsi.reference import reference_model
@@ -30,19 +29,6 @@ PEER = "onnxruntime"
 _EMULATED_SAMPLES = 64  # QEMU is some fifty times slower than the CPU it runs on
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Demo:
-    """What the demo made and found."""
-
-    bundles: dict[str, Path]
-    """Target to the folder of its bundle."""
-    evaluations: list[Evaluation]
-    """On this machine, and of the Raspberry Pi's bundle under QEMU, if that is there."""
-    bench: Result
-    files: list[Path]
-    """Everything that was written, to be looked at."""
 
 
 def _deploy(bundle: Path, say: Say) -> None:
@@ -65,13 +51,16 @@ def _deploy(bundle: Path, say: Say) -> None:
     )
 
 
-def run_demo(out: Path, say: Say, progress: Progress) -> Demo:
+def run_demo(out: Path, say: Say, progress: Progress) -> list[Path]:
     """Build, evaluate and time CsiNet CR 1/4, and write everything below a folder.
 
     Args:
         out: the folder; what an earlier demo wrote there is replaced.
         say: called with each piece of the account as it becomes known.
         progress: called with (done, total, what is being done).
+
+    Returns:
+        Everything that was written, to be looked at; first the bundle for this machine.
     """
     out.mkdir(parents=True, exist_ok=True)
     bundles: dict[str, Path] = {}
@@ -83,13 +72,11 @@ def run_demo(out: Path, say: Say, progress: Progress) -> Demo:
 
     channels = files.load(DATA)
     reference = reference_model(read_bundle(bundles["host"]).manifest)
-    evaluations = []
     devices = {"host": "local"} | ({"arm": "emulate"} if shutil.which("qemu-aarch64") else {})
     for target, device in devices.items():
         x = channels if device == "local" else channels[:_EMULATED_SAMPLES]
         bundle = read_bundle(bundles[target])
         found = evaluate(bundle, x, DATA, device=open_device(device), reference=reference, progress=progress)
-        evaluations.append(found)
         worst = max(difference.max_rel_diff for difference in found.differences.values())
         say(
             f"{found.target} on {device}: NMSE {found.nmse_db:.2f} dB over {len(x)} channels, PyTorch "
@@ -115,4 +102,4 @@ def run_demo(out: Path, say: Say, progress: Progress) -> Demo:
             say(f"Raspberry Pi 4, counted under QEMU: {counted.instructions:,} instructions per inference")
     page = out / "report.html"
     disk.write(page, html(make_report(read_shown(written), title=f"{MODEL}, built by the demo")))
-    return Demo(bundles, evaluations, bench, [*bundles.values(), *written, page])
+    return [*bundles.values(), *written, page]

@@ -127,21 +127,21 @@ def check(path: Path, fix: str = ANOTHER) -> None:
         raise _Enough
 
 
-def check_file(path: Path, fix: str = ANOTHER) -> None:
+def check_file(path: Path) -> None:
     """As :func:`check`, for a file that the user named: its folder has to be there, as a name may be mistyped."""
     parent = path.absolute().parent
     if not parent.is_dir():
-        raise refusal(FileNotFoundError(errno.ENOTDIR if parent.exists() else errno.ENOENT, ""), path, fix)
-    check(path, fix)
+        raise refusal(FileNotFoundError(errno.ENOTDIR if parent.exists() else errno.ENOENT, ""), path)
+    check(path)
 
 
-def check_folder(folder: Path, fix: str = ANOTHER) -> None:
+def check_folder(folder: Path) -> None:
     """Learn before long work whether a folder can be written or made; nothing is made yet."""
     there = next(p for p in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(p))
     if not there.is_dir():
-        raise refusal(NotADirectoryError(errno.ENOTDIR, ""), folder, fix)
+        raise refusal(NotADirectoryError(errno.ENOTDIR, ""), folder)
     try:
-        check(there / f"{PREFIX}tried{SUFFIX}", fix)
+        check(there / f"{PREFIX}tried{SUFFIX}")
     except EdgecsiError as error:
         raise type(error)(f"{folder} cannot be written", error.why, error.fix) from error
 

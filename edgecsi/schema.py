@@ -100,7 +100,6 @@ def decode_json(
     *,
     what: str,
     error: type[EdgecsiError],
-    fix: str = "correct it",
     max_bytes: int = MAX_BYTES,
 ) -> T:
     """JSON as a dataclass.
@@ -110,14 +109,13 @@ def decode_json(
         kind: the dataclass (or any of the types above).
         what: what it is or where it is from, for the error.
         error: the class to raise.
-        fix: the error's last line.
         max_bytes: the most it may have.
 
     Raises:
         error: for everything named at the top of this file.
     """
-    return convert(parse_json(data, what=what, error=error, fix=fix, max_bytes=max_bytes), kind, what=what, error=error,
-                   fix=fix)  # fmt: skip
+    tree = parse_json(data, what=what, error=error, max_bytes=max_bytes)
+    return convert(tree, kind, what=what, error=error)
 
 
 def decode_toml(
@@ -129,9 +127,9 @@ def decode_toml(
     fix: str = "correct it",
     max_bytes: int = MAX_BYTES,
 ) -> T:
-    """TOML as a dataclass; arguments and errors as for :func:`decode_json`."""
-    return convert(parse_toml(data, what=what, error=error, fix=fix, max_bytes=max_bytes), kind, what=what, error=error,
-                   fix=fix)  # fmt: skip
+    """TOML as a dataclass, as :func:`decode_json`; `fix` is the error's last line."""
+    tree = parse_toml(data, what=what, error=error, fix=fix, max_bytes=max_bytes)
+    return convert(tree, kind, what=what, error=error, fix=fix)
 
 
 def parse_json(
@@ -205,10 +203,10 @@ def _swapped(name: re.Match[str]) -> str:
     return name[0].translate(_DASHES)
 
 
-def one_line(text: object, limit: int = 200) -> str:
+def one_line(text: object) -> str:
     """A stranger's text made safe to print: one line, bounded, no control characters."""
-    line = "".join(c if c.isprintable() else "?" for c in str(text)[: limit + 1])
-    return line if len(line) <= limit else line[:limit] + "…"
+    line = "".join(c if c.isprintable() else "?" for c in str(text)[:201])
+    return line if len(line) <= 200 else line[:200] + "…"
 
 
 def _parse(

@@ -52,14 +52,13 @@ def machine(state: State | None = None, packages: Sequence[str] = PACKAGES) -> M
     )
 
 
-def snapshot(state: State | None = None, own: float = 0.0) -> Snapshot:
+def snapshot(state: State | None = None) -> Snapshot:
     """Reads the state of a machine now; here that takes about a millisecond.
 
     Args:
         state: of another machine; of this one by default.
-        own: CPU seconds that we used on another machine so far.
     """
-    clock = time.monotonic()
+    clock, own = time.monotonic(), 0.0  # what we used on another machine, its caller knows
     if state is None:
         state, used = read(), os.times()
         own = used.user + used.system + used.children_user + used.children_system

@@ -37,7 +37,7 @@ def built(source: str, target: Target | None = None) -> Path:
     return binary
 
 
-def program_output(source: str, timeout: float = 120.0) -> str:
+def program_output(source: str) -> str:
     """Builds one of the programs and runs it; what it printed.
 
     Raises:
@@ -45,7 +45,7 @@ def program_output(source: str, timeout: float = 120.0) -> str:
     """
     binary = built(source)
     try:
-        return subprocess.run([binary], capture_output=True, text=True, timeout=timeout, check=True).stdout
+        return subprocess.run([binary], capture_output=True, text=True, timeout=120, check=True).stdout
     except (OSError, subprocess.SubprocessError) as error:
         raise ToolchainError(
             f"the measuring program {source} failed", str(error), "run `edgecsi doctor`"

@@ -199,12 +199,11 @@ def outliers(samples: ArrayLike) -> Outliers:
     return Outliers(int(far.size), far.size / values.size, limit, float(far.max()) if far.size else None)
 
 
-def summarise(samples: ArrayLike, seed: int = 0) -> Summary:
+def summarise(samples: ArrayLike) -> Summary:
     """All that is reported of one series.
 
     Args:
         samples: latencies in the order they were measured, any unit.
-        seed: of the bootstrap.
 
     Raises:
         UsageError: there are no samples, or one is not a finite number.
@@ -213,7 +212,7 @@ def summarise(samples: ArrayLike, seed: int = 0) -> Summary:
     return Summary(
         samples=int(values.size),
         median=float(np.median(values)),
-        interval=median_interval(values, seed),
+        interval=median_interval(values),
         p90=percentile(values, 90),
         p95=percentile(values, 95),
         p99=percentile(values, 99) if values.size >= NEEDED[99.0] else None,
@@ -258,9 +257,9 @@ def _resolution(rounds: list[Floats]) -> float:
     return float(np.diff(some).min() / np.median(some)) if some.size > 1 else 0.0
 
 
-def agree(first: float, second: float, tolerance: float = 0.02) -> bool:
-    """Whether two medians differ by at most ``tolerance`` of the smaller one."""
-    return abs(first - second) <= tolerance * min(first, second)
+def agree(first: float, second: float) -> bool:
+    """Whether two medians differ by at most 2 % of the smaller one."""
+    return abs(first - second) <= 0.02 * min(first, second)
 
 
 def _checked(samples: ArrayLike) -> Floats:

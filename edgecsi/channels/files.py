@@ -22,11 +22,11 @@ from numpy.typing import NDArray
 
 from edgecsi import disk, file_kinds
 from edgecsi.channels.generate import SamplesDone, generate, is_spec
+from edgecsi.channels.metrics import SUBCARRIERS
 from edgecsi.channels.shipped import SUBSETS, test_set
 from edgecsi.errors import DataError, Notice, ToolchainError
 
 SAMPLE = (2, 32, 32)
-SUBCARRIERS = 125
 
 _ENTRIES = math.prod(SAMPLE)
 _MAX_BYTES = 16 << 30
@@ -103,26 +103,6 @@ def _named(source: str, variable: str | None) -> tuple[Path, tuple[str, ...]]:
 def read(path: Path) -> NDArray[Any]:
     """Channels from a ``.npy``, ``.npz`` or ``.mat`` file; returns and raises as :func:`load`."""
     return load(path)
-
-
-def read_frequency(path: Path) -> NDArray[Any]:
-    """The true frequency response that COST2100 test files carry as ``HF_all``.
-
-    Returns:
-        complex64 ``[N, 32, 125]`` (antenna, subcarrier), to be given to :func:`edgecsi.channels.metrics.rho`.
-
-    Raises:
-        DataError: no such variable, another shape, NaN or infinity.
-    """
-    array = _read_array(path, ("HF_all",), None)
-    if array.ndim < 2 or array.shape[0] == 0 or math.prod(array.shape[1:]) != 32 * SUBCARRIERS:
-        raise DataError(
-            f"{path}: HF_all has the shape {list(array.shape)}", "expected [N, 32, 125]", "export it again"
-        )
-    response: NDArray[Any] = array.reshape(len(array), 32, SUBCARRIERS).astype(np.complex64)
-    if not np.isfinite(response).all():
-        raise DataError(f"{path}: HF_all holds NaN or infinity", "the file is damaged", "export it again")
-    return response
 
 
 def as_samples(array: NDArray[Any], name: str, shape: Sequence[int] | None = SAMPLE) -> NDArray[Any]:

@@ -53,7 +53,7 @@ def nmse_db(reference: NDArray[Any], estimate: NDArray[Any]) -> float:
     return float(10 * np.log10(mean)) if mean > 0 else float("-inf")
 
 
-def rho(reference: NDArray[Any], estimate: NDArray[Any], *, frequency: NDArray[Any] | None = None) -> float:
+def rho(reference: NDArray[Any], estimate: NDArray[Any]) -> float:
     """Cosine similarity |ĥᴴh| / (‖ĥ‖‖h‖) over the antennas, mean over samples and 125 subcarriers, 0 to 1.
 
     The angular-delay samples go back to frequency by zero-padding the delay from 32 to 257, an FFT, and
@@ -62,28 +62,18 @@ def rho(reference: NDArray[Any], estimate: NDArray[Any], *, frequency: NDArray[A
     Args:
         reference: true samples.
         estimate: reconstructed samples.
-        frequency: the true response, complex ``[N, 32, 125]``, if the data set has it (``HF_all``); otherwise
-            it is computed from ``reference``.
     """
-    return float(_cosine(reference, estimate, frequency).mean())
+    return float(_cosine(reference, estimate).mean())
 
 
-def sgcs(reference: NDArray[Any], estimate: NDArray[Any], *, frequency: NDArray[Any] | None = None) -> float:
+def sgcs(reference: NDArray[Any], estimate: NDArray[Any]) -> float:
     """Squared generalised cosine similarity, the squared form of :func:`rho` (3GPP TR 38.843), 0 to 1."""
-    return float(np.square(_cosine(reference, estimate, frequency)).mean())
+    return float(np.square(_cosine(reference, estimate)).mean())
 
 
-def _cosine(reference: NDArray[Any], estimate: NDArray[Any], frequency: NDArray[Any] | None) -> NDArray[Any]:
+def _cosine(reference: NDArray[Any], estimate: NDArray[Any]) -> NDArray[Any]:
     """|ĥᴴh| / (‖ĥ‖‖h‖) per sample and subcarrier, float64 ``[N, 125]``; 0 where a vector is zero."""
-    x, y = _pair(reference, estimate)
-    h = _subcarriers(x) if frequency is None else frequency.astype(np.complex128)
-    g = _subcarriers(y)
-    if h.shape != g.shape:
-        raise DataError(
-            f"the frequency response has the shape {list(h.shape)}",
-            f"expected {list(g.shape)}",
-            "check the files",
-        )
+    h, g = map(_subcarriers, _pair(reference, estimate))
     product = np.abs((g.conj() * h).sum(axis=1))
     norms = np.linalg.norm(h, axis=1) * np.linalg.norm(g, axis=1)
     cosine: NDArray[Any] = product / np.where(norms > 0, norms, 1.0)

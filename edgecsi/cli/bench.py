@@ -15,19 +15,18 @@ from typing import TYPE_CHECKING
 import click
 
 from edgecsi import disk
-from edgecsi.cli import complete
-from edgecsi.cli.output import (
-    Update,
+from edgecsi.cli.options import (
     can_be_written,
-    folded,
+    complete_bundles,
+    complete_engines,
+    device_option,
+    entry_option,
     folder_can_be_written,
     json_option,
-    note,
-    progress,
-    report,
-    room,
 )
+from edgecsi.cli.output import folded, note, progress, report, room
 from edgecsi.errors import CheckFailed, UsageError
+from edgecsi.progress import Progress
 
 if TYPE_CHECKING:
     from torch import nn
@@ -37,24 +36,16 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path), required=False, shell_complete=complete.bundles)
-@click.option(
-    "--entry",
-    shell_complete=complete.entries,
-    help="encoder, decoder or full  [default: full, or the only one].",
-)
-@click.option(
-    "--device",
-    default="local",
-    shell_complete=complete.devices,
-    show_default=True,
-    help="local, ssh://HOST, rpc+ssh://HOST, rpc://HOST:PORT, tracker://HOST:PORT/KEY, or emulate (counts instructions).",
+@click.argument("bundle", type=click.Path(path_type=Path), required=False, shell_complete=complete_bundles)
+@entry_option("encoder, decoder or full  [default: full, or the only one].")
+@device_option(
+    "local, ssh://HOST, rpc+ssh://HOST, rpc://HOST:PORT, tracker://HOST:PORT/KEY, or emulate (counts instructions)."
 )
 @click.option(
     "--against",
     multiple=True,
     metavar="ENGINES",
-    shell_complete=complete.engines,
+    shell_complete=complete_engines,
     help="onnxruntime, openvino, litert, executorch, torch; several with commas.",
 )
 @click.option(
@@ -267,7 +258,7 @@ def command(
         )
 
 
-def _runs(bundle: Path, count: int, update: Update) -> list[Result]:
+def _runs(bundle: Path, count: int, update: Progress) -> list[Result]:
     """The same command so many times, each in a process of its own."""
     from edgecsi.bench.result import read_result
 

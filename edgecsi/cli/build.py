@@ -7,47 +7,28 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecsi.cli import complete
 from edgecsi.cli.inspect import TimedLayers, plan_table, time_layers
-from edgecsi.cli.output import (
-    columns,
+from edgecsi.cli.options import (
+    entry_option,
     folder_can_be_written,
+    input_shape_option,
     json_option,
+    model_argument,
     output_option,
-    pairs,
-    progress,
-    report,
+    recipe_option,
+    target_option,
 )
+from edgecsi.cli.output import columns, pairs, progress, report
 
 if TYPE_CHECKING:
     from edgecsi.pipeline import BuildResult
 
 
-def shape(_context: click.Context, _option: click.Parameter, text: str | None) -> tuple[int, ...] | None:
-    """Click callback for a shape such as ``1,2,32,32``."""
-    if text is None:
-        return None
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise click.BadParameter(f"{text!r} is no shape; write for instance 1,2,32,32") from None
-
-
 @click.command()
-@click.argument("model", shell_complete=complete.models)
-@click.option(
-    "--target",
-    required=True,
-    metavar="TARGET",
-    shell_complete=complete.targets,
-    help="Board or CPU (see `edgecsi targets`), or a .toml.",
-)
+@model_argument
+@target_option("Board or CPU (see `edgecsi targets`), or a .toml.", required=True)
 @output_option("DIR", "Folder of the bundle  [default: NAME-TARGET].", folder=True)
-@click.option(
-    "--entry",
-    shell_complete=complete.entries,
-    help="Build only this one: encoder, decoder or full  [default: all].",
-)
+@entry_option("Build only this one: encoder, decoder or full  [default: all].")
 @click.option(
     "--keep-output",
     "keep_outputs",
@@ -61,20 +42,14 @@ def shape(_context: click.Context, _option: click.Parameter, text: str | None) -
 @click.option(
     "--random-weights", is_flag=True, help="Seeded random weights for a zoo network that ships none."
 )
-@click.option(
-    "--recipe",
-    shell_complete=complete.recipes,
-    help="Compression that needs no training, such as int8-dynamic or int8-wide.",
-)
+@recipe_option("Compression that needs no training, such as int8-dynamic or int8-wide.")
 @click.option(
     "--calib",
     metavar="DATA",
     help="Channels like those to come, to fit int8 layers to: int8-static and int8-wide need them, int8-dynamic is "
     "more accurate with them.",
 )
-@click.option(
-    "--input-shape", callback=shape, metavar="1,2,32,32", help="Where the factory gives no example."
-)
+@input_shape_option("Where the factory gives no example.")
 @click.option(
     "--batch",
     "batches",

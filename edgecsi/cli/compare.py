@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecsi.cli.output import json_option, report, room
+from edgecsi.cli.options import json_option
+from edgecsi.cli.output import report, room
 from edgecsi.errors import CheckFailed, DataError
 
 if TYPE_CHECKING:

@@ -8,21 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecsi.cli import complete
-from edgecsi.cli.output import columns, json_option, note, output_option, pairs, progress, report, resumable
+from edgecsi.cli.options import json_option, model_argument, output_option, recipe_option
+from edgecsi.cli.output import columns, note, pairs, progress, report, resumable
 
 if TYPE_CHECKING:
     from edgecsi.compress import CompressProgress, CompressResult, LayerCosts
 
 
 @click.command()
-@click.argument("model", shell_complete=complete.models)
-@click.option(
-    "--recipe",
-    required=True,
-    shell_complete=complete.recipes,
-    help="What to do (see `edgecsi recipes`), or a .toml.",
-)
+@model_argument
+@recipe_option("What to do (see `edgecsi recipes`), or a .toml.", required=True)
 @click.option(
     "--data", metavar="DATA", help="Inputs to learn from (see `edgecsi data`); a few recipes need none."
 )

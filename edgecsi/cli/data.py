@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from edgecsi.cli.output import can_be_written, json_option, note, pairs, progress, report
+from edgecsi.cli.options import can_be_written, json_option
+from edgecsi.cli.output import note, pairs, progress, report
 
 
 def _channel_file(context: click.Context, option: click.Parameter, path: Path) -> Path:

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import click
 
-from edgecsi.cli.output import output_option, progress, say
+from edgecsi.cli.options import output_option
+from edgecsi.cli.output import progress, say
 
 
 @click.command()
@@ -25,9 +26,8 @@ def command(out: Path) -> None:
     from edgecsi.demo import run_demo
 
     with progress("demo") as update:
-        found = run_demo(out, say, update)
+        host, *others = run_demo(out, say, update)
     click.echo("\nLook at:")
-    for path in found.files:
+    for path in (host, *others):
         click.echo(f"  {path}")
-    host = found.bundles["host"]
     click.echo(f"\nNext: edgecsi inspect {host} --layers, or {host}/example")

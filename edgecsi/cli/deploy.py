@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecsi.cli import complete
-from edgecsi.cli.output import columns, json_option, over_there, pairs, progress, report, resumable
+from edgecsi.cli.options import bundle_argument, complete_devices, json_option
+from edgecsi.cli.output import columns, over_there, pairs, progress, report, resumable
 
 if TYPE_CHECKING:
     from edgecsi.deploy import Deployed, Outcome
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path), shell_complete=complete.bundles)
-@click.argument("devices", metavar="DEVICE...", nargs=-1, required=True, shell_complete=complete.devices)
+@bundle_argument
+@click.argument("devices", metavar="DEVICE...", nargs=-1, required=True, shell_complete=complete_devices)
 @click.option(
     "--root",
     metavar="DIR",

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecsi.cli import complete
-from edgecsi.cli.output import can_be_written, columns, json_option, over_there, pairs, progress, report
+from edgecsi.cli.options import can_be_written, complete_devices, device_argument, json_option
+from edgecsi.cli.output import columns, over_there, pairs, progress, report
 from edgecsi.errors import CheckFailed, DeviceError, UsageError
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def list_(json_to: str | None) -> None:
 
 
 @command.command()
-@click.argument("name", shell_complete=complete.devices)
+@click.argument("name", shell_complete=complete_devices)
 def remove(name: str) -> None:
     """Forget NAME; the device itself is left as it is.
 
@@ -83,7 +83,7 @@ def remove(name: str) -> None:
 
 
 @command.command()
-@click.argument("device", shell_complete=complete.devices)
+@device_argument
 @click.option(
     "--write-target",
     type=click.Path(path_type=Path),
@@ -123,7 +123,7 @@ def probe(device: str, write_target: Path | None, json_to: str | None) -> None:
 
 
 @command.command()
-@click.argument("device", shell_complete=complete.devices)
+@device_argument
 @click.option("--rpc", is_flag=True, help="Also what TVM's RPC needs: its runtime (5 MB) and our agent.")
 @json_option
 def setup(device: str, rpc: bool, json_to: str | None) -> None:
@@ -148,7 +148,7 @@ def setup(device: str, rpc: bool, json_to: str | None) -> None:
 
 
 @command.command()
-@click.argument("device", shell_complete=complete.devices)
+@device_argument
 @click.option("--root", metavar="DIR", help="As for `edgecsi deploy`.")
 @json_option
 def status(device: str, root: str | None, json_to: str | None) -> None:
@@ -180,7 +180,7 @@ def status(device: str, root: str | None, json_to: str | None) -> None:
 
 
 @command.command()
-@click.argument("device", shell_complete=complete.devices)
+@device_argument
 @click.argument("bundle", required=False)
 @click.option("--root", metavar="DIR", help="As for `edgecsi deploy`.")
 @json_option
@@ -209,7 +209,7 @@ def rollback(device: str, bundle: str | None, root: str | None, json_to: str | N
 
 
 @command.command()
-@click.argument("device", shell_complete=complete.devices)
+@device_argument
 @click.argument("tracker")
 def share(device: str, tracker: str) -> None:
     """Register DEVICE with TVM's tracker, tracker://HOST:PORT/KEY, and serve it until Ctrl-C. No port opens on the
@@ -232,7 +232,7 @@ def share(device: str, tracker: str) -> None:
 
 
 @command.command()
-@click.argument("device", shell_complete=complete.devices)
+@device_argument
 @click.option("--bundles", is_flag=True, help="Also remove the bundles that were deployed there.")
 @json_option
 def clean(device: str, bundles: bool, json_to: str | None) -> None:

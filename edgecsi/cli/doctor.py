@@ -6,9 +6,15 @@ from pathlib import Path
 
 import click
 
-from edgecsi.cli import complete
-from edgecsi.cli.build import shape
-from edgecsi.cli.output import columns, json_option, output_option, progress, report
+from edgecsi.cli.options import (
+    complete_models,
+    input_shape_option,
+    json_option,
+    output_option,
+    recipe_option,
+    target_option,
+)
+from edgecsi.cli.output import columns, progress, report
 from edgecsi.errors import ToolchainError
 
 
@@ -17,19 +23,12 @@ from edgecsi.errors import ToolchainError
     "--report",
     "model",
     metavar="MODEL",
-    shell_complete=complete.models,
+    shell_complete=complete_models,
     help="Build MODEL and pack what a maintainer needs to know: its graph without weights, the error, this machine.",
 )
-@click.option(
-    "--target",
-    default="host",
-    show_default=True,
-    metavar="TARGET",
-    shell_complete=complete.targets,
-    help="What to build the report's model for.",
-)
-@click.option("--recipe", shell_complete=complete.recipes, help="With which compression.")
-@click.option("--input-shape", callback=shape, metavar="1,2,32,32", help="As for `edgecsi build`.")
+@target_option("What to build the report's model for.", default="host", show_default=True)
+@recipe_option("With which compression.")
+@input_shape_option("As for `edgecsi build`.")
 @output_option("FILE", "Where the report goes.", default=Path("edgecsi-report.zip"), show_default=True)
 @json_option
 def command(

@@ -8,26 +8,20 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecsi.cli import complete
-from edgecsi.cli.output import columns, json_option, pairs, progress, report
+from edgecsi.cli.options import bundle_argument, device_option, json_option
+from edgecsi.cli.output import columns, pairs, progress, report
 
 if TYPE_CHECKING:
     from edgecsi.evaluate import Evaluation
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path), shell_complete=complete.bundles)
+@bundle_argument
 @click.option(
     "--data", required=True, help="Channels (see `edgecsi data`), or a .npy of what the network takes."
 )
 @click.option("--samples", type=click.IntRange(min=1), help="Take only the first so many.")
-@click.option(
-    "--device",
-    default="local",
-    show_default=True,
-    shell_complete=complete.devices,
-    help="local, emulate (QEMU), ssh://HOST.",
-)
+@device_option("local, emulate (QEMU), ssh://HOST.")
 @click.option("--model", help="PyTorch model to compare with, where the bundle's is none of the zoo.")
 @click.option("--weights", metavar="FILE", help="Weights of the model, if the bundle was built with others.")
 @click.option(

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 import click
 
 from edgecsi import disk
-from edgecsi.cli.output import output_option, resumable
+from edgecsi.cli.options import output_option
+from edgecsi.cli.output import resumable
 from edgecsi.errors import UsageError
 from edgecsi.results.papers import NAMES, TIMED
 

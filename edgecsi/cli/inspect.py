@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecsi.cli import complete
-from edgecsi.cli.output import columns, json_option, pairs, report
+from edgecsi.cli.options import bundle_argument, device_option, json_option
+from edgecsi.cli.output import columns, pairs, report
 
 if TYPE_CHECKING:
     from edgecsi.bench.result import LayerTime
@@ -19,16 +19,10 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path), shell_complete=complete.bundles)
+@bundle_argument
 @click.option("--layers", is_flag=True, help="List the layers of every entry, with kernel and reason.")
 @click.option("--measure", is_flag=True, help="Time the layers of every entry, where BUNDLE runs.")
-@click.option(
-    "--device",
-    default="local",
-    show_default=True,
-    shell_complete=complete.devices,
-    help="Where to --measure: local, ssh://HOST.",
-)
+@device_option("Where to --measure: local, ssh://HOST.")
 @click.option(
     "--allowed-signers",
     type=click.Path(path_type=Path),

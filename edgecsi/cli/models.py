@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
-from edgecsi.cli import complete
-from edgecsi.cli.output import columns, json_option, pairs, report
+from edgecsi.cli.options import complete_models, json_option
+from edgecsi.cli.output import columns, pairs, report
 from edgecsi.errors import ModelError
 
 
@@ -64,7 +64,7 @@ def command(context: click.Context, json_to: str | None) -> None:
 
 
 @command.command()
-@click.argument("name", shell_complete=complete.models)
+@click.argument("name", shell_complete=complete_models)
 @json_option
 def show(name: str, json_to: str | None) -> None:
     """Show MACs and parameters per entry of the network NAME, and where its weights come from; of a compressed

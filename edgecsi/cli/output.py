@@ -18,30 +18,12 @@ from typing import Any, TextIO
 import click
 
 from edgecsi import disk
+from edgecsi.progress import Progress
 
 SECONDS_A_LINE = 30.0
 """Between two lines of progress where nobody watches a bar."""
 _MOST_LINES = 9
 """Of a cell: a column that is narrower than that is hard to read."""
-Update = Callable[[float, float, str], None]
-"""Called with (done, total, what is being done); total 0 means that nobody knows how long it will take."""
-
-
-def can_be_written(_context: click.Context, _option: click.Parameter, value: Any) -> Any:
-    """Click callback for files to be written: refuse before the work what could not be written after it."""
-    for path in value if isinstance(value, tuple) else (value,):
-        if path is not None and path != "-":
-            disk.check_file(Path(path))
-    return value
-
-
-def folder_can_be_written(
-    _context: click.Context, _option: click.Parameter, value: Path | None
-) -> Path | None:
-    """Click callback for a folder to be written, which is made if need be."""
-    if value is not None:
-        disk.check_folder(value)
-    return value
 
 
 def note(text: str, kind: str = "note") -> None:
@@ -58,26 +40,6 @@ def say(text: str) -> None:
         _bars[-1].console.print(text, markup=False, highlight=False, soft_wrap=True)
     else:
         click.echo(text)
-
-
-json_option = click.option(
-    "--json",
-    "json_to",
-    metavar="FILE",
-    callback=can_be_written,
-    help="Also write the result as JSON to FILE; `-` prints only the JSON.",
-)
-
-
-def output_option(
-    metavar: str, help: str | None = None, *, folder: bool = False, **settings: Any
-) -> Callable[[Any], Any]:
-    """``-o``, the argument `out`: what cannot be written is refused before the work."""
-    callback = folder_can_be_written if folder else can_be_written
-    where = click.Path(path_type=Path)
-    return click.option(
-        "-o", "--output", "out", type=where, callback=callback, metavar=metavar, help=help, **settings
-    )
 
 
 def report(result: Any, text: Callable[[], str], json_to: str | None) -> None:
@@ -228,7 +190,7 @@ def _cell(value: object) -> str:
 
 
 @contextmanager
-def progress(title: str) -> Iterator[Update]:
+def progress(title: str) -> Iterator[Progress]:
     """A progress bar on stderr if that is a terminal (without colours where ``NO_COLOR`` is set); otherwise, and with
     ``TERM=dumb``, a line there now and then, so that short work is silent and a log of long work shows that it goes on.
 
@@ -249,15 +211,16 @@ def progress(title: str) -> Iterator[Update]:
     if not sys.stderr.isatty():
         yield _lines(title)
         return
+    from rich import progress as rich
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     if console.is_dumb_terminal:
         yield _lines(title)
         return
-    parts = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*parts, console=console, transient=True) as bar:
+    times = rich.TimeElapsedColumn(), rich.TimeRemainingColumn()
+    parts = rich.TextColumn("{task.description}"), rich.BarColumn(), *times
+    with rich.Progress(*parts, console=console, transient=True) as bar:
         _bars.append(bar)
         task = bar.add_task(title, total=None)
 
@@ -274,7 +237,7 @@ _bars: list[Any] = []
 """The bar that is shown now, if any."""
 
 
-def _lines(title: str) -> Update:
+def _lines(title: str) -> Progress:
     """Prints at most one line in `SECONDS_A_LINE`."""
     last = time.monotonic()
 
@@ -302,7 +265,7 @@ def resumable(what: str) -> Iterator[None]:
         raise KeyboardInterrupt(f"{what}: the same command goes on from there{over}") from error
 
 
-def _steps(title: str) -> Update:
+def _steps(title: str) -> Progress:
     """Prints a line for each thing that is done."""
     said: list[str] = []
 

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from edgecsi.cli import complete
-from edgecsi.cli.output import output_option
+from edgecsi.cli.options import bundle_argument, output_option
 
 if TYPE_CHECKING:
     from edgecsi.deploy.package import Format
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path), shell_complete=complete.bundles)
+@bundle_argument
 @click.option("--format", "kind", type=click.Choice(["deb", "tar"]), default="deb", show_default=True)
 @output_option("DIR", "Folder of the package  [default: this one].", default=Path("."), folder=True)
 @click.option(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import click
 
-from edgecsi.cli import complete
-from edgecsi.cli.output import columns, json_option, report
+from edgecsi.cli.options import complete_recipes, json_option
+from edgecsi.cli.output import columns, report
 
 
 @click.group(invoke_without_command=True)
@@ -32,7 +32,7 @@ def command(context: click.Context, json_to: str | None) -> None:
 
 
 @command.command()
-@click.argument("name", shell_complete=complete.recipes)
+@click.argument("name", shell_complete=complete_recipes)
 @json_option
 def show(name: str, json_to: str | None) -> None:
     """Show the recipe NAME (a name or a .toml file) step by step, and its text.

@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from edgecsi import disk
-from edgecsi.cli.output import as_json, columns, json_option, output_option, report
+from edgecsi.cli.options import json_option, output_option
+from edgecsi.cli.output import as_json, columns, report
 
 _FILES = click.argument("files", nargs=-1, type=click.Path(path_type=Path, exists=True, dir_okay=False))
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from edgecsi import disk
-from edgecsi.cli.output import can_be_written
+from edgecsi.cli.options import can_be_written
 
 
 @click.command()

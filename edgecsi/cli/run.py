@@ -8,13 +8,13 @@ from pathlib import Path
 
 import click
 
-from edgecsi.cli import complete
-from edgecsi.cli.output import can_be_written, json_option, pairs, progress, report
+from edgecsi.cli.options import bundle_argument, can_be_written, device_option, entry_option, json_option
+from edgecsi.cli.output import pairs, progress, report
 from edgecsi.errors import UsageError
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path), shell_complete=complete.bundles)
+@bundle_argument
 @click.option(
     "-i",
     "--input",
@@ -35,18 +35,8 @@ from edgecsi.errors import UsageError
     metavar="Y.npy",
     help="Where to write the result, float32 [N, ...]; once for every output.",
 )
-@click.option(
-    "--entry",
-    shell_complete=complete.entries,
-    help="encoder, decoder or full  [default: full, or the only one].",
-)
-@click.option(
-    "--device",
-    default="local",
-    show_default=True,
-    shell_complete=complete.devices,
-    help="local, emulate (QEMU), ssh://HOST.",
-)
+@entry_option("encoder, decoder or full  [default: full, or the only one].")
+@device_option("local, emulate (QEMU), ssh://HOST.")
 @json_option
 def command(
     bundle: Path,

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import click
 
-from edgecsi.cli import complete
+from edgecsi.cli.options import bundle_argument
 
 
 @click.command()
-@click.argument("bundle", type=click.Path(path_type=Path), shell_complete=complete.bundles)
+@bundle_argument
 @click.option(
     "--key",
     required=True,

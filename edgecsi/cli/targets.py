@@ -8,8 +8,8 @@ import click
 
 from edgecsi import disk
 from edgecsi import target as targets
-from edgecsi.cli import complete
-from edgecsi.cli.output import columns, json_option, output_option, pairs, progress, report
+from edgecsi.cli.options import complete_targets, device_option, json_option, output_option
+from edgecsi.cli.output import columns, pairs, progress, report
 from edgecsi.errors import TargetError
 
 
@@ -41,7 +41,7 @@ def command(context: click.Context, json_to: str | None) -> None:
 
 
 @command.command()
-@click.argument("name", shell_complete=complete.targets)
+@click.argument("name", shell_complete=complete_targets)
 @json_option
 def show(name: str, json_to: str | None) -> None:
     """Show all that is known of the target NAME (a name or a .toml file).
@@ -62,7 +62,7 @@ def show(name: str, json_to: str | None) -> None:
 
 
 @command.command()
-@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete.targets)
+@click.argument("names", nargs=-1, metavar="[NAME]...", shell_complete=complete_targets)
 @json_option
 def check(names: tuple[str, ...], json_to: str | None) -> None:
     """Hold the features that targets declare against those the compiler will use (all targets by default).
@@ -92,10 +92,8 @@ def check(names: tuple[str, ...], json_to: str | None) -> None:
 
 
 @command.command()
-@click.argument("name", shell_complete=complete.targets)
-@click.option(
-    "--device", default="local", show_default=True, shell_complete=complete.devices, help="Where to measure."
-)
+@click.argument("name", shell_complete=complete_targets)
+@device_option("Where to measure.")
 @output_option("FILE.toml", "The target file to write.", required=True)
 @json_option
 def calibrate(name: str, device: str, out: Path, json_to: str | None) -> None:

@@ -7,15 +7,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from edgecsi.cli import complete
-from edgecsi.cli.output import json_option, output_option, pairs, progress, report, resumable
+from edgecsi.cli.options import complete_models, json_option, model_argument, output_option
+from edgecsi.cli.output import pairs, progress, report, resumable
 
 if TYPE_CHECKING:
     from edgecsi.training.loop import Epoch
 
 
 @click.command()
-@click.argument("model", shell_complete=complete.models)
+@model_argument
 @click.option("--data", required=True, help="Channels: a .npy, .npz or .mat file, or a spec.")
 @output_option("OUT.safetensors", required=True)
 @click.option("--epochs", type=click.IntRange(min=1), default=100, show_default=True)
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
     "--init",
-    shell_complete=complete.models,
+    shell_complete=complete_models,
     help="Begin with these weights: a name or a file  [default: random].",
 )
 @click.option(

@@ -7,9 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from edgecsi.cli import complete
-from edgecsi.cli.build import shape
-from edgecsi.cli.output import can_be_written, columns, json_option, pairs, progress, report, resumable
+from edgecsi.cli.options import (
+    can_be_written,
+    device_option,
+    entry_option,
+    input_shape_option,
+    json_option,
+    model_argument,
+    recipe_option,
+    target_option,
+)
+from edgecsi.cli.output import columns, pairs, progress, report, resumable
 from edgecsi.errors import UsageError
 from edgecsi.names import split_batch
 
@@ -29,33 +37,20 @@ def decibels(context: click.Context, option: click.Parameter, text: str) -> floa
 
 
 @click.command()
-@click.argument("model", shell_complete=complete.models)
-@click.option(
-    "--target",
-    required=True,
-    metavar="TARGET",
-    shell_complete=complete.targets,
-    help="Board or CPU to compile for.",
-)
-@click.option(
-    "--device",
+@model_argument
+@target_option("Board or CPU to compile for.", required=True)
+@device_option(
+    "Where to measure; `emulate` ranks by instructions where there is no board. Several boards share the work.",
     "devices",
     multiple=True,
     default=("local",),
-    shell_complete=complete.devices,
-    show_default=True,
-    help="Where to measure; `emulate` ranks by instructions where there is no board. Several boards share the work.",
 )
-@click.option(
-    "--entry",
-    shell_complete=complete.entries,
-    help="Search only this one  [default: encoder and decoder, or full].",
-)
+@entry_option("Search only this one  [default: encoder and decoder, or full].")
 @click.option("--weights", metavar="FILE", help="As for build.")
 @click.option("--random-weights", is_flag=True, help="As for build.")
-@click.option("--recipe", shell_complete=complete.recipes, help="As for build.")
+@recipe_option("As for build.")
 @click.option("--calib", metavar="DATA", help="As for build.")
-@click.option("--input-shape", callback=shape, metavar="1,2,32,32", help="As for build.")
+@input_shape_option("As for build.")
 @click.option(
     "--batch",
     "batches",

@@ -177,16 +177,13 @@ class Connection(ABC):
         """Start a command to talk to; see :meth:`run`."""
         return self.process(argv, subprocess.PIPE, subprocess.PIPE)
 
-    def push(
-        self, source: Path | bytes, remote: str, *, mode: int = 0o644, timeout: float | None = None
-    ) -> None:
-        """Copy a file there, whole or not at all; its folder must exist.
+    def push(self, source: Path | bytes, remote: str, *, mode: int = 0o644) -> None:
+        """Copy a file there, whole or not at all; its folder must exist. It may take as long as at 50 kB/s.
 
         Args:
             source: a file here, or its content.
             remote: its path there.
             mode: its permissions there.
-            timeout: seconds; by default as long as 50 kB/s take.
 
         Raises:
             Unreachable, ConnectionLost: as :meth:`run`.
@@ -194,7 +191,7 @@ class Connection(ABC):
         """
         size = len(source) if isinstance(source, bytes) else source.stat().st_size
         argv = ["sh", "-c", _PUSH, "push", remote, f"{mode:o}", str(size)]
-        done = self.run(argv, input=source, timeout=timeout or STEP_SECONDS + size / SLOWEST)
+        done = self.run(argv, input=source, timeout=STEP_SECONDS + size / SLOWEST)
         if done.code:
             raise DeviceError(
                 f"{remote} cannot be written on {self.name}",
@@ -202,14 +199,14 @@ class Connection(ABC):
                 "free some space there, or name another folder",
             )
 
-    def pull(self, remote: str, local: Path, *, timeout: float = STEP_SECONDS) -> None:
+    def pull(self, remote: str, local: Path) -> None:
         """Copy a file from there.
 
         Raises:
             Unreachable, ConnectionLost: as :meth:`run`.
             DeviceError: it cannot be read.
         """
-        done = self.run(["cat", remote], output=local, timeout=timeout)
+        done = self.run(["cat", remote], output=local, timeout=STEP_SECONDS)
         if done.code:
             local.unlink(missing_ok=True)
             raise DeviceError(f"{remote} cannot be read on {self.name}", done.said, "see if it is there")

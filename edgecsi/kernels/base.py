@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import tvm
 
 Knobs = Mapping[str, int]
+Expr = Any
+"""A TIR expression; tvm has no type stubs."""
 
 
 @dataclass(frozen=True)

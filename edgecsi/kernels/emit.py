@@ -24,6 +24,7 @@ from tvm.script.ir_builder import IRBuilder
 from tvm.tirx.script import builder as T
 
 from edgecsi.codegen import vector_math
+from edgecsi.kernels.base import Expr
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Half, Op, Quant
 from edgecsi.ops.steps import Step
@@ -32,7 +33,6 @@ from edgecsi.target import Target
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
 
-Expr = Any  # a TIR expression; tvm has no type stubs
 FENCE = "llvm.arithmetic.fence"
 
 

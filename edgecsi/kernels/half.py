@@ -6,11 +6,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from edgecsi.kernels.base import Expr
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Half
 from edgecsi.target import Target
-
-Expr = Any  # a TIR expression; tvm has no type stubs
 
 
 def refuses_cpu(target: Target) -> str:

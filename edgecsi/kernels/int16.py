@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from edgecsi.kernels import reduce
+from edgecsi.kernels.base import Expr
 from edgecsi.ops.dynamic import TINY16
 from edgecsi.target import Target
-
-Expr = Any  # a TIR expression; tvm has no type stubs
 
 
 class Largest:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 
-from edgecsi.kernels.base import Cost, Knobs
+from edgecsi.kernels.base import Cost, Expr, Knobs
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Op
 from edgecsi.target import Target
-
-Expr = Any  # a TIR expression; tvm has no type stubs
 
 
 def refuses_rows(op: Op) -> str:

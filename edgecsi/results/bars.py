@@ -6,11 +6,10 @@ import hashlib
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
 
+from edgecsi.results.files import Json
 from edgecsi.results.scenarios import FACTS, SCENARIOS, Fact, Scenario
 
-Json = dict[str, Any]
 LEAST = 0.93
 """Of the runs of a library against itself, whose interval must hold 1."""
 CLOSE = 0.02

@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,11 +21,11 @@ from edgecsi.codegen.zig import zig_cc
 from edgecsi.device import Local
 from edgecsi.errors import EdgecsiError, ToolchainError
 from edgecsi.results.bundles import built, plain_build, run_edgecsi, words
+from edgecsi.results.files import Json
 from edgecsi.results.scenarios import Fact
 
 SMALL, COLD_BYTES = "csinet-cr4+prune90-bsr16x4-int8-dynamic", 8 << 20
 """A network so fast that what is around its calls shows; bytes read before a call with a cold L2."""
-Json = dict[str, Any]
 
 
 def measure_fact(fact: Fact, scratch: Path) -> Json:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 from edgecsi.bench.result import Machine
 from edgecsi.report.text import number
@@ -19,10 +18,9 @@ from edgecsi.results.bars import (
     stale,
     to_onnxruntime,
 )
+from edgecsi.results.files import Json
 from edgecsi.results.scenarios import FACTS, KERNELS, MAIN, PAPERS, SCENARIOS, Scenario
 from edgecsi.results.tables import cycles_table, knobs_table, markdown, shipped_table, why_not
-
-Json = dict[str, Any]
 
 PAGE = """\
 # Results

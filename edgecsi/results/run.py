@@ -14,7 +14,6 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -41,7 +40,15 @@ from edgecsi.results.bundles import (
 )
 from edgecsi.results.cycles import estimate_cycles
 from edgecsi.results.facts import measure_fact
-from edgecsi.results.files import KINDS, leave_own_records_out, own_folder, page_of, read_all, write_json
+from edgecsi.results.files import (
+    KINDS,
+    Json,
+    leave_own_records_out,
+    own_folder,
+    page_of,
+    read_all,
+    write_json,
+)
 from edgecsi.results.page import outcome, page
 from edgecsi.results.readme import write_readme
 from edgecsi.results.scenarios import FACTS, SCENARIOS, Scenario
@@ -54,7 +61,6 @@ BINS = 100
 CALIBRATION_SAMPLES = 64
 """The beginning of the shipped test set. Finding int8 ranges with all of it takes a minute a network, and
 changes no latency."""
-Json = dict[str, Any]
 
 
 @script.in_words

@@ -32,7 +32,7 @@ from edgecsi.errors import EdgecsiError, ToolchainError, UsageError
 from edgecsi.models import registry
 from edgecsi.results import script
 from edgecsi.results.bundles import run_edgecsi, words
-from edgecsi.results.files import leave_own_records_out, read_all, write_json
+from edgecsi.results.files import Json, leave_own_records_out, read_all, write_json
 from edgecsi.results.page import page
 from edgecsi.results.zoo import computes
 
@@ -42,7 +42,6 @@ TRANSMISSIONS = 2000
 """Of a detector, for each of six SNRs; each carries 20 bits."""
 JOBS = 2
 KEPT = "shipped.json"
-Json = dict[str, Any]
 
 
 @script.in_words

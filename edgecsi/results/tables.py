@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
 
 from edgecsi.report.text import number
-
-Json = dict[str, Any]
+from edgecsi.results.files import Json
 
 
 def knobs_table(entry: Json | None) -> str:

@@ -18,7 +18,6 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 from edgecsi import disk
 from edgecsi import target as targets
@@ -28,7 +27,7 @@ from edgecsi.kernels.records import SHIPPED, Record, current, own_file, read_rec
 from edgecsi.models import registry
 from edgecsi.report.text import number
 from edgecsi.results import script
-from edgecsi.results.files import own_folder, write_between, write_json
+from edgecsi.results.files import Json, own_folder, write_between, write_json
 from edgecsi.results.tables import markdown
 from edgecsi.results.zoo import computes
 from edgecsi.schema import convert
@@ -51,7 +50,6 @@ _ABOUT = """\
 Made by `python -m edgecsi.results.tuned`, target by target. Every network that ships is tuned (equal layers of different
 networks once), then timed as a whole with the choices and with the defaults, in turns, in one library. Where the choices
 together gain no more than noise in place, all are given up: such a network is the default's very bytes, ratio 1."""
-Json = dict[str, Any]
 
 
 @script.in_words

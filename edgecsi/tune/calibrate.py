@@ -116,13 +116,12 @@ def measured_rows(
                 if cost.seconds <= _CLOSE * found[0][2].seconds
             }
             times = Bench(op, target, Devices([timer]), work.beside).quick(list(settings))
-            default = Setting.of(work.choice.kernel.name, work.choice.knobs)
             rows += [
                 Row(
                     setting.kernel,
                     estimated,
                     time.median,
-                    setting == default,
+                    setting == work.default,
                     op.y.size * curves(op.epilogue),
                 )
                 for (setting, estimated), time in zip(settings.items(), times, strict=True)

@@ -22,8 +22,15 @@ from edgecsi import cpu, disk
 from edgecsi import target as targets
 from edgecsi.codegen.program import PlannedEntry
 from edgecsi.device import open_device
-from edgecsi.errors import CheckFailed, ConnectionLost, TargetError, Unreachable, UsageError
-from edgecsi.kernels.records import Means, Record, append, known_records, own_file, read_records
+from edgecsi.errors import (
+    CheckFailed,
+    ConnectionLost,
+    EdgecsiError,
+    TargetError,
+    Unreachable,
+    UsageError,
+)
+from edgecsi.kernels.records import Means, Record, Records, append, known_records, own_file, read_records
 from edgecsi.kernels.variants import all_kernels, candidates, grid
 from edgecsi.kernels.workload import workload
 from edgecsi.lower.select_kernels import Choice
@@ -138,20 +145,14 @@ def tune(
             progress(number, len(works), f"{work.names[0]}: {measured} measured")
 
         progress(number, len(works), work.names[0])
-        before = kept.choice(work.choice.op, chosen_target) if settled or recheck else None
-        if before is not None and isinstance(settled, datetime):
-            before = before if datetime.fromisoformat(before[2].date) >= settled else None
-        if before is not None:
-            kernel, knobs, record = before
-            default = Time(record.default_us)
-            best = Setting.of(kernel.name, knobs)
-            same = best == Setting.of(work.choice.kernel.name, work.choice.knobs)
-            work.found = Found(best, default if same else Time(record.us), default)
-            if recheck and not same:
-                work.found = _again(work, best, chosen_target, pool, counted, ended)
-                with lock:
-                    measured += 2
-        if before is not None or recheck:
+        if settled or recheck:
+            since = settled if isinstance(settled, datetime) else None
+            work.found = _chosen_before(work, kept, chosen_target, since)
+        if recheck and work.found is not None and work.found.best != work.default:
+            work.found = _again(work, work.found.best, chosen_target, pool, counted, ended)
+            with lock:
+                measured += 2
+        if recheck or work.found is not None:
             return
         found = _search(work, chosen_target, pool, counted, known, trials, deadline, tell, ended)
         with lock:
@@ -161,22 +162,8 @@ def tune(
         with compiling_elsewhere(timers):
             _each(works, search_one, pool.count + 1, ended)
         searched = [work for work in works.values() if work.found is not None]
-        if not searched and recheck:
-            raise UsageError(
-                f"nothing was chosen for {model} yet", f"{path} has no choice for its layers", "tune it first"
-            )
-        if not searched and not complete:
-            raise UsageError(
-                f"nothing was found for {model} yet",
-                f"{minutes:g} minutes were too few",
-                "give it more --minutes",
-            )
         if not searched:
-            raise CheckFailed(
-                f"nothing was found for {model} on {opened.spec}",
-                "no layer could be measured with its default kernel",
-                "run `edgecsi doctor`; `--debug` shows what the device said",
-            )
+            raise _nothing_found(model, opened, path if recheck else None, None if complete else minutes)
         progress(len(works), len(works), "confirming in place")
         entries = _confirm(networks, works, chosen_target, opened, counted)
         append(
@@ -194,6 +181,37 @@ def tune(
         entries=entries, records=str(path), measured=measured, known=total,
         seconds=time.monotonic() - began, complete=complete,
     )  # fmt: skip
+
+
+def _chosen_before(work: Work, kept: Records, target: Target, since: datetime | None) -> Found | None:
+    """What records say of a layer, those since a time if there is one."""
+    before = kept.choice(work.choice.op, target)
+    if before is None or (since is not None and datetime.fromisoformat(before[2].date) < since):
+        return None
+    kernel, knobs, record = before
+    best, default = Setting.of(kernel.name, knobs), Time(record.default_us)
+    return Found(best, default if best == work.default else Time(record.us), default)
+
+
+def _nothing_found(model: str, device: Timer, rechecked: Path | None, minutes: float | None) -> EdgecsiError:
+    """Why there is nothing to confirm: no choice in a file that was to be measured again, or too few minutes."""
+    if rechecked is not None:
+        return UsageError(
+            f"nothing was chosen for {model} yet",
+            f"{rechecked} has no choice for its layers",
+            "tune it first",
+        )
+    if minutes is not None:
+        return UsageError(
+            f"nothing was found for {model} yet",
+            f"{minutes:g} minutes were too few",
+            "give it more --minutes",
+        )
+    return CheckFailed(
+        f"nothing was found for {model} on {device.spec}",
+        "no layer could be measured with its default kernel",
+        "run `edgecsi doctor`; `--debug` shows what the device said",
+    )
 
 
 def _each(
@@ -262,7 +280,7 @@ def _search(
             return float("inf")
 
     space = Space(
-        Setting.of(work.choice.kernel.name, work.choice.knobs),
+        work.default,
         {kernel.name: (knobs, grid(kernel, op, target)) for kernel, knobs, _ in found},
         predict,
     )
@@ -289,15 +307,14 @@ def _hold_against_cycles(work: Work, target: Target) -> None:
     """Fewer instructions that are estimated to take more cycles are no gain."""
     found = work.found
     assert found is not None
-    default = Setting.of(work.choice.kernel.name, work.choice.knobs)
-    for setting, counted in ((default, found.default_time), (found.best, found.best_time)):
+    for setting, counted in ((work.default, found.default_time), (found.best, found.best_time)):
         with COMPILING:
             rate = cycles.an_instruction(
                 all_kernels()[setting.kernel], work.choice.op, target, dict(setting.knobs)
             )
         if rate is not None:
             work.cycles[setting] = round(counted.median * rate, 4)
-    if len(work.cycles) == 2 and work.cycles[found.best] > work.cycles[default]:
+    if len(work.cycles) == 2 and work.cycles[found.best] > work.cycles[work.default]:
         give_up(work)
 
 
@@ -306,9 +323,9 @@ def _again(
 ) -> Found | None:
     """An old choice held against the default again."""
     work.bench = bench = Bench(work.choice.op, target, devices, work.beside, counted)
-    default = Setting.of(work.choice.kernel.name, work.choice.knobs)
-    times = dict(zip((default, best), _patiently(lambda: bench.careful([default, best]), ended), strict=True))
-    return decide(default, times, times)
+    settings = [work.default, best]
+    times = dict(zip(settings, _patiently(lambda: bench.careful(settings), ended), strict=True))
+    return decide(work.default, times, times)
 
 
 def _still(record: Record, setting: Setting, bench: Bench) -> bool:

@@ -60,6 +60,11 @@ class Work:
     """Of counted settings: the millions of cycles that they are estimated to take."""
 
     @property
+    def default(self) -> Setting:
+        """What is chosen without records."""
+        return Setting.of(self.choice.kernel.name, self.choice.knobs)
+
+    @property
     def changed(self) -> bool:
         """Whether what was chosen is new: measured now, or an old choice that lost in place."""
         return self.bench is not None or self.given_up
@@ -126,8 +131,7 @@ def give_up(work: Work) -> None:
     """The choice lost in place: the default stays."""
     assert work.found is not None
     found = work.found
-    default = Setting.of(work.choice.kernel.name, work.choice.knobs)
-    work.found, work.given_up = replace(found, best=default, best_time=found.default_time), True
+    work.found, work.given_up = replace(found, best=work.default, best_time=found.default_time), True
 
 
 def with_found(choice: Choice, found: Found | None) -> Choice:
@@ -162,12 +166,12 @@ def tuned_layer(work: Work, target: Target | None) -> TunedLayer:
     bound, share = (None, None) if target is None else _bound(op, target, found)
     return TunedLayer(
         layer=work.names[0], others=tuple(work.names[1:]), workload=workload(op),
-        default=_named(Setting.of(work.choice.kernel.name, work.choice.knobs)), best=_named(found.best),
+        default=_named(work.default), best=_named(found.best),
         default_us=found.default_time.median, best_us=found.best_time.median, kept=wins(found),
         tried=sum(len(v) for v in times.values()),
         failed=sum(status in ("wrong", "crashed", "hung") for status in statuses),
         times={kernel: tuple(taken) for kernel, taken in times.items()}, bound=bound, share=share,
-        default_cycles=work.cycles.get(Setting.of(work.choice.kernel.name, work.choice.knobs)),
+        default_cycles=work.cycles.get(work.default),
         best_cycles=work.cycles.get(found.best),
     )  # fmt: skip
 

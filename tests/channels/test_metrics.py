@@ -61,14 +61,6 @@ def test_similarity_against_a_direct_computation(samples: np.ndarray) -> None:
     assert rho(samples, noisy) == pytest.approx(np.mean(values), rel=1e-9)
 
 
-def test_the_true_response_of_a_data_set_is_taken_if_given(samples: np.ndarray) -> None:
-    taps = (samples[:, 0] - 0.5) + 1j * (samples[:, 1] - 0.5)
-    frequency = np.fft.fft(taps, 257, axis=-1)[..., :125]
-    assert rho(samples, samples, frequency=frequency) == pytest.approx(1)
-    with pytest.raises(DataError, match="shape"):
-        rho(samples, samples, frequency=frequency[:3])
-
-
 def test_what_cannot_be_judged_is_refused(samples: np.ndarray) -> None:
     with pytest.raises(DataError, match="shapes differ"):
         nmse_db(samples, samples[:3])

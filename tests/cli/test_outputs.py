@@ -9,7 +9,7 @@ import click
 import pytest
 
 from edgecsi import cli
-from edgecsi.cli import complete, output
+from edgecsi.cli import options
 
 WRITTEN = {
     "out",
@@ -23,7 +23,7 @@ WRITTEN = {
     "dump_ir",
     "write_target",
 }
-CALLBACKS = (output.can_be_written, output.folder_can_be_written)
+CALLBACKS = (options.can_be_written, options.folder_can_be_written)
 FORBIDDEN = "/sys/edgecsi"
 """Where nobody may write, root included."""
 
@@ -57,7 +57,7 @@ def test_an_output_is_tried_before_the_work(
 ) -> None:
     """What the option's own callback says to a value, whatever verb it belongs to."""
     (tmp_path / "file").write_text("")
-    folder = option.callback is output.folder_can_be_written
+    folder = option.callback is options.folder_can_be_written
     end = ".npz" if words[0] == "data" and option.name == "out" else ""
     many = getattr(option, "multiple", False)
     codes = {}
@@ -108,14 +108,20 @@ def test_it_is_said_before_anything_else(line: str, capsys: pytest.CaptureFixtur
 
 def test_a_disk_without_room_is_noticed(tmp_path: Path, small_files: None) -> None:
     with pytest.raises(cli.EdgecsiError) as caught:
-        output.can_be_written(click.Context(cli.cli), click.Option(["--json"]), tmp_path / "x")
+        options.can_be_written(click.Context(cli.cli), click.Option(["--json"]), tmp_path / "x")
     assert caught.value.exit_code == 4
 
 
 COMPLETED = {
-    "model": complete.models, "target": complete.targets, "recipe": complete.recipes, "entry": complete.entries,
-    "bundle": complete.bundles, "device": complete.devices, "devices": complete.devices, "against": complete.engines,
-}  # fmt: skip
+    "model": options.complete_models,
+    "target": options.complete_targets,
+    "recipe": options.complete_recipes,
+    "entry": options.complete_entries,
+    "bundle": options.complete_bundles,
+    "device": options.complete_devices,
+    "devices": options.complete_devices,
+    "against": options.complete_engines,
+}
 
 
 def test_names_complete_in_every_verb() -> None:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecsi.kernels.base import Expr
 from edgecsi.kernels.half import store_results, widened
 from edgecsi.kernels.int16 import Largest, add_products, as_bits, steps_of
 from edgecsi.kernels.tiling import overlap, strided
@@ -21,8 +22,6 @@ from edgecsi.ops.half import channels_together
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Conv2d
 from edgecsi.target import Target
-
-Expr = Any  # a TIR expression; tvm has no type stubs
 
 
 class Fp32:

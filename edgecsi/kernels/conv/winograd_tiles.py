@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecsi.kernels.base import Expr
 from edgecsi.ops.half import WINOGRAD
 from edgecsi.target import Target
 
-Expr = Any  # a TIR expression; tvm has no type stubs
 Load = Callable[[int, int], Expr]  # pixels of a row, from a column on
 Number = Callable[[int], Expr]  # a vector by its number
 Change = Callable[[Expr], Expr]

@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecsi.kernels.base import Expr
 from edgecsi.kernels.dense.narrow_weights import TOGETHER, pieces
 from edgecsi.target import Target
-
-Expr = Any
 
 
 class Dot(ABC):

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.kernels import reduce
-from edgecsi.kernels.base import Cost, Kernel, Knobs
+from edgecsi.kernels.base import Cost, Expr, Kernel, Knobs
 from edgecsi.kernels.dense.estimate import cost, dense_vectors, shared_samples
 from edgecsi.kernels.dense.loop import LoopShape, multiply
 from edgecsi.kernels.dense.results import Results, spill_bytes, spills
@@ -27,8 +27,6 @@ from edgecsi.target import Target
 
 if TYPE_CHECKING:
     from tvm.tirx import PrimFunc
-
-Expr = Any
 
 
 class Pairs:

@@ -15,12 +15,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from edgecsi.kernels.base import Expr
 from edgecsi.kernels.dense.sparse import (
     Section,
 )
 from edgecsi.ops.layout import vector_widths
-
-Expr = Any
 
 
 class Unit(Protocol):

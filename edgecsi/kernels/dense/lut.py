@@ -8,10 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecsi.kernels.base import Expr
 from edgecsi.kernels.dense.units import FloatUnit, floats_of
 from edgecsi.target import Target
-
-Expr = Any
 
 
 class TableUnit(FloatUnit):

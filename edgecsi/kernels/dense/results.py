@@ -7,14 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from edgecsi.kernels.base import Expr
 from edgecsi.kernels.dense.sparse import (
     Section,
 )
 from edgecsi.kernels.dense.walk import each_run, run_lanes
 from edgecsi.ops.layout import Layout, vector_widths
 from edgecsi.ops.operators import Dense, Quant
-
-Expr = Any
 
 
 class Results:

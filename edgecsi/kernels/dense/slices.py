@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.kernels.base import Cost, Knobs
+from edgecsi.kernels.base import Cost, Expr, Knobs
 from edgecsi.kernels.dense.estimate import (
     cost,
     shared_samples,
@@ -29,8 +29,6 @@ from edgecsi.kernels.dense.walk import each_run, positions
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Dense
 from edgecsi.target import Target
-
-Expr = Any
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-Expr = Any
+from edgecsi.kernels.base import Expr
 
 
 class FloatUnit:

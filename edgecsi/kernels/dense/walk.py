@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from edgecsi.kernels.base import Expr
 from edgecsi.ops.layout import Layout, vector_widths
-
-Expr = Any
 
 
 def run_lanes(y: Layout, operands: Sequence[Layout], lanes: int) -> int:

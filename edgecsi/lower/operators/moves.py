@@ -197,23 +197,15 @@ def inside(index: Any, length: int) -> Any:
 
 
 def _gather(call: Call) -> Any:
-    from tvm import te
-
-    if call.known(call.node.args[2]) is not None:
-        return moved(call)
-    dim = call["dim"]
-    length = call.shapes["self"][dim]
-
-    def define(x: Any, index: Any) -> Any:
-        def value(*i: Any) -> Any:
-            return x(*i[:dim], inside(index(*i), length), *i[dim + 1 :])
-
-        return te.compute(call.shape, value, name="gather")
-
-    return call.te(define, call["self"], call["index"], name="gather")
+    return _taken(call, "gather", lambda index, i, _dim: index(*i))
 
 
 def _index_select(call: Call) -> Any:
+    return _taken(call, "index_select", lambda index, i, dim: index(i[dim]) if index.shape else index())
+
+
+def _taken(call: Call, name: str, place: Callable[[Any, tuple[Any, ...], int], Any]) -> Any:
+    """Elements whose place along an axis an index tells; `place` reads it, for an element of the result."""
     from tvm import te
 
     if call.known(call.node.args[2]) is not None:
@@ -223,12 +215,11 @@ def _index_select(call: Call) -> Any:
 
     def define(x: Any, index: Any) -> Any:
         def value(*i: Any) -> Any:
-            at = index(i[dim]) if index.shape else index()
-            return x(*i[:dim], inside(at, length), *i[dim + 1 :])
+            return x(*i[:dim], inside(place(index, i, dim), length), *i[dim + 1 :])
 
-        return te.compute(call.shape, value, name="index_select")
+        return te.compute(call.shape, value, name=name)
 
-    return call.te(define, call["self"], call["index"], name="index_select")
+    return call.te(define, call["self"], call["index"], name=name)
 
 
 def _embedding(call: Call) -> Any:
