@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from edgecsi.bench.result import read_tree
 from edgecsi.errors import DataError
 from edgecsi.schema import convert
 
@@ -139,8 +138,3 @@ def decode_tuned(tree: Any, path: Path) -> TuneResult:
             _FIX,
         )
     return convert(tree, TuneResult, what=str(path), error=DataError, fix=_FIX)
-
-
-def read_tuned(path: Path) -> TuneResult:
-    """Read a result of tuning; raises as :func:`decode_tuned`, and DataError if the file cannot be read."""
-    return decode_tuned(read_tree(path), path)

@@ -31,6 +31,7 @@ from edgecsi.models.load import load_model
 from edgecsi.models.registry import create
 from edgecsi.training.tasks import Detection
 from tests._builds import build_for
+from tests._every_case import in_turns
 
 pytestmark = pytest.mark.filterwarnings("ignore::edgecsi.errors.Notice")  # untrained networks, few samples
 
@@ -94,14 +95,16 @@ RECIPES = {
 
 
 def kill_and_resume(
-    model: str, chosen: recipe.Recipe, data: str, folder: Path, at_once: bool = False
+    model: str, chosen: recipe.Recipe, data: str, folder: Path, at_once: bool = False, turn: int = 0
 ) -> Path:
-    """Kill a run half-way and near its end (and at once), start it again, and compare; returns what it writes."""
+    """Kill a run half-way or near its end, in turns (and at once), start it again, and compare; returns what it
+    writes."""
     straight, resumed = folder / "a.safetensors", folder / "b.safetensors"
     events: list[CompressProgress] = []
     compress(model, chosen, data, straight, accept_loss=True, progress=events.append)
 
-    for stop in sorted({1 if at_once else 0, len(events) // 2, len(events) - 1} - {0}):
+    late = sorted({len(events) // 2, len(events) - 1} - {0})
+    for stop in sorted({1} | {*late} if at_once else {*in_turns(late, turn if len(late) > 1 else 0)}):
         seen = 0
 
         def kill(_: CompressProgress, stop: int = stop) -> None:
@@ -122,7 +125,8 @@ def kill_and_resume(
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_killed_run_ends_with_the_same_file(detector: str, tmp_path: Path, name: str) -> None:
-    kill_and_resume(detector, recipe.parse(RECIPES[name], name), "mimo:2000", tmp_path, name == "prune")
+    chosen, turn = recipe.parse(RECIPES[name], name), list(RECIPES).index(name)
+    kill_and_resume(detector, chosen, "mimo:2000", tmp_path, name == "prune", turn)
 
 
 CODEC = """

@@ -25,12 +25,13 @@ from edgecsi.kernels.variants import all_kernels
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Dense
 from edgecsi.pipeline import BuildOptions, build
+from edgecsi.report.read import read
 from edgecsi.results.reliability import tuning
 from edgecsi.tune import in_place, network
 from edgecsi.tune.isolated import Devices, Isolated
 from edgecsi.tune.measure import Bench
 from edgecsi.tune.network import tune
-from edgecsi.tune.result import TuneResult, read_tuned
+from edgecsi.tune.result import TuneResult
 from edgecsi.tune.search import Found, Setting
 from tests._every_case import EVERY_CASE
 
@@ -60,7 +61,7 @@ def test_a_network_is_tuned_and_the_next_build_uses_it(model: str, tmp_path: Pat
     assert all(layer.best_us <= layer.default_us for layer in result.layers)
     assert result.measured == sum(r.kind == "trial" for r in read_records([file]).lines)
     (tmp_path / "tuned.json").write_text(as_json(result))
-    assert read_tuned(tmp_path / "tuned.json") == result
+    assert read([tmp_path / "tuned.json"]) == ([], [result])
     options = BuildOptions(model=model, target="x86", out=tmp_path / "tuned", records=(file,), batches=(4,))
     build(options)
     manifest = read_bundle(tmp_path / "tuned").manifest
