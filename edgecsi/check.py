@@ -119,7 +119,7 @@ def channel_nmse(model: LoadedModel) -> float | None:
     from edgecsi.reference import pytorch
 
     full = model.entries.get("full")
-    if full is None or model.more_inputs or tuple(model.example_input.shape[1:]) != SAMPLE:
+    if full is None or not _takes_samples(model) or tuple(model.example_input.shape[1:]) != SAMPLE:
         return None
     with torch.no_grad():
         y = full.module(full.example_input)

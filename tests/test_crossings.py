@@ -15,11 +15,12 @@ import edgecsi
 from edgecsi import target as targets
 from edgecsi.bench.competitors import fp32_model
 from edgecsi.bundle import Bundle, read_bundle, read_golden
+from edgecsi.channels.files import as_samples
 from edgecsi.codegen.zig import zig_cc
 from edgecsi.compress import compress
 from edgecsi.device import Local, open_device
 from edgecsi.device.protocol import Plan
-from edgecsi.errors import BundleError, DataError, UsageError
+from edgecsi.errors import BundleError, DataError, ModelError, UsageError
 from edgecsi.evaluate import evaluate_data, judge
 from edgecsi.lower import lower
 from edgecsi.models.load import load_model
@@ -93,6 +94,20 @@ class Mixed(nn.Module):
             "best": y.argmax(-1), "power": y.square().mean(), "dark": -levels,
         }
 
+class Complex(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Linear(8, 8), nn.Linear(8, 8)
+
+    def encode(self, x):
+        return torch.view_as_complex(self.first(x).reshape(1, 4, 2))
+
+    def decode(self, codeword):
+        return self.last(torch.view_as_real(codeword).flatten(1))
+
+    def forward(self, x):
+        return self.decode(self.encode(x))
+
 def made(kind, *example):
     torch.manual_seed(0)
     return kind(), example
@@ -105,6 +120,9 @@ def mixed():
     mask, c = torch.tensor([[True, False, True]]), torch.randn(1, 2)
     h, H = torch.randn(1, 4), torch.randn(1, 3)
     return made(Mixed, h, torch.tensor(3), H, ids, torch.tensor(0.7), c, mask, levels)
+
+def complex_codeword():
+    return made(Complex, torch.randn(1, 8))
 
 def squeezed():
     return made(Squeezed, torch.randn(1, 8))
@@ -149,8 +167,9 @@ def test_a_network_of_one_batch_and_a_number_is_calibrated_and_evaluated(folder:
 def test_it_is_compressed_call_by_call(folder: Path) -> None:
     recipe = folder / "some.toml"
     recipe.write_text(
-        'description = "A few weights zero, trained on, then int8."\n'
+        'description = "A few weights zero, trained on beside a network like it, then int8."\n'
         '[[steps]]\ndo = "prune"\nsparsity = 0.1\npattern = "unstructured"\nepochs = 1\nlr = 1e-4\n'
+        f'[[steps]]\ndo = "distill"\nteacher-model = "{folder}/nets.py:fixed"\nepochs = 1\nlr = 1e-4\n'
         '[[steps]]\ndo = "quantize"\nmode = "dynamic"\n'
     )
     out = folder / "fixed.safetensors"
@@ -165,6 +184,19 @@ def test_a_codeword_without_samples_is_as_good_as_another(folder: Path) -> None:
     assert bundle is not None
     assert bundle.entry("decoder").inputs[0].shape == (4,)
     assert bundle.manifest.check.status == "passed"
+
+
+def test_halves_with_complex_numbers_between_them_are_built_as_one(folder: Path) -> None:
+    model = load_model(f"{folder}/nets.py:complex_codeword")
+    assert list(model.entries) == ["full"]
+    assert "complex numbers" in model.entries["full"].note
+
+
+def test_shapes_and_integers_that_cannot_be_taken_are_refused(folder: Path) -> None:
+    with pytest.raises(ModelError, match="takes 2 inputs, and --input-shape is that of one"):
+        load_model(f"{folder}/nets.py:fixed", input_shape=(4, 8))
+    with pytest.raises(DataError, match="integers up to 16777217"):
+        as_samples(np.array([[1, 2**24 + 1]]), "places", (2,))
 
 
 def test_numbers_are_calibrated_with_and_come_in_batches(folder: Path) -> None:

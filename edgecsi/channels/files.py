@@ -34,6 +34,7 @@ _MAX_RATIO = 200  # real channels compress by less than 10; deflate's limit, a z
 _HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 _NAMES = ("HT", "channels", "inputs")  # of an array among several
 _MOST_ARRAYS = 100  # of a file that are looked at
+_EXACT = 2**24
 _SLACK = 1e-3  # beyond [0, 1]: 1.0000001 is rounding, no other convention
 
 
@@ -127,6 +128,14 @@ def as_samples(array: NDArray[Any], name: str, shape: Sequence[int] | None = SAM
     if shape is None:
         sizes = array.shape[1:]
         shape = SAMPLE if math.prod(sizes) == _ENTRIES or array.shape == SAMPLE else sizes
+    if array.dtype.kind in "iu" and array.dtype.itemsize > 2 and array.size:
+        largest = max(-int(array.min()), int(array.max()))
+        if largest > _EXACT:
+            raise DataError(
+                f"{name}: the array holds integers up to {largest}",
+                f"they are read as float32, which tells integers apart up to {_EXACT} only",
+                "give smaller ones; edgecsi run takes larger ones from a .npy",
+            )
     size = math.prod(shape)
     if array.shape in (tuple(shape), (size,)):
         array = array[None]

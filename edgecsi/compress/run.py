@@ -388,7 +388,7 @@ class _Run:
         if step.teacher == 0:
             return None
         if isinstance(step, Distill) and step.teacher_model:
-            return load_model(step.teacher_model).module.eval()
+            return in_rows(load_model(step.teacher_model))[0].module.eval()
         return self.started.eval()
 
     def _samples(self, count: int) -> Tensor:

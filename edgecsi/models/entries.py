@@ -39,6 +39,12 @@ class Part:
         return (self.example_input, *self.more_inputs)
 
 
+_COMPLEX = (
+    "its encoder gives complex numbers, and a library real ones, so it is built as one; with torch.view_as_real where "
+    "the encoder ends and torch.view_as_complex where the decoder begins, it has both"
+)
+
+
 def runs(module: nn.Module, examples: Sequence[Tensor]) -> bool:
     """Whether the module takes its examples as it is."""
     import torch
@@ -66,10 +72,14 @@ def entries_of(name: str, module: nn.Module, example: Tensor, *more: Tensor) -> 
     children = dict(module.named_children())
     if callable(getattr(module, "encode", None)) and callable(getattr(module, "decode", None)):
         encoder, codewords = _entry(name, "encoder", _method(module, "encode"), (example,))
+        if any(t.is_complex() for t in codewords):
+            return {"full": replace(full, note=_COMPLEX)}
         decoder, _ = _entry(name, "decoder", _method(module, "decode"), tuple(codewords))
     elif "encoder" in children and "decoder" in children:
         try:
             encoder, codewords = _entry(name, "encoder", children["encoder"], (example,))
+            if any(t.is_complex() for t in codewords):
+                return {"full": replace(full, note=_COMPLEX)}
             decoder, again = _entry(name, "decoder", children["decoder"], tuple(codewords))
         except ModelError as error:
             return {"full": _with_note(full, error.what)}

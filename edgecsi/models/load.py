@@ -105,6 +105,12 @@ def load_model(
     if "compression" not in metadata:
         check_module(module, name)
     if input_shape is not None and (not examples or examples[0].shape != tuple(input_shape)):
+        if len(examples) > 1:
+            raise ModelError(
+                f"{name} takes {len(examples)} inputs, and --input-shape is that of one",
+                f"its example inputs are {', '.join(str(list(x.shape)) for x in examples)}",
+                "return others from the factory",
+            )
         examples = (_example(input_shape),)
     if not examples:
         raise ModelError(
