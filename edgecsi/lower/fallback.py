@@ -84,8 +84,10 @@ def legalise(node: Node, target: Any, lanes: int) -> list[Piece]:
             out = builder.emit_output(result)
         builder.emit_func_output(out)
     module = builder.get()
+    # A constant that is an output has to be written by something.
+    folding = [relax.transform.FoldConstant()] if parameters else []
     passes = [
-        relax.transform.LegalizeOps(), relax.transform.AnnotateTIROpPattern(), relax.transform.FoldConstant(),
+        relax.transform.LegalizeOps(), relax.transform.AnnotateTIROpPattern(), *folding,
         relax.transform.FuseOps(), relax.transform.FuseTIR(), relax.transform.DeadCodeElimination(),
     ]  # fmt: skip
     with target:
