@@ -4,10 +4,17 @@ from pathlib import Path
 
 import pytest
 
+from edgecsi import demo
+from edgecsi.channels import files
+from edgecsi.channels.shipped import test_set as shipped_channels
 from edgecsi.cli import main
 
 
-def test_the_demo_goes_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_demo_goes_the_whole_way(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(demo, "_EMULATED_SAMPLES", 8)
+    monkeypatch.setattr(files, "load", lambda _data: shipped_channels(128))
     assert main(["demo", "-o", str(tmp_path / "demo")]) == 0
     output = capsys.readouterr().out
     assert "for rpi4" in output

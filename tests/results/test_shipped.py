@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from edgecsi.cli import main
 from edgecsi.errors import ToolchainError, UsageError
 from edgecsi.models import registry
 from edgecsi.results import run as results
 from edgecsi.results import shipped
+from edgecsi.results.bundles import run_edgecsi
 
 
 @pytest.fixture
@@ -123,13 +127,26 @@ def test_nothing_to_verify_is_a_mistake(tmp_path: Path, weights: Path) -> None:
     assert run(tmp_path, "--targets", "toaster") == UsageError.exit_code
 
 
-def test_a_shipped_detector_is_right_on_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shipped_detector_is_right_on_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    def here(arguments: Sequence[str], folder: Path, threads: int) -> None:
+        with contextlib.chdir(folder):
+            assert main([*arguments]) == 0
+
     monkeypatch.setattr(shipped, "TRANSMISSIONS", 20)
+    monkeypatch.setattr(shipped, "run_edgecsi", here)
     model = "fullycon+prune75-bsr4x1-int8-weights"
     assert model in registry.list_compressed()
-    assert run(tmp_path, "--only", model, "--targets", "host") == 0
-    kept = json.loads((tmp_path / "results" / shipped.KEPT).read_text())["results"][f"{model} host"]
-    assert kept["samples"] == 20
-    assert kept["edgecsi"] == pytest.approx(kept["pytorch"], rel=2e-3)
-    assert kept["library_bytes"] > 10_000
-    assert kept["commands"][0] == f"edgecsi build {model} --target host -o bundle"
+    found = shipped.verify(model, "host")
+    assert shipped.failure(found) == ""
+    assert found["samples"] == 20
+    assert found["edgecsi"] == pytest.approx(found["pytorch"], rel=2e-3)
+    assert found["library_bytes"] > 10_000
+    assert found["commands"][0] == f"edgecsi build {model} --target host -o bundle"
+
+
+def test_a_command_is_run_in_a_process_of_its_own(tmp_path: Path) -> None:
+    run_edgecsi(["targets", "--json", "targets.json"], tmp_path, threads=1)
+    assert any(row["id"] == "rpi4" for row in json.loads((tmp_path / "targets.json").read_text()))
+    with pytest.raises(ToolchainError, match="edgecsi targets show toaster failed") as caught:
+        run_edgecsi(["targets", "show", "toaster"], tmp_path)
+    assert "toaster" in caught.value.why
