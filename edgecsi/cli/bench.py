@@ -208,7 +208,7 @@ def command(
         protocol = QUICK if quick else FULL
         refuse(opened, wanted, seconds or protocol.seconds, batch)
         try:
-            again = _runs(bundle, repeat - 1, update) if repeat is not None else []
+            again = _runs(repeat - 1, update) if repeat is not None else []
             result = run_bench(
                 bundle,
                 entry=entry,
@@ -258,7 +258,7 @@ def command(
         )
 
 
-def _runs(bundle: Path, count: int, update: Progress) -> list[Result]:
+def _runs(count: int, update: Progress) -> list[Result]:
     """The same command so many times, each in a process of its own."""
     from edgecsi.bench.result import read_result
 

@@ -74,7 +74,7 @@ def mask(worth: Tensor, pattern: Pattern, sparsity: float) -> Tensor:
         if gone:
             keep.scatter_(-1, groups.topk(gone, -1, largest=False).indices, False)
         return keep.reshape(worth.shape)
-    return _expand(_smallest(_blocks(worth, pattern), sparsity), pattern, worth.shape)
+    return _expand(_smallest(_blocks(worth, pattern), sparsity), worth.shape)
 
 
 def global_masks(worth: Mapping[str, Tensor], pattern: Pattern, sparsity: float) -> dict[str, Tensor]:
@@ -94,7 +94,7 @@ def global_masks(worth: Mapping[str, Tensor], pattern: Pattern, sparsity: float)
         start += value.numel()
         if not keep.any():  # a layer is never emptied by its neighbours: its best block stays
             keep.view(-1)[value.argmax()] = True
-        masks[name] = _expand(keep, pattern, worth[name].shape)
+        masks[name] = _expand(keep, worth[name].shape)
     return masks
 
 
@@ -242,7 +242,7 @@ def _blocks(worth: Tensor, pattern: Pattern) -> Tensor:
     return worth.reshape(len(worth) // rows, rows, -1, columns).sum((1, 3))
 
 
-def _expand(blocks: Tensor, pattern: Pattern, shape: torch.Size) -> Tensor:
+def _expand(blocks: Tensor, shape: torch.Size) -> Tensor:
     rows, columns = shape[0] // blocks.shape[0], shape[1] // blocks.shape[1]
     return blocks.repeat_interleave(rows, 0).repeat_interleave(columns, 1)
 

@@ -93,7 +93,7 @@ def round_pair(encoder: Side, decoder: Side) -> None:
 
     Args:
         encoder: its layer, transposed; the metric is the covariance of its inputs. decoder: the metric is
-            :func:`edgecsi.compress.reconstruct.output_metric`.
+            :func:`edgecsi.compress.watch.output_metric`.
     """
     product = decoder.weight @ encoder.weight.T
     turns = ((encoder, decoder, product.T), (decoder, encoder, product))

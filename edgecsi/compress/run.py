@@ -79,7 +79,7 @@ class CompressResult:
         bytes_before, bytes_after: stored bytes of the weights, see
             :func:`edgecsi.compress.size.stored_bytes`.
         steps: score behind every step. density: share of non-zero weights, by dense layer.
-        figures: on the test set, see :meth:`edgecsi.training.train.Task.report`.
+        figures: on the test set, see :meth:`edgecsi.training.tasks.Task.report`.
     """
 
     path: Path

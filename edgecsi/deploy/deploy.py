@@ -159,7 +159,7 @@ def deploy(
         sent: dict[str, int] = {}
         release = there.release_of(manifest.digest, _sums(contents))
         if release is None:
-            sent = _copy(far, there, contents, options, patience, progress)
+            sent = _copy(far, there, contents, patience, progress)
             progress(0, 0, "verifying on the device")
             far.do("verify", manifest.digest, timeout=patience)
             release = fresh = far.do("settle", manifest.digest, timeout=patience)
@@ -207,7 +207,7 @@ def refuse_downgrade(new: Manifest, active: Manifest | None, name: str) -> None:
 
 
 def _copy(
-    far: FarSide, there: Survey, contents: Contents, options: Options, patience: float, progress: Progress
+    far: FarSide, there: Survey, contents: Contents, patience: float, progress: Progress
 ) -> dict[str, int]:
     """Fill the incoming folder with what is there already and what is not; returns the bytes sent, by file."""
     sources = there.sources()

@@ -166,7 +166,7 @@ def vectorise(function: tvm.tirx.PrimFunc, lanes: int) -> tvm.tirx.PrimFunc:
         extent = int(schedule.get(spatial[-1]).extent)
         if extent == 1:
             if reduce:
-                _reduce_in_lanes(schedule, block, reduce, lanes)
+                _reduce_in_lanes(schedule, reduce, lanes)
             continue
         width = min(lanes, extent)
         inner = spatial[-1]
@@ -196,7 +196,7 @@ def _keep_nan(function: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:
     return function.with_body(body)
 
 
-def _reduce_in_lanes(schedule: Any, block: Any, reduce: list[Any], lanes: int) -> None:
+def _reduce_in_lanes(schedule: Any, reduce: list[Any], lanes: int) -> None:
     """A reduction to single numbers (a mean over images): as many partial results side by side as divide the innermost
     loop, and these reduced at the end."""
     from tvm import s_tir

@@ -67,7 +67,7 @@ def run_cases(
     with disk.scratch(runs=True) as where:
         (where / "kernels.o").write_bytes(compile_cases(cases, target))
         if target.missing_on_this_cpu():
-            _run_emulated(cases, everything, target, where)
+            _run_emulated(everything, target, where)
             seconds = [0.0] * len(cases)
         else:
             seconds = _run_native(cases, everything, where, repeat)
@@ -121,9 +121,7 @@ def _aligned(array: NDArray[Any]) -> NDArray[Any]:
     return view
 
 
-def _run_emulated(
-    cases: Sequence[Case], everything: list[list[NDArray[Any]]], target: Target, where: Path
-) -> None:
+def _run_emulated(everything: list[list[NDArray[Any]]], target: Target, where: Path) -> None:
     arch = "aarch64" if target.arch == "aarch64" else "x86_64"
     qemu = shutil.which(f"qemu-{arch}")
     if qemu is None:

@@ -118,7 +118,7 @@ class F32Conv2dDirect(Blocked):
             taps = op.weight[channels].transpose(1, 3, 2, 0)  # ci, kw, kh, co
             steps = taps.reshape(taps.shape[0] * taps.shape[1], -1)
             fill = [(0, 0), (0, _step(op, knobs) - steps.shape[1])]
-            head = np.pad(bias[channels], (0, _head(knobs) - knobs["co_tile"]))
+            head = np.pad(bias[channels], (0, filled(knobs) - knobs["co_tile"]))
             blocks += [head, np.pad(steps, fill).reshape(-1)]
         return [np.concatenate(blocks).astype(op.weight.dtype), *epilogue_constants(op)]
 
@@ -138,7 +138,7 @@ class F32Conv2dDirect(Blocked):
         n, _, height, width = op.y.shape
         outs, per_group, _, kw = op.weight.shape
         lanes, co_tile, rows, columns = (knobs[k] for k in ("lanes", "co_tile", "rows", "columns"))
-        per_block = _head(knobs) + per_group * kw * _step(op, knobs)
+        per_block = filled(knobs) + per_group * kw * _step(op, knobs)
         outs_per_group = outs // op.groups
         co_blocks = -(-outs_per_group // co_tile)
         fits = co_tile <= outs_per_group and rows <= height and columns * lanes <= width
@@ -171,7 +171,7 @@ class F32Conv2dDirect(Blocked):
                     )
                 )
                 sums = {orv: e.registers(lanes, arithmetic.sums) for orv in block_of_sums}
-                biases = Scalars(w, start, _head(knobs), target)
+                biases = Scalars(w, start, filled(knobs), target)
                 for (o, _, _), acc in sums.items():
                     e.store(acc, 0, biases.splat(o, lanes))
 
@@ -203,7 +203,7 @@ class F32Conv2dDirect(Blocked):
                         for u in range(unroll):
                             ci = outer * unroll + u if first is None else first + outer * unroll + u
                             pixels = corner + ci * plane
-                            weights = start + _head(knobs) + ci * kw * step
+                            weights = start + filled(knobs) + ci * kw * step
                             if knobs["taps"]:
                                 for k in range(kw):
                                     tap(pixels + k * op.dilation[1], weights + k * step)
@@ -301,6 +301,6 @@ def _step(op: Conv2d, knobs: Knobs) -> int:
     return -(-knobs["co_tile"] * taps // 4) * 4
 
 
-def _head(knobs: Knobs) -> int:
-    """Biases of a block, filled up."""
+def filled(knobs: Knobs) -> int:
+    """Numbers of a block, one an output channel, filled up to a multiple of 4 for vector loads."""
     return -(-knobs["co_tile"] // 4) * 4

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from edgecsi.kernels.base import Blocked, Cost, Knobs
 from edgecsi.kernels.conv.arithmetic import Fp32
-from edgecsi.kernels.conv.f32_conv2d_direct import refuses_f32_conv2d
+from edgecsi.kernels.conv.f32_conv2d_direct import filled, refuses_f32_conv2d
 from edgecsi.kernels.conv.winograd_tiles import TWO, Tiles
 from edgecsi.kernels.tiling import Scalars, image_place, overlap, read_gbps, slots
 from edgecsi.ops.operators import Conv2d
@@ -172,7 +172,7 @@ class F32Conv2dWinograd(Blocked):
             or co_tile * spans > target.vector_registers
         ):
             raise ValueError(f"{dict(knobs)} do not fit {op.weight.shape} on {op.y.shape}")
-        co_blocks, per_block = -(-outs // co_tile), tiles.points * terms * _width(knobs)
+        co_blocks, per_block = -(-outs // co_tile), tiles.points * terms * filled(knobs)
 
         with e.function(whole, constants, room) as (done, buffers):
             w = buffers[len(whole.inputs)]
@@ -219,8 +219,8 @@ class F32Conv2dWinograd(Blocked):
                 with e.serial(terms // unroll) as outer:
                     for u in range(unroll):
                         term = outer * unroll + u
-                        start = block * per_block + (point * terms + term) * _width(knobs)
-                        weights = Scalars(w, start, _width(knobs), target)
+                        start = block * per_block + (point * terms + term) * filled(knobs)
+                        weights = Scalars(w, start, filled(knobs), target)
                         at = inputs + (point * terms + term) * (vectors * size)
                         loaded = [e.let(arithmetic.get(at + v * span, wide)) for v in range(spans)]
                         for o in range(co_tile):
@@ -284,9 +284,4 @@ def blocks_of_points(points: NDArray[Any], knobs: Knobs) -> NDArray[Any]:
     outs = points.shape[1]
     starts = [min(b * co, outs - co) for b in range(-(-outs // co))]
     blocks = [points[:, s : s + co].transpose(0, 2, 1) for s in starts]
-    return np.pad(np.stack(blocks), ((0, 0), (0, 0), (0, 0), (0, _width(knobs) - co))).reshape(-1)
-
-
-def _width(knobs: Knobs) -> int:
-    """Weights of one input channel and point, filled up to a multiple of 4 for vector loads."""
-    return -(-knobs["co_tile"] // 4) * 4
+    return np.pad(np.stack(blocks), ((0, 0), (0, 0), (0, 0), (0, filled(knobs) - co))).reshape(-1)

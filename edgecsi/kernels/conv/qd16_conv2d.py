@@ -66,7 +66,7 @@ def _code_bytes(op: Conv2d) -> int:
     return -(-codes.nbytes // 64) * 64
 
 
-def _cost(kernel: Qd16Conv2dDirect | Qd16Conv2dWinograd, op: Conv2d, target: Target, of_pairs: Cost) -> Cost:
+def _cost(op: Conv2d, target: Target, of_pairs: Cost) -> Cost:
     second = target.peak_gmacs_f32 * 1e9
     passes = (_PASSES - 2 * op.x.peak) * op.x.shape[0] * op.x.sample / second
     passes += (0.75 if op.x.peak else 1.5) * op.x.nbytes / (read_gbps(target, 2 * op.x.nbytes) * 1e9)
@@ -92,7 +92,7 @@ class Qd16Conv2dDirect(F32Conv2dDirect):
                 yield knobs
 
     def cost(self, op: Conv2d, target: Target, knobs: Knobs) -> Cost:
-        return _cost(self, op, target, super().cost(_seen(op), target, knobs))
+        return _cost(op, target, super().cost(_seen(op), target, knobs))
 
     def scratch(self, op: Conv2d, target: Target, knobs: Knobs) -> int:
         return _code_bytes(op)
@@ -131,7 +131,7 @@ class Qd16Conv2dWinograd(F32Conv2dWinograd):
         return (knobs for knobs in super()._sensible(_seen(op), target) if knobs["lanes"] >= _LEAST_LANES)
 
     def cost(self, op: Conv2d, target: Target, knobs: Knobs) -> Cost:
-        return _cost(self, op, target, super().cost(_seen(op), target, knobs))
+        return _cost(op, target, super().cost(_seen(op), target, knobs))
 
     def codes(self, op: Conv2d) -> int:
         return _code_bytes(op)

@@ -170,16 +170,6 @@ def _bitwise(name: str) -> Callable[[Call], Any]:
     return convert
 
 
-def _shift(name: str) -> Callable[[Call], Any]:
-    def convert(call: Call) -> Any:
-        from tvm import relax
-
-        (a, b), _ = operands(call, "self", "other")
-        return call.emit(getattr(relax.op, name)(a, b))
-
-    return convert
-
-
 def _clamp(call: Call) -> Any:
     from tvm import relax
 
@@ -394,8 +384,8 @@ TABLE: dict[str, Callable[[Call], Any]] = {
     **{f"bitwise_{n}.{o}": _bitwise(n) for n in ("and", "or", "xor") for o in ("Tensor", "Scalar")},
     **{f"__{n}__.{o}": _bitwise(n) for n in ("and", "or", "xor") for o in ("Tensor", "Scalar")},
     "bitwise_not.default": _bitwise("not"),
-    **{f"__{n[0]}shift__.{o}": _shift(f"{n}_shift") for n in ("left", "right") for o in ("Tensor", "Scalar")},
-    **{f"bitwise_{n}_shift.{o}": _shift(f"{n}_shift") for n in ("left", "right") for o in ("Tensor", "Tensor_Scalar")},
+    **{f"__{n[0]}shift__.{o}": _binary(f"{n}_shift") for n in ("left", "right") for o in ("Tensor", "Scalar")},
+    **{f"bitwise_{n}_shift.{o}": _binary(f"{n}_shift") for n in ("left", "right") for o in ("Tensor", "Tensor_Scalar")},
     **{f"{n}.default": _not_finite(n) for n in ("isnan", "isinf", "isfinite")},
     "_to_copy.default": _to,
 }  # fmt: skip

@@ -223,7 +223,7 @@ def _all_points(work: Work, folder: Path, library: ctypes.CDLL, every: int) -> I
     print(f"{work.name}: {sum(faults.values())} points, {dict(outcomes)}", flush=True)
 
 
-def _place(work: Work, folder: Path, before: Path) -> Path:
+def _place(folder: Path, before: Path) -> Path:
     """A fresh folder in which the old output stands."""
     place = folder / "run"
     shutil.rmtree(place, ignore_errors=True)
@@ -235,7 +235,7 @@ def _place(work: Work, folder: Path, before: Path) -> Path:
 
 def _count(work: Work, folder: Path, before: Path, library: ctypes.CDLL) -> str:
     """The calls of a run without a fault, a letter each."""
-    place = _place(work, folder, before)
+    place = _place(folder, before)
     answer = folder / "calls"
 
     def child() -> int:
@@ -255,7 +255,7 @@ def _one(
     work: Work, folder: Path, before: Path, library: ctypes.CDLL, at: int, fault: int, letter: str
 ) -> tuple[str, str]:
     """One point: what happened, and what is wrong with that (or an empty text)."""
-    place, said = _place(work, folder, before), folder / "said"
+    place, said = _place(folder, before), folder / "said"
 
     def child() -> int:
         code, errors = _faulted(work, place, library, at, fault)
@@ -280,7 +280,7 @@ def _one(
     if (
         not problem and fault != KILL and letter != "u"
     ):  # what cannot be removed stays, for the next run to remove
-        problem = _left_over(work, place)
+        problem = _left_over(place)
     if not problem and fault == KILL and _fork(lambda: _faulted(work, place, library, -2, 0)[0]) != 0:
         problem = "the same command does not work after a kill"
     return outcome, problem
@@ -294,7 +294,7 @@ def _not_whole(work: Work, place: Path) -> str:
     return ""
 
 
-def _left_over(work: Work, place: Path) -> str:
+def _left_over(place: Path) -> str:
     """Temporary names that are still there, of a process that was not killed."""
     names = [path.name for path in place.rglob(".edgecsi-*")]
     return f"left behind: {', '.join(names[:3])}" if names else ""
