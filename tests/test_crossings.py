@@ -24,6 +24,7 @@ from edgecsi.errors import BundleError, DataError, ModelError, UsageError
 from edgecsi.evaluate import evaluate_data, judge
 from edgecsi.lower import lower
 from edgecsi.models.load import load_model
+from edgecsi.models.rows import in_rows
 from edgecsi.results.reliability.memory import Found, compile_guarded
 from edgecsi.results.reliability.memory import judge as judge_memory
 from edgecsi.tune.trial_bundle import _described
@@ -121,6 +122,19 @@ def mixed():
     h, H = torch.randn(1, 4), torch.randn(1, 3)
     return made(Mixed, h, torch.tensor(3), H, ids, torch.tensor(0.7), c, mask, levels)
 
+class Writes(nn.Module):
+    """Writes on what it is given."""
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+
+    def forward(self, x):
+        x -= 0.5
+        return self.layer(x)
+
+def writes():
+    return made(Writes, torch.randn(1, 8))
+
 def complex_codeword():
     return made(Complex, torch.randn(1, 8))
 
@@ -184,6 +198,17 @@ def test_a_codeword_without_samples_is_as_good_as_another(folder: Path) -> None:
     assert bundle is not None
     assert bundle.entry("decoder").inputs[0].shape == (4,)
     assert bundle.manifest.check.status == "passed"
+
+
+def test_data_stay_as_they_are_if_a_network_writes_on_its_input(folder: Path) -> None:
+    """What calibrates and trains calls it again and again with the same samples."""
+    np.save(folder / "eight.npy", np.random.default_rng(0).standard_normal((20, 8)))
+    model, read = in_rows(load_model(f"{folder}/nets.py:writes"))
+    x = torch.from_numpy(read(f"{folder}/eight.npy", None))
+    with torch.no_grad():
+        once, again = model.module(x).clone(), model.module(x)
+    assert torch.equal(once, again)
+    assert torch.equal(x, torch.from_numpy(np.load(folder / "eight.npy").astype(np.float32)))
 
 
 def test_halves_with_complex_numbers_between_them_are_built_as_one(folder: Path) -> None:

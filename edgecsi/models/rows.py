@@ -47,10 +47,10 @@ class _Rows:
         self._left = None
         if len(inputs) != 1:
             return inputs
-        (rows,) = inputs
+        rows = inputs[0].clone()  # a network may write on its inputs, and the rows are used again
         if not self.calls:
             return self._apart(rows)
-        first, *self._left = (self._apart(row.clone()) for row in torch.split(rows, 1))
+        first, *self._left = (self._apart(row) for row in torch.split(rows, 1))
         return first
 
     def behind(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Any) -> Tensor:
@@ -64,7 +64,7 @@ class _Rows:
         found, at = [], 0
         for example, sampled in zip(self.inputs, self.sampled, strict=True):
             if not sampled:
-                found.append(example)
+                found.append(example.clone())
                 continue
             shape = example.shape if self.calls else (-1, *example.shape[1:])
             size = math.prod(shape if self.calls else shape[1:])
@@ -127,13 +127,15 @@ def in_rows(model: LoadedModel) -> tuple[LoadedModel, Read]:
             "recipes start from float32, and rounding is judged against it",
             "return net.float() and a float32 example from the factory; without a recipe it builds as it is",
         )
+    given = [x.clone() for x in inputs]
     with torch.no_grad():
-        output = module.eval()(*(x.clone() for x in inputs))
+        output = module.eval()(*given)
+    writes = not all(map(torch.equal, given, inputs))
     names = model.entries["full"].input_names
     shapes = {name: tuple(x.shape) for name, x in zip(names, inputs, strict=True)}
     sampled = [has_samples(shape, shapes) for shape in shapes.values()]
     rows, batch = _Rows([*inputs], sampled), samples_of(shapes)
-    if len(inputs) > 1 or not inputs[0].is_floating_point():
+    if len(inputs) > 1 or not inputs[0].is_floating_point() or writes:
         module.register_forward_pre_hook(rows.before)
     if not (isinstance(output, Tensor) and output.is_floating_point()):
         module.register_forward_hook(rows.behind)
