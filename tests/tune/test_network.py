@@ -292,7 +292,7 @@ def test_confirming_on_a_device_far_away_ends(
     """Every turn is a message: where these take long, fewer have to do."""
     monkeypatch.setattr(in_place, "PATIENCE", patience)
     monkeypatch.setattr(in_place, "trial_bundle", lambda *_: None)
-    plan: Any = SimpleNamespace(inputs=[SimpleNamespace(shape=(1, 4))])
+    plan: Any = SimpleNamespace(inputs=[SimpleNamespace(shape=(1, 4), dtype="float32")])
     device: Any = SimpleNamespace(time=lambda *_: np.ones(in_place.CALLS))
     found = in_place.measure({"default": plan, "tuned": plan}, targets.load("host"), device, tmp_path, False)
     assert {name: len(series) for name, series in found.items()} == {"default": turns, "tuned": turns}
