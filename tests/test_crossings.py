@@ -30,6 +30,29 @@ from edgecsi.results.reliability.memory import judge as judge_memory
 from edgecsi.tune.trial_bundle import _described
 from tests._sshd import serving
 
+CODEBOOK = """
+import torch
+from torch import nn
+
+class Codebook(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.codebook = nn.Linear(8, 6), nn.Parameter(torch.randn(5, 6))
+
+    def encode(self, x):
+        return (self.first(x)[:, None] - self.codebook).square().sum(-1).argmin(-1)
+
+    def decode(self, numbers):
+        return self.codebook[numbers]
+
+    def forward(self, x):
+        return self.decode(self.encode(x))
+
+def codebook():
+    torch.manual_seed(0)
+    return Codebook().eval(), torch.randn(1, 8)
+"""
+
 SOURCE = '''
 import torch
 from torch import nn
@@ -250,6 +273,16 @@ def test_answers_kept_in_another_order_are_compared_with_the_same(folder: Path) 
     assert [tuple(y.shape) for y in module(*load_model(model).inputs)] == [(1, 4), (1, 4), (1, 3)]
     with pytest.raises(BundleError, match="was not built from"):
         evaluate_data(bundle, f"{folder}/mixed.npz", open_device("local"), model=f"{folder}/nets.py:places")
+
+
+def test_other_engines_get_halves_that_are_methods_with_integers_between_them(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(CODEBOOK)
+    model = f"{tmp_path}/net.py:codebook"
+    bundle = edgecsi.build(model, "host", out=tmp_path / "b").bundle
+    assert bundle is not None
+    module, x = fp32_model(bundle.manifest, model, None), load_model(model).example_input
+    numbers = module.encoder(x)
+    assert torch.equal(module(x), module.decoder(numbers.int()))
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -197,7 +197,14 @@ def _with_outputs_of(manifest: Manifest, module: nn.Module, entries: Mapping[str
         )
         for name, entry in built.items()
     }
-    found = kept.pop("full", nn.Module())
+
+    class Entries(nn.Module):
+        """Beside the model, not in it: a half that is a method of the model holds all of it."""
+
+        def forward(self, *inputs: Any) -> Any:
+            return self.get_submodule("full")(*inputs)
+
+    found = Entries()
     for name, part in kept.items():
         setattr(found, name, part)
     return found.eval()
