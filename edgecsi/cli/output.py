@@ -82,8 +82,7 @@ def _plain(value: Any) -> Any:
 def columns(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Rows of text in aligned columns under a head; columns of numbers are aligned at the right."""
     cells = [[_cell(value) for value in row] for row in rows]
-    together = [[name, *column] for name, column in zip(head, zip(*cells, strict=True), strict=True)]
-    together = together if cells else [[name] for name in head]
+    together = list(zip(head, *cells, strict=True))
     widths = [max(map(len, column)) for column in together]
     least = [max(len(word) for text in column for word in text.split() or [""]) for column in together]
     numeric = [bool(rows) and all(isinstance(row[i], int | float) for row in rows) for i in range(len(head))]

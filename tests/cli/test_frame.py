@@ -284,6 +284,11 @@ def test_the_shell_is_offered_names(words: str, offered: str) -> None:
     assert f"plain,{offered}" in done.stdout.splitlines()
 
 
+def test_a_table_without_rows_is_its_head() -> None:
+    """Of an entry without layers, say."""
+    assert output.columns(("name", "kernel"), []).split() == ["name", "kernel", "----", "------"]
+
+
 def test_a_table_is_folded_between_words_to_fit_the_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [("prune90-bsr16x4-int8-dynamic", 12, "the weights of every dense layer share sixteen values")]
     wide = output.columns(("recipe", "bytes", "description"), rows)

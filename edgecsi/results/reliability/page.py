@@ -28,6 +28,9 @@ MENDED = (
     "golden values where equal numbers stood could refuse a right bundle on a device",
     "a bundle that takes a single number could be timed nowhere, nor run by its own example in Python",
     "a manifest could claim other shapes for a batch entry than for its entry, by which `run_many` reads",
+    "a batch of a network with several inputs ended the build, and a single number in it was read beyond its place",
+    "a network whose answer hangs on the order of equal values, which the build's check met first, was called a bug",
+    "`inspect --layers` of a bundle without layers ended in a traceback",
 )
 """What the campaign found before its figures here, each with a test now."""
 
