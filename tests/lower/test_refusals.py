@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from edgecsi.compress import apply_post_training
 from edgecsi.errors import ModelError
-from edgecsi.lower.export import export, refuse_other_answers
+from edgecsi.lower.export import export, refuse_other_answers, refuse_ties
 from tests._builds import lowered
 
 
@@ -105,3 +105,19 @@ def test_an_export_of_a_compressed_network_may_be_off_by_what_its_quantisers_mak
                 changed.constants[node] = exported.constants[node] * (1 + share)
         with pytest.raises(ModelError, match="changes its answer") if refused else nullcontext():
             refuse_other_answers(module, changed, [x])
+
+
+def test_a_small_difference_is_not_laid_on_equal_values_where_their_order_decides_nothing() -> None:
+    class Places(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.topk(3)[1]
+
+    x = torch.randn(1, 40)
+    linear = nn.Linear(40, 8)
+    refuse_ties(linear, [[x]], [[linear(x) * (1 + 5e-5)]])
+    refuse_ties(Places(), [[x]], [[Places()(x)]])
+    equal = torch.zeros(1, 40)
+    in_order = torch.sort(equal, descending=True, stable=True)[1][:, :3]
+    assert not torch.equal(Places()(equal), in_order)
+    with pytest.raises(ModelError, match="which of equal values"):
+        refuse_ties(Places(), [[equal]], [[in_order]])

@@ -88,7 +88,7 @@ class Tile:
                     e.store(acc, total, T.shift_left(e.load(acc, total, plan.lanes), by))
             with e.serial(plan.groups if plan.looped else 1) as g:
                 moved = [place + (half * plan.groups + g) * plan.plane for place in at]
-                place = weight + half * copy + g * per_group if copy else weight + g * per_group
+                place = weight + half * copy + g * per_group
                 kernel.sums(plan, source, moved, self.weights, place, acc, first, outs)
         if plan.op.fine > 1:
             for total, start in zip(sums, starts, strict=True):

@@ -160,5 +160,6 @@ def _memory(found: Mapping[str, Any]) -> list[str]:
         f"{found['networks']:,} networks, {found['libraries']:,} libraries, {found['entries']:,} entries, "
         f"{found['calls']:,} calls, {found.get('watched', 0):,} entries watched by valgrind; "
         f"{len(found.get('zoo', [])):,} networks of the zoo; the deepest stack was {found['stack_bytes']:,} bytes; "
-        f"{found['seconds'] / 3600:.2f} hours. " + (f"Open:\n\n{open_}" if open_ else "Nothing is open."),
+        f"{found['seconds'] / 3600:.2f} hours on the clock. "
+        + (f"Open:\n\n{open_}" if open_ else "Nothing is open."),
     ]
