@@ -311,6 +311,24 @@ def test_int8_without_an_fp32_sum_before_a_quantiser_is_held_to_rounding(tmp_pat
     assert result.manifest.check.entries["full"].allowed == verdict.NARROW
 
 
+@pytest.mark.parametrize("recipe", ["int8-weights", "int8-dynamic"])
+def test_a_quantised_network_that_is_a_little_wrong_is_never_written(
+    network: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recipe: str
+) -> None:
+    """By 5 %, which is more than fp32 rounding before a quantiser can do here, and less than it may do anywhere."""
+    from edgecsi import lower
+
+    def wrong(graph: Graph) -> None:
+        for node in graph.nodes:
+            if node.op == "dense":
+                node.attrs["scale"] = node.attrs["scale"] * np.float32(1.05)
+
+    monkeypatch.setattr(lower, "PASSES", [*lower.PASSES, wrong])
+    with pytest.raises(CheckFailed, match="nothing was written"):
+        build(BuildOptions(f"{network}:make", "host", out=tmp_path / "out", recipe=recipe, entry="encoder"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("factory", ["make", "layer"])
 def test_a_recipe_that_needs_no_data(network: Path, tmp_path: Path, factory: str) -> None:
     result = build(BuildOptions(f"{network}:{factory}", "host", out=tmp_path / "out", recipe="int8-dynamic"))

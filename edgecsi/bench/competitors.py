@@ -157,7 +157,7 @@ def checked_module(
 
 def fp32_model(manifest: Manifest, model: str | None, weights: str | None) -> nn.Module:
     """What the other engines run: the bundle's model, or where that has layers of edgecsi's own (int8,
-    clustered), the uncompressed network, which costs the same with any weights."""
+    clustered), the uncompressed network with the weights it is made with, which costs the same with any."""
     import json
 
     from edgecsi.models import factories, registry

@@ -121,8 +121,8 @@ class Loaded:
         """Call one entry for many samples: fast where the bundle was built with ``--batch``.
 
         Each thread takes an equal share of the samples, and for these the largest batch entries
-        (``<entry>_b64``, ...) that fit. Every sample gets the answer that :meth:`run` gives it: quantised
-        networks bit for bit, others but for the order of fp32 sums.
+        (``<entry>_b64``, ...) that fit. Every sample gets the answer that :meth:`run` gives it, but for the
+        order of fp32 sums; sums of integers are exact in any order.
 
         Args:
             x: ``[N, *shape]``, ``shape`` being that of the entry's input without its first axis; any N, but a

@@ -147,8 +147,8 @@ def command(
     """Measure the latency of BUNDLE: one thread, one call a sample, percentiles with confidence intervals.
     With --batch, measure its throughput.
 
-    With --against, other engines run the same weights on the same input in turns with it. On `emulate` there
-    are no latencies, but the exact number of instructions.
+    With --against, other engines run the same network in turns with it; where edgecsi compressed it, the
+    uncompressed one in fp32. On `emulate` there are no latencies, but the exact number of instructions.
 
     \b
     Example:

@@ -40,7 +40,8 @@ def figures(stored: Mapping[str, Json]) -> str:
     return (
         f"CsiNet CR 1/4 on one thread of {where}, batch 1, both engines in turns "
         f"(`python -m edgecsi.results.run`):\n\n{markdown(rows)}\n\n"
-        "What the libraries answer is held against PyTorch by every build. They need libc and libm only.\n"
+        "Every build holds answers against PyTorch's: the library's, for another processor under QEMU; where QEMU is "
+        "missing, those of the same network with kernels for this machine. Libraries need libc and libm only.\n"
     )
 
 

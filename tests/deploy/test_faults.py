@@ -1,10 +1,9 @@
 """Every fault of a deployment, struck everywhere it can strike.
 
 After each: what was active still runs, or the new release does, whole; the error says what to do; it took bounded
-time; and the next deployment succeeds without anybody touching the device. With ``EDGECSI_EVERY_CASE``, as in CI, and
-with ``EDGECSI_FAULT_COUNTS=FILE`` the points are all of them, and counted there (``docs/reliability.md`` has the
-numbers); else every message is struck, those that change the device in every way, and some commands stand for their
-neighbours.
+time; and the next deployment succeeds without anybody touching the device. With ``EDGECSI_EVERY_CASE``, as in CI, the
+points are all of them; else every message is struck, those that change the device in every way, and some commands stand
+for their neighbours. ``EDGECSI_FAULT_COUNTS=FILE`` counts them there (``docs/reliability.md`` has the numbers).
 """
 
 from __future__ import annotations
@@ -33,7 +32,6 @@ DEPLOY = [
     *(*ENTRIES, "activate", "prune", "unlock"),
 ]
 CHANGING = {"lock", "stage", "settle", "activate", "prune"}
-EVERYWHERE = EVERY_CASE or "EDGECSI_FAULT_COUNTS" in os.environ
 SCRIPTED = [n for n, step in enumerate(DEPLOY, 1) if n > DEPLOY.index("lock") and step not in ENTRIES]
 Device = Callable[[], Path]
 
@@ -53,7 +51,7 @@ DROPS = ("drop_before", "drop_after", "hang")
         pytest.param(message, kind, id=f"{message}-{step}-{kind}")
         for message, step in enumerate(DEPLOY, 1)
         for number, kind in enumerate(DROPS)
-        if EVERYWHERE or step in CHANGING or message % len(DROPS) == number
+        if EVERY_CASE or step in CHANGING or message % len(DROPS) == number
     ],
 )
 def test_the_connection_drops(bundles: list[Bundle], device: Device, kind: str, message: int) -> None:
@@ -98,7 +96,7 @@ def test_the_device_dies_before_any_command(
 ) -> None:
     # The first commands only define functions' names and settings: one strike stands for them.
     points = list(_spread(commands[message - 1], 6 if DEPLOY[message - 1] in CHANGING else 2))
-    for command in points if EVERYWHERE else points[kind == "kill_at" :: 2]:
+    for command in points if EVERY_CASE else points[kind == "kill_at" :: 2]:
         error = strike(bundles, device(), Plan(**{kind: (message, command)}), may_succeed=True)
         assert error is not None or DEPLOY[message - 1] == "unlock"
         count(
@@ -148,7 +146,7 @@ def uses(
 def test_the_devices_disk_refuses(
     bundles: list[Bundle], device: Device, uses: Callable[[str], int], tool: str, says: str
 ) -> None:
-    for use in range(1, min(uses(tool), 4 if EVERYWHERE else 2) + 1):
+    for use in range(1, min(uses(tool), 4 if EVERY_CASE else 2) + 1):
         error = strike(bundles, device(), Plan(tool=(tool, use, says)), may_succeed=True)
         if error is not None and says in error.why:
             assert "deploy again" not in error.fix, error  # the fix is the disk's
@@ -207,7 +205,7 @@ def test_a_rollback_is_interrupted(bundles: list[Bundle], updated: Device, kind:
         return
     (commands,) = _counted(updated(), lambda remote: rollback(remote, "tiny-net"))
     points = (2, *range(commands // 2, commands, 6), *_spread(commands, 10))
-    for command in points if EVERYWHERE else points[kind == "kill_at" :: 2]:
+    for command in points if EVERY_CASE else points[kind == "kill_at" :: 2]:
         _rolled_back(bundles, updated(), Plan(**{kind: (1, command)}))
         count("rollback interrupted")
 

@@ -86,6 +86,21 @@ def test_what_is_known_is_not_verified_again(
     assert sorted(kept) == ["fullycon+b host", "fullycon+b rpi5"]
 
 
+def test_a_pair_stands_while_its_library_has_the_same_bytes(
+    tmp_path: Path, weights: Path, verified: list[tuple[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever happens to the sources."""
+    fake = shipped.verify
+    monkeypatch.setattr(shipped, "verify", lambda *pair: fake(*pair) | {"library_sha256": pair[0]})
+    assert run(tmp_path, "--targets", "host") == 0
+    verified.clear()
+    monkeypatch.setattr(shipped, "_sources", lambda: "of tomorrow")
+    monkeypatch.setattr(shipped, "library_sha256", lambda *pair: "csinet-cr4+a")
+    assert run(tmp_path, "--targets", "host") == 0
+    assert verified == [("fullycon+b", "host")]
+    assert "before a change" not in (tmp_path / "results.md").read_text()
+
+
 def test_a_failure_is_told_and_tried_again(
     tmp_path: Path, weights: Path, verified: list[tuple[str, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

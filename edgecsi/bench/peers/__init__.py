@@ -1,7 +1,8 @@
 """The engines edgecsi is compared with, one file each.
 
-Every peer gets the same PyTorch module with the same weights, the same input, and one thread. It is
-timed the way its users call it: numpy array in, numpy array out.
+Every peer gets the same PyTorch module with the same weights, the same input, and one thread: the bundle's, or the
+uncompressed network where that has layers of edgecsi's own. It is timed the way its users call it: numpy array in, numpy
+array out.
 """
 
 from __future__ import annotations

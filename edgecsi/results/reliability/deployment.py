@@ -62,7 +62,7 @@ def count_faults(suite: Suite) -> dict[str, int]:
         counts.touch()
         done = subprocess.run(
             [sys.executable, "-m", "pytest", "-q", *suite.tests],
-            env=os.environ | {"EDGECSI_FAULT_COUNTS": str(counts)},
+            env=os.environ | {"EDGECSI_FAULT_COUNTS": str(counts), "EDGECSI_EVERY_CASE": "1"},
             check=False,
         )
         if done.returncode != 0:
