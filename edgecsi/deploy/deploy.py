@@ -119,7 +119,7 @@ class Survey:
 
 def deploy(
     bundle: Bundle,
-    remote: Connection,
+    connection: Connection,
     options: Options = Options(),  # frozen
     progress: Progress = lambda done, total, what: None,
 ) -> Deployed:
@@ -127,7 +127,7 @@ def deploy(
 
     Args:
         bundle: a verified bundle.
-        remote: the way to the device.
+        connection: the way to the device.
         options: how.
         progress: is told (bytes sent, bytes to send, what is being done).
 
@@ -139,13 +139,13 @@ def deploy(
     from edgecsi.deploy.trial import prove  # with numpy, which a rollback does not wait for
 
     manifest = bundle.manifest
-    far = FarSide(remote, place_of(options.root, manifest.name), secrets.token_hex(8))
+    far = FarSide(connection, place_of(options.root, manifest.name), secrets.token_hex(8))
     contents = _contents(bundle)
     total = sum(_size(content) for content, _ in contents.values())
     patience = STEP_SECONDS + total / _HASH_SPEED
 
-    progress(0, 0, f"asking what {remote.name} is")
-    board, runner = install.prepare(remote, options.folder)
+    progress(0, 0, f"asking what {connection.name} is")
+    board, runner = install.prepare(connection, options.folder)
     board.check(bundle)
     if options.dry_run:
         return _dry_run(far, bundle, contents, options)
@@ -155,7 +155,7 @@ def deploy(
     try:
         there = Survey.parse(far.do("survey", timeout=patience))
         if not options.downgrade:
-            refuse_downgrade(manifest, there.manifest, remote.name)
+            refuse_downgrade(manifest, there.manifest, connection.name)
         sent: dict[str, int] = {}
         release = there.release_of(manifest.digest, _sums(contents))
         if release is None:
@@ -164,7 +164,7 @@ def deploy(
             far.do("verify", manifest.digest, timeout=patience)
             release = fresh = far.do("settle", manifest.digest, timeout=patience)
         progress(0, 0, "trying it on the device")
-        prove(remote, bundle, runner, f"{far.place}/releases/{release}", options.deadline)
+        prove(connection, bundle, runner, f"{far.place}/releases/{release}", options.deadline)
         far.do("activate", release, timeout=patience)
         fresh = None
         far.do("prune", str(options.keep), timeout=patience)
@@ -175,7 +175,7 @@ def deploy(
     unchanged = release == there.current
     action, before = ("already active", there.previous) if unchanged else ("activated", there.current)
     return Deployed(
-        remote.name, far.place, manifest.digest, action, before.partition(".")[0] or None,
+        connection.name, far.place, manifest.digest, action, before.partition(".")[0] or None,
         len(sent), sum(sent.values()),
     )  # fmt: skip
 
@@ -217,7 +217,7 @@ def _copy(
     to_send = sum(map(_size, missing.values()))
     if kilobytes.isdigit() and int(kilobytes) * 1024 < 2 * to_send:
         raise DeviceError(
-            f"{far.remote.name} has too little room for the bundle",
+            f"{far.connection.name} has too little room for the bundle",
             f"{int(kilobytes):,} kB are free in {far.place}, twice its {to_send / 1024:,.0f} kB are needed",
             "free some space there, or choose a folder on another disk with --root",
         )
@@ -242,13 +242,13 @@ def _give_up(far: FarSide, fresh: str | None, error: BaseException) -> None:
 def _dry_run(far: FarSide, bundle: Bundle, contents: Contents, options: Options) -> Deployed:
     there = Survey.parse(far.do("survey"))
     if not options.downgrade:
-        refuse_downgrade(bundle.manifest, there.manifest, far.remote.name)
+        refuse_downgrade(bundle.manifest, there.manifest, far.connection.name)
     digest, sources = bundle.manifest.digest, there.sources()
     release = there.release_of(digest, _sums(contents))
     missing = {} if release else {n: c for n, (c, sha) in contents.items() if sha not in sources}
     action = "already active" if release and release == there.current else "would be activated"
     return Deployed(
-        far.remote.name, far.place, digest, action, there.current.partition(".")[0] or None,
+        far.connection.name, far.place, digest, action, there.current.partition(".")[0] or None,
         len(missing), sum(map(_size, missing.values())),
     )  # fmt: skip
 
@@ -295,12 +295,12 @@ class RolledBack:
 
 
 def rollback(
-    remote: Connection, name: str | None = None, options: Options = Options()
+    connection: Connection, name: str | None = None, options: Options = Options()
 ) -> RolledBack:  # frozen
     """Activate the previous release of a bundle again, in one message; a second rollback comes back.
 
     Args:
-        remote: the way to the device.
+        connection: the way to the device.
         name: the bundle's name; not needed if there is only one.
         options: ``root``, ``wait`` and ``lease`` count.
 
@@ -312,9 +312,11 @@ def rollback(
     step, place = (
         ("rollback", place_of(options.root, name)) if name else ("only_rollback", folder_of(options.root))
     )
-    far = FarSide(remote, place, secrets.token_hex(8))
+    far = FarSide(connection, place, secrets.token_hex(8))
     try:
         old, new, name = lock.acquire(far, options.lease, options.wait, step).split()
     finally:
         lock.abandon(far)
-    return RolledBack(remote.name, place_of(options.root, name), new.partition(".")[0], old.partition(".")[0])
+    return RolledBack(
+        connection.name, place_of(options.root, name), new.partition(".")[0], old.partition(".")[0]
+    )

@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Protocol
 
-from edgecsi.device.transport import SLOWEST, STEP_SECONDS, Done
+from edgecsi.device.transport import SLOWEST, STEP_SECONDS, Connection, Done
 from edgecsi.errors import BundleError, DeviceError, EdgecsiError, UsageError
 
 CHANGED, UNTRUSTED, NOTHING, NOEXEC, LOST, LOCKED, SHORT, WHICH = range(71, 79)
 """Exit codes of ``far_side.sh``."""
 
 
-class Remote(Protocol):
-    """What deploying needs of a way to a device; every :class:`edgecsi.device.transport.Connection` has it."""
-
-    @property
-    def name(self) -> str:
-        """How messages call the device."""
-        ...
-
-    def run(
-        self, argv: Sequence[str], *, input: bytes | Path | None = None, timeout: float = STEP_SECONDS
-    ) -> Done:
-        """Run a command in the user's home folder and wait for its end, at most ``timeout`` seconds."""
-        ...
-
-
 class FarSide:
     """The steps, for one place on one device.
 
     Args:
-        remote: the way there.
+        connection: the way there.
         place: the bundle's folder there; relative to the user's home unless it begins with ``/`` or ``~/``.
         token: names this deployment in everything it leaves there; hexadecimal digits.
     """
 
-    def __init__(self, remote: Remote, place: str, token: str) -> None:
-        self.remote, self.place, self.token = remote, place, token
+    def __init__(self, connection: Connection, place: str, token: str) -> None:
+        self.connection, self.place, self.token = connection, place, token
 
     def ask(
         self, step: str, *arguments: str, input: bytes | Path | None = None, timeout: float = STEP_SECONDS
@@ -51,7 +34,7 @@ class FarSide:
             DeviceError: the connection is gone, or it did not end in time.
         """
         argv = ["sh", "-c", _script(), "edgecsi", step, self.place, self.token, *arguments]
-        return self.remote.run(argv, input=input, timeout=timeout)
+        return self.connection.run(argv, input=input, timeout=timeout)
 
     def do(
         self, step: str, *arguments: str, input: bytes | Path | None = None, timeout: float = STEP_SECONDS
@@ -78,7 +61,7 @@ class FarSide:
 
     def refusal(self, step: str, done: Done) -> EdgecsiError:
         """A step's failure, with what to do about it."""
-        where, said = self.remote.name, done.said
+        where, said = self.connection.name, done.said
         if done.code == UNTRUSTED:
             return BundleError(
                 f"{where} refuses the bundle: nobody it trusts has signed it", said,

@@ -90,7 +90,7 @@ def acquire(far: FarSide, lease: float, wait: float, step: str = "lock") -> str:
                 continue
             if now - begin > max(wait, holder.lease + 2):
                 raise DeviceError(
-                    f"{holder.who} deploys to {far.remote.name} right now", f"waited for {now - begin:.0f} s",
+                    f"{holder.who} deploys to {far.connection.name} right now", f"waited for {now - begin:.0f} s",
                     "try again when that has ended",
                 )  # fmt: skip
             time.sleep(_POLL_SECONDS)

@@ -59,17 +59,17 @@ class _Found:
     deploying: str = ""
 
 
-def status(remote: Connection, root: str) -> list[Status]:
+def status(connection: Connection, root: str) -> list[Status]:
     """Read and verify what is deployed on a device; changes nothing there.
 
     Args:
-        remote: the way to the device.
+        connection: the way to the device.
         root: folder of all bundles there.
 
     Raises:
         DeviceError: it cannot be reached, or cannot be read.
     """
-    far = FarSide(remote, folder_of(root), secrets.token_hex(8))
+    far = FarSide(connection, folder_of(root), secrets.token_hex(8))
     found: dict[str, _Found] = {}
     here, link = _Found(), ""
     for line in far.do("status", timeout=_SECONDS).splitlines():

@@ -14,19 +14,18 @@ from numpy.typing import NDArray
 
 from edgecsi import verdict
 from edgecsi.bundle import Bundle, read_golden
-from edgecsi.deploy.far_side import Remote
-from edgecsi.device.transport import Done
+from edgecsi.device.transport import Connection, Done
 from edgecsi.errors import CheckFailed
 
 _GRACE_SECONDS = 15.0  # that we wait longer than the runner, which should be the first to give up
 _CODE, _TOO_LONG, _CRASHED = 3, 4, 128
 
 
-def prove(remote: Remote, bundle: Bundle, runner: str, release: str, deadline: float) -> None:
+def prove(connection: Connection, bundle: Bundle, runner: str, release: str, deadline: float) -> None:
     """Run every entry of a bundle on its golden inputs, on the device.
 
     Args:
-        remote: the way there.
+        connection: the way there.
         bundle: what lies there as well.
         runner: path of the runner there.
         release: folder of the bundle's copy there.
@@ -43,10 +42,10 @@ def prove(remote: Remote, bundle: Bundle, runner: str, release: str, deadline: f
         argv = [runner, "run", f"{release}/{manifest.library}", manifest.cname, name, *sizes]
         given = _rows(inputs)
         argv += [f"calls={len(given)}", f"deadline={deadline:g}"]
-        done = remote.run(argv, input=given.tobytes(), timeout=deadline + _GRACE_SECONDS)
+        done = connection.run(argv, input=given.tobytes(), timeout=deadline + _GRACE_SECONDS)
         expected = _rows(wanted)
         if done.code or len(done.stdout) != expected.nbytes:
-            raise _failed(bundle, name, remote.name, _why(done, deadline))
+            raise _failed(bundle, name, connection.name, _why(done, deadline))
         found = np.frombuffer(done.stdout, np.uint8).reshape(expected.shape)
         checked = manifest.check.entries.get(name)
         allowed = verdict.elsewhere(checked.allowed if checked else None, entry.quantised)
@@ -58,7 +57,7 @@ def prove(remote: Remote, bundle: Bundle, runner: str, release: str, deadline: f
             apart = verdict.difference(answer, right.reshape(answer.shape)).max_rel_diff
             if not apart <= allowed:
                 why = f"{tensor.name} is off by {apart:.2g} of the largest output; {allowed:g} is rounding"
-                raise _failed(bundle, name, remote.name, why)
+                raise _failed(bundle, name, connection.name, why)
 
 
 def _rows(arrays: list[NDArray[Any]]) -> NDArray[np.uint8]:
