@@ -244,12 +244,12 @@ def bench(
         bundle: its folder.
         against: ``onnxruntime``, ``openvino``, ``litert``, ``executorch``, ``torch``.
         model, weights: the PyTorch model for these, where the bundle's is none of the zoo. The other arguments are
-            those of :func:`edgecsi.bench.api.run_bench`.
+            those of :func:`edgecsi.bench.bench.run_bench`.
 
     Raises:
         CheckFailed: a wrong answer is not timed. BundleError, DeviceError, UsageError.
     """
-    from edgecsi.bench.api import run_bench
+    from edgecsi.bench.bench import run_bench
     from edgecsi.bench.competitors import fp32_model, require_installed
 
     require_installed(against)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from edgecsi import disk
-from edgecsi.bench.api import run_bench
+from edgecsi.bench.bench import run_bench
 from edgecsi.bench.result import write_result
 from edgecsi.bundle import read_bundle
 from edgecsi.channels import files

@@ -19,7 +19,7 @@ from edgecsi.channels.files import as_samples
 from edgecsi.codegen.zig import zig_cc
 from edgecsi.compress import compress
 from edgecsi.device import Local, open_device
-from edgecsi.device.protocol import Plan
+from edgecsi.device.protocol import MeasuringProtocol
 from edgecsi.errors import BundleError, DataError, ModelError, UsageError
 from edgecsi.evaluate import evaluate_data, judge
 from edgecsi.lower import lower
@@ -316,7 +316,9 @@ def test_the_example_tells_tensors_apart_that_differ_in_little(mixed: Bundle, fo
 
 @pytest.mark.needs("ssh", "sshd")
 def test_integers_and_numbers_are_measured_elsewhere(mixed: Bundle) -> None:
-    plan = Plan(samples=50, seconds=0.02, limit=2.0, turn=0.002, turn_calls=5, settle=2, cold_samples=3)
+    protocol = MeasuringProtocol(
+        quick=True, samples=50, seconds=0.02, limit=2.0, turn=0.002, turn_calls=5, settle=2, cold_samples=3
+    )
     with serving() as sshd, contextlib.closing(open_device(sshd.spec)) as device:
         for entry in ("full", "full_b3"):
             inputs, _ = read_golden(mixed, entry)
@@ -327,7 +329,7 @@ def test_integers_and_numbers_are_measured_elsewhere(mixed: Bundle) -> None:
                 np.testing.assert_array_equal(y, here)
             once = [x[0] for x in inputs]
             assert device.time(mixed, entry, several, 8).shape == (8,)
-            assert device.measure(mixed, entry, once, plan).samples.size >= 50
+            assert device.measure(mixed, entry, once, protocol).samples.size >= 50
             layers = len(mixed.entry(entry).layers)
             assert device.profile(mixed, entry, once, 5, 1.0).shape == (5, layers)
             assert len(device.first_calls(mixed, entry, once, 1)) == 1

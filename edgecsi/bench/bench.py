@@ -18,14 +18,10 @@ from edgecsi.bench.layers import layer_times
 from edgecsi.bench.limits import kept_limits
 from edgecsi.bench.measure import FULL, QUICK, Call
 from edgecsi.bench.peers import Array, find_peers
-from edgecsi.bench.result import (
-    Protocol,
-    Result,
-    Skipped,
-    Validity,
-)
+from edgecsi.bench.result import Result, Skipped, Validity
 from edgecsi.bundle import Bundle, Loaded, read_bundle, read_golden
 from edgecsi.device import Device, Remote, open_device
+from edgecsi.device.protocol import MeasuringProtocol
 from edgecsi.errors import ConnectionLost, DeviceError, UsageError
 from edgecsi.names import split_batch
 from edgecsi.progress import Progress
@@ -148,7 +144,7 @@ def _latencies(
     loaded: Loaded,
     device: Device,
     entry: str,
-    protocol: Protocol,
+    protocol: MeasuringProtocol,
     against: Sequence[str],
     load_module: Loader | None,
     golden: tuple[Sequence[Array], Sequence[Array]],
@@ -203,7 +199,7 @@ def _elsewhere(
     bundle: Bundle,
     entry: str,
     device: Device,
-    protocol: Protocol,
+    protocol: MeasuringProtocol,
     cross_check: bool,
     progress: Progress | None,
 ) -> Result:
@@ -237,7 +233,7 @@ def _elsewhere(
             result, after=after, validity=judge(begin, after, where=where, emulated=True), instructions=count
         )
     before = snapshot(device.state())
-    series = device.measure(bundle, entry, sample, parts.plan(protocol), progress)
+    series = device.measure(bundle, entry, sample, protocol, progress)
     version = bundle.manifest.created_with.edgecsi
     engine = parts.engine(OWN, version, found, series)
     result = replace(result, before=before, after=before, engines=(engine,), c_call=engine.warm)
@@ -249,7 +245,7 @@ def _elsewhere(
     own = series.cpu_seconds if series.cpu_seconds is not None else after.clock - before.clock
     after = replace(after, own=own)
     if cross_check and isinstance(device, Remote):
-        both = {OWN: series} | over_rpc(series, device, bundle, entry, sample, parts.plan(protocol), progress)
+        both = {OWN: series} | over_rpc(series, device, bundle, entry, sample, protocol, progress)
         exact = Difference(0.0, 0.0)
         engines = tuple(
             parts.engine(name, version, found if OWN in name else exact, one) for name, one in both.items()
@@ -268,7 +264,7 @@ def _elsewhere(
 def _throughput(
     loaded: Loaded,
     entry: str,
-    protocol: Protocol,
+    protocol: MeasuringProtocol,
     batch: int,
     threads: int,
     against: Sequence[str],
@@ -288,16 +284,16 @@ def _throughput(
     )
     version = manifest.created_with.edgecsi
     call: Call = lambda: loaded.run_many(x, entry, threads)  # noqa: E731
-    settings = [throughput.Setting(OWN, version, found, batch, threads, count, call)]
+    engines = [throughput.BatchedEngine(OWN, version, found, batch, threads, count, call)]
     skipped: list[Skipped] = []
     if against and load_module is not None:
         module = checked_module(load_module, manifest, entry, [golden[0][0][0]], [golden[1][0][0]])
-        others, skipped = throughput.peer_settings(
+        others, skipped = throughput.batched_peers(
             module, inputs, entry, against, lambda x: pytorch_output(module, x, entry), progress
         )
-        settings += others
+        engines += others
     before = snapshot()
-    measured, cores = throughput.measure_rates(settings, protocol, progress)
+    measured, cores = throughput.measure_rates(engines, protocol, progress)
     after = snapshot()
     notes = [f"edgecsi got {cores:.1f} of {threads} cores"] if cores < parts.FEW * threads else []
     return Result(
@@ -316,14 +312,14 @@ def _throughput(
 
 
 def _throughput_elsewhere(
-    bundle: Bundle, entry: str, device: Device, protocol: Protocol, batch: int, threads: int
+    bundle: Bundle, entry: str, device: Device, protocol: MeasuringProtocol, batch: int, threads: int
 ) -> Result:
     info, state = device.info(), device.state()
     where, before = machine(state), snapshot(state)
     where = where if info.arch == "" else replace(where, cpu=info.description)
     allowed = parts.allowed(bundle.manifest, entry)
     found, cores = throughput.device_rate(
-        bundle, entry, device, parts.plan(protocol), batch, threads,
+        bundle, entry, device, protocol, batch, threads,
         lambda y, expected: verdict.require(OWN, y, expected, allowed),
     )  # fmt: skip
     after = snapshot(device.state())

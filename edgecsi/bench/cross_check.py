@@ -9,7 +9,7 @@ from edgecsi.bench.measure import Series
 from edgecsi.bench.peers import Array
 from edgecsi.bundle import Bundle
 from edgecsi.device import Remote
-from edgecsi.device.protocol import Plan
+from edgecsi.device.protocol import MeasuringProtocol
 from edgecsi.device.rpc_device import Rpc
 from edgecsi.progress import Progress
 
@@ -22,14 +22,14 @@ def over_rpc(
     bundle: Bundle,
     entry: str,
     sample: Sequence[Array],
-    plan: Plan,
+    protocol: MeasuringProtocol,
     progress: Progress | None,
 ) -> dict[str, Series]:
     """The same entry through TVM's RPC, and the calls that do nothing, by our runner and over RPC."""
     if progress is not None:
         progress(0, 0, "measuring over RPC")
     rpc = Rpc(f"rpc+{device.spec}", device, time_nothing=True)
-    theirs = rpc.measure(bundle, entry, sample, plan)
+    theirs = rpc.measure(bundle, entry, sample, protocol)
     if theirs.lost is not None:
         raise theirs.lost
     empty = {"nothing": ours.nothing, "nothing over RPC": theirs.nothing}

@@ -14,19 +14,18 @@ from contextlib import contextmanager
 import numpy as np
 
 from edgecsi.bench import statistics
-from edgecsi.bench.result import Protocol
-from edgecsi.device.protocol import EVICTION_BYTES, Nanoseconds, Series
+from edgecsi.device.protocol import EVICTION_BYTES, MeasuringProtocol, Nanoseconds, Series
 from edgecsi.progress import Progress
 
 __all__ = ["FULL", "QUICK", "Call", "Nanoseconds", "Series", "interleave", "timed"]
 
 Call = Callable[[], object]
-FULL = Protocol(quick=False, samples=1000, seconds=10.0)
-QUICK = Protocol(quick=True, samples=200, seconds=0.5, limit=10.0, cold_samples=50, cold_starts=3)
+FULL = MeasuringProtocol(quick=False, samples=1000, seconds=10.0)
+QUICK = MeasuringProtocol(quick=True, samples=200, seconds=0.5, limit=10.0, cold_samples=50, cold_starts=3)
 
 
 def interleave(
-    calls: Mapping[str, Call], protocol: Protocol, progress: Progress | None = None
+    calls: Mapping[str, Call], protocol: MeasuringProtocol, progress: Progress | None = None
 ) -> dict[str, Series]:
     """Measures several engines in turns, A B B A, so that every engine meets the same machine and follows every
     other one as often.

@@ -12,10 +12,10 @@ from edgecsi.bench import measure, statistics
 from edgecsi.bench.cross_check import OWN
 from edgecsi.bench.measure import Series
 from edgecsi.bench.peers import Array
-from edgecsi.bench.result import ColdStart, Comparison, Engine, MeasuredBundle, Protocol
+from edgecsi.bench.result import ColdStart, Comparison, Engine, MeasuredBundle
 from edgecsi.bundle import Bundle, Manifest
 from edgecsi.device import Device
-from edgecsi.device.protocol import Plan
+from edgecsi.device.protocol import MeasuringProtocol
 from edgecsi.verdict import Difference
 
 FEW, MANY = 0.9, 1.1
@@ -106,26 +106,13 @@ def measured(bundle: Bundle, entry: str) -> MeasuredBundle:
     )
 
 
-def plan(protocol: Protocol) -> Plan:
-    """The part of the protocol that a device carries out by itself."""
-    return Plan(
-        protocol.samples,
-        protocol.seconds,
-        protocol.limit,
-        protocol.turn,
-        protocol.turn_calls,
-        protocol.settle,
-        protocol.cold_samples,
-    )
-
-
-def passes(protocol: Protocol) -> int:
+def passes(protocol: MeasuringProtocol) -> int:
     """How often every layer is timed."""
     return 20 if protocol.quick else 200
 
 
 def cold_starts(
-    device: Device, bundle: Bundle, entry: str, sample: Sequence[Array], protocol: Protocol
+    device: Device, bundle: Bundle, entry: str, sample: Sequence[Array], protocol: MeasuringProtocol
 ) -> tuple[ColdStart, ...]:
     return tuple(
         ColdStart(one.load_ms, one.first_call_ms, one.process_peak_bytes, one.bundle_bytes)

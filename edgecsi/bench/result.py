@@ -14,6 +14,7 @@ import numpy as np
 from edgecsi import disk
 from edgecsi.bench.behaviour import Deadline, Periodic, Runs, SelfCheck, Sustained
 from edgecsi.bench.statistics import Interval, Ratio, Summary
+from edgecsi.device.protocol import MeasuringProtocol
 from edgecsi.errors import DataError
 from edgecsi.schema import convert, one_line
 from edgecsi.verdict import Accuracy, Difference
@@ -65,34 +66,6 @@ class Validity:
 
     state: State
     reasons: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Protocol:
-    """How much is measured. A series ends when it has both ``samples`` calls and ``seconds``, or at
-    ``limit``.
-
-    Attributes:
-        quick: whether this is the cut-down protocol; every report says so.
-        samples: calls per engine, at least.
-        seconds: time per engine, at least.
-        limit: seconds per engine, at most, for networks too slow for ``samples``.
-        turn: seconds one engine runs before the next has its turn.
-        turn_calls: calls in a turn, at least.
-        settle: untimed calls at the start of a turn, so that an engine finds its own data in the cache again.
-        cold_samples: calls with a cold L2.
-        cold_starts: fresh processes.
-    """
-
-    quick: bool
-    samples: int
-    seconds: float
-    limit: float = 60.0
-    turn: float = 0.005
-    turn_calls: int = 5
-    settle: int = 2
-    cold_samples: int = 200
-    cold_starts: int = 5
 
 
 @dataclass(frozen=True)
@@ -287,7 +260,7 @@ class Result:
     bundle: MeasuredBundle
     entry: str
     device: str
-    protocol: Protocol
+    protocol: MeasuringProtocol
     machine: Machine
     before: Snapshot
     after: Snapshot

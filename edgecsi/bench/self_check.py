@@ -13,11 +13,11 @@ from edgecsi import disk
 from edgecsi.bench import measure, statistics
 from edgecsi.bench.behaviour import SelfCheck
 from edgecsi.bench.peers import Array
-from edgecsi.bench.result import Protocol
 from edgecsi.bench.statistics import Floats, Ratio
 from edgecsi.bundle import Bundle, Loaded, TargetInfo, read_golden
 from edgecsi.codegen.zig import zig_cc
 from edgecsi.device import Device
+from edgecsi.device.protocol import MeasuringProtocol
 from edgecsi.errors import DeviceError, ToolchainError
 from edgecsi.progress import Progress
 
@@ -28,7 +28,7 @@ WARM_CALLS = 50
 
 
 def self_check(
-    bundle: Bundle, entry: str, device: Device, protocol: Protocol, progress: Progress | None = None
+    bundle: Bundle, entry: str, device: Device, protocol: MeasuringProtocol, progress: Progress | None = None
 ) -> SelfCheck:
     """The library as two engines, in turns by the same protocol; then the C call and the bundle's program, in turns.
 
@@ -67,7 +67,9 @@ def middle_turn(turns: Sequence[tuple[float, float]]) -> tuple[float, float]:
     return sorted(turns, key=lambda turn: turn[1] / turn[0])[len(turns) // 2]
 
 
-def against_itself(bundle: Bundle, entry: str, protocol: Protocol, progress: Progress | None = None) -> Ratio:
+def against_itself(
+    bundle: Bundle, entry: str, protocol: MeasuringProtocol, progress: Progress | None = None
+) -> Ratio:
     """Time of a library over its own, loaded twice and measured as two engines; 1 but for what the measurement
     makes of it."""
     x = [array[0] for array in read_golden(bundle, entry)[0]]
@@ -86,7 +88,7 @@ def turns_against_itself(
     entry: str,
     device: Device,
     samples: Sequence[Array],
-    protocol: Protocol,
+    protocol: MeasuringProtocol,
     progress: Progress | None = None,
 ) -> Ratio:
     """The same on another device: A B B A, each turn a process of its own."""

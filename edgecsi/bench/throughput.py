@@ -19,10 +19,10 @@ from edgecsi.bench import measure, statistics
 from edgecsi.bench.measure import Call
 from edgecsi.bench.parts import as_samples
 from edgecsi.bench.peers import Array, Batched, find_peers
-from edgecsi.bench.result import Gain, Protocol, Rate, Skipped, Throughput
+from edgecsi.bench.result import Gain, Rate, Skipped, Throughput
 from edgecsi.bundle import Bundle, read_golden
 from edgecsi.device import Device, Remote
-from edgecsi.device.protocol import Plan
+from edgecsi.device.protocol import MeasuringProtocol
 from edgecsi.device.remote import MIN_ROUNDS as ROUNDS
 from edgecsi.device.rpc_device import Rpc
 from edgecsi.errors import CheckFailed, ToolchainError, UsageError
@@ -39,7 +39,7 @@ REST = 0.005
 
 
 @dataclass(frozen=True)
-class Setting:
+class BatchedEngine:
     """An engine ready to be measured: one call computes ``samples`` samples."""
 
     name: str
@@ -52,39 +52,39 @@ class Setting:
 
 
 def measure_rates(
-    settings: Sequence[Setting], protocol: Protocol, progress: Progress | None = None
+    engines: Sequence[BatchedEngine], protocol: MeasuringProtocol, progress: Progress | None = None
 ) -> tuple[Throughput, float]:
-    """Measures settings in turns; the first one is compared with the best of every other engine.
+    """Measures engines in turns; the first one is compared with the best of every other engine.
 
     Args:
-        settings: edgecsi first.
-        protocol: its ``seconds`` are spent on every setting (at least 20 rounds, at most ``limit``).
+        engines: edgecsi first.
+        protocol: its ``seconds`` are spent on every engine (at least 20 rounds, at most ``limit``).
         progress: told after every round.
 
     Returns:
-        What was found, and how many cores the first setting kept busy.
+        What was found, and how many cores the first engine kept busy.
     """
     with measure.undisturbed():
-        counts = [_calls_a_turn(setting.call, protocol) for setting in settings]
-        rounds: list[list[float]] = [[] for _ in settings]
-        spent = [0.0 for _ in settings]
+        counts = [_calls_a_turn(engine.call, protocol) for engine in engines]
+        rounds: list[list[float]] = [[] for _ in engines]
+        spent = [0.0 for _ in engines]
         computed, done = 0.0, 0.0
         while done < 1.0 and max(spent) < protocol.limit:
-            for index, setting in enumerate(settings):
+            for index, engine in enumerate(engines):
                 time.sleep(REST)
                 for _ in range(protocol.settle):
-                    setting.call()
+                    engine.call()
                 begin_computing, begin = time.process_time(), time.perf_counter()
                 for _ in range(counts[index]):
-                    setting.call()
+                    engine.call()
                 seconds = time.perf_counter() - begin
                 computed += time.process_time() - begin_computing if index == 0 else 0.0
-                rounds[index].append(seconds / (counts[index] * setting.samples))
+                rounds[index].append(seconds / (counts[index] * engine.samples))
                 spent[index] += seconds
             done = min(len(rounds[0]) / ROUNDS, min(spent) / protocol.seconds, 1.0)
             if progress is not None:
                 progress(done, 1.0, "measuring batches")
-    rates = tuple(_rate(setting, times) for setting, times in zip(settings, rounds, strict=True))
+    rates = tuple(_rate(engine, times) for engine, times in zip(engines, rounds, strict=True))
     best: dict[str, int] = {}
     for index, rate in enumerate(rates[1:], 1):
         if rate.name not in best or rate.median > rates[best[rate.name]].median:
@@ -106,7 +106,7 @@ def device_rate(
     bundle: Bundle,
     entry: str,
     device: Device,
-    plan: Plan,
+    protocol: MeasuringProtocol,
     batch: int,
     threads: int,
     check: Callable[[Array, Array], Difference],
@@ -118,7 +118,7 @@ def device_rate(
         bundle: what to run.
         entry: which one.
         device: where.
-        plan: how much.
+        protocol: how much.
         batch, threads: every thread takes so many samples at once.
         check: holds outputs against what they should be.
 
@@ -138,17 +138,17 @@ def device_rate(
     ]
     x = repeated(inputs, batch)
     if isinstance(device, Remote):
-        found = device.rates(bundle, [sizes[size] for size in used], x, threads, plan)
+        found = device.rates(bundle, [sizes[size] for size in used], x, threads, protocol)
         seconds, cores = found.seconds, found.cores
     else:
-        series = device.measure(bundle, sizes[batch], x, plan)
+        series = device.measure(bundle, sizes[batch], x, protocol)
         if series.lost is not None:
             raise series.lost
         seconds, cores = np.array([turn.mean() / 1e9 for turn in series.rounds]), 1.0
     answer = max(answers, key=lambda difference: difference.max_rel_diff)
     version = bundle.manifest.created_with.edgecsi
-    setting = Setting("edgecsi", version, answer, batch, threads, batch * threads, lambda: None)
-    return Throughput((_rate(setting, (seconds / (batch * threads)).tolist()),), ()), cores
+    engine = BatchedEngine("edgecsi", version, answer, batch, threads, batch * threads, lambda: None)
+    return Throughput((_rate(engine, (seconds / (batch * threads)).tolist()),), ()), cores
 
 
 def used_sizes(sizes: Iterable[int], batch: int) -> list[int]:
@@ -203,14 +203,14 @@ def _one(outputs: Array | tuple[Array, ...]) -> Array:
     return outputs
 
 
-def peer_settings(
+def batched_peers(
     module: nn.Module,
     samples: Array,
     entry: str,
     names: Sequence[str],
     reference: Callable[[Array], Array],
     progress: Progress | None = None,
-) -> tuple[list[Setting], list[Skipped]]:
+) -> tuple[list[BatchedEngine], list[Skipped]]:
     """Other engines in every batch of 1, 8, 64 and on 1 and 2 threads, each checked against PyTorch.
 
     Args:
@@ -224,7 +224,7 @@ def peer_settings(
     Returns:
         What can be measured; and the engines that cannot, with the reason.
     """
-    settings: list[Setting] = []
+    engines: list[BatchedEngine] = []
     skipped: list[Skipped] = []
     for peer in find_peers(names):
         if (reason := peer.available()) is not None:
@@ -250,7 +250,9 @@ def peer_settings(
                 for threads, run in zip(PEER_THREADS, prepared, strict=True):
                     found = verdict.require(peer.name, run(x), expected, verdict.OTHER_ENGINE)
                     call = _bound(run, x)
-                    settings.append(Setting(peer.name, peer.version(), found, batch, threads, batch, call))
+                    engines.append(
+                        BatchedEngine(peer.name, peer.version(), found, batch, threads, batch, call)
+                    )
         except (ToolchainError, CheckFailed) as error:
             skipped.append(Skipped(peer.name, f"{error.what}: {error.why}", error.fix))
         if refused:
@@ -258,7 +260,7 @@ def peer_settings(
             skipped.append(
                 Skipped(peer.name, f"the network takes no batches of {batches}: {why}", "leave --batch out")
             )
-    return settings, skipped
+    return engines, skipped
 
 
 def repeated(samples: Array, count: int) -> Array:
@@ -270,19 +272,19 @@ def _bound(run: Callable[[Array], Array], x: Array) -> Call:
     return lambda: run(x)
 
 
-def _calls_a_turn(call: Call, protocol: Protocol) -> int:
+def _calls_a_turn(call: Call, protocol: MeasuringProtocol) -> int:
     _, median = measure.warm_up(call, limit=2.0)
     return max(1, math.ceil(protocol.turn * 1e9 / median))
 
 
-def _rate(setting: Setting, seconds_a_sample: Sequence[float]) -> Rate:
+def _rate(engine: BatchedEngine, seconds_a_sample: Sequence[float]) -> Rate:
     rounds = 1 / np.array(seconds_a_sample)
     return Rate(
-        name=setting.name,
-        version=setting.version,
-        answer=setting.answer,
-        batch=setting.batch,
-        threads=setting.threads,
+        name=engine.name,
+        version=engine.version,
+        answer=engine.answer,
+        batch=engine.batch,
+        threads=engine.threads,
         median=float(np.median(rounds)),
         interval=statistics.median_interval(rounds),
         rounds=tuple(float(rate) for rate in rounds),

@@ -174,7 +174,7 @@ def command(
     if bundle is None:
         _limits(json_to)
         return
-    from edgecsi.bench.api import BrokenOff, run_bench
+    from edgecsi.bench.bench import BrokenOff, run_bench
     from edgecsi.bench.competitors import fp32_model, require_installed
     from edgecsi.bench.deadline import held, parse_limit
     from edgecsi.bench.measure import FULL, QUICK

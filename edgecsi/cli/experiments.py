@@ -86,7 +86,7 @@ def _is_quick(path: Path) -> bool:
 def _time(model: str, before: Row | None) -> Row:
     """Build MODEL for this machine and time it, unless the same library was validly timed here before."""
 
-    from edgecsi.bench.api import run_bench
+    from edgecsi.bench.bench import run_bench
     from edgecsi.device.local import cpu_name
     from edgecsi.pipeline import BuildOptions, build
 

@@ -21,7 +21,7 @@ from edgecsi.bundle import Bundle, Entry
 from edgecsi.device import state as states
 from edgecsi.device import toolchain
 from edgecsi.device.local import cpu_name
-from edgecsi.device.protocol import Array, DeviceInfo, FirstCall, Plan, Samples, Series
+from edgecsi.device.protocol import Array, DeviceInfo, FirstCall, MeasuringProtocol, Samples, Series
 from edgecsi.device.samples import from_calls, some_call, to_calls
 from edgecsi.device.state import State
 from edgecsi.errors import DeviceError, ToolchainError
@@ -79,7 +79,12 @@ class Emulated:
             return np.fromfile(job.result, np.float64)
 
     def measure(
-        self, bundle: Bundle, entry: str, x: Samples, plan: Plan, progress: Progress | None = None
+        self,
+        bundle: Bundle,
+        entry: str,
+        x: Samples,
+        protocol: MeasuringProtocol,
+        progress: Progress | None = None,
     ) -> Series:
         """Raises DeviceError: an emulator's times are no latencies."""
         raise _no_latencies()

@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from edgecsi import cpu
 from edgecsi.bundle import Bundle, Loaded
 from edgecsi.device import state as states
-from edgecsi.device.protocol import EMPTY_CALLS, Array, DeviceInfo, FirstCall, Plan, Samples, Series
+from edgecsi.device.protocol import (
+    EMPTY_CALLS,
+    Array,
+    DeviceInfo,
+    FirstCall,
+    MeasuringProtocol,
+    Samples,
+    Series,
+)
 from edgecsi.device.samples import from_calls, to_calls
 from edgecsi.device.state import State
 from edgecsi.device.toolchain import prepare_fast_call, timer
@@ -94,11 +102,16 @@ class Local:
         return nanoseconds
 
     def measure(
-        self, bundle: Bundle, entry: str, x: Samples, plan: Plan, progress: Progress | None = None
+        self,
+        bundle: Bundle,
+        entry: str,
+        x: Samples,
+        protocol: MeasuringProtocol,
+        progress: Progress | None = None,
     ) -> Series:
         """See :meth:`edgecsi.device.protocol.Device.measure`."""
         series = in_turns(
-            lambda calls, flush: self.time(bundle, entry, x, calls, flush_bytes=flush), plan, progress
+            lambda calls, flush: self.time(bundle, entry, x, calls, flush_bytes=flush), protocol, progress
         )
         nothing = _time_nothing(EMPTY_CALLS).astype(np.int64)
         return replace(

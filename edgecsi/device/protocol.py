@@ -45,19 +45,31 @@ class DeviceInfo:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How much :meth:`Device.measure` measures; see :class:`edgecsi.bench.result.Protocol`.
+class MeasuringProtocol:
+    """How much is measured. A series ends when it has both ``samples`` calls and ``seconds``, or at
+    ``limit``.
 
-    A series ends when it has both ``samples`` calls and ``seconds``, or at ``limit`` seconds.
+    Attributes:
+        quick: whether this is the cut-down protocol; every report says so.
+        samples: calls per engine, at least.
+        seconds: time per engine, at least.
+        limit: seconds per engine, at most, for networks too slow for ``samples``.
+        turn: seconds one engine runs before the next has its turn.
+        turn_calls: calls in a turn, at least.
+        settle: untimed calls at the start of a turn, so that an engine finds its own data in the cache again.
+        cold_samples: calls with a cold L2.
+        cold_starts: fresh processes.
     """
 
+    quick: bool
     samples: int
     seconds: float
-    limit: float
-    turn: float
-    turn_calls: int
-    settle: int
-    cold_samples: int
+    limit: float = 60.0
+    turn: float = 0.005
+    turn_calls: int = 5
+    settle: int = 2
+    cold_samples: int = 200
+    cold_starts: int = 5
 
 
 @dataclass(frozen=True)
@@ -164,7 +176,12 @@ class Device(Protocol):
         ...
 
     def measure(
-        self, bundle: Bundle, entry: str, x: Samples, plan: Plan, progress: Progress | None = None
+        self,
+        bundle: Bundle,
+        entry: str,
+        x: Samples,
+        protocol: MeasuringProtocol,
+        progress: Progress | None = None,
     ) -> Series:
         """Time single calls of the C face by the whole protocol: warm-up, turns, cold L2; all on the device.
 
@@ -172,7 +189,7 @@ class Device(Protocol):
             bundle: what to run.
             entry: as for :meth:`run`.
             x: one call's samples.
-            plan: how much.
+            protocol: how much.
             progress: told how far it is.
 
         Returns:

@@ -23,9 +23,9 @@ from edgecsi.device.protocol import (
     Array,
     DeviceInfo,
     FirstCall,
+    MeasuringProtocol,
     Nanoseconds,
     Paced,
-    Plan,
     Rates,
     Samples,
     Series,
@@ -126,15 +126,21 @@ class Remote:
             return np.frombuffer(content, np.float64)
 
     def measure(
-        self, bundle: Bundle, entry: str, x: Samples, plan: Plan, progress: Progress | None = None
+        self,
+        bundle: Bundle,
+        entry: str,
+        x: Samples,
+        protocol: MeasuringProtocol,
+        progress: Progress | None = None,
     ) -> Series:
         """See :meth:`edgecsi.device.protocol.Device.measure`."""
         options = {
-            "samples": plan.samples, "seconds": plan.seconds, "limit": plan.limit, "turn": plan.turn,
-            "turn_calls": plan.turn_calls, "settle": plan.settle, "cold": plan.cold_samples, "flush": EVICTION_BYTES,
+            "samples": protocol.samples, "seconds": protocol.seconds, "limit": protocol.limit, "turn": protocol.turn,
+            "turn_calls": protocol.turn_calls, "settle": protocol.settle, "cold": protocol.cold_samples,
+            "flush": EVICTION_BYTES,
         }  # fmt: skip
         fed, _ = self._calls(bundle.entry(entry), x)
-        seconds = 120 + 3 * plan.limit + plan.cold_samples
+        seconds = 120 + 3 * protocol.limit + protocol.cold_samples
         warm: tuple[float, ...] = (0.0, 0.0)
         done: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0, 0.0)
         rounds: list[Nanoseconds] = []
@@ -150,7 +156,7 @@ class Remote:
                         counted += rounds[-1].size
                         spent += float(rounds[-1].sum()) / 1e9
                         if progress is not None:
-                            share = min(counted / plan.samples, spent / plan.seconds, 1.0)
+                            share = min(counted / protocol.samples, spent / protocol.seconds, 1.0)
                             progress(share, 1.0, f"measuring on {self.spec}")
                     elif kind == b"DONE":
                         done = struct.unpack("<5d", content)
@@ -218,7 +224,9 @@ class Remote:
             raise DeviceError(f"{program.name} failed on {self.connection.name}", done.said, _REPORT)
         return done.stdout.decode(errors="replace")
 
-    def rates(self, bundle: Bundle, entries: Sequence[str], x: Array, threads: int, plan: Plan) -> Rates:
+    def rates(
+        self, bundle: Bundle, entries: Sequence[str], x: Array, threads: int, protocol: MeasuringProtocol
+    ) -> Rates:
         """Compute batches over and over on several threads, as :meth:`edgecsi.bundle.Loaded.run_many` divides them.
 
         Args:
@@ -226,17 +234,17 @@ class Remote:
             entries: those that compute one thing in batches, the largest first; each with one input and output.
             x: float32 ``[N, *shape]``: the batch of each thread, N a multiple of the last entry's first axis.
             threads: how many.
-            plan: at least ``seconds``, at most ``limit``, in rounds of ``turn``.
+            protocol: at least ``seconds``, at most ``limit``, in rounds of ``turn``.
 
         Raises:
             DataError, DeviceError: as :meth:`run` does.
         """
         fed, calls = self._calls(bundle.entry(entries[-1]), x)
         options = {
-            "calls": calls, "threads": threads, "turn": plan.turn, "seconds": plan.seconds, "limit": plan.limit,
-            "rounds": MIN_ROUNDS,
+            "calls": calls, "threads": threads, "turn": protocol.turn, "seconds": protocol.seconds,
+            "limit": protocol.limit, "rounds": MIN_ROUNDS,
         }  # fmt: skip
-        with self._job(bundle, ",".join(entries), "rate", fed, 120 + 3 * plan.limit, options) as job:
+        with self._job(bundle, ",".join(entries), "rate", fed, 120 + 3 * protocol.limit, options) as job:
             found = {kind: np.frombuffer(content, np.float64) for kind, content in job.frames()}
         _, computed, spent = found[b"DONE"]
         return Rates(found[b"RATE"], computed / max(spent, 1e-9))

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgecsi.bundle import Tensor
-from edgecsi.device.protocol import EMPTY_CALLS, EVICTION_BYTES, Plan
+from edgecsi.device.protocol import EMPTY_CALLS, EVICTION_BYTES, MeasuringProtocol
 from edgecsi.device.transport import SLOWEST
 from edgecsi.device.turns import in_turns
 from edgecsi.errors import ToolchainError
@@ -44,10 +44,10 @@ class Job:
         library: path here of what is uploaded and loaded.
         function: which of its functions.
         inputs, outputs: its tensors.
-        what: run every call of the input; time ``repeats`` calls; or measure by the plan.
+        what: run every call of the input; time ``repeats`` calls; or measure by the protocol.
         seconds: for that.
         repeats, flush: see :meth:`edgecsi.device.protocol.Device.time`.
-        plan: see :meth:`edgecsi.device.protocol.Device.measure`.
+        protocol: see :meth:`edgecsi.device.protocol.Device.measure`.
         connect: seconds for connecting.
         empty: path here of a library whose function ``nothing`` does nothing, to time that besides; or empty.
     """
@@ -64,7 +64,7 @@ class Job:
     key: str = ""
     repeats: int = 0
     flush: int = 0
-    plan: Plan | None = None
+    protocol: MeasuringProtocol | None = None
     connect: float = CONNECT_SECONDS
     empty: str = ""
 
@@ -139,8 +139,8 @@ class _Work:
         if self.job.what == "time":
             self._times(self.job.repeats, self.job.flush).tofile(self.folder / "out")
             return
-        plan = self.job.plan
-        assert plan is not None
+        protocol = self.job.protocol
+        assert protocol is not None
         with (self.folder / "turns").open("ab", buffering=0) as turns:
 
             def keep(kind: str, ns: NDArray[Any]) -> None:
@@ -149,9 +149,10 @@ class _Work:
             for module in empty:
                 keep("nothing", 1e9 * self._evaluate(module, "nothing", EMPTY_CALLS, 0))
                 keep(
-                    "nothing cold", 1e9 * self._evaluate(module, "nothing", plan.cold_samples, EVICTION_BYTES)
+                    "nothing cold",
+                    1e9 * self._evaluate(module, "nothing", protocol.cold_samples, EVICTION_BYTES),
                 )
-            series = in_turns(self._times, plan, keep=keep)
+            series = in_turns(self._times, protocol, keep=keep)
         np.array([series.settled, series.complete], np.float64).tofile(self.folder / "out")
 
     def _give(self, call: NDArray[np.float32]) -> None:

@@ -29,7 +29,15 @@ from numpy.typing import NDArray
 from edgecsi.bundle import Bundle
 from edgecsi.device import names, toolchain
 from edgecsi.device.install_rpc import rpc_folder
-from edgecsi.device.protocol import Array, DeviceInfo, FirstCall, Nanoseconds, Plan, Samples, Series
+from edgecsi.device.protocol import (
+    Array,
+    DeviceInfo,
+    FirstCall,
+    MeasuringProtocol,
+    Nanoseconds,
+    Samples,
+    Series,
+)
 from edgecsi.device.remote import Remote
 from edgecsi.device.rpc import CONNECT_SECONDS, KINDS, Job
 from edgecsi.device.samples import from_rows, to_calls, to_rows
@@ -112,17 +120,22 @@ class Rpc:
             return np.fromfile(folder / "out", np.float64)
 
     def measure(
-        self, bundle: Bundle, entry: str, x: Samples, plan: Plan, progress: Progress | None = None
+        self,
+        bundle: Bundle,
+        entry: str,
+        x: Samples,
+        protocol: MeasuringProtocol,
+        progress: Progress | None = None,
     ) -> Series:
         """See :meth:`edgecsi.device.protocol.Device.measure`."""
         calls = to_calls(bundle.entry(entry), x)
-        seconds = 120 + 3 * plan.limit + plan.cold_samples
+        seconds = 120 + 3 * protocol.limit + protocol.cold_samples
         kept: list[tuple[str, Nanoseconds]] = []
         empty = str(toolchain.nothing(bundle.manifest.target.arch)) if self._time_nothing else ""
         lost, said = None, np.zeros(2)
         try:
             with self._session(
-                bundle, entry, calls, "measure", seconds, plan=plan, kept=kept, empty=empty
+                bundle, entry, calls, "measure", seconds, protocol=protocol, kept=kept, empty=empty
             ) as folder:
                 said = np.fromfile(folder / "out", np.float64)
         except ConnectionLost as error:

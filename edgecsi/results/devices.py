@@ -18,7 +18,6 @@ from typing import Any
 import numpy as np
 
 from edgecsi import disk
-from edgecsi.bench import parts
 from edgecsi.bench.environment import judge, machine, snapshot
 from edgecsi.bench.measure import QUICK
 from edgecsi.bundle import read_bundle, read_golden
@@ -88,7 +87,7 @@ def measure(model: str, turns: int) -> dict[str, Any]:
             before = snapshot()
             for turn in range(turns):
                 for way in WAYS if turn % 2 == 0 else reversed(WAYS):
-                    series[way].append(ways[way].measure(bundle, "full", sample, parts.plan(QUICK)))
+                    series[way].append(ways[way].measure(bundle, "full", sample, QUICK))
             after = snapshot()
             # What the other processes of ours used is theirs, not somebody else's.
             after = dataclasses.replace(after, own=before.own + after.clock - before.clock)

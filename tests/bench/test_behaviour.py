@@ -12,21 +12,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgecsi.bench import api, observe
+from edgecsi.bench import bench, observe
 from edgecsi.bench.behaviour import Second
 from edgecsi.bench.deadline import Limit, held, parse_limit
 from edgecsi.bench.environment import snapshot
-from edgecsi.bench.result import Protocol
 from edgecsi.bench.statistics import NEEDED
 from edgecsi.bench.sustained import Meter, judge_trend, paced, refuse_too_few, sustained
 from edgecsi.bundle import Bundle
 from edgecsi.cli import main
 from edgecsi.device import open_device
+from edgecsi.device.protocol import MeasuringProtocol
 from edgecsi.errors import UsageError
 from edgecsi.report.read import read_shown
 from tests import _results, _tiny
 
-SHORT = Protocol(quick=True, samples=50, seconds=0.01, limit=2.0, turn=0.001, cold_samples=5, cold_starts=1)
+SHORT = MeasuringProtocol(
+    quick=True, samples=50, seconds=0.01, limit=2.0, turn=0.001, cold_samples=5, cold_starts=1
+)
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +41,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "QUICK", SHORT)
+    monkeypatch.setattr(bench, "QUICK", SHORT)
 
 
 @pytest.mark.parametrize(

@@ -14,19 +14,22 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from edgecsi.bench import api, peers
+from edgecsi.bench import bench, peers
 from edgecsi.bench import result as report
+from edgecsi.bench.competitors import pytorch_output
 from edgecsi.bench.peers.conversion import converting, missing, silent_streams
 from edgecsi.bench.peers.litert import CONVERTER
 from edgecsi.bench.peers.protocol import entry_module
-from edgecsi.bench.result import Protocol
 from edgecsi.bundle import Bundle, Manifest
+from edgecsi.device.protocol import MeasuringProtocol
 from edgecsi.errors import BundleError, CheckFailed, DataError, ToolchainError, UsageError
 from edgecsi.report.plot import plot
 from edgecsi.report.text import table
 from tests import _tiny
 
-SHORT = Protocol(quick=True, samples=50, seconds=0.01, limit=2.0, turn=0.001, cold_samples=5, cold_starts=1)
+SHORT = MeasuringProtocol(
+    quick=True, samples=50, seconds=0.01, limit=2.0, turn=0.001, cold_samples=5, cold_starts=1
+)
 
 
 class Encoder(nn.Module):
@@ -91,8 +94,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "QUICK", SHORT)
-    monkeypatch.setattr(api, "FULL", dataclasses.replace(SHORT, quick=False))
+    monkeypatch.setattr(bench, "QUICK", SHORT)
+    monkeypatch.setattr(bench, "FULL", dataclasses.replace(SHORT, quick=False))
 
 
 @pytest.fixture
@@ -108,7 +111,7 @@ def twin(_: Manifest) -> nn.Module:
 
 
 def test_a_bundle_alone(bundle: Bundle) -> None:
-    result = api.run_bench(bundle.path, quick=True)
+    result = bench.run_bench(bundle.path, quick=True)
     (engine,) = result.engines
     assert engine.name == "edgecsi"
     assert engine.warm.samples == len(engine.samples) == sum(engine.rounds) >= 50
@@ -133,7 +136,7 @@ def test_against_peers_that_work_and_peers_that_do_not(
         Fake("picky", refuses=True),
         Fake("wrong", wrong=1),
     )
-    result = api.run_bench(
+    result = bench.run_bench(
         bundle.path, against=["good", "gone", "picky", "wrong"], load_module=twin, quick=True
     )
     assert [engine.name for engine in result.engines] == ["edgecsi", "good"]
@@ -152,13 +155,13 @@ def test_against_peers_that_work_and_peers_that_do_not(
 
 def test_unknown_engines_and_entries_are_refused_before_anything_runs(bundle: Bundle) -> None:
     with pytest.raises(UsageError, match="no engine 'caffe'"):
-        api.run_bench(bundle.path, against=["caffe"])
+        bench.run_bench(bundle.path, against=["caffe"])
     with pytest.raises(BundleError, match="no entry 'middle'"):
-        api.run_bench(bundle.path, entry="middle")
+        bench.run_bench(bundle.path, entry="middle")
     with pytest.raises(UsageError, match="need the PyTorch model"):
-        api.run_bench(bundle.path, entry="pair", against=["torch"])
+        bench.run_bench(bundle.path, entry="pair", against=["torch"])
     with pytest.raises(UsageError, match="emulate"):
-        api.run_bench(bundle.path, device="emulate", against=["torch"])
+        bench.run_bench(bundle.path, device="emulate", against=["torch"])
 
 
 def test_an_entry_with_several_inputs_and_outputs(bundle: Bundle, with_peers: Callable[..., None]) -> None:
@@ -167,7 +170,7 @@ def test_an_entry_with_several_inputs_and_outputs(bundle: Bundle, with_peers: Ca
 
     with_peers(OnnxRuntime(), PyTorch(), Fake("plain"))
     names = ["onnxruntime", "torch", "plain"]
-    result = api.run_bench(bundle.path, entry="pair", against=names, load_module=twin, quick=True)
+    result = bench.run_bench(bundle.path, entry="pair", against=names, load_module=twin, quick=True)
     assert result.answer.max_abs_diff < 1e-6
     measured = {engine.name: engine.answer.max_abs_diff for engine in result.engines}
     reasons = {skipped.name: skipped.reason for skipped in result.skipped}
@@ -184,7 +187,7 @@ def test_peers_must_get_the_weights_of_the_bundle(bundle: Bundle) -> None:
             return 1.1 * super().forward(x)
 
     with pytest.raises(CheckFailed, match="not the model"):
-        api.run_bench(bundle.path, against=["torch"], load_module=lambda _: Other())
+        bench.run_bench(bundle.path, against=["torch"], load_module=lambda _: Other())
 
 
 def test_a_wrong_library_is_not_timed(bundle: Bundle, tmp_path: Path) -> None:
@@ -193,12 +196,12 @@ def test_a_wrong_library_is_not_timed(bundle: Bundle, tmp_path: Path) -> None:
     library = _tiny.compile_library(tmp_path / "library.so", about, source=wrong)
     made = _tiny.make_bundle(tmp_path / "wrong", library, about)
     with pytest.raises(CheckFailed, match="edgecsi answers wrongly"):
-        api.run_bench(made.path, quick=True)
+        bench.run_bench(made.path, quick=True)
 
 
 @pytest.mark.needs("qemu-x86_64")
 def test_emulation_counts_instructions_and_gives_no_latency(bundle: Bundle) -> None:
-    result = api.run_bench(bundle.path, device="emulate")
+    result = bench.run_bench(bundle.path, device="emulate")
     assert result.validity.state == "invalid"
     assert result.engines == ()
     assert result.instructions is not None
@@ -209,7 +212,7 @@ def test_emulation_counts_instructions_and_gives_no_latency(bundle: Bundle) -> N
 
 
 def test_a_result_survives_its_file(bundle: Bundle, tmp_path: Path) -> None:
-    result = api.run_bench(bundle.path, against=["torch"], load_module=twin, quick=True)
+    result = bench.run_bench(bundle.path, against=["torch"], load_module=twin, quick=True)
     path = tmp_path / "result.json"
     report.write_result(result, path)
     assert report.read_result(path) == result
@@ -241,7 +244,7 @@ def test_what_is_no_result_is_refused(text: str, tmp_path: Path) -> None:
 
 
 def test_a_picture_of_the_distribution(bundle: Bundle, tmp_path: Path) -> None:
-    plot(api.run_bench(bundle.path, quick=True), tmp_path / "latency.png")
+    plot(bench.run_bench(bundle.path, quick=True), tmp_path / "latency.png")
     assert (tmp_path / "latency.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -266,7 +269,7 @@ def test_an_installed_engine_answers_as_pytorch_does(name: str, packages: list[s
     ).eval()
     x = np.random.default_rng(0).random((1, 2, 4, 4), dtype=np.float32)
     run = peer.prepare(module, x, "full")
-    expected = api.pytorch_output(module, x, "full")
+    expected = pytorch_output(module, x, "full")
     np.testing.assert_allclose(run(x), expected, rtol=1e-5, atol=1e-6)
     first = run(x)
     run(x + 1)

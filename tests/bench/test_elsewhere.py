@@ -14,7 +14,7 @@ from edgecsi.bench.throughput import used_sizes
 from edgecsi.bundle import Bundle
 from edgecsi.cli import main
 from edgecsi.device import Remote
-from edgecsi.device.protocol import Plan
+from edgecsi.device.protocol import MeasuringProtocol
 from edgecsi.errors import DeviceError
 from tests import _tiny
 from tests._sshd import Sshd, serving
@@ -48,18 +48,18 @@ def test_batches_on_several_threads(board: Sshd, bundle: Bundle, tmp_path: Path)
 def test_batches_go_to_the_largest_entries_and_a_failing_one_is_an_error(
     board: Sshd, bundle: Bundle, libraries, tmp_path: Path
 ) -> None:  # type: ignore[no-untyped-def]
-    plan = Plan(200, 0.02, 1.0, 0.002, 5, 2, 5)
+    protocol = MeasuringProtocol(True, 200, 0.02, 1.0, 0.002, 5, 2, 5)
     x = np.ones((3, 8), np.float32)
     with closing(Remote.over_ssh(board.spec)) as device:
         found = device.rates(
-            bundle, ["full", "full"], x, 3, plan
+            bundle, ["full", "full"], x, 3, protocol
         )  # two entries of one size: the first takes all
         assert found.seconds.size >= 20
         assert 0 < found.cores < 4
         for flag, message in (("-DCRASH", "crashed"), ("-DFAIL", "lacks a required feature")):
             broken = _tiny.make_bundle(tmp_path / flag, libraries(_tiny.HOST, flag), _tiny.manifest())
             with pytest.raises(DeviceError, match=message):
-                device.rates(broken, ["full"], x, 2, plan)
+                device.rates(broken, ["full"], x, 2, protocol)
             with pytest.raises(DeviceError, match=message):
                 device.paced(broken, "full", x, 1000, 5)
     assert used_sizes([64, 8, 1], 73) == [64, 8, 1]

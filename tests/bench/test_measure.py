@@ -11,10 +11,12 @@ import pytest
 
 from edgecsi import verdict
 from edgecsi.bench import measure
-from edgecsi.bench.result import Protocol
+from edgecsi.device.protocol import MeasuringProtocol
 from edgecsi.errors import CheckFailed
 
-TINY = Protocol(quick=True, samples=20, seconds=0.001, limit=2.0, turn=0.0005, cold_samples=3, cold_starts=1)
+TINY = MeasuringProtocol(
+    quick=True, samples=20, seconds=0.001, limit=2.0, turn=0.0005, cold_samples=3, cold_starts=1
+)
 
 
 def spin(seconds: float) -> None:
@@ -45,7 +47,7 @@ def test_engines_take_turns_and_every_call_is_a_sample() -> None:
 
 
 def test_a_slow_engine_ends_at_the_limit_and_says_so() -> None:
-    protocol = Protocol(quick=True, samples=1000, seconds=0.01, limit=0.05, cold_samples=1)
+    protocol = MeasuringProtocol(quick=True, samples=1000, seconds=0.01, limit=0.05, cold_samples=1)
     series = measure.interleave({"slow": lambda: time.sleep(0.01)}, protocol)
     assert not series["slow"].complete
     assert 5 <= series["slow"].samples.size < 1000

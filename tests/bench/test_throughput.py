@@ -7,19 +7,21 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from tests.bench.test_api import Fake, twin
 from torch import nn
 
-from edgecsi.bench import api, measure, peers, throughput
+from edgecsi.bench import bench, measure, peers, throughput
 from edgecsi.bench import result as report
-from edgecsi.bench.result import Protocol
 from edgecsi.bundle import Bundle
 from edgecsi.cli import main
+from edgecsi.device.protocol import MeasuringProtocol
 from edgecsi.errors import CheckFailed, UsageError
 from edgecsi.report.text import table
 from tests import _tiny
-from tests.bench.test_api import Fake, twin
 
-SHORT = Protocol(quick=True, samples=1, seconds=0.01, limit=2.0, turn=0.0005, cold_samples=5, cold_starts=1)
+SHORT = MeasuringProtocol(
+    quick=True, samples=1, seconds=0.01, limit=2.0, turn=0.0005, cold_samples=5, cold_starts=1
+)
 
 
 class Slow(Fake):
@@ -46,7 +48,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "QUICK", SHORT)
+    monkeypatch.setattr(bench, "QUICK", SHORT)
     monkeypatch.setattr(throughput, "ROUNDS", 3)
     monkeypatch.setattr(throughput, "REST", 0.0)
 
@@ -63,7 +65,7 @@ def test_against_the_best_setting_of_each_engine(
         Slow("slow"), Slow("wrong", wrong=1), Slow("gone", absent="not installed: gone"), Fake("single")
     )
     names = ["slow", "wrong", "gone", "single"]
-    result = api.run_bench(bundle.path, batch=16, threads=2, against=names, load_module=twin, quick=True)
+    result = bench.run_bench(bundle.path, batch=16, threads=2, against=names, load_module=twin, quick=True)
     found = result.throughput
     assert found is not None
     assert result.engines == ()
@@ -88,7 +90,7 @@ def test_against_the_best_setting_of_each_engine(
 
 
 def test_a_bundle_alone(bundle: Bundle) -> None:
-    result = api.run_bench(bundle.path, entry="encoder", batch=8, quick=True)
+    result = bench.run_bench(bundle.path, entry="encoder", batch=8, quick=True)
     assert result.throughput is not None
     assert len(result.throughput.rates) == 1
     assert result.throughput.gains == ()
@@ -102,12 +104,12 @@ def test_a_wrong_library_is_not_timed(tmp_path: Path) -> None:
         tmp_path / "wrong", _tiny.compile_library(tmp_path / "library.so", about, source=wrong), about
     )
     with pytest.raises(CheckFailed, match="edgecsi answers wrongly"):
-        api.run_bench(made.path, batch=8, quick=True)
+        bench.run_bench(made.path, batch=8, quick=True)
 
 
 def test_other_engines_need_the_model(bundle: Bundle) -> None:
     with pytest.raises(UsageError, match="PyTorch model"):
-        api.run_bench(bundle.path, batch=8, against=["onnxruntime"])
+        bench.run_bench(bundle.path, batch=8, against=["onnxruntime"])
 
 
 def test_samples_are_repeated_to_fill_a_batch() -> None:

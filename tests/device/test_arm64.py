@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgecsi.bench import api
-from edgecsi.bench.result import Protocol
+from edgecsi.bench import bench
 from edgecsi.bundle import Bundle
 from edgecsi.cli import main
 from edgecsi.device import open_device
-from edgecsi.device.protocol import Plan
+from edgecsi.device.protocol import MeasuringProtocol
 from edgecsi.errors import DeviceError
 from tests import _tiny
 from tests._arm64 import arm64, lend_libraries
@@ -25,8 +24,12 @@ from tests._sshd import Sshd
 pytestmark = pytest.mark.needs("ssh", "sshd", "qemu-aarch64-static")
 
 X = np.random.default_rng(3).normal(size=(20, 8)).astype(np.float32)
-PLAN = Plan(samples=50, seconds=0.01, limit=5.0, turn=0.002, turn_calls=5, settle=2, cold_samples=3)
-SHORT = Protocol(quick=True, samples=50, seconds=0.01, limit=5.0, turn=0.001, cold_samples=3, cold_starts=1)
+PROTOCOL = MeasuringProtocol(
+    quick=True, samples=50, seconds=0.01, limit=5.0, turn=0.002, turn_calls=5, settle=2, cold_samples=3
+)
+SHORT = MeasuringProtocol(
+    quick=True, samples=50, seconds=0.01, limit=5.0, turn=0.001, cold_samples=3, cold_starts=1
+)
 
 
 @pytest.fixture(scope="module")
@@ -58,15 +61,15 @@ def test_a_pi_is_recognised_by_its_cpu(pi4: Sshd, capsys: pytest.CaptureFixture[
 def test_a_bundle_runs_there(pi4: Sshd, bundle: Bundle) -> None:
     with closing(open_device(pi4.spec)) as device:
         np.testing.assert_allclose(device.run(bundle, "full", X), _tiny.full(X), rtol=1e-5)
-        series = device.measure(bundle, "full", X[:1], PLAN)
+        series = device.measure(bundle, "full", X[:1], PROTOCOL)
         assert series.samples.size >= 50
         assert device.profile(bundle, "full", X[:1], 5, 1.0).shape == (5, 2)
         assert device.first_calls(bundle, "full", X[:1], 1)[0].load_ms > 0
 
 
 def test_its_times_are_marked_as_emulated(pi4: Sshd, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(api, "QUICK", SHORT)
-    result = api.run_bench(bundle.path, device=pi4.spec)
+    monkeypatch.setattr(bench, "QUICK", SHORT)
+    result = bench.run_bench(bundle.path, device=pi4.spec)
     assert result.protocol.quick  # a longer one would prove no more
     assert result.validity.state == "invalid"
     assert result.validity.reasons[0].startswith("emulated")
@@ -94,7 +97,7 @@ def test_a_network_through_the_aarch64_agent(
 ) -> None:
     """The very files that ship: compiled for the board, benched through TVM's RPC in its CPU."""
     lend_libraries()
-    monkeypatch.setattr(api, "QUICK", SHORT)
+    monkeypatch.setattr(bench, "QUICK", SHORT)
     out = tmp_path / "bench.json"
     assert main(["build", "csinet-cr4", "--target", target, "-o", str(tmp_path / "csinet-pi")]) == 0
     with arm64(cpu) as pi:

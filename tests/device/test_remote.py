@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from edgecsi.bench import api
-from edgecsi.bench.result import Protocol, read_result, write_result
+from edgecsi.bench import bench
+from edgecsi.bench.result import read_result, write_result
 from edgecsi.bundle import Bundle
 from edgecsi.cli import main
 from edgecsi.device import Local, Remote, open_device
-from edgecsi.device.protocol import Plan
+from edgecsi.device.protocol import MeasuringProtocol
 from edgecsi.errors import ConnectionLost, DataError, DeviceError
 from tests import _tiny
 from tests._sshd import Sshd, running, serving, until
@@ -29,7 +29,9 @@ from tests.deploy.faults import count
 pytestmark = pytest.mark.needs("ssh", "sshd")
 
 X = np.random.default_rng(3).normal(size=(20, 8))
-PLAN = Plan(samples=500, seconds=0.05, limit=2.0, turn=0.002, turn_calls=5, settle=2, cold_samples=10)
+PROTOCOL = MeasuringProtocol(
+    quick=True, samples=500, seconds=0.05, limit=2.0, turn=0.002, turn_calls=5, settle=2, cold_samples=10
+)
 
 
 @pytest.fixture
@@ -76,7 +78,7 @@ def test_it_says_what_it_is(remote: Remote) -> None:
 
 def test_times_are_taken_there(remote: Remote, bundle: Bundle) -> None:
     assert remote.time(bundle, "full", X, 50, flush_bytes=4096).shape == (50,)
-    series = remote.measure(bundle, "full", X[:1], PLAN)
+    series = remote.measure(bundle, "full", X[:1], PROTOCOL)
     assert series.complete
     assert series.samples.size >= 500
     assert series.cold.size == 10
@@ -131,7 +133,7 @@ def test_a_failing_kernel_is_an_error_and_the_next_run_works(
     with pytest.raises(DeviceError, match=message):
         remote.run(broken, "full", X)
     with pytest.raises(DeviceError, match=message):
-        remote.measure(broken, "full", X[:1], PLAN)
+        remote.measure(broken, "full", X[:1], PROTOCOL)
     with pytest.raises(DeviceError, match=message):
         remote.first_calls(broken, "full", X[:1], 1)
     np.testing.assert_allclose(remote.run(broken, "encoder", X), _tiny.encoder(X), rtol=2e-5)
@@ -241,11 +243,11 @@ def test_an_idle_device_runs_nothing_of_ours(sshd: Sshd, remote: Remote, bundle:
 def test_bench_writes_the_same_result_as_here(
     sshd: Sshd, bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = Protocol(
+    short = MeasuringProtocol(
         quick=True, samples=50, seconds=0.01, limit=2.0, turn=0.001, cold_samples=5, cold_starts=1
     )
-    monkeypatch.setattr(api, "QUICK", short)
-    result = api.run_bench(bundle.path, device=sshd.spec, quick=True)
+    monkeypatch.setattr(bench, "QUICK", short)
+    result = bench.run_bench(bundle.path, device=sshd.spec, quick=True)
     assert result.device == "ssh://board"
     assert result.engines[0].warm.samples >= 50
     assert result.cold_starts[0].load_ms > 0
@@ -259,7 +261,7 @@ def test_a_dropped_connection_keeps_what_was_measured(
     sshd: Sshd, make: Callable[..., Bundle], bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Calls with a cold cache come first, and take long with this library.
-    monkeypatch.setattr(api, "FULL", replace(api.FULL, cold_samples=5))
+    monkeypatch.setattr(bench, "FULL", replace(bench.FULL, cold_samples=5))
     device = open_device(sshd.spec)
     dropped = []
 
@@ -267,8 +269,8 @@ def test_a_dropped_connection_keeps_what_was_measured(
         if not dropped:
             dropped.append(sshd.drop())
 
-    with pytest.raises(api.BrokenOff) as caught:
-        api.run_bench(make("-DSLOW").path, device=device, seconds=50, progress=drop)
+    with pytest.raises(bench.BrokenOff) as caught:
+        bench.run_bench(make("-DSLOW").path, device=device, seconds=50, progress=drop)
     assert "lost" in str(caught.value)
     result = caught.value.result
     assert result.validity.state == "invalid"
@@ -288,14 +290,14 @@ def test_bench_writes_what_it_has_when_the_connection_drops(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Exit code 5, and the result of the calls until then."""
-    measured = api.run_bench(bundle.path, device="emulate", quick=True)
+    measured = bench.run_bench(bundle.path, device="emulate", quick=True)
 
     def broken(*_, **__):
-        raise api.BrokenOff(
+        raise bench.BrokenOff(
             ConnectionLost("the connection to board was lost", "it broke", "try again"), measured
         )
 
-    monkeypatch.setattr(api, "run_bench", broken)
+    monkeypatch.setattr(bench, "run_bench", broken)
     command = ["bench", str(bundle.path), "--device", sshd.spec, "--json", str(tmp_path / "r.json")]
     assert main(command) == 5
     assert "the connection to board was lost" in capsys.readouterr().err
@@ -306,10 +308,10 @@ def test_throttling_on_the_device_makes_the_times_invalid(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """vcgencmd there says that it throttled between the two looks."""
-    short = Protocol(
+    short = MeasuringProtocol(
         quick=True, samples=50, seconds=0.01, limit=2.0, turn=0.001, cold_samples=5, cold_starts=1
     )
-    monkeypatch.setattr(api, "QUICK", short)
+    monkeypatch.setattr(bench, "QUICK", short)
     tools = tmp_path / "tools"
     tools.mkdir()
     # Each look asks once: it is fine until the third.
@@ -320,7 +322,7 @@ def test_throttling_on_the_device_makes_the_times_invalid(
     (tools / "vcgencmd").chmod(0o755)
     command = f'cd {{home}} && HOME={{home}} PATH={tools}:$PATH && export HOME PATH && exec sh -c "$SSH_ORIGINAL_COMMAND"'
     with serving(command=command) as throttling:
-        result = api.run_bench(bundle.path, device=throttling.spec, quick=True)
+        result = bench.run_bench(bundle.path, device=throttling.spec, quick=True)
     assert result.validity.state == "invalid"
     assert any("throttled while measuring" in reason for reason in result.validity.reasons)
     count("throttling in the middle of a measurement")

@@ -22,13 +22,12 @@ import numpy as np
 import pytest
 
 import edgecsi
-from edgecsi.bench import api
-from edgecsi.bench.result import Protocol
+from edgecsi.bench import bench
 from edgecsi.bundle import Bundle
 from edgecsi.cli import main
 from edgecsi.device import Local, Remote, install_rpc, open_device
 from edgecsi.device.names import endpoint
-from edgecsi.device.protocol import Plan
+from edgecsi.device.protocol import MeasuringProtocol
 from edgecsi.device.rpc_device import Rpc
 from edgecsi.device.share import share
 from edgecsi.errors import DeviceError, ToolchainError, Unreachable
@@ -37,7 +36,9 @@ from tests._sshd import Sshd, serving
 from tests.deploy.faults import count
 
 X = np.random.default_rng(3).normal(size=(5, 8)).astype(np.float32)
-PLAN = Plan(samples=200, seconds=0.02, limit=2.0, turn=0.002, turn_calls=5, settle=2, cold_samples=10)
+PROTOCOL = MeasuringProtocol(
+    quick=True, samples=200, seconds=0.02, limit=2.0, turn=0.002, turn_calls=5, settle=2, cold_samples=10
+)
 
 
 def port():
@@ -100,7 +101,7 @@ def test_the_agent_runs_and_times_over_ssh(agent: Rpc, bundle: Bundle, board: Ss
     total, product = agent.run(bundle, "pair", (X[:, :3], X[:, 3:6]))
     np.testing.assert_allclose(total, X[:, :3] + X[:, 3:6], rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(product, X[:, :3] * X[:, 3:6], rtol=1e-5, atol=1e-6)
-    series = agent.measure(bundle, "full", X[:1], PLAN)
+    series = agent.measure(bundle, "full", X[:1], PROTOCOL)
     assert series.complete
     assert series.samples.size >= 200
     assert series.cold.size == 10
@@ -127,11 +128,11 @@ def test_integers_are_given_as_such(agent: Rpc, tmp_path: Path) -> None:
 def test_bench_compares_ssh_with_rpc_on_one_device(
     board: Sshd, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    short = Protocol(
+    short = MeasuringProtocol(
         quick=True, samples=500, seconds=0.2, limit=5.0, turn=0.005, cold_samples=5, cold_starts=1
     )
-    monkeypatch.setattr(api, "QUICK", short)
-    result = api.run_bench(bundle.path, device=board.spec, quick=True, cross_check=True)
+    monkeypatch.setattr(bench, "QUICK", short)
+    result = bench.run_bench(bundle.path, device=board.spec, quick=True, cross_check=True)
     names = [engine.name for engine in result.engines]
     assert names == ["edgecsi", "edgecsi over RPC", "nothing", "nothing over RPC"]
     assert [one.to for one in result.comparisons] == ["edgecsi over RPC"]
@@ -178,7 +179,7 @@ def test_a_tunnel_that_drops_keeps_what_was_measured(board: Sshd, bundle: Bundle
         others = set(_turns())
         dropper = threading.Thread(target=_drop_when_measuring, args=(board, others))
         dropper.start()
-        series = device.measure(bundle, "full", X[:1], replace(PLAN, seconds=600, limit=600))
+        series = device.measure(bundle, "full", X[:1], replace(PROTOCOL, seconds=600, limit=600))
         dropper.join()
     assert series.lost is not None
     assert not series.complete
@@ -246,10 +247,12 @@ def test_two_agents_behind_tvms_tracker_serve_two_benches_at_once(board: Sshd, b
             with contextlib.closing(Remote.over_ssh(board.spec)) as remote:
                 share(remote, endpoint(spec), sessions=1, say=said.append)
 
-        plan = replace(PLAN, seconds=1.0)
+        protocol = replace(PROTOCOL, seconds=1.0)
         with ThreadPoolExecutor(4) as pool:
             bridges = [pool.submit(serve, number) for number in range(2)]
-            benches = [pool.submit(Rpc.opened(spec).measure, bundle, "full", X[:1], plan) for _ in range(2)]
+            benches = [
+                pool.submit(Rpc.opened(spec).measure, bundle, "full", X[:1], protocol) for _ in range(2)
+            ]
             assert all(bench.result().complete for bench in benches)
             for bridge in bridges:
                 bridge.result()
