@@ -45,7 +45,7 @@ def manifest_of(
             version("edgecsi"), torch.__version__, version("apache-tvm"), version("apache-tvm-ffi"),
             llvm_version(), version("ziglang"),
         ),
-        model=bundles.ModelInfo(
+        model=bundles.ModelOrigin(
             _without_folder(spec), model.metadata.get("model", model.name), model.sha256, recipe or model.recipe
         ),
         target=bundles.TargetInfo(

@@ -115,14 +115,14 @@ def build(
     target = targets.load(options.target)
     source = run(load, options, target)
     model = run(compress, options, source.model)
-    plan = run(lower, options, source.name, model, target)
+    lowered = run(lower, options, source.name, model, target)
     bundle = None
     if not options.dry_run:
-        draft = run(generate, plan, model)
+        draft = run(generate, lowered, model)
         checked = run(check, options, draft, model, target)
         bundle = run(write, options, source.out, checked)
     progress(total, total, "done")
-    return BuildResult(bundle.manifest if bundle is not None else plan.manifest, bundle)
+    return BuildResult(bundle.manifest if bundle is not None else lowered.manifest, bundle)
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Lowered:
     """What is compiled: the entries, with their kernels and places in memory, and the manifest that says so."""
 
     manifest: bundles.Manifest
@@ -187,7 +187,7 @@ def compress(options: BuildOptions, model: LoadedModel) -> LoadedModel:
     return model
 
 
-def lower(options: BuildOptions, name: str, model: LoadedModel, target: Target) -> Plan:
+def lower(options: BuildOptions, name: str, model: LoadedModel, target: Target) -> Lowered:
     """Lower to kernels."""
     from edgecsi import lower as lowering
     from edgecsi.codegen.target_features import refuse_undeclared_features
@@ -204,17 +204,21 @@ def lower(options: BuildOptions, name: str, model: LoadedModel, target: Target) 
                 refuse_mixed_batches(part)
             entries += lowering.lower(part.module, part.inputs, entry, target, dump, options.batches, records)
     manifest = manifest_of(name, options.model, options.recipe, model, target, entries, options.build_number)
-    return Plan(manifest, entries, target)
+    return Lowered(manifest, entries, target)
 
 
-def generate(plan: Plan, model: LoadedModel) -> Draft:
+def generate(lowered: Lowered, model: LoadedModel) -> Draft:
     """Generate and link the library."""
     from edgecsi.codegen.interface import render_header
     from edgecsi.codegen.library import build_library, gather
 
-    manifest = plan.manifest
+    manifest = lowered.manifest
     library = build_library(
-        manifest.cname, plan.entries, gather(plan.entries), bundles.embedded_json(manifest), plan.target
+        manifest.cname,
+        lowered.entries,
+        gather(lowered.entries),
+        bundles.embedded_json(manifest),
+        lowered.target,
     )
     golden = bundles.golden_npz(manifest.entries, golden_values(model, manifest.entries))
     return Draft(

@@ -24,7 +24,7 @@ from edgecsi.bundle import (
     Entry,
     Layer,
     Manifest,
-    ModelInfo,
+    ModelOrigin,
     TargetInfo,
     Tensor,
     Versions,
@@ -152,7 +152,7 @@ def manifest(arch: str = HOST, features: tuple[str, ...] = ()) -> Manifest:
         library="libtiny-net.so",
         header="tiny-net.h",
         created_with=Versions("0.1.0", "2.13.0", "0.27.0", "0.1.14", "22", "0.15"),
-        model=ModelInfo("tiny", "tiny", None, None),
+        model=ModelOrigin("tiny", "tiny", None, None),
         target=TargetInfo(
             f"tiny-{arch}", arch, f"{arch}-linux-gnu", "generic", (), features, "2.28", emulate
         ),

@@ -70,7 +70,7 @@ class Versions:
 
 
 @dataclass(frozen=True)
-class ModelInfo:
+class ModelOrigin:
     """Where the network came from. ``sha256`` is the checkpoint's, ``None`` if there was no file."""
 
     spec: str
@@ -191,7 +191,7 @@ class Manifest:
     library: FileName
     header: FileName
     created_with: Versions
-    model: ModelInfo
+    model: ModelOrigin
     target: TargetInfo
     entries: Mapping[Identifier, Entry]
     check: Check

@@ -21,7 +21,7 @@ FEWEST = 3
 
 
 @dataclass(frozen=True)
-class Change:
+class Shift:
     """From result ``index`` on, medians lie by ``change`` above or below those before (0.05 is 5 %)."""
 
     index: int
@@ -34,10 +34,10 @@ class History:
 
     what: str
     results: tuple[Shown, ...]
-    steps: tuple[Change, ...]
+    steps: tuple[Shift, ...]
 
     @property
-    def last_step(self) -> Change | None:
+    def last_step(self) -> Shift | None:
         """The latest step."""
         return self.steps[-1] if self.steps else None
 
@@ -64,7 +64,7 @@ def histories(found: Sequence[Shown]) -> list[History]:
     return made
 
 
-def steps(medians: NDArray[np.float64]) -> list[Change]:
+def steps(medians: NDArray[np.float64]) -> list[Shift]:
     """Where a series of medians steps, for good or for as long as it was watched.
 
     The series is split where that explains most, and each part again, as long as the parts differ by more than runs
@@ -74,7 +74,7 @@ def steps(medians: NDArray[np.float64]) -> list[Change]:
     cuts = sorted(_cuts(logs, 0))
     ends = [0, *cuts, len(logs)]
     levels = [float(np.median(logs[a:b])) for a, b in itertools.pairwise(ends)]
-    return [Change(cut, math.exp(levels[i + 1] - levels[i]) - 1) for i, cut in enumerate(cuts)]
+    return [Shift(cut, math.exp(levels[i + 1] - levels[i]) - 1) for i, cut in enumerate(cuts)]
 
 
 def sections(found: Sequence[Shown]) -> list[Section]:

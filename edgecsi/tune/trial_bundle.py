@@ -23,7 +23,7 @@ def trial_bundle(folder: Path, entries: Sequence[PlannedEntry], target: Target) 
     manifest = bundles.Manifest(
         name=NAME, library=f"lib{NAME}.so", header=f"{NAME}.h",
         created_with=bundles.Versions(*(["tuning"] * 6)),
-        model=bundles.ModelInfo("candidates", "candidates", None, None),
+        model=bundles.ModelOrigin("candidates", "candidates", None, None),
         target=bundles.TargetInfo(
             target.id, target.arch, target.triple, target.mcpu, target.mattr, target.features, target.glibc,
             target.emulate,

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from edgecsi.bench.competitors import fp32_model
-from edgecsi.bundle import Check, Entry, ModelInfo, Tensor, golden_npz, read_bundle, write_bundle
+from edgecsi.bundle import Check, Entry, ModelOrigin, Tensor, golden_npz, read_bundle, write_bundle
 from edgecsi.cli import main
 from edgecsi.device import Local
 from edgecsi.evaluate import evaluate as evaluate_bundle
@@ -91,7 +91,7 @@ def make_bundle(folder: Path, spec: str, scale: float = 0.9) -> Path:
         (_tiny._layer("shrink", 2048),),
     )
     about = dataclasses.replace(
-        _tiny.manifest(), entries={"full": entry}, model=ModelInfo(spec, "own", None, None)
+        _tiny.manifest(), entries={"full": entry}, model=ModelOrigin(spec, "own", None, None)
     )
     library = _tiny.compile_library(folder / "l.so", about, f"-DSCALE={scale}", source=SOURCE)
     x = np.random.default_rng(0).random((2, *SHAPE), np.float32)

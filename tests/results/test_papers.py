@@ -15,7 +15,7 @@ from edgecsi.compress import recipe
 from edgecsi.models import fullycon
 from edgecsi.results import zoo
 from edgecsi.results.papers import NAMES
-from edgecsi.results.papers.common import Curve, Finished, Result, change, fingerprint, write
+from edgecsi.results.papers.common import Curve, Experiment, Finished, change, fingerprint, write
 from edgecsi.results.papers.guo_detection import compare, wrong_bits
 from edgecsi.results.papers.patterns import at_budget
 
@@ -27,7 +27,7 @@ def test_results_are_written_the_same_every_time(tmp_path: Path) -> None:
         "right": {"b": ([1], [2], [1])},
     }
     short = ("In short", [{"best": "a"}])
-    result = Result("mine", "Title", "About.", rows, ("x", "y", False), panels, short, (0.0, 5.0))
+    result = Experiment("mine", "Title", "About.", rows, ("x", "y", False), panels, short, (0.0, 5.0))
     first = [path.read_bytes() for path in write(result, tmp_path, "make it")]
     assert first == [path.read_bytes() for path in write(result, tmp_path, "make it")]
     written = json.loads(first[0])

@@ -45,7 +45,7 @@ _VERSION = 1  # part of what a finished row means: raised when a figure is compu
 
 
 @dataclass
-class Result:
+class Experiment:
     """Tables, and what to draw of them.
 
     Attributes:
@@ -254,7 +254,7 @@ def change(ratio: float) -> str:
     return f"{100 * (ratio - 1):+.1f} %".replace("-", "−")
 
 
-def write(result: Result, folder: Path, command: str) -> list[Path]:
+def write(result: Experiment, folder: Path, command: str) -> list[Path]:
     """Write the JSON, the Markdown table and the figure; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{result.name}{suffix}" for suffix in (".json", ".md", ".svg")]
@@ -285,7 +285,7 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _draw(result: Result, path: Path) -> None:
+def _draw(result: Experiment, path: Path) -> None:
     count = max(len(result.panels), 1)
     figure = drawing.figure(1.5 + 5.5 * count, 4.5)
     import matplotlib as mpl

@@ -14,8 +14,8 @@ from edgecsi.results.papers.common import (
     CALIBRATION,
     CONTROL,
     Curve,
+    Experiment,
     Finished,
-    Result,
     Row,
     Say,
     Timer,
@@ -56,7 +56,7 @@ class _Method:
     lr: float = 0.0
 
 
-def run(quick: bool, say: Say, time: Timer | None = None) -> Result:
+def run(quick: bool, say: Say, time: Timer | None = None) -> Experiment:
     """Dense, pruned at five rates, and every compressed CsiNet that ships; for each dense network two controls, trained
     on as the recipe does that trains most, in epochs times learning rate: all of it, and all but its dense layers.
 
@@ -86,7 +86,7 @@ def run(quick: bool, say: Say, time: Timer | None = None) -> Result:
         "networks."
     )
     axes = ("stored bytes", "NMSE (dB)", False)
-    return Result(NAME, "CsiNet compressed", about, rows, axes, panels, ("Against the paper", joint))
+    return Experiment(NAME, "CsiNet compressed", about, rows, axes, panels, ("Against the paper", joint))
 
 
 class _Network:

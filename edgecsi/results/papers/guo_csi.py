@@ -10,8 +10,8 @@ from edgecsi.models.load import load_model
 from edgecsi.results.papers.common import (
     CALIBRATION,
     Curve,
+    Experiment,
     Finished,
-    Result,
     Row,
     Say,
     Timer,
@@ -27,7 +27,7 @@ _NETWORKS = ("convcsinet-cr16", "convsqucsinet-cr16")
 _EPOCHS, _LR = 12, 2e-3
 
 
-def run(quick: bool, say: Say, time: Timer | None = None) -> Result:
+def run(quick: bool, say: Say, time: Timer | None = None) -> Experiment:
     """Both networks from random weights, trained alike, and what they take.
 
     A training that was killed goes on with its last epoch; weights and curves stay in the cache.
@@ -66,4 +66,4 @@ def run(quick: bool, say: Say, time: Timer | None = None) -> Result:
         f"{squeezed['nmse_db'] - wide['nmse_db']:+.2f} dB."
     )
     title = "Fire modules in place of 3x3 convolutions"
-    return Result(NAME, title, about, rows, ("epoch", "NMSE (dB)", False), {title: curves})
+    return Experiment(NAME, title, about, rows, ("epoch", "NMSE (dB)", False), {title: curves})

@@ -26,8 +26,8 @@ from edgecsi.results import zoo
 from edgecsi.results.papers.common import (
     CONTROL,
     Curve,
+    Experiment,
     Finished,
-    Result,
     Row,
     Say,
     Timer,
@@ -84,7 +84,7 @@ class _Count:
         return self.errors / self.dense_errors
 
 
-def run(quick: bool, say: Say, time: Timer | None = None) -> Result:
+def run(quick: bool, say: Say, time: Timer | None = None) -> Experiment:
     """Dense, pruned at several rates, 8/6/4 bits, clustered, and what ships; the same noise for all.
 
     Every network and every count is kept in the cache when it is done.
@@ -128,7 +128,7 @@ def run(quick: bool, say: Say, time: Timer | None = None) -> Result:
     axes = ("SNR (dB)", "bit error rate", True)
     title = "FullyCon compressed"
     summary = ("Bit errors against the dense network's", ratios)
-    return Result(NAME, title, about, rows, axes, {title: curves}, summary)
+    return Experiment(NAME, title, about, rows, axes, {title: curves}, summary)
 
 
 def _against_dense(one: _Count) -> str:

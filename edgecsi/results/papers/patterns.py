@@ -14,9 +14,9 @@ from edgecsi.compress.size import stored_bytes
 from edgecsi.models.load import load_model
 from edgecsi.results.papers.common import (
     Curve,
+    Experiment,
     Finished,
     Prunable,
-    Result,
     Row,
     Say,
     Timer,
@@ -37,7 +37,7 @@ _SAMPLES = 10_000
 _BUDGET_DB = 0.5
 
 
-def run(quick: bool, say: Say, time: Timer | None = None) -> Result:
+def run(quick: bool, say: Say, time: Timer | None = None) -> Experiment:
     """CsiNet at 1/16 and 1/4 with every pattern; each row is kept when it is done."""
     count = 300 if quick else _SAMPLES
     rows: list[Row] = []
@@ -60,7 +60,7 @@ def run(quick: bool, say: Say, time: Timer | None = None) -> Result:
         "network, on the shipped test set (UMi drops). `rows` are whole outputs of a dense layer, `columns` whole "
         "inputs; 2:4 has one sparsity only."
     )
-    return Result(
+    return Experiment(
         NAME,
         "What zeros cost, by pattern",
         about,
