@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
-from tests.bench.test_api import Fake, twin
 from torch import nn
 
 from edgecsi.bench import bench, measure, peers, throughput
@@ -18,6 +17,7 @@ from edgecsi.device.protocol import MeasuringProtocol
 from edgecsi.errors import CheckFailed, UsageError
 from edgecsi.report.text import table
 from tests import _tiny
+from tests.bench.test_bench import Fake, twin
 
 SHORT = MeasuringProtocol(
     quick=True, samples=1, seconds=0.01, limit=2.0, turn=0.0005, cold_samples=5, cold_starts=1
