@@ -242,7 +242,7 @@ def bench(
 
     Args:
         bundle: its folder.
-        against: ``onnxruntime``, ``openvino``, ``litert``, ``executorch``, ``torch``.
+        against: ``onnxruntime``, ``openvino``, ``openvino-bf16``, ``litert``, ``executorch``, ``torch``.
         model, weights: the PyTorch model for these, where the bundle's is none of the zoo. The other arguments are
             those of :func:`edgecsi.bench.bench.run_bench`.
 

@@ -80,8 +80,7 @@ def prepare_peers(
         try:
             run, found = _tried(peer, module, inputs, entry, plain)
             apart = [
-                verdict.require(peer.name, y, e, verdict.OTHER_ENGINE)
-                for y, e in zip(found, expected, strict=True)
+                verdict.require(peer.name, y, e, peer.allowed) for y, e in zip(found, expected, strict=True)
             ]
             answers[peer.name] = max(apart, key=lambda one: one.max_rel_diff)
         except (ToolchainError, CheckFailed) as error:

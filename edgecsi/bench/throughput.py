@@ -248,7 +248,7 @@ def batched_peers(
                     continue
                 prepared = peer.prepare_threads(module, x, entry, PEER_THREADS)
                 for threads, run in zip(PEER_THREADS, prepared, strict=True):
-                    found = verdict.require(peer.name, run(x), expected, verdict.OTHER_ENGINE)
+                    found = verdict.require(peer.name, run(x), expected, peer.allowed)
                     call = _bound(run, x)
                     engines.append(
                         BatchedEngine(peer.name, peer.version(), found, batch, threads, batch, call)

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     multiple=True,
     metavar="ENGINES",
     shell_complete=complete_engines,
-    help="onnxruntime, openvino, litert, executorch, torch; several with commas.",
+    help="onnxruntime, openvino, openvino-bf16, litert, executorch, torch; several with commas.",
 )
 @click.option(
     "--batch",

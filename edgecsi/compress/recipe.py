@@ -327,6 +327,12 @@ def load(name: str | Path) -> Recipe:
     if text in (known := list_recipes()):
         return parse(resources.files("edgecsi").joinpath("recipes", f"{text}.toml").read_text("utf-8"), text)
     if path.suffix != ".toml":
+        if (instead := text.lower().replace("bf16", "int16")) in known and instead != text:
+            raise RecipeError(
+                f"nothing is computed in bf16: there is no recipe {shown(text)}",
+                "on x86 int16 is as fast, and has six binary digits more; ARM's boards compute in f16",
+                f"take {instead}, or {instead.replace('int16', 'f16')} for a Raspberry Pi 5",
+            )
         raise RecipeError(
             f"there is no recipe {shown(text)}",
             suggestion(text, known, f"there are {', '.join(known)}"),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from edgecsi import verdict
 from edgecsi.bench.result import LayerTime, Limits, Result, Throughput
 from edgecsi.bench.statistics import Ratio
 
@@ -97,6 +98,11 @@ def _notes(result: Result) -> str:
         )
     if result.comparisons:
         lines.append('"edgecsi is" = its time over that engine\'s, with 95 % interval; below 1 it is faster')
+    lines += [
+        f"{engine.name} is less exact: its answer is off by {engine.answer.max_rel_diff:.1e} of the largest output"
+        for engine in result.engines
+        if engine.answer.max_rel_diff > verdict.OTHER_ENGINE and engine.name != result.engines[0].name
+    ]
     for engine in result.engines:
         if engine.warm.outliers.count:
             far = engine.warm.outliers

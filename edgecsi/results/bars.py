@@ -14,6 +14,8 @@ LEAST = 0.93
 """Of the runs of a library against itself, whose interval must hold 1."""
 CLOSE = 0.02
 """Largest difference between bench's C call and what the bundle's own program prints."""
+PEERS = {"onnxruntime": "ONNX Runtime", "openvino-bf16": "OpenVINO in bf16"}
+"""The engines that bars are ratios to, in words."""
 _COMPILER = ("kernels", "lower", "codegen", "ops", "_targets")
 
 
@@ -61,14 +63,14 @@ def figure(entry: Json, scenario: Scenario | Fact) -> float | None:
             gain for gain in (result["throughput"] or {}).get("gains", []) if gain["to"] == "onnxruntime"
         ]
         return float(gains[0]["ratio"]["ratio"]) if gains else None
-    found = to_onnxruntime(entry)
+    found = to_peer(entry, scenario.peer)
     return float(found["warm"]["ratio"]) if found else None
 
 
-def to_onnxruntime(entry: Json) -> Json | None:
-    """The comparison with ONNX Runtime, if it was measured."""
+def to_peer(entry: Json, peer: str = "onnxruntime") -> Json | None:
+    """The comparison with another engine, if it was measured."""
     comparisons: list[Json] = entry["result"]["comparisons"]
-    return next((found for found in comparisons if found["to"] == "onnxruntime"), None)
+    return next((found for found in comparisons if found["to"] == peer), None)
 
 
 def reached(entry: Json | None, scenario: Scenario | Fact) -> str:
@@ -79,9 +81,14 @@ def reached(entry: Json | None, scenario: Scenario | Fact) -> str:
         return f"no: {doubts(entry)}"
     value = figure(entry, scenario)
     if value is None:
-        return "no: ONNX Runtime was not measured beside it"
+        return f"no: {PEERS[getattr(scenario, 'peer', 'onnxruntime')]} was not measured beside it"
     least = isinstance(scenario, Scenario) and scenario.batch > 0
-    off = scenario.bar / value - 1 if least else value / scenario.bar - 1
+    return held_against(value, scenario.bar, entry, least)
+
+
+def held_against(value: float, bar: float, entry: Json, least: bool = False) -> str:
+    """``yes``, or why not: a figure that may be no more than a bar; no less, with ``least``."""
+    off = bar / value - 1 if least else value / bar - 1
     if off > 0:
         return f"no, {off:.0%} {'below' if least else 'above'}"
     doubt = doubts(entry)

@@ -9,6 +9,7 @@ from edgecsi.report.text import number
 from edgecsi.results.bars import (
     CLOSE,
     LEAST,
+    PEERS,
     doubts,
     figure,
     held,
@@ -16,11 +17,12 @@ from edgecsi.results.bars import (
     program_difference,
     reached,
     stale,
-    to_onnxruntime,
+    to_peer,
 )
 from edgecsi.results.files import Json
-from edgecsi.results.scenarios import FACTS, KERNELS, MAIN, PAPERS, SCENARIOS, Scenario
+from edgecsi.results.scenarios import FACTS, KERNELS, MAIN, NARROW, PAPERS, SCENARIOS, Scenario
 from edgecsi.results.tables import cycles_table, knobs_table, markdown, shipped_table, why_not
+from edgecsi.verdict import OTHER_ENGINE
 
 PAGE = """\
 # Results
@@ -57,6 +59,13 @@ gain it nothing. `x86` is the portable AVX2 build. *Random* weights have the sha
 compressed network, but have learned nothing; latency does not depend on that.
 
 {kernels}
+
+### Against OpenVINO in bf16
+
+The same network, the other engine in sixteen bits too: its answers are less exact, *off by* so much of the largest
+output. `python -m edgecsi.results.run --only openvino-bf16` measures it.
+
+{narrow}
 
 ### Networks of other papers
 
@@ -125,6 +134,7 @@ def page(stored: Mapping[str, Json]) -> str:
         main=_ratios(stored, MAIN),
         engines=_engines(stored),
         kernels=_ratios(stored, KERNELS),
+        narrow=_ratios(stored, NARROW, "openvino-bf16"),
         papers=_ratios(stored, PAPERS),
         missed=_missed(stored),
         knobs=knobs_table(stored.get("knobs")),
@@ -151,7 +161,7 @@ def outcome(stored: Json) -> str:
         return f"{rate:,.0f} samples/s{''.join(gains)}"
     if result["instructions"] is not None:
         return f"{result['instructions'] / 1e6:.3f} M instructions"
-    found = to_onnxruntime(stored)
+    found = to_peer(stored, stored["scenario"].get("peer", "onnxruntime"))
     own = result["engines"][0]["warm"]["median"]
     return f"{number(own)} µs" + (f", ratio {found['warm']['ratio']:.3f}" if found else "")
 
@@ -203,14 +213,14 @@ def _date(entry: Json) -> str:
     return str(entry.get("date", ""))[:10]
 
 
-def _ratios(stored: Mapping[str, Json], group: str) -> str:
+def _ratios(stored: Mapping[str, Json], group: str, to: str = "onnxruntime") -> str:
     rows = [
         [
             "what",
             "weights",
             "built for",
             "edgecsi µs (C call, estimate)",
-            "ONNX Runtime µs",
+            f"{PEERS[to]} µs",
             "ratio (95 %)",
             "bar",
             "reached",
@@ -229,7 +239,7 @@ def _ratios(stored: Mapping[str, Json], group: str) -> str:
         if entry is None or "error" in entry:
             rows.append([*head, "", "", why_not(entry), bar, "", "", ""])
             continue
-        found = to_onnxruntime(entry)
+        found = to_peer(entry, to)
         own, own_cold = (entry["result"]["engines"][0][state]["median"] for state in ("warm", "cold"))
         c_call = entry["result"]["c_call"]
         own_times = f"{number(own)} ({number(c_call and c_call['median'])}, {number(_estimate_us(entry))})"
@@ -239,12 +249,13 @@ def _ratios(stored: Mapping[str, Json], group: str) -> str:
             rows.append([*head, own_times, why, "", bar, "", number(own_cold), _validity(entry)])
             continue
         warm, cold = found["warm"], found["cold"]
-        peer = next(e for e in entry["result"]["engines"] if e["name"] == "onnxruntime")
+        peer = next(e for e in entry["result"]["engines"] if e["name"] == to)
+        apart = peer["answer"]["max_rel_diff"]
         rows.append(
             [
                 *head,
                 own_times,
-                number(peer["warm"]["median"]),
+                number(peer["warm"]["median"]) + (f" (off by {apart:.0e})" if apart > OTHER_ENGINE else ""),
                 f"**{warm['ratio']:.3f}** ({warm['interval']['low']:.3f}-{warm['interval']['high']:.3f})",
                 bar,
                 reached(entry, scenario),
@@ -269,7 +280,7 @@ def _missed(stored: Mapping[str, Json]) -> str:
 def _parts(entry: Json | None) -> list[str]:
     """C call, estimate and Python as shares of ONNX Runtime's time."""
     result = (entry or {}).get("result")
-    if not result or not result["engines"] or entry is None or to_onnxruntime(entry) is None:
+    if not result or not result["engines"] or entry is None or to_peer(entry) is None:
         return ["", "", ""]
     peer = next(e for e in result["engines"] if e["name"] == "onnxruntime")["warm"]["median"]
     c_call, estimate = result["c_call"], _estimate_us(entry)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from edgecsi.bench.result import Machine
 from edgecsi.report.text import number
-from edgecsi.results.bars import doubts, to_onnxruntime
+from edgecsi.results.bars import doubts, to_peer
 from edgecsi.results.files import Json, write_between
 from edgecsi.results.tables import markdown
 
@@ -27,7 +27,7 @@ def figures(stored: Mapping[str, Json]) -> str:
     known = {name: entry for name in ROWS if (entry := stored.get(name)) is not None and "error" not in entry}
     rows = [["µs, median", "edgecsi", "ONNX Runtime fp32", "edgecsi takes"]]
     for name, entry in known.items():
-        found = to_onnxruntime(entry)
+        found = to_peer(entry)
         if found is None:
             continue
         engines = {engine["name"]: engine["warm"]["median"] for engine in entry["result"]["engines"]}

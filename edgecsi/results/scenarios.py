@@ -1,8 +1,9 @@
 """What docs/results.md reports: every measurement, with the bar it is held against. Data only.
 
-A bar is a ratio to ONNX Runtime fp32 in the same interleaved run (of times, at most; of samples a second
-for batches, at least), millions of instructions, or a figure in the unit of its fact. The bars are the
-project's own aims: `main path` for fp32, `kernels` for compressed networks, `papers` for networks of others.
+A bar is a ratio to another engine, mostly ONNX Runtime fp32, in the same interleaved run (of times, at most; of samples
+a second for batches, at least), millions of instructions, or a figure in the unit of its fact. The bars are the
+project's own aims: `main path` for fp32, `kernels` for compressed networks, `papers` for networks of others,
+`sixteen bits` against an engine that computes in as few.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from edgecsi.results.zoo import computes
 MAIN = "main path"
 KERNELS = "kernels"
 PAPERS = "papers"
+NARROW = "sixteen bits"
 ENGINES = ("onnxruntime", "openvino", "litert", "executorch", "torch")
 _WORKLOADS = "edgecsi.results.workloads"
 _PAPERS = "edgecsi.results.papers.networks"
@@ -31,7 +33,7 @@ class Scenario:
         model: MODEL of ``edgecsi build``.
         entry: which entry is measured.
         target: what it is built for.
-        bar: largest ratio to ONNX Runtime fp32 (``device`` local), smallest ratio of samples a second (with
+        bar: largest ratio to the peer (``device`` local), smallest ratio of samples a second (with
             ``batch``), or millions of instructions (``device`` emulate).
         recipe: for ``--recipe``, if any.
         calibration: for ``--calib``, if the recipe needs it.
@@ -41,6 +43,7 @@ class Scenario:
         against: engines measured in the same run.
         batch: samples a thread takes at once, 0 for latencies.
         threads: with ``batch``.
+        peer: the engine that the bar is a ratio to.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Scenario:
     against: tuple[str, ...] = ("onnxruntime",)
     batch: int = 0
     threads: int = 1
+    peer: str = "onnxruntime"
 
 
 @dataclass(frozen=True)
@@ -147,6 +151,15 @@ def _batches(name: str, title: str, network: Network, entry: str, bar: float) ->
     )
 
 
+def _to_bf16(recipe: str, bar: float | None) -> Scenario:
+    """CsiNet CR 1/4 against OpenVINO in bf16."""
+    peer, bits = "openvino-bf16", recipe or "fp32"
+    return Scenario(
+        f"csinet-cr4-{bits}-to-{peer}", f"CsiNet CR 1/4, full, {bits}", NARROW, "csinet-cr4", "full", "host", bar,
+        recipe, against=(peer,), peer=peer,
+    )  # fmt: skip
+
+
 def _paper(factory: str, title: str) -> list[Scenario]:
     """Two rows of the table of other papers' networks: fp32, and every layer int8 that can be."""
     network = f"{_PAPERS}:{factory}"
@@ -217,6 +230,8 @@ _AIMS: tuple[Scenario, ...] = (
         0.13,
     ),
     *_kernel("csinet-cr4-int16", "CsiNet CR 1/4, full, int16", Network("csinet-cr4", "int16"), None),
+    _to_bf16("int16", 0.667),
+    _to_bf16("", None),
     *_kernel("csinet-cr16-int16", "CsiNet CR 1/16, full, int16", Network("csinet-cr16", "int16"), None),
     *_kernel(
         "transformer-codec",

@@ -79,6 +79,9 @@ def test_files_and_names(tmp_path: Path) -> None:
     assert recipe.load(file).name == "mine"
     with pytest.raises(RecipeError, match="did you mean int8-static"):
         recipe.load("int8-statik")
+    for name, instead in (("bf16", "int16"), ("prune90-bsr16x4-BF16", "prune90-bsr16x4-int16")):
+        with pytest.raises(RecipeError, match=f"nothing is computed in bf16.*\n.*\ntake {instead}, or "):
+            recipe.load(name)
     with pytest.raises(RecipeError, match="cannot be read"):
         recipe.load(tmp_path / "none.toml")
     file.write_bytes(b"\xff\xfe")

@@ -61,6 +61,27 @@ def test_anything_else_reaches_none(row: dict[str, Any] | None, why: str) -> Non
     assert (MAIN, found) in list(bars.open_bars({} if row is None else {MAIN.name: row}))
 
 
+def test_a_bar_against_another_engine_is_reached_beside_that_engine_only() -> None:
+    narrow = next(s for s in SCENARIOS if s.peer == "openvino-bf16" and s.bar is not None)
+    assert bars.reached(entry(), narrow) == "no: OpenVINO in bf16 was not measured beside it"
+    interval = {"low": 0.5, "high": 0.5}
+    compared = {"to": narrow.peer, "warm": {"ratio": 0.5, "interval": interval}, "cold": {"ratio": 0.4}}
+    summary = {"median": 100.0}
+    engines = [
+        {"name": name, "version": "1", "warm": summary, "cold": summary, "answer": {"max_rel_diff": apart}}
+        for name, apart in (("edgecsi", 0.0), (narrow.peer, 0.02))
+    ]
+    row = entry(weights="trained")
+    row["result"] |= {
+        "comparisons": [compared], "engines": engines, "c_call": summary, "layers": [], "after": {"date": "2026"},
+        "machine": {"cpu": "Zen 4", "cores": 2, "architecture": "x86_64", "system": "Linux", "hypervisor": False,
+                    "caches": {}, "versions": {}},
+        "protocol": {"seconds": 1.0},
+    }  # fmt: skip
+    assert bars.reached(row, narrow) == "yes"
+    assert "| 100 (off by 2e-02) | **0.500** (0.500-0.500) | ≤ 0.667 | yes |" in page({narrow.name: row})
+
+
 def test_instructions_batches_and_facts_are_looked_at() -> None:
     counted = entry(result={"instructions": 1000, "comparisons": []})
     assert bars.reached(counted, COUNTED) == "yes"

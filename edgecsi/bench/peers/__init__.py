@@ -21,10 +21,10 @@ def all_peers() -> list[Peer]:
     from edgecsi.bench.peers.executorch import ExecuTorch
     from edgecsi.bench.peers.litert import LiteRT
     from edgecsi.bench.peers.onnxruntime import OnnxRuntime
-    from edgecsi.bench.peers.openvino import OpenVINO
+    from edgecsi.bench.peers.openvino import OpenVINO, OpenVINOBf16
     from edgecsi.bench.peers.pytorch import PyTorch
 
-    return [OnnxRuntime(), OpenVINO(), LiteRT(), ExecuTorch(), PyTorch()]
+    return [OnnxRuntime(), OpenVINO(), OpenVINOBf16(), LiteRT(), ExecuTorch(), PyTorch()]
 
 
 def find_peers(names: Sequence[str]) -> list[Peer]:

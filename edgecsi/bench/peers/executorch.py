@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from edgecsi import verdict
 from edgecsi.bench.peers.conversion import converting, missing, version_of
 from edgecsi.bench.peers.protocol import Array, Run, entry_module
 
@@ -16,6 +17,7 @@ class ExecuTorch:
 
     name = "executorch"
     install = "pip install executorch"
+    allowed = verdict.OTHER_ENGINE
 
     def available(self) -> str | None:
         return missing("executorch")

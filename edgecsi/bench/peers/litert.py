@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgecsi import disk
+from edgecsi import disk, verdict
 from edgecsi.bench.peers.conversion import converting, missing, version_of
 from edgecsi.bench.peers.protocol import Array, Run, entry_module
 
@@ -33,6 +33,7 @@ class LiteRT:
     """fp32, one thread, the interpreter's Python API."""
 
     name = "litert"
+    allowed = verdict.OTHER_ENGINE
     install = (
         f"pip install ai-edge-litert litert-torch (or {CONVERTER}=/path/to/python that has litert-torch)"
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from edgecsi import verdict
 from edgecsi.bench.peers.conversion import converting, missing, to_onnx, version_of
 from edgecsi.bench.peers.protocol import Array, Run, RunSeveral
 
@@ -17,6 +18,7 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     install = "pip install onnxruntime onnx onnxscript"
+    allowed = verdict.OTHER_ENGINE
 
     def available(self) -> str | None:
         return missing("onnxruntime", "onnx", "onnxscript")

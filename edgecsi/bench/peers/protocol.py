@@ -23,11 +23,13 @@ class Peer(Protocol):
 
     Attributes:
         name: as in ``--against``.
-        install: the command that installs it.
+        install: the command that installs it, or what to do where that would not help.
+        allowed: how far its answer may be from PyTorch's, relative to the largest output.
     """
 
     name: str
     install: str
+    allowed: float
 
     def available(self) -> str | None:
         """Why it cannot be used here; None if it can."""
@@ -38,7 +40,7 @@ class Peer(Protocol):
         ...
 
     def prepare(self, module: nn.Module, example: Array, entry: str) -> Run:
-        """Converts one entry of a model for this engine, one thread, fp32.
+        """Converts one entry of a model for this engine, one thread.
 
         Args:
             module: the whole model, in eval mode, float32.

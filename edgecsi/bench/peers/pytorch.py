@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from edgecsi import verdict
 from edgecsi.bench.peers.conversion import missing, version_of
 from edgecsi.bench.peers.protocol import Array, Run, RunSeveral, entry_module
 
@@ -17,6 +18,7 @@ class PyTorch:
 
     name = "torch"
     install = "pip install torch"
+    allowed = verdict.OTHER_ENGINE
 
     def available(self) -> str | None:
         return missing("torch")
