@@ -7,6 +7,7 @@ from typing import Any
 
 from edgecsi.results.reliability.damage import ways
 from edgecsi.results.reliability.deployment import SUITES, section
+from edgecsi.results.reliability.faults import KILL, NAMES
 from edgecsi.results.reliability.fuzz import Kind, Tally
 from edgecsi.results.reliability.tuning import section as tuning_section
 
@@ -47,9 +48,8 @@ def page(
         "# What edgecsi survives",
         (
             "Made by `python -m edgecsi.results.reliability page` from "
-            "`docs/results/reliability-*.json`; each part says the "
-            "command that repeats it and goes on counting. Two minutes of the first and a part of the "
-            "others run in CI."
+            "`docs/results/reliability-*.json`; each part says the command that repeats it, or goes on "
+            "counting. Two minutes of the first and a part of the others run in CI."
         ),
         *(_fuzz(Tally.of(dict(fuzz))) if fuzz else []),
         *(_faults(faults) if faults else []),
@@ -108,24 +108,25 @@ def _fuzz(tally: Tally) -> list[str]:
 
 def _faults(works: Mapping[str, Any]) -> list[str]:
     table = [
-        "| work | system calls on files | fault points | finished all the same | refused, typed | killed |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| work | calls on files | of these failed | fault points | finished all the same | refused, typed | killed |",
+        "|---|---:|---:|---:|---:|---:|---:|",
     ]
     for name, work in sorted(works.items()):
-        numbers = [sum(work["calls"].values()), sum(work["points"].values())]
+        failed = work["points"].get(NAMES[KILL], 0)  # the one fault that each call has
+        numbers = [sum(work["calls"].values()), failed, sum(work["points"].values())]
         numbers += [work["outcomes"].get(what, 0) for what in ("finished", "refused", "killed")]
         table.append(f"| {name} | {' | '.join(f'{n:,}' for n in numbers)} |")
     points = sum(sum(work["points"].values()) for work in works.values())
-    table.append(f"| **all** | | **{points:,}** | | | |")
+    table.append(f"| **all** | | | **{points:,}** | | | |")
     findings = {name: where for work in works.values() for name, where in work["findings"].items()}
     found = "\n".join(f"- {name} ({where})" for name, where in sorted(findings.items()))
     return [
         "## Faults at system calls",
         "    python -m edgecsi.results.reliability faults",
         (
-            "Every call on a file of the output, the cache or the temporary folder (open, read, write, "
-            "flush, lock, rename, "
-            "…) fails once, with ENOSPC, EIO, EACCES or EINTR, and once the process is killed in its place. "
+            "Calls on files of the output, the cache or the temporary folder (open, read, write, flush, lock, "
+            "rename, …) fail one at a time, in every way that such a call can, with ENOSPC, EIO, EACCES or EINTR, "
+            "and once the process is killed in its place; without `--every N` all of them do. "
             "The previous output or "
             "the new one must stand there whole, without a traceback and without anything left behind; "
             "what is interrupted "

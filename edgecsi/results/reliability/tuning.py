@@ -128,8 +128,9 @@ def simulate(kills: int, seed: int = 0) -> dict[str, int]:
         CheckFailed: something was lost, measured twice, or came out otherwise.
     """
     made_up()
+    _let_interrupt()
     numbers = random.Random(seed)
-    counts: Counter[str] = Counter()
+    counts = Counter({"kills": 0, **{f"killed by {struck.name}": 0 for struck in SIGNALS}, "lines torn": 0})
     with tempfile.TemporaryDirectory(prefix="edgecsi-") as folder:
         unbroken = Path(folder, "unbroken.jsonl")
         began = time.monotonic()
@@ -204,6 +205,11 @@ def foreign() -> int:
     return len(others)
 
 
+def _let_interrupt() -> None:
+    """A shell that starts this in the background has SIGINT ignored, by its children as well: none would ever end."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def _child(file: Path) -> int:
     """A search in a child process; its number."""
     child = os.fork()
@@ -252,6 +258,7 @@ def kill_for_real(kills: int) -> dict[str, int]:
     Raises:
         CheckFailed: a line was lost, or the search does not reach its end.
     """
+    _let_interrupt()
     numbers = random.Random(0)
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="edgecsi-") as folder:
