@@ -118,13 +118,9 @@ def judge(
     if emulated:
         invalid.append("emulated: QEMU proves the answer and counts instructions, its times are no latencies")
 
-    now = (before.throttled or 0) | (after.throttled or 0)
-    during = (after.throttled or 0) & ~(before.throttled or 0)
-    for bit, name in THROTTLE_BITS.items():
-        if now & 1 << bit or during & 1 << bit + 16:
-            invalid.append(f"{name} while measuring")
-        elif now & 1 << bit + 16:
-            suspect.append(f"{name} since boot")
+    during, earlier = throttling(before, after)
+    invalid += during
+    suspect += earlier
 
     others = other_load(before, after)
     if others is None:
@@ -150,6 +146,19 @@ def judge(
 
     state: ValidityState = "invalid" if invalid else "suspect" if suspect else "valid"
     return Validity(state, (*invalid, *suspect))
+
+
+def throttling(before: Snapshot, after: Snapshot) -> tuple[list[str], list[str]]:
+    """What a Raspberry Pi says slowed it down between two snapshots, and what did so earlier, since it was started."""
+    during, earlier = [], []
+    now = (before.throttled or 0) | (after.throttled or 0)
+    new = (after.throttled or 0) & ~(before.throttled or 0)
+    for bit, name in THROTTLE_BITS.items():
+        if now & 1 << bit or new & 1 << bit + 16:
+            during.append(f"{name} while measuring")
+        elif now & 1 << bit + 16:
+            earlier.append(f"{name} since boot")
+    return during, earlier
 
 
 def _version(package: str) -> str | None:

@@ -212,6 +212,8 @@ def _text(result: TuneResult) -> str:
         summary["loss"] = f"{fewer.loss_db:.3f} dB on {fewer.data}, {fewer.max_loss_db:g} allowed"
         summary["in fp32"] = f"{fewer.fp32_us:.4g} {unit} tuned, all entries"
         summary["recipe"] = fewer.recipe or "none: nothing is faster within the loss"
+    if result.slowed:
+        summary["slowed"] = f"{', '.join(result.slowed)}: measure again with --recheck when that is over"
     if not result.complete:
         summary["unfinished"] = "time was up; the same command goes on"
     return "\n\n".join([*parts, pairs(summary)])

@@ -33,6 +33,8 @@ def verdict(found: TuneResult) -> tuple[str, ...]:
         sentences.append(
             "Instructions were counted under emulation: a proxy for time, and marked so in the records."
         )
+    if found.slowed:
+        sentences.append(f"The device was slowed down meanwhile: {', '.join(found.slowed)}.")
     if not found.complete:
         sentences.append("The search is not finished: time was up. The same command goes on.")
     return tuple(sentences)

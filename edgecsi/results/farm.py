@@ -3,18 +3,26 @@
 The same layers are tuned on this machine, on this machine through SSH (an ``sshd`` of its own, on the loopback), and by
 one and by two of TVM's servers behind its tracker, each server on a CPU of its own. What was chosen elsewhere is then
 measured here, in turns with what was chosen here; and the busier of two servers should work at most 1/1.6 of the time
-that one alone does. Results are in farm.json, in the folder of this CPU.
+that one alone does. Results are in farm.json, in the folder of this CPU, and in docs/how-to/tune-on-a-farm.md.
+
+Every one of the four parts takes a quarter of ``--minutes`` at most. A part that is done, and the records of one that is
+not, are kept in the user's cache until all are: the same command goes on.
 """
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from edgecsi import disk
@@ -24,9 +32,8 @@ from edgecsi.device import open_device
 from edgecsi.device.loopback import loopback
 from edgecsi.errors import ToolchainError
 from edgecsi.kernels.records import Record, read_records
-from edgecsi.kernels.workload import workload
 from edgecsi.results import script
-from edgecsi.results.files import own_folder, write_json
+from edgecsi.results.files import Json, own_folder, write_between, write_json
 from edgecsi.tune.isolated import Devices, Isolated, Timer
 from edgecsi.tune.measure import Bench
 from edgecsi.tune.network import tune
@@ -35,6 +42,9 @@ from edgecsi.tune.work import Work, works_of
 
 WITHIN, FASTER = 1.03, 1.6
 KEY, STARTING_SECONDS = "farm", 60.0
+MARKS = "<!-- farm -->", "<!-- /farm -->"
+WAYS = LOCAL, SSH, ONE, TWO = "local", "ssh", "one server", "two servers"
+_NOTHING: Json = {"complete": False, "seconds": 0.0, "busy": 0.0}
 
 
 class Busy:
@@ -61,59 +71,108 @@ class Busy:
 
 @script.in_words
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The script; its exit code is 1 if a bar is missed."""
+    """The script; its exit code is 1 if a bar is missed, or time is up."""
     parser = script.parser("farm", __doc__, "results/")
     parser.add_argument("--model", default="csinet-cr16", help="MODEL to tune")
     parser.add_argument("--trials", type=int, default=16, metavar="N", help="settings a layer")
+    parser.add_argument("--minutes", type=float, default=12.0, help="for all searches together")
     parser.add_argument(
         "--port", type=int, default=9190, help="of the tracker; the servers take those behind it"
     )
     chosen = parser.parse_args(arguments)
-    found = measure(chosen.model, chosen.trials, chosen.port)
+    before = snapshot()
+    kept = disk.cache(f"farm/{re.sub(r'[^a-zA-Z0-9+.-]', '_', chosen.model)}-{chosen.trials}")
+    search_all(chosen.model, chosen.trials, 60 * chosen.minutes / len(WAYS), chosen.port, kept)
+    parts = {way: _part(kept, way) for way in WAYS}
+    if left := [way for way, part in parts.items() if not part["complete"]]:
+        script.say(f"time is up before {', '.join(left)}; the same command goes on")
+        return 1
+    found = {
+        "kind": "farm", "date": datetime.now(UTC).isoformat(timespec="seconds"), "model": chosen.model,
+        "trials": chosen.trials, "ratios": ratios(chosen.model, {way: _choices(kept, way) for way in WAYS}),
+        "faster": parts[ONE]["busy"] / parts[TWO]["busy"], "parts": parts, "machine": asdict(machine()),
+        "validity": asdict(judge(before, snapshot(), where=machine())),
+    }  # fmt: skip
     write_json(own_folder(chosen.docs / "results", machine().cpu) / "farm.json", found)
-    for way, ratio in found["ratios"].items():
-        print(f"{way}: its choices take {ratio:.3f} of the time of those found here")
-    print(f"two servers: the busier works 1/{found['faster']:.2f} of the time that one does, "
-          f"{found['seconds']['two servers']:.0f} s in all, {found['seconds']['one server']:.0f} with one")  # fmt: skip
+    text = summary(found)
+    write_between(chosen.docs / "how-to" / "tune-on-a-farm.md", *MARKS, f"\n{text}\n")
+    script.say(text)
+    shutil.rmtree(kept)
     return int(max(found["ratios"].values()) > WITHIN or found["faster"] < FASTER)
 
 
-def measure(model: str, trials: int, port: int) -> dict[str, Any]:
-    """Tune on every way, and compare."""
-    before = snapshot()
-    seconds: dict[str, float] = {}
-    busy: dict[str, float] = {}
-    found: dict[str, dict[str, Record]] = {}
-    with disk.scratch() as folder:
+def search_all(model: str, trials: int, seconds: float, port: int, kept: Path) -> None:
+    """Tune on every way that is not done, so many seconds each."""
 
-        def search(way: str, devices: str | Sequence[Any]) -> None:
-            sys.stderr.write(f"tuning {model}: {way}\n")
-            file = folder / f"{way}.jsonl"
-            began = time.monotonic()
-            tune(model, "host", device=devices, trials=trials, records=file)
-            seconds[way] = time.monotonic() - began
-            busy[way] = max((d.seconds for d in devices if isinstance(d, Busy)), default=0.0)
-            found[way] = {r.workload: r for r in read_records([file]).lines if r.kind == "choice"}
+    def search(way: str, devices: str | Sequence[Any]) -> None:
+        part, file = _part(kept, way), kept / f"{way}.jsonl"
+        if not part["seconds"]:
+            file.unlink(missing_ok=True)  # it was killed before it could say how long it worked
+        write_json(kept / f"{way}.json", _NOTHING)
+        began = time.monotonic()
 
-        search("local", "local")
+        def tell(done: float, total: float, what: str) -> None:
+            if "measured" not in what:
+                script.say(f"{way}: {what} ({done:.0f} of {total:.0f}, {time.monotonic() - began:.0f} s)")
+
+        complete = False
+        try:
+            complete = tune(
+                model,
+                "host",
+                device=devices,
+                trials=trials,
+                minutes=seconds / 60,
+                records=file,
+                progress=tell,
+            ).complete
+        finally:
+            busy = max((one.seconds for one in devices if isinstance(one, Busy)), default=0.0)
+            part = {
+                "complete": complete, "seconds": part["seconds"] + time.monotonic() - began,
+                "busy": part["busy"] + busy,
+            }  # fmt: skip
+            write_json(kept / f"{way}.json", part)
+
+    left = [way for way in WAYS if not _part(kept, way)["complete"]]
+    if LOCAL in left:
+        search(LOCAL, "local")
+    if SSH in left:
         with loopback() as spec:
             if spec is None:
                 raise ToolchainError(
                     "there is no sshd", "it makes the device", "apt-get install openssh-server"
                 )
-            search("ssh", spec)
+            search(SSH, spec)
+    if ONE in left or TWO in left:
         with servers(port):
-            board = f"tracker://127.0.0.1:{port}/{KEY}"
-            for way, count in (("one server", 1), ("two servers", 2)):
-                boards = [Busy(board) for _ in range(count)]
-                search(way, boards)
-                for one in boards:
-                    one.close()
-    return {
-        "kind": "farm", "model": model, "ratios": ratios(model, found), "seconds": seconds, "busy": busy,
-        "faster": busy["one server"] / busy["two servers"], "machine": asdict(machine()),
-        "validity": asdict(judge(before, snapshot(), where=machine())),
-    }  # fmt: skip
+            for way, count in ((ONE, 1), (TWO, 2)):
+                if way in left:
+                    with ExitStack() as opened:
+                        board = f"tracker://127.0.0.1:{port}/{KEY}"
+                        search(way, [opened.enter_context(closing(Busy(board))) for _ in range(count)])
+
+
+def summary(found: Json) -> str:
+    """What was found, in a few sentences."""
+    others = " and ".join(f"{ratio:.3f} ({way})" for way, ratio in found["ratios"].items())
+    one, two = (found["parts"][way] for way in (ONE, TWO))
+    return (
+        f"{found['model']} on {found['machine']['cpu']}, {found['trials']} settings a layer: what is chosen elsewhere "
+        f"takes {others} of the time of what is chosen here, all layers measured here in turns. Behind a tracker one "
+        f"server measures for {one['busy']:.0f} s, the busier of two for {two['busy']:.0f} s (1/{found['faster']:.2f}); "
+        f"with compiling, which this machine does for both, they take {one['seconds']:.0f} and {two['seconds']:.0f} s."
+    )
+
+
+def _part(kept: Path, way: str) -> Json:
+    file = kept / f"{way}.json"
+    return dict(json.loads(file.read_text())) if file.is_file() else dict(_NOTHING)
+
+
+def _choices(kept: Path, way: str) -> dict[str, Record]:
+    lines = read_records([kept / f"{way}.jsonl"]).lines
+    return {record.workload: record for record in lines if record.kind == "choice"}
 
 
 def ratios(model: str, found: dict[str, dict[str, Record]]) -> dict[str, float]:
@@ -123,7 +182,9 @@ def ratios(model: str, found: dict[str, dict[str, Record]]) -> dict[str, float]:
     sums: dict[str, float] = dict.fromkeys(found, 0.0)
     try:
         for key, work in works.items():
-            for way, us in _beside(work, {w: c[key] for w, c in found.items() if key in c}, timer).items():
+            for way, us in _beside(
+                work, {way: choices[key] for way, choices in found.items()}, timer
+            ).items():
                 sums[way] += us * len(work.names)
     finally:
         timer.close()
@@ -131,7 +192,6 @@ def ratios(model: str, found: dict[str, dict[str, Record]]) -> dict[str, float]:
 
 
 def _beside(work: Work, choices: dict[str, Record], timer: Timer) -> dict[str, float]:
-    assert workload(work.choice.op) in {r.workload for r in choices.values()}
     settings = {way: Setting.of(r.kernel, r.knobs) for way, r in choices.items()}
     different = list(dict.fromkeys(settings.values()))
     bench = Bench(work.choice.op, targets.load("host"), Devices([timer]), work.beside)

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from edgecsi import disk
@@ -33,7 +34,7 @@ from edgecsi.results.zoo import computes
 from edgecsi.schema import convert
 from edgecsi.target import Target
 from edgecsi.tune.network import tune
-from edgecsi.tune.result import TuneResult
+from edgecsi.tune.result import TunedLayer, TuneResult
 from edgecsi.tune.work import Networks, Work, kinds_of, networks_of
 
 DOCS = Path("docs")
@@ -58,7 +59,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = script.parser("tuned", __doc__)
     parser.add_argument("--target", default="host", help="default: host; rpi4 and rpi5 are emulated")
     parser.add_argument("--minutes", type=float, default=25.0, help="for all that is left")
-    parser.add_argument("--only", default="", metavar="TEXT", help="networks whose name has it")
+    parser.add_argument(
+        "--only",
+        nargs="+",
+        default=["*"],
+        metavar="PATTERN",
+        help="networks of these names: 'crnet-*' 'fullycon'",
+    )
     parser.add_argument(
         "--again", action="store_true", help="also networks that are done, every layer searched anew"
     )
@@ -80,7 +87,7 @@ def networks() -> list[str]:
     return sorted(path.stem for path in registry.WEIGHTS.glob("*.safetensors"))
 
 
-def tune_all(name: str, minutes: float, only: str, again: bool, records: Path | None) -> None:
+def tune_all(name: str, minutes: float, only: Sequence[str], again: bool, records: Path | None) -> None:
     """Tune what is not done, layers of the most networks first; then confirm again what later networks gave up.
 
     With `again` every layer is searched anew, as there may be kernels that its last search did not know.
@@ -99,7 +106,7 @@ def tune_all(name: str, minutes: float, only: str, again: bool, records: Path | 
     while left := [
         n
         for n in networks()
-        if only in n
+        if any(fnmatchcase(n, pattern) for pattern in only)
         and computes(n, name)
         and n not in failed
         and timed[n] < TIMES
@@ -204,9 +211,20 @@ def worth_shipping(result: TuneResult) -> set[str]:
     return {
         layer.workload
         for layer in result.layers
-        if layer.kept and sure and gains
+        if layer.kept and sure and gains and (result.means == "measured" or _sure_by_count(layer))
         and (layer.default_us - layer.best_us) * (1 + len(layer.others)) > WORTH * total
     }  # fmt: skip
+
+
+def _sure_by_count(layer: TunedLayer) -> bool:
+    """Whether both a layer's instructions and the cycles that they are estimated to take fall by `WORTH`: each by itself
+    is a poor guess of a board's time."""
+    return (
+        layer.default_cycles is not None
+        and layer.best_cycles is not None
+        and layer.best_cycles <= (1 - WORTH) * layer.default_cycles
+        and layer.best_us <= (1 - WORTH) * layer.default_us
+    )
 
 
 def _choice_of(record: Record, some: TuneResult) -> bool:

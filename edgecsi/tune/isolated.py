@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from edgecsi.bundle import Bundle
 from edgecsi.device import Device, DeviceInfo, open_device
 from edgecsi.device.protocol import Array, Samples
-from edgecsi.device.state import process_state
+from edgecsi.device.state import State, process_state
 from edgecsi.errors import DeviceError, EdgecsiError, UsageError
 
 _START_SECONDS, _PATIENCE = 300.0, 15
@@ -36,6 +36,7 @@ class Timer(Protocol):
     spec: str
 
     def info(self) -> DeviceInfo: ...
+    def state(self) -> State: ...
     def run(self, bundle: Bundle, entry: str, x: Samples) -> Array | tuple[Array, ...]: ...
     def time(
         self, bundle: Bundle, entry: str, x: Samples, repeats: int, *, flush_bytes: int = 0
@@ -83,6 +84,10 @@ class Isolated:
     def info(self) -> DeviceInfo:
         """What the device is."""
         return self._inner.info()
+
+    def state(self) -> State:
+        """What the machine says about itself."""
+        return self._inner.state()
 
     def run(self, bundle: Bundle, entry: str, x: Samples) -> Array | tuple[Array, ...]:
         """See :meth:`edgecsi.device.protocol.Device.run`."""

@@ -83,8 +83,10 @@ class Bench:
         return self._measure(settings, *QUICK)
 
     def careful(self, settings: Sequence[Setting]) -> list[Time | None]:
-        """Times to decide by: more turns, so that what disturbs one turn decides nothing."""
-        return self._measure(settings, *CAREFUL)
+        """Times to decide by: more turns, so that what disturbs one turn decides nothing. A count is counted once."""
+        known = self.outcomes if self.count else {}
+        self._measure([setting for setting in settings if setting not in known], *CAREFUL)
+        return [self.outcomes[setting].time for setting in settings]
 
     def record(self, setting: Setting, cpu: str) -> Record:
         """The trial of a setting as a line for the file of records."""

@@ -20,6 +20,7 @@ from typing import Any
 
 from edgecsi import cpu, disk
 from edgecsi import target as targets
+from edgecsi.bench.environment import snapshot, throttling
 from edgecsi.codegen.program import PlannedEntry
 from edgecsi.device import open_device
 from edgecsi.errors import (
@@ -40,7 +41,7 @@ from edgecsi.tune import cycles, in_place
 from edgecsi.tune.isolated import Devices, Isolated, Timer, compiling_elsewhere
 from edgecsi.tune.measure import COMPILING, Bench
 from edgecsi.tune.result import Compared, TuneResult
-from edgecsi.tune.search import Found, Setting, Space, Time, decide, search
+from edgecsi.tune.search import AT_ONCE, FINALISTS, LEAST_GAIN, Found, Setting, Space, Time, decide, search
 from edgecsi.tune.work import (
     Network,
     Networks,
@@ -49,12 +50,16 @@ from edgecsi.tune.work import (
     give_up,
     kinds_of,
     networks_of,
+    so_far,
     tuned_layer,
+    waits_for_memory,
     wins,
     with_found,
 )
 
 TRIALS = 64
+COUNTED_AT_ONCE = 6
+"""Settings that are compiled into one library where instructions are counted: there, linking it takes longest."""
 AWAY_SECONDS = 600.0
 """How long a device may be away before the search ends; what was measured is kept."""
 
@@ -142,7 +147,10 @@ def tune(
                 append(path, [work.bench.record(setting, cpu_name)])
                 with lock:
                     measured += 1
-            progress(number, len(works), f"{work.names[0]}: {measured} measured")
+            work.note(setting, found)
+            progress(
+                number, len(works), f"{work.names[0]}: {measured} measured{so_far(work, works, counted)}"
+            )
 
         progress(number, len(works), work.names[0])
         if settled or recheck:
@@ -159,6 +167,7 @@ def tune(
             total += found
 
     try:
+        before = [snapshot(timer.state()) for timer in timers]
         with compiling_elsewhere(timers):
             _each(works, search_one, pool.count + 1, ended)
         searched = [work for work in works.values() if work.found is not None]
@@ -169,6 +178,8 @@ def tune(
         append(
             path, [choice_record(work, chosen_target, cpu_name, means) for work in searched if work.changed]
         )
+        after = [snapshot(timer.state()) for timer in timers]
+        slowed = {ground for pair in zip(before, after, strict=True) for ground in throttling(*pair)[0]}
     finally:
         for one, timer in zip(devices, timers, strict=True):
             if isinstance(one, str):
@@ -177,9 +188,9 @@ def tune(
     return TuneResult(
         model=model, target=chosen_target.id, cpu=cpu_name, device=names, means=means,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
-        layers=tuple(tuned_layer(work, None if counted else chosen_target) for work in searched),
+        layers=tuple(tuned_layer(work, chosen_target, counted) for work in searched),
         entries=entries, records=str(path), measured=measured, known=total,
-        seconds=time.monotonic() - began, complete=complete,
+        seconds=time.monotonic() - began, complete=complete, slowed=tuple(sorted(slowed)),
     )  # fmt: skip
 
 
@@ -289,6 +300,9 @@ def _search(
         setting = Setting(kernel, knobs)
         if layer == workload(op) and kernel in space.kernels and _still(record, setting, bench):
             before[setting] = Time(record.us) if record.status == "ok" else None
+            work.note(setting, before[setting])
+    if counted and waits_for_memory(work.default, op, target):
+        trials = 1
     work.found = search(
         space,
         lambda settings: _patiently(lambda: bench.quick(settings), ended),
@@ -297,6 +311,7 @@ def _search(
         known=before,
         stop=lambda: time.monotonic() > deadline,
         tell=tell,
+        at_once=COUNTED_AT_ONCE if counted else AT_ONCE,
     )
     if counted and work.found is not None:
         _hold_against_cycles(work, target)
@@ -304,18 +319,27 @@ def _search(
 
 
 def _hold_against_cycles(work: Work, target: Target) -> None:
-    """Fewer instructions that are estimated to take more cycles are no gain."""
-    found = work.found
+    """Of the settings with the fewest instructions, take the one that is estimated to take the fewest cycles; fewer
+    instructions that take no fewer cycles, or wait for memory, are no gain."""
+    found, op, default = work.found, work.choice.op, work.default
     assert found is not None
-    for setting, counted in ((work.default, found.default_time), (found.best, found.best_time)):
+    counts = {setting: time.median for setting, time in found.tried.items() if time is not None}
+    least = (1 - LEAST_GAIN) * counts[default]
+    fewest = [s for s in sorted(counts, key=lambda s: counts[s])[:FINALISTS] if counts[s] < least]
+    fewest = [s for s in fewest if not waits_for_memory(s, op, target)]
+    for setting in (default, *fewest):
         with COMPILING:
-            rate = cycles.an_instruction(
-                all_kernels()[setting.kernel], work.choice.op, target, dict(setting.knobs)
-            )
+            rate = cycles.an_instruction(all_kernels()[setting.kernel], op, target, dict(setting.knobs))
         if rate is not None:
-            work.cycles[setting] = round(counted.median * rate, 4)
-    if len(work.cycles) == 2 and work.cycles[found.best] > work.cycles[work.default]:
+            work.cycles[setting] = round(counts[setting] * rate, 4)
+    if default in work.cycles:
+        least = (1 - LEAST_GAIN) * work.cycles[default]
+        fewest = [s for s in fewest if work.cycles.get(s, least) < least]
+        fewest.sort(key=lambda s: work.cycles[s])
+    if not fewest:
         give_up(work)
+    elif fewest[0] != found.best:
+        work.found = replace(found, best=fewest[0], best_time=Time(counts[fewest[0]]))
 
 
 def _again(

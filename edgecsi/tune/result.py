@@ -55,10 +55,10 @@ class TunedLayer:
         tried, failed: settings measured, and those that crashed, hung or answered wrongly.
         times: of all settings tried, by kernel, in the order of trial.
         default_cycles, best_cycles: where instructions were counted, the millions of cycles that they take at the rate of
-            the hot loop, as llvm-mca estimates it; None without. The best by count is no choice if it takes more.
+            the hot loop, as llvm-mca estimates it; None without. What takes no fewer of them is no choice.
         bound: what takes longest in the best of them by the target's bandwidths and peaks: reading weights or
             multiplying; None where there is neither. share: the least possible time by that, over ``best_us``; None
-            where instructions were counted.
+            where instructions were counted: where those wait for memory, the default stays.
     """
 
     layer: str
@@ -105,6 +105,7 @@ class TuneResult:
             its 95 % interval.
         records: the file they were written to. measured, known: settings measured now, and taken from there.
         complete: False if time or trials ran out first. precision: where fewer bits were allowed.
+        slowed: what a device says slowed it down meanwhile (heat, undervoltage): then the choices deserve a recheck.
     """
 
     model: str
@@ -121,6 +122,7 @@ class TuneResult:
     seconds: float
     complete: bool
     precision: Precision | None = None
+    slowed: tuple[str, ...] = ()
     schema: int = SCHEMA
     kind: Literal["edgecsi tune"] = "edgecsi tune"
 

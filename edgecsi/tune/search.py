@@ -5,7 +5,7 @@ The spaces are small grids, tens to thousands of points a kernel, and a point co
 1. every kernel that can compute the layer is measured with its own default knobs; those within `CLOSE` of the best go on;
 2. a Gaussian process over the grids (logarithms of times; near settings take nearly the same) says of every setting what
    it will take and how sure that is, and the few are measured next that may be fastest, until the trials are used up or
-   `VAIN` such rounds brought nothing;
+   `VAIN` of them in a row brought nothing;
 3. the few best and the default are measured again, in turns, and longer.
 
 Of a grid with more than `MANY` settings those compete that the kernel's own estimate likes most.
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 Knobs = Mapping[str, int]
 CLOSE = 1.3
 FINALISTS = 4
-MANY, AT_ONCE, VAIN = 2048, 3, 5
+MANY, AT_ONCE, VAIN = 2048, 3, 15
 LEAST_GAIN = 0.01
 """A setting that gains less is not worth a difference between two builds."""
 _WIDTH, _APART, _NOISE, _LEAST_VARIANCE = 2.0, 2.0, 1e-3, 0.01
@@ -97,6 +97,7 @@ def search(
     known: Mapping[Setting, Time | None] | None = None,
     stop: Callable[[], bool] = lambda: False,
     tell: Tell = lambda setting, time: None,
+    at_once: int = AT_ONCE,
 ) -> Found | None:
     """Search one layer.
 
@@ -109,6 +110,7 @@ def search(
             ends where an unbroken one does.
         stop: asked between measurements, whether time is up.
         tell: told of every new measurement.
+        at_once: settings to measure before the process is asked again.
 
     Returns:
         What was found, or None if the default itself cannot be measured.
@@ -148,12 +150,12 @@ def search(
     while vain < VAIN and left > 0 and not stop():
         best = median(ranked()[0])
         promising = grids.promising(
-            {s: t.median for s, t in times.items() if t is not None}, set(times), AT_ONCE
+            {s: t.median for s, t in times.items() if t is not None}, set(times), at_once
         )
         if not promising:
             break
         look(promising)
-        vain = 0 if median(ranked()[0]) < (1 - LEAST_GAIN) * best else vain + 1
+        vain = 0 if median(ranked()[0]) < (1 - LEAST_GAIN) * best else vain + len(promising)
 
     times |= {setting: time for setting, time in known.items() if setting not in times}
     finalists = list(dict.fromkeys([space.default, *ranked()[:FINALISTS]]))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -23,7 +23,7 @@ from edgecsi.ops.operators import Op
 from edgecsi.target import Target
 from edgecsi.tune.measure import Bench
 from edgecsi.tune.result import Candidate, TunedLayer
-from edgecsi.tune.search import Found, Setting
+from edgecsi.tune.search import Found, Setting, Time
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,15 @@ class Work:
     given_up: bool = False
     cycles: dict[Setting, float] = field(default_factory=dict)
     """Of counted settings: the millions of cycles that they are estimated to take."""
+
+    firsts: tuple[float | None, float] = (None, float("inf"))
+    """The first times of the default and of the best so far."""
+
+    def note(self, setting: Setting, time: Time | None) -> None:
+        """Hear of a setting's first time, or that it failed."""
+        if time is not None:
+            default, best = self.firsts
+            self.firsts = time.median if setting == self.default else default, min(best, time.median)
 
     @property
     def default(self) -> Setting:
@@ -118,6 +127,24 @@ def kinds_of(networks: Networks) -> dict[str, Work]:
     return dict(sorted(found.items(), key=lambda item: -item[1].choice.cost.seconds))
 
 
+def so_far(work: Work, works: Mapping[str, Work], counted: bool) -> str:
+    """The best of a layer against its default, and what that makes of the network, layers not measured yet taking what
+    they are predicted to; of counted ones nothing is predicted."""
+    default, best = work.firsts
+    if not default:
+        return ""
+    text = f", best {best / default:.2f} of the default"
+    if counted:
+        return text
+    sums = [0.0, 0.0]
+    for layer in works.values():
+        before, after = layer.firsts
+        if before is None:
+            before = after = layer.choice.cost.seconds * 1e6
+        sums = [sums[0] + before * len(layer.names), sums[1] + after * len(layer.names)]
+    return f"; all layers {sums[1]:.4g} of {sums[0]:.4g} µs"
+
+
 def works_of(model: str, target: Target) -> dict[str, Work]:
     """The kinds of layers of a network that needs no more than its name."""
     return kinds_of(networks_of(model, target, None, None, None, None, None, True))
@@ -153,8 +180,8 @@ def choice_record(work: Work, target: Target, cpu_name: str, means: Means) -> Re
     )  # fmt: skip
 
 
-def tuned_layer(work: Work, target: Target | None) -> TunedLayer:
-    """What was found; with a target whose peaks its times may be held against."""
+def tuned_layer(work: Work, target: Target, counted: bool) -> TunedLayer:
+    """What was found; times, not counts, are held against the target's peaks."""
     assert work.found is not None
     found = work.found
     times: dict[str, list[float]] = {}
@@ -163,14 +190,15 @@ def tuned_layer(work: Work, target: Target | None) -> TunedLayer:
             times.setdefault(setting.kernel, []).append(taken.median)
     statuses = [outcome.status for outcome in work.bench.outcomes.values()] if work.bench is not None else []
     op = work.choice.op
-    bound, share = (None, None) if target is None else _bound(op, target, found)
+    waits, least_us = bound(found.best, op, target)
+    share = None if counted or waits is None else min(1.0, least_us / found.best_time.median)
     return TunedLayer(
         layer=work.names[0], others=tuple(work.names[1:]), workload=workload(op),
         default=_named(work.default), best=_named(found.best),
         default_us=found.default_time.median, best_us=found.best_time.median, kept=wins(found),
         tried=sum(len(v) for v in times.values()),
         failed=sum(status in ("wrong", "crashed", "hung") for status in statuses),
-        times={kernel: tuple(taken) for kernel, taken in times.items()}, bound=bound, share=share,
+        times={kernel: tuple(taken) for kernel, taken in times.items()}, bound=waits, share=share,
         default_cycles=work.cycles.get(work.default),
         best_cycles=work.cycles.get(found.best),
     )  # fmt: skip
@@ -180,17 +208,18 @@ def _named(setting: Setting) -> Candidate:
     return Candidate(setting.kernel, dict(setting.knobs))
 
 
-def _bound(op: Op, target: Target, found: Found) -> tuple[Literal["bytes", "MACs"] | None, float | None]:
-    """What takes longest in the best setting by the target's own figures, and its share of the time."""
-    cost = estimate(all_kernels()[found.best.kernel], op, target, dict(found.best.knobs))
-    integer = found.best.kernel.startswith(("qd8", "qs8")) and target.dot in (
-        "avx512_vnni",
-        "avx_vnni",
-        "sdot",
-    )
+def bound(setting: Setting, op: Op, target: Target) -> tuple[Literal["bytes", "MACs"] | None, float]:
+    """What takes a setting longest by the target's own figures, and the µs that it takes at least."""
+    cost = estimate(all_kernels()[setting.kernel], op, target, dict(setting.knobs))
+    integer = setting.kernel.startswith(("qd8", "qs8")) and target.dot in ("avx512_vnni", "avx_vnni", "sdot")
     peak = target.peak_gmacs_f32 * (4 if integer else 1)
     reading, multiplying = cost.bytes / read_gbps(target, cost.bytes) / 1e3, cost.macs / peak / 1e3
     if not reading and not multiplying:
-        return None, None
-    least = max(reading, multiplying)
-    return "bytes" if reading >= multiplying else "MACs", min(1.0, least / found.best_time.median)
+        return None, 0.0
+    return "bytes" if reading >= multiplying else "MACs", max(reading, multiplying)
+
+
+def waits_for_memory(setting: Setting, op: Op, target: Target) -> bool:
+    """Whether reading what is too large for the L1 cache takes a setting longest: instructions do not tell how long."""
+    cost = estimate(all_kernels()[setting.kernel], op, target, dict(setting.knobs))
+    return cost.bytes > target.l1_bytes and bound(setting, op, target)[0] == "bytes"

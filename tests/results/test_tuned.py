@@ -47,6 +47,13 @@ def test_only_what_gains_a_share_of_the_network_ships() -> None:
     assert worth_shipping(result(entries={"full": Compared(100.0, 90.0, 0.9, 0.79, 1.01)})) == set()
 
 
+def test_what_was_counted_ships_where_cycles_fall_too() -> None:
+    faster = {"full": Compared(100.0, 90.0, 0.9, 0.9, 0.9)}
+    for cycles, ships in (((10.0, 6.0), {"large"}), ((10.0, 9.8), set()), ((None, None), set())):
+        counted = replace(layer("large", 10.0, 6.0), default_cycles=cycles[0], best_cycles=cycles[1])
+        assert worth_shipping(result(means="counted", layers=(counted,), entries=faster)) == ships
+
+
 def test_the_mean_of_ratios() -> None:
     mean, low, high = geometric_mean(
         [{"ratio": 0.5, "low": 0.49, "high": 0.51}, {"ratio": 1.0, "low": 1.0, "high": 1.0}]

@@ -17,7 +17,7 @@ from edgecsi.ops.operators import Dense
 from edgecsi.tune import cycles
 from edgecsi.tune.network import _hold_against_cycles
 from edgecsi.tune.search import Found, Setting, Time
-from edgecsi.tune.work import Work, tuned_layer
+from edgecsi.tune.work import Work, tuned_layer, waits_for_memory
 
 ASSEMBLY = """
 kernel:
@@ -94,13 +94,21 @@ def test_the_tool_itself_estimates() -> None:
     assert 1 <= cycles.analyse(tool, "cortex-a72", cycles.hot_loop(ASSEMBLY)) < 10
 
 
-def test_fewer_instructions_that_take_more_cycles_are_no_gain(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fewer_instructions_that_take_no_fewer_cycles_are_no_gain(monkeypatch: pytest.MonkeyPatch) -> None:
     op = Dense(x=Layout((1, 48)), y=Layout((1, 40)), weight=np.ones((40, 48), np.float32))
     target = targets.load("rpi4")
     kernel, knobs, cost = candidates(op, target)[0][0]
-    default, other = Setting.of(kernel.name, knobs), Setting.of(kernel.name, {**knobs, "unroll": 8})
-    for rates, best in (((1.0, 0.9), other), ((1.0, 1.5), default), ((1.0, None), other)):
-        found = Found(other, Time(0.9), Time(1.0))
+    default, fewest, second = (Setting.of(kernel.name, {**knobs, "unroll": unroll}) for unroll in (3, 5, 7))
+    knobs = dict(default.knobs)
+    tried: dict[Setting, Time | None] = {default: Time(1.0), fewest: Time(0.8), second: Time(0.9)}
+    for rates, best in (
+        ((1.0, 0.9, 0.9), fewest),
+        ((1.0, 1.5, 0.9), second),  # of few instructions the fewest cycles
+        ((1.0, 1.5, 1.2), default),
+        ((1.0, None, 1.05), second),
+        ((None, 0.9, 0.9), fewest),  # no estimate of the default
+    ):
+        found = Found(fewest, Time(0.8), Time(1.0), tried)
         layer = Work(
             Choice(node=None, op=op, kernel=kernel, knobs=knobs, cost=cost, why=""), 0, ["fc"], found
         )  # type: ignore[arg-type]
@@ -109,7 +117,15 @@ def test_fewer_instructions_that_take_more_cycles_are_no_gain(monkeypatch: pytes
         _hold_against_cycles(layer, target)
         assert layer.found is not None
         assert layer.found.best == best
-        assert tuned_layer(layer, None).default_cycles == 1.0
+        assert tuned_layer(layer, target, True).default_cycles == rates[0]
+
+
+def test_where_memory_is_waited_for_instructions_decide_nothing() -> None:
+    target = targets.load("rpi4")
+    for outputs, waits in ((40, False), (4096, True)):
+        op = Dense(x=Layout((1, 48)), y=Layout((1, outputs)), weight=np.ones((outputs, 48), np.float32))
+        kernel, knobs, _ = candidates(op, target)[0][0]
+        assert waits_for_memory(Setting.of(kernel.name, knobs), op, target) is waits
 
 
 def test_a_kernel_has_a_hot_loop() -> None:

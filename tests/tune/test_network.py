@@ -19,6 +19,7 @@ from edgecsi import target as targets
 from edgecsi.bundle import read_bundle
 from edgecsi.cli.output import as_json
 from edgecsi.device import open_device
+from edgecsi.device.state import THROTTLED
 from edgecsi.errors import CheckFailed, ConnectionLost, DeviceError, UsageError
 from edgecsi.kernels.records import append, read_records
 from edgecsi.kernels.variants import all_kernels
@@ -138,6 +139,9 @@ class Broken:
     def info(self) -> Any:
         return self.inner.info()
 
+    def state(self) -> Any:
+        return self.inner.state()
+
     def run(self, bundle: Any, entry: str, x: Any) -> Any:
         self.calls += 1
         if self.away and self.calls > 3:
@@ -186,6 +190,16 @@ def test_candidates_that_crash_or_hang_are_recorded_as_that_and_not_chosen(
     assert sum(layer.failed for layer in result.layers) > 0
     failed = {r.setting for r in lines if r.status != "ok"}
     assert not failed & {r.setting for r in lines if r.kind == "choice"}
+
+
+def test_a_device_that_was_throttled_is_said_to_be(model: str, tmp_path: Path) -> None:
+    """As a Raspberry Pi's ``vcgencmd`` says it; and progress says how far the search came."""
+    board, told = Broken({}), []
+    answers = iter(["throttled=0x0", "throttled=0x40004"])
+    board.state = lambda: {THROTTLED: next(answers)}  # type: ignore[method-assign]
+    result = quickly(model, tmp_path / "x86.jsonl", device=board, progress=lambda *now: told.append(now[2]))
+    assert result.slowed == ("throttled while measuring",)
+    assert any("measured; all layers" in words for words in told)
 
 
 def test_several_devices_share_the_search(model: str, tmp_path: Path) -> None:

@@ -90,7 +90,7 @@ class _Fake:
 
 def nowhere() -> Timer:
     """A device of which nothing is asked but how much was measured on it."""
-    return cast(Timer, SimpleNamespace(spec="nowhere", measured=0))
+    return cast(Timer, SimpleNamespace(spec="nowhere", measured=0, state=lambda: {"uname": "Linux"}))
 
 
 def made_up(patch: Callable[[Any, str, Any], None] = setattr) -> None:
