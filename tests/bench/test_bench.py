@@ -93,14 +93,6 @@ class Fake:
         return run
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("bench")
-    about = _tiny.manifest()
-    library = _tiny.compile_library(folder / "library.so", about)
-    return _tiny.make_bundle(folder / "tiny", library, about)
-
-
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "QUICK", SHORT)

@@ -18,8 +18,6 @@ from edgecsi.device.protocol import MeasuringProtocol
 from edgecsi.errors import DeviceError
 from tests import _tiny
 from tests._sshd import Sshd, serving
-from tests._tiny import bundle as bundle
-from tests._tiny import libraries as libraries
 
 QUICK = ["--quick", "--seconds", "0.05"]
 

@@ -42,11 +42,6 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return ran
 
 
-@pytest.fixture
-def bundle(libraries: Callable[..., Path], tmp_path: Path) -> Bundle:
-    return _tiny.make_bundle(tmp_path / "tiny-net", libraries(), _tiny.manifest())
-
-
 libraries = _tiny.libraries
 
 

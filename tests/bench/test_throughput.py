@@ -39,13 +39,6 @@ class Slow(Fake):
         return [slowly for _ in threads]
 
 
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    folder = tmp_path_factory.mktemp("throughput")
-    about = _tiny.manifest()
-    return _tiny.make_bundle(folder / "tiny", _tiny.compile_library(folder / "library.so", about), about)
-
-
 @pytest.fixture(autouse=True)
 def _short(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "QUICK", SHORT)
