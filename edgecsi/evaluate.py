@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from edgecsi.models.entries import Part
     from edgecsi.models.load import LoadedModel
 
+Outputs = tuple[Any, ...]
+"""Of one entry, arrays ``[N, …]``."""
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -78,47 +81,16 @@ def evaluate(
     """
     entries = bundle.manifest.entries
     tell = progress or (lambda done, total, what: None)
-    steps = ["bundle", *(reference.entries if reference else ())]
-    tell(0, len(steps), f"running {bundle.manifest.name} on {device.spec}")
+    tell(
+        0, 1 + len(reference.entries if reference else ()), f"running {bundle.manifest.name} on {device.spec}"
+    )
     given = [samples] if isinstance(samples, np.ndarray) else list(samples)
-    outputs: dict[str, tuple[Any, ...]] = {}
-
-    def run(name: str, x: Sequence[NDArray[Any]]) -> None:
-        found = device.run(bundle, name, x)
-        outputs[name] = found if isinstance(found, tuple) else (found,)
-
-    if "full" in entries:
-        run("full", given)
-    if "encoder" in entries:
-        run("encoder", given)
-        if "decoder" in entries and "full" not in entries:
-            run("decoder", outputs["encoder"])
-            outputs["full"] = outputs.pop("decoder")
-
+    outputs = _outputs(bundle, given, device)
     differences: dict[str, Difference] = {}
     left: dict[str, int] = {}
-    expected: dict[str, tuple[Any, ...]] = {}
+    expected: dict[str, Outputs] = {}
     if reference is not None:
-        for done, (name, entry) in enumerate(reference.entries.items(), 1):
-            tell(done, len(steps), f"comparing {name} with PyTorch")
-            x = expected["encoder"] if name == "decoder" else given
-            expected[name] = answers(entry, x)
-            if name == "decoder" and name in entries:
-                run(name, x)
-            if name in outputs:
-                kept = _kept(entry, entries.get(name), expected[name])
-                differences[name] = _worst(outputs[name], kept)
-                few = len(x[0]) <= AT_ONCE * samples_of({"x": entry.example_input.shape})
-                if few and not differences[name].max_rel_diff <= verdict.FP32:  # it may mix samples a little
-                    kept = _kept(entry, entries.get(name), answers(entry, x, at_once=False))
-                    differences[name] = _worst(outputs[name], kept)
-                # A build's own check, which has no entries yet, keeps what it finds: golden values depend on it.
-                plain = name in bundle.manifest.check.entries and not entries[name].quantised
-                if plain and not differences[name].max_rel_diff <= (bar := _allowed(bundle, name)):
-                    settled, left[name] = _but_for_rounding(
-                        entry, entries.get(name), x, outputs[name], kept, bar
-                    )
-                    differences[name] = _worst(settled, kept)
+        expected, differences, left = _against_pytorch(bundle, given, device, reference, outputs, tell)
 
     whole = entries.get("full") or entries.get("encoder")
     of = zip(given, whole.inputs if whole is not None else (), strict=False)
@@ -148,6 +120,58 @@ def evaluate(
         differences=differences,
         left_to_rounding={name: calls for name, calls in left.items() if calls},
     )
+
+
+def _run(bundle: Bundle, name: str, x: Sequence[NDArray[Any]], device: Device) -> Outputs:
+    found = device.run(bundle, name, x)
+    return found if isinstance(found, tuple) else (found,)
+
+
+def _outputs(bundle: Bundle, given: Sequence[NDArray[Any]], device: Device) -> dict[str, Outputs]:
+    """What the encoder and the whole network answer; decoder after encoder is whole too."""
+    entries = bundle.manifest.entries
+    outputs = {name: _run(bundle, name, given, device) for name in ("full", "encoder") if name in entries}
+    if "encoder" in entries and "decoder" in entries and "full" not in entries:
+        outputs["full"] = _run(bundle, "decoder", outputs["encoder"], device)
+    return outputs
+
+
+def _against_pytorch(
+    bundle: Bundle,
+    given: Sequence[NDArray[Any]],
+    device: Device,
+    reference: LoadedModel,
+    outputs: dict[str, Outputs],
+    tell: Progress,
+) -> tuple[dict[str, Outputs], dict[str, Difference], dict[str, int]]:
+    """What PyTorch answers, how far the bundle is from that, and how many calls that leaves to rounding; each by entry.
+
+    A decoder is given PyTorch's codeword; what it answers is added to ``outputs``.
+    """
+    entries = bundle.manifest.entries
+    differences: dict[str, Difference] = {}
+    left: dict[str, int] = {}
+    expected: dict[str, Outputs] = {}
+    for done, (name, entry) in enumerate(reference.entries.items(), 1):
+        tell(done, 1 + len(reference.entries), f"comparing {name} with PyTorch")
+        x = expected["encoder"] if name == "decoder" else given
+        expected[name] = answers(entry, x)
+        if name == "decoder" and name in entries:
+            outputs[name] = _run(bundle, name, x, device)
+        if name not in outputs:
+            continue
+        kept = _kept(entry, entries.get(name), expected[name])
+        differences[name] = _worst(outputs[name], kept)
+        few = len(x[0]) <= AT_ONCE * samples_of({"x": entry.example_input.shape})
+        if few and not differences[name].max_rel_diff <= verdict.FP32:  # it may mix samples a little
+            kept = _kept(entry, entries.get(name), answers(entry, x, at_once=False))
+            differences[name] = _worst(outputs[name], kept)
+        # A build's own check, which has no entries yet, keeps what it finds: golden values depend on it.
+        plain = name in bundle.manifest.check.entries and not entries[name].quantised
+        if plain and not differences[name].max_rel_diff <= (bar := _allowed(bundle, name)):
+            settled, left[name] = _but_for_rounding(entry, entries.get(name), x, outputs[name], kept, bar)
+            differences[name] = _worst(settled, kept)
+    return expected, differences, left
 
 
 def _alike(outputs: Sequence[NDArray[Any]], samples: NDArray[Any]) -> Any:

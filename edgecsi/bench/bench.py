@@ -18,7 +18,7 @@ from edgecsi.bench.layers import layer_times
 from edgecsi.bench.limits import kept_limits
 from edgecsi.bench.measure import FULL, QUICK, Call
 from edgecsi.bench.peers import Array, find_peers
-from edgecsi.bench.result import Result, Skipped, Validity
+from edgecsi.bench.result import Machine, Result, Skipped, Snapshot, Validity
 from edgecsi.bundle import Bundle, Loaded, read_bundle, read_golden
 from edgecsi.device import Device, Remote, open_device
 from edgecsi.device.protocol import MeasuringProtocol
@@ -208,9 +208,7 @@ def _elsewhere(
     info = device.info()
     inputs, expected = read_golden(bundle, entry)
     sample = [array[0] for array in inputs]
-    state = device.state()
-    where, begin = machine(state), snapshot(state)
-    where = where if info.arch == "" else replace(where, cpu=info.description)
+    where, begin = _there(device)
     outputs = device.run(bundle, entry, [parts.as_samples(array) for array in inputs])
     several = outputs if isinstance(outputs, tuple) else (outputs,)
     found = parts.worst(
@@ -259,6 +257,13 @@ def _elsewhere(
         cold_starts=parts.cold_starts(device, bundle, entry, sample, protocol),
         layers=layer_times(device, bundle, entry, None, parts.passes(protocol)),
     )
+
+
+def _there(device: Device) -> tuple[Machine, Snapshot]:
+    """The machine that a device is, and how it is now."""
+    info, state = device.info(), device.state()
+    where = machine(state)
+    return where if info.arch == "" else replace(where, cpu=info.description), snapshot(state)
 
 
 def _throughput(
@@ -314,9 +319,7 @@ def _throughput(
 def _throughput_elsewhere(
     bundle: Bundle, entry: str, device: Device, protocol: MeasuringProtocol, batch: int, threads: int
 ) -> Result:
-    info, state = device.info(), device.state()
-    where, before = machine(state), snapshot(state)
-    where = where if info.arch == "" else replace(where, cpu=info.description)
+    where, before = _there(device)
     allowed = parts.allowed(bundle.manifest, entry)
     found, cores = throughput.device_rate(
         bundle, entry, device, protocol, batch, threads,
@@ -333,7 +336,7 @@ def _throughput_elsewhere(
         machine=where,
         before=before,
         after=after,
-        validity=judge(before, after, where=where, emulated=info.emulated, notes=notes),
+        validity=judge(before, after, where=where, emulated=device.info().emulated, notes=notes),
         answer=found.rates[0].answer,
         throughput=found,
     )

@@ -159,16 +159,9 @@ def command(
       edgecsi bench csinet-pi --device ssh://pi@raspberrypi --batch 8 --threads 4
       edgecsi bench --limits
     """
-    if threads > 1 and batch is None:
-        raise click.UsageError("--threads needs --batch: a single inference runs on one thread")
-    if cpu is not None and threads > 1:
-        raise click.UsageError("--cpu keeps to one CPU, --threads needs several")
-    if cross_check and batch is not None:
-        raise click.UsageError("--cross-check compares single calls, --batch measures others")
-    if repeat is not None and (
-        batch or rate or sustained or self_check or cross_check or device == "emulate"
-    ):
-        raise click.UsageError("--repeat compares plain latencies: leave --batch, --rate and their like away")
+    _refuse_what_does_not_fit(
+        device, batch, threads, cpu, cross_check, repeat, bool(rate or sustained or self_check)
+    )
     if limits is (bundle is not None):
         raise click.UsageError("give either a BUNDLE or --limits")
     if bundle is None:
@@ -179,10 +172,8 @@ def command(
     from edgecsi.bench.deadline import held, parse_limit
     from edgecsi.bench.measure import FULL, QUICK
     from edgecsi.bench.observe import Wanted, observe, refuse, repeatable
-    from edgecsi.bench.result import to_json
     from edgecsi.bundle import read_bundle
     from edgecsi.device import open_device
-    from edgecsi.report.text import table
 
     limit = None if deadline is None else parse_limit(deadline)
     wanted = Wanted(
@@ -234,6 +225,39 @@ def command(
             result = replace(result, deadline=held(result, limit))
         except UsageError as error:  # too few calls, say: what was measured is written all the same
             undecided = error
+    _show(result, json_to, save, plot)
+    if broken is not None:
+        raise broken
+    if undecided is not None:
+        raise undecided
+    _require_deadline(result)
+
+
+def _refuse_what_does_not_fit(
+    device: str,
+    batch: int | None,
+    threads: int,
+    cpu: int | None,
+    cross_check: bool,
+    repeat: int | None,
+    observed: bool,
+) -> None:
+    """Options that mean nothing together; ``observed``: whether more than latencies is asked for."""
+    if threads > 1 and batch is None:
+        raise click.UsageError("--threads needs --batch: a single inference runs on one thread")
+    if cpu is not None and threads > 1:
+        raise click.UsageError("--cpu keeps to one CPU, --threads needs several")
+    if cross_check and batch is not None:
+        raise click.UsageError("--cross-check compares single calls, --batch measures others")
+    if repeat is not None and (batch or observed or cross_check or device == "emulate"):
+        raise click.UsageError("--repeat compares plain latencies: leave --batch, --rate and their like away")
+
+
+def _show(result: Result, json_to: str | None, save: Path | None, plot: Path | None) -> None:
+    """Prints and writes a result, wherever it was asked for."""
+    from edgecsi.bench.result import to_json
+    from edgecsi.report.text import table
+
     if json_to == "-":
         click.echo(to_json(result), nl=False)
     else:
@@ -246,10 +270,9 @@ def command(
         from edgecsi.report.plot import plot as draw
 
         draw(result, plot)
-    if broken is not None:
-        raise broken
-    if undecided is not None:
-        raise undecided
+
+
+def _require_deadline(result: Result) -> None:
     if (missed := result.deadline) is not None and not missed.met:
         raise CheckFailed(
             f"{result.bundle.name} misses its deadline: {missed.metric} is {missed.found:,.1f} µs",
