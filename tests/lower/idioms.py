@@ -1410,7 +1410,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             try:
                 edgecsi.build(
-                    f"{repositories.__file__}:made(name={name!r})", target, out=Path(folder) / "net"
+                    f"{repositories.__name__}:made(name={name!r})", target, out=Path(folder) / "net"
                 )
                 found = "right" if name in NETWORKS else "built, and should be refused"
             except EdgecsiError as error:

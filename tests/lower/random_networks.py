@@ -3,7 +3,7 @@
 
 A network is a seed: the same seed gives the same layers, weights and inputs. Each is compiled, run, and compared with
 PyTorch: for this machine here, for a board (``--target rpi4``) under QEMU by the check of a build. Verdicts are added to
-``--results FILE``, and a run goes on where the file ends; ``--page`` writes the count into `docs/reliability.md`. Seeds
+``--results FILE``, and a run goes on where the file ends; ``--publish`` writes the count into `docs/supported.md`. Seeds
 of networks that failed belong into `SEEDS` once they are mended.
 """
 
