@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
 import subprocess
@@ -38,6 +39,9 @@ def measure_fact(fact: Fact, scratch: Path) -> Json:
         "joint_library_kb": joint_library_kb,
         "program_memory_mb": program_memory_mb,
         "transformer_int16_share": transformer_int16_share,
+        "tune_joint_seconds": tune_joint_seconds,
+        "rank_of_estimates": lambda scratch: [1 - calibrated(scratch)["rank_after"]],
+        "estimates_off": lambda scratch: [1 - calibrated(scratch)["within_after"]],
     }
     stored: Json = {
         "kind": "fact",
@@ -102,6 +106,22 @@ def transformer_int16_share(scratch: Path) -> list[float]:
         fp32, int16 = (np.median(device.time(codec, "full", x, 20)) for codec in codecs)
         found.append(float(int16 / fp32))
     return found
+
+
+def tune_joint_seconds(scratch: Path) -> list[float]:
+    """A search of the joint CsiNet CR 1/4 with no records but those that ship, imports included, in seconds."""
+    records = scratch / "nothing-known.jsonl"
+    records.unlink(missing_ok=True)
+    command = ["tune", SMALL, "--target", "host", "--records", records.name]
+    return [_seconds(lambda: run_edgecsi(command, scratch))]
+
+
+def calibrated(scratch: Path) -> Json:
+    """What ``edgecsi targets calibrate`` says of its estimates on this machine; measured once."""
+    file = scratch / "calibration.json"
+    if not file.exists():
+        run_edgecsi(["targets", "calibrate", "host", "-o", "calibrated.toml", "--json", file.name], scratch)
+    return dict(json.loads(file.read_text()))
 
 
 def program_memory_mb(scratch: Path) -> list[float]:

@@ -289,5 +289,13 @@ FACTS: tuple[Fact, ...] = (
     Fact("run_above_c_cold_us", "the same, 8 MB read before every call", "µs", 1.5),
     Fact("joint_library_kb", "library of CsiNet CR 1/4, joint, all entries, for this machine", "kB", 450.0),
     Fact("transformer_int16_share", "transformer codec in int16, in turns with fp32", "of fp32's time", 0.60),
+    Fact("tune_joint_seconds", "`edgecsi tune` of CsiNet CR 1/4, joint, from nothing", "s", 180.0),
+    Fact(
+        "rank_of_estimates",
+        "Spearman's correlation of kernels' times and calibrated estimates",
+        "below 1",
+        0.1,
+    ),
+    Fact("estimates_off", "layers that a calibrated target predicts more than 1.3 times off", "of all", 0.1),
     Fact("program_memory_mb", "peak memory of the C example running CsiNet CR 1/16", "MB", 8.0),
 )

@@ -29,7 +29,7 @@ from edgecsi.pipeline import BuildOptions, build
 from edgecsi.report.read import read
 from edgecsi.results.reliability import tuning
 from edgecsi.tune import in_place, network
-from edgecsi.tune.isolated import Devices, Isolated
+from edgecsi.tune.isolated import Devices, Isolated, compiling_elsewhere
 from edgecsi.tune.measure import Bench
 from edgecsi.tune.network import tune
 from edgecsi.tune.result import TuneResult
@@ -274,6 +274,13 @@ def test_a_crash_in_the_process_that_measures_is_survived(tmp_path: Path) -> Non
         device._ask("run", bundle)
     assert "no end after 3 s" in caught.value.why
     device.close()
+
+
+def test_nothing_is_compiled_on_the_cpu_that_measures() -> None:
+    cpus, timer = os.sched_getaffinity(0), Isolated("local")
+    with compiling_elsewhere([timer]):
+        assert timer.cpu not in os.sched_getaffinity(0) or len(cpus) == 1
+    assert os.sched_getaffinity(0) == cpus
 
 
 def test_two_devices_take_at_most_five_eighths_of_the_time(

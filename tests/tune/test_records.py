@@ -26,8 +26,10 @@ from edgecsi.kernels.records import (
     read_records,
     write_records,
 )
-from edgecsi.kernels.variants import all_kernels
+from edgecsi.kernels.variants import all_kernels, candidates
 from edgecsi.kernels.workload import code, describe, workload
+from edgecsi.lower.select_kernels import Choice
+from edgecsi.lower.use_records import use_records
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Dense, Half
 
@@ -130,7 +132,7 @@ def test_a_file_that_cannot_be_written_says_so(tmp_path: Path) -> None:
         append(tmp_path / "file" / "x86.jsonl", [record(0)])
 
 
-def choice() -> tuple[Record, object]:
+def choice() -> tuple[Record, Dense]:
     op = dense(1, 64, 32)
     kernel = all_kernels()["f32_dense"]
     knobs = dict(kernel.knobs(op, X86)) | {"unroll": 8}
@@ -145,7 +147,7 @@ def choice() -> tuple[Record, object]:
 
 def test_a_true_choice_is_used() -> None:
     made, op = choice()
-    found = Records([made]).choice(op, X86)  # type: ignore[arg-type]
+    found = Records([made]).choice(op, X86)
     assert found is not None
     assert found[0].name == "f32_dense"
     assert found[1]["unroll"] == 8
@@ -161,13 +163,13 @@ def test_a_true_choice_is_used() -> None:
 )  # fmt: skip
 def test_a_choice_of_another_world_is_not(changes: dict[str, object]) -> None:
     made, op = choice()
-    assert Records([replace(made, **changes)]).choice(op, X86) is None  # type: ignore[arg-type]
+    assert Records([replace(made, **changes)]).choice(op, X86) is None
 
 
 def test_records_of_another_cpu_are_not_used() -> None:
     made, op = choice()
     host = replace(targets.load("x86"), id="host", mcpu="znver4")
-    assert Records([replace(made, target="host", cpu="znver5")]).choice(op, host) is None  # type: ignore[arg-type]
+    assert Records([replace(made, target="host", cpu="znver5")]).choice(op, host) is None
 
 
 def test_measured_comes_before_counted_and_later_before_earlier() -> None:
@@ -175,9 +177,26 @@ def test_measured_comes_before_counted_and_later_before_earlier() -> None:
     counted = replace(made, means="counted", us=0.1)
     later = replace(made, us=1.25)
     for lines in ([made, later, counted], [counted, made, later]):
-        found = Records(lines).choice(op, X86)  # type: ignore[arg-type]
+        found = Records(lines).choice(op, X86)
         assert found is not None
         assert found[2] == later
+
+
+def test_a_layer_says_its_record_its_time_and_the_defaults() -> None:
+    """In `build --explain` and in the manifest."""
+    made, op = choice()
+    made = replace(made, us=14.4, default_us=20.9)
+    kernel, knobs, cost = candidates(op, X86)[0][0]
+    layer = Choice(node=None, op=op, kernel=kernel, knobs=knobs, cost=cost, why="predicted")  # type: ignore[arg-type]
+    use_records([layer], X86, Records([made]))
+    assert layer.why == f"14.40 µs measured, the default 20.90 (record {made.id})"
+    assert layer.knobs == made.knobs
+    counted = replace(
+        made, means="counted", us=0.25, default_us=0.25, knobs=knobs, code=code(kernel, op, X86, knobs)
+    )
+    layer.knobs = knobs
+    use_records([layer], X86, Records([counted]))
+    assert layer.why == f"0.250 M instructions counted (record {counted.id})"
 
 
 def test_retraining_does_not_change_the_work_but_zeros_do() -> None:
