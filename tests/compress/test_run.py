@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -17,66 +16,24 @@ from edgecsi.compress import (
     compress,
     layer_costs,
     recipe,
-    reconstruct,
-    round_pair,
     run,
-    sensitivity,
 )
 from edgecsi.compress.size import densities
 from edgecsi.errors import CheckFailed, DataError, ModelError, Notice, RecipeError
 from edgecsi.models.checkpoint_files import read_metadata
-from edgecsi.models.checkpoints import write_weights
 from edgecsi.models.compressed.layers import ClusteredLinear, StaticLinear
 from edgecsi.models.load import load_model
-from edgecsi.models.registry import create
-from edgecsi.training.tasks import Detection
 from tests._builds import build_for
 from tests._every_case import in_turns
 
-pytestmark = pytest.mark.filterwarnings("ignore::edgecsi.errors.Notice")  # untrained networks, few samples
+pytestmark = [
+    pytest.mark.usefixtures("short"),
+    pytest.mark.filterwarnings("ignore::edgecsi.errors.Notice"),  # untrained networks, few samples
+]
 
 
 class Killed(Exception):
     pass
-
-
-@pytest.fixture(scope="module", autouse=True)
-def short() -> Iterator[None]:
-    """Scores of fewer samples, weights pruned in fewer rounds, and rounded together in fewer turns."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Detection, "held_out", 1000)
-        patch.setattr(Detection, "report", lambda self, model: {})
-        patch.setattr(reconstruct, "_ROUNDS", 2)
-        patch.setattr(round_pair, "_TURNS", 2)
-        patch.setattr(round_pair, "_BEGINNINGS", 2)
-        yield
-
-
-def untrained(name: str, folder: Path) -> str:
-    torch.manual_seed(0)
-    out = folder / f"{name}.safetensors"
-    write_weights(out, create(name).state_dict(), {"model": name})
-    return str(out)
-
-
-@pytest.fixture(scope="module")
-def detector(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return untrained("fullycon", tmp_path_factory.mktemp("detector"))
-
-
-@pytest.fixture(scope="module")
-def csi_network(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return untrained("csinet-cr64", tmp_path_factory.mktemp("csi"))
-
-
-@pytest.fixture(scope="module")
-def channels(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A COST2100 file of 60 samples."""
-    from scipy.io import savemat
-
-    path = tmp_path_factory.mktemp("data") / "DATA_Htrainin.mat"
-    savemat(path, {"HT": shipped_channels(60).reshape(60, 2048)})
-    return path
 
 
 PRUNE = 'do = "prune"\npattern = "bsr4x1"\nsparsity = 0.5\nepochs = 2\n'
@@ -343,63 +300,6 @@ def _damaged(weights: str, folder: Path) -> str:
     shutil.copy(weights, path)
     save_file({key: value * 1e20 for key, value in load_file(path).items()}, path, read_metadata(path))
     return str(path)
-
-
-def test_layers_have_a_price(detector: str) -> None:
-    names = {f"layers.fc{i}" for i in range(1, 6)}
-    text = f'[[steps]]\n{PRUNE}\n{QUANTIZE}bits = 3\nkeep-fp32 = ["*.fc1"]'
-    told: list[str] = []
-    found = layer_costs(
-        detector, recipe.parse(text, "t"), "mimo:2000", progress=lambda done, total, what: told.append(what)
-    )
-    assert found.metric == "ber"
-    assert {cost.layer for cost in found.layers if cost.step == "prune"} == names
-    assert {cost.layer for cost in found.layers if cost.step == "quantize"} == names - {"layers.fc1"}
-    assert "prune: layers.fc3" in told
-    for kind in ("prune", "quantize"):
-        prices = [cost.cost for cost in found.layers if cost.step == kind]
-        assert prices == sorted(prices, reverse=True)
-    assert all(cost.score - found.before == cost.cost for cost in found.layers)
-
-
-def test_the_dearest_layers_are_kept(
-    csi_network: str, channels: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    prices = {"encoder.conv3x3.conv": 2.0, "encoder.fc": 0.2, "decoder.fc": 0.2}
-
-    def one_more(module: torch.nn.Module, *_: object) -> Iterator[tuple[str, object]]:
-        yield from prices.items()
-
-    monkeypatch.setattr(sensitivity, "_changed_by_int8", one_more)
-    monkeypatch.setattr(
-        sensitivity, "score", lambda module, task: module if isinstance(module, float) else 0.0
-    )
-    found = layer_costs(csi_network, "int8-static", channels)
-    assert found.keep_fp32 == ("encoder.conv3x3.conv", "encoder.fc")
-    assert found.budget == 0.3
-
-
-@pytest.mark.parametrize("scope", ["layer", "global", "sensitivity"])
-@pytest.mark.parametrize("criterion", ["magnitude", "reconstruct"])
-def test_zeros_have_a_price(csi_network: str, channels: Path, scope: str, criterion: str) -> None:
-    text = f'[[steps]]\ndo = "prune"\npattern = "bsr16x4"\nsparsity = 0.5\nscope = "{scope}"\n'
-    text += f'criterion = "{criterion}"\ncodeword = "rotate"'
-    found = layer_costs(csi_network, recipe.parse(text, "t"), channels)
-    assert {cost.layer for cost in found.layers} == {"encoder.fc", "decoder.fc"}
-    assert found.keep_fp32 == ()
-
-
-@pytest.mark.parametrize("name", ["int16", "f16"])
-def test_sixteen_bits_have_a_price(csi_network: str, channels: Path, name: str) -> None:
-    found = layer_costs(csi_network, name, channels)
-    assert {"encoder.fc", "decoder.fc"} < {cost.layer for cost in found.layers}
-    assert max(abs(cost.cost) for cost in found.layers) < 0.02
-    assert found.keep_fp32 == ()
-
-
-def test_only_steps_that_lose_something_have_a_price(detector: str) -> None:
-    with pytest.raises(RecipeError, match="neither prunes nor quantises"):
-        layer_costs(detector, "distill", "mimo:2000")
 
 
 def test_a_recipe_that_ruins_the_network_is_refused(tmp_path: Path) -> None:
