@@ -67,13 +67,19 @@ def test_every_key_of_a_recipe_is_explained() -> None:
     assert len(recipe.parse(written, "mine").steps) == 2
 
 
-def test_links_between_pages_lead_somewhere() -> None:
-    lost = []
-    for page in [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "docs" / "how-to").glob("*.md")]:
+def test_links_lead_from_the_readme_to_every_page() -> None:
+    lost, waiting, seen = [], [ROOT / "README.md"], set()
+    while waiting:
+        page = waiting.pop()
+        seen.add(page)
         for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8")):
-            if not (page.parent / link).exists():
+            target = (page.parent / link).resolve()
+            if not target.exists():
                 lost.append(f"{page.relative_to(ROOT)}: {link}")
+            elif target.suffix == ".md" and target not in seen:
+                waiting.append(target)
     assert lost == []
+    assert set((ROOT / "docs").rglob("*.md")) - seen == set()
 
 
 def test_a_wrong_option_on_a_page_is_found() -> None:
