@@ -23,10 +23,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 
-def shown(value: object, most: int = 80) -> str:
+def shown(value: object) -> str:
     """A value from a file or a command line, as an error may show it: on one line, and not longer than that."""
     text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}…"
+    return text if len(text) <= 80 else f"{text[:80]}…"
 
 
 class EdgecsiError(Exception):

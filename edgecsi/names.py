@@ -76,7 +76,7 @@ def split_batch(name: str) -> tuple[str, int]:
     return (source, int(batch)) if mark and batch.isdecimal() and len(batch) < 6 else (name, 1)
 
 
-def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
+def nearest(name: str, known: Iterable[str]) -> list[str]:
     """The known names that a wrong one may have meant, likeliest first; capitals, ``_`` and ``-`` do not matter."""
 
     def plain(text: str) -> str:
@@ -87,7 +87,7 @@ def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
         spelled.setdefault(plain(one), one)
     if same := spelled.get(plain(name)):
         return [same]
-    return [spelled[one] for one in difflib.get_close_matches(plain(name), spelled, count, 0.55)]
+    return [spelled[one] for one in difflib.get_close_matches(plain(name), spelled, 3, 0.55)]
 
 
 def suggestion(name: str, known: Iterable[str], otherwise: str) -> str:

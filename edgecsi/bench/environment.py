@@ -30,12 +30,11 @@ TICKS = 100
 PACKAGES = ("edgecsi", "numpy", "torch", "apache-tvm", "apache-tvm-ffi", "ziglang")
 
 
-def machine(state: State | None = None, packages: Sequence[str] = PACKAGES) -> Machine:
+def machine(state: State | None = None) -> Machine:
     """Describes a machine.
 
     Args:
         state: of another machine; of this one by default.
-        packages: whose versions here are recorded.
     """
     here, state = state is None, read() if state is None else state
     cpuinfo = state.get("proc/cpuinfo", "")
@@ -48,7 +47,7 @@ def machine(state: State | None = None, packages: Sequence[str] = PACKAGES) -> M
         system=f"{system}, Python {platform.python_version()}" if here else system,
         hypervisor=bool(re.search(r"^flags\s*:.*\bhypervisor\b", cpuinfo, re.MULTILINE)),
         caches=_caches(state),
-        versions={name: version for name in packages if (version := _version(name)) is not None},
+        versions={name: version for name in PACKAGES if (version := _version(name)) is not None},
     )
 
 

@@ -1,7 +1,8 @@
 """The test set that ships with edgecsi: 1024 UMi drops, and 1024 samples of the CDL-C reference.
 
-It equals what the generator makes from ``umi:1024:seed=2026`` and ``cdl-c:1024:seed=2026``, rounded to 13 bits; no
-training uses that seed. The rounded values are the set: they are exact in float32, on every machine.
+It equals what the generator makes from ``umi:1024:seed=2026`` and ``cdl-c:1024:seed=2026``, rounded to 13 bits
+(`write_test_set`); no training uses that seed. The rounded values are the set: they are
+exact in float32, on every machine.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from edgecsi.channels.generate import ChannelSpec, SamplesDone, generate
+from edgecsi.channels.generate import ChannelSpec, generate
 
 SUBSETS = ("umi", "cdl-c")
 SEED = 2026
@@ -38,12 +39,9 @@ def test_set(n: int | None = None, *, subset: str = SUBSETS[0]) -> NDArray[Any]:
 test_set.__test__ = False  # type: ignore[attr-defined]  # pytest, this is not a test
 
 
-def write_test_set(path: Path, progress: SamplesDone | None = None) -> None:
+def write_test_set(path: Path) -> None:
     """Make the shipped file anew; needs sionna and about 5 s."""
-    made = {
-        subset: generate(ChannelSpec(subset, _SAMPLES, SEED), cache=False, progress=progress)
-        for subset in SUBSETS
-    }
+    made = {subset: generate(ChannelSpec(subset, _SAMPLES, SEED), cache=False) for subset in SUBSETS}
     packed = {subset: np.round(samples * _LEVELS).astype(np.uint16) for subset, samples in made.items()}
     np.savez_compressed(path, allow_pickle=False, levels=np.uint32(_LEVELS), **packed)
 

@@ -53,8 +53,6 @@ class Remote:
         connection: the way there.
         folder: where our files go there.
         cpu: keep to this CPU there; None for any.
-        library: the path there of the library that is run; by default a bundle's is copied.
-        deadline: seconds after which a run is given up; None for as long as the slowest of kernels needs.
     """
 
     def __init__(
@@ -64,11 +62,10 @@ class Remote:
         folder: str,
         *,
         cpu: int | None = None,
-        library: str | None = None,
-        deadline: float | None = None,
     ) -> None:
         self.spec, self.connection, self.folder = spec, connection, folder
-        self._cpu, self._library, self._deadline = cpu, library, deadline
+        self._cpu = cpu
+        self._deadline: float | None = None  # of a run; None: as long as the slowest of kernels needs
         self._prepared: tuple[Board, str] | None = None
 
     @staticmethod
@@ -299,7 +296,7 @@ class Remote:
         described = [bundle.entry(name) for name in entry.split(",")]
         board, runner = self._ready()
         board.check(bundle, bundle.library.stat().st_size)
-        library = self._library or install.keep(self.connection, board.folder, bundle.library)
+        library = install.keep(self.connection, board.folder, bundle.library)
         deadline = self._deadline or seconds
         argv = [runner, mode, library, bundle.manifest.cname, entry]
         for several in ([one.inputs for one in described], [one.outputs for one in described]):

@@ -36,7 +36,7 @@ Say = Callable[[str], None]
 Row = dict[str, Any]
 Curve = tuple[list[float], list[float], list[float]]
 """x, y, and the error of y or nothing."""
-Timer = Callable[[str, Row | None], Row]
+ModelTimer = Callable[[str, Row | None], Row]
 """Builds MODEL for this machine and times it: (MODEL, what it gave before or None) -> ``library_bytes``,
 ``latency_us`` (median of the C call), ``validity`` and ``library``, a hash; if library and CPU are the same as
 before and that was valid, what it gave before."""
@@ -131,7 +131,7 @@ class Finished:
             )
         return str(path)
 
-    def latency(self, model: str, time: Timer | None, say: Say) -> Row:
+    def latency(self, model: str, time: ModelTimer | None, say: Say) -> Row:
         """What a timer says of MODEL, or said before; nothing if it was never asked."""
         settings = {"latency": Path(model).name[:20], "weights": load_model(model).sha256}
         found = self.find(settings)

@@ -16,9 +16,9 @@ from edgecsi.results.papers.common import (
     Curve,
     Experiment,
     Finished,
+    ModelTimer,
     Row,
     Say,
-    Timer,
     change,
     channels,
     figures,
@@ -56,7 +56,7 @@ class _Method:
     lr: float = 0.0
 
 
-def run(quick: bool, say: Say, time: Timer | None = None) -> Experiment:
+def run(quick: bool, say: Say, time: ModelTimer | None = None) -> Experiment:
     """Dense, pruned at five rates, and every compressed CsiNet that ships; for each dense network two controls, trained
     on as the recipe does that trains most, in epochs times learning rate: all of it, and all but its dense layers.
 
@@ -92,7 +92,7 @@ def run(quick: bool, say: Say, time: Timer | None = None) -> Experiment:
 class _Network:
     """One dense network and all that is made of it."""
 
-    def __init__(self, name: str, quick: bool, say: Say, time: Timer | None) -> None:
+    def __init__(self, name: str, quick: bool, say: Say, time: ModelTimer | None) -> None:
         self.name, self.quick, self.say, self.time = name, quick, say, time
         self.finished = Finished(NAME)
         self.held_out: NDArray[Any] = channels(quick)

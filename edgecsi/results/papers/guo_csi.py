@@ -12,9 +12,9 @@ from edgecsi.results.papers.common import (
     Curve,
     Experiment,
     Finished,
+    ModelTimer,
     Row,
     Say,
-    Timer,
     change,
     channels,
     figures,
@@ -27,7 +27,7 @@ _NETWORKS = ("convcsinet-cr16", "convsqucsinet-cr16")
 _EPOCHS, _LR = 12, 2e-3
 
 
-def run(quick: bool, say: Say, time: Timer | None = None) -> Experiment:
+def run(quick: bool, say: Say, time: ModelTimer | None = None) -> Experiment:
     """Both networks from random weights, trained alike, and what they take.
 
     A training that was killed goes on with its last epoch; weights and curves stay in the cache.

@@ -28,9 +28,9 @@ from edgecsi.results.papers.common import (
     Curve,
     Experiment,
     Finished,
+    ModelTimer,
     Row,
     Say,
-    Timer,
     fingerprint,
     shipped,
     zeros,
@@ -84,7 +84,7 @@ class _Count:
         return self.errors / self.dense_errors
 
 
-def run(quick: bool, say: Say, time: Timer | None = None) -> Experiment:
+def run(quick: bool, say: Say, time: ModelTimer | None = None) -> Experiment:
     """Dense, pruned at several rates, 8/6/4 bits, clustered, and what ships; the same noise for all.
 
     Every network and every count is kept in the cache when it is done.

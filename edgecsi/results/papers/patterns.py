@@ -16,10 +16,10 @@ from edgecsi.results.papers.common import (
     Curve,
     Experiment,
     Finished,
+    ModelTimer,
     Prunable,
     Row,
     Say,
-    Timer,
     channels,
     figures,
     training_samples,
@@ -37,7 +37,7 @@ _SAMPLES = 10_000
 _BUDGET_DB = 0.5
 
 
-def run(quick: bool, say: Say, time: Timer | None = None) -> Experiment:
+def run(quick: bool, say: Say, time: ModelTimer | None = None) -> Experiment:
     """CsiNet at 1/16 and 1/4 with every pattern; each row is kept when it is done."""
     count = 300 if quick else _SAMPLES
     rows: list[Row] = []
