@@ -14,7 +14,7 @@ from edgecsi.cli.output import report, room
 from edgecsi.errors import CheckFailed, DataError
 
 if TYPE_CHECKING:
-    from edgecsi.report.compare import Compared
+    from edgecsi.report.compare import BeforeAfter
     from edgecsi.report.read import Shown
 
 
@@ -74,7 +74,7 @@ def command(results: tuple[Path, ...], fail_above: float | None, metric: str, js
         _gate(entries, fail_above)
 
 
-def _gate(entries: Sequence[Compared], fail_above: float) -> None:
+def _gate(entries: Sequence[BeforeAfter], fail_above: float) -> None:
     """Exit code 6 for what is certainly slower by more."""
     from edgecsi.report.compare import certain
 

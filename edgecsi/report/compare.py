@@ -56,8 +56,8 @@ class Change:
 
 
 @dataclass(frozen=True)
-class Compared:
-    """What :func:`compare` found. ``notes`` is what a reader must know before believing it."""
+class BeforeAfter:
+    """Two results held against each other. ``notes`` is what a reader must know before believing it."""
 
     before: str
     after: str
@@ -70,7 +70,7 @@ class Compared:
         return [c for c in self.changes if c.gates and c.verdict == "worse" and _loss(c) > limit]
 
 
-def compare(before: Shown, after: Shown, metric: str = "median") -> Compared:
+def compare(before: Shown, after: Shown, metric: str = "median") -> BeforeAfter:
     """Holds ``after`` against ``before``.
 
     Args:
@@ -110,7 +110,7 @@ def compare(before: Shown, after: Shown, metric: str = "median") -> Compared:
             )
         )
     changes += _exact(one, other) + _layers(one, other, notes)
-    return Compared(before.label, after.label, metric, tuple(changes), tuple(notes))
+    return BeforeAfter(before.label, after.label, metric, tuple(changes), tuple(notes))
 
 
 def pairs(before: Sequence[Shown], after: Sequence[Shown]) -> tuple[list[tuple[Shown, Shown]], list[str]]:
@@ -162,7 +162,7 @@ def quotient(after: float, above: Interval, before: float, below: Interval) -> t
     return math.exp(middle), Interval(math.exp(low), math.exp(high))
 
 
-def text(found: Compared, room: int = ANY) -> str:
+def text(found: BeforeAfter, room: int = ANY) -> str:
     """For a terminal that has room for so many columns."""
     rows = [["", "before", "after", "ratio", "95 % interval", "verdict"]]
     rows += [

@@ -21,7 +21,7 @@ BEST = "csinet-cr4+prune90-bsr16x4-int8-dynamic"
 
 
 @dataclass(frozen=True)
-class Bench:
+class BenchRun:
     """One result: what is built, for what, and the options of ``edgecsi bench``."""
 
     model: str
@@ -40,7 +40,7 @@ class Page:
 
     name: str
     title: str
-    results: tuple[Bench, ...]
+    results: tuple[BenchRun, ...]
     options: tuple[str, ...] = field(default=())
 
 
@@ -54,32 +54,32 @@ COMPRESSIONS = (
     "+prune90-bsr16x4-int8",
 )
 PAGES = (
-    Page("csinet-cr4", "CsiNet CR 1/4, 90 % zero and int8", (Bench(BEST, options=(*PEER, BEST, "--self-check")),)),
+    Page("csinet-cr4", "CsiNet CR 1/4, 90 % zero and int8", (BenchRun(BEST, options=(*PEER, BEST, "--self-check")),)),
     Page(
         "compressions",
         "CsiNet CR 1/4 in six compressions",
-        tuple(Bench(f"csinet-cr4{way}") for way in COMPRESSIONS),
+        tuple(BenchRun(f"csinet-cr4{way}") for way in COMPRESSIONS),
         ("--baseline", "csinet-cr4-host"),
     ),
     Page(
         "devices",
         "CsiNet CR 1/4 on three CPUs, two of them emulated",
         (
-            Bench(BEST),
-            Bench(BEST, "rpi4", ("--device", "emulate")),
-            Bench(BEST, "rpi5", ("--device", "emulate")),
+            BenchRun(BEST),
+            BenchRun(BEST, "rpi4", ("--device", "emulate")),
+            BenchRun(BEST, "rpi5", ("--device", "emulate")),
         ),
     ),
-    Page("invalid", "An emulated result is no latency", (Bench(BEST, "rpi5", ("--device", "emulate")),)),
+    Page("invalid", "An emulated result is no latency", (BenchRun(BEST, "rpi5", ("--device", "emulate")),)),
     Page(
         "sustained",
         "An encoder over {time}, and at the rate of reports",
         (
-            Bench(
+            BenchRun(
                 BEST,
                 options=("--entry", "encoder", "--sustained", "{time}", "--deadline", "0.5ms:p99"),
             ),
-            Bench(BEST, options=("--entry", "encoder", "--rate", "200/s")),
+            BenchRun(BEST, options=("--entry", "encoder", "--rate", "200/s")),
         ),
     ),
 )  # fmt: skip

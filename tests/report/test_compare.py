@@ -13,7 +13,7 @@ from edgecsi.bench.result import LayerTime, Result, Validity
 from edgecsi.bench.statistics import Interval, median_interval
 from edgecsi.cli import main
 from edgecsi.errors import DataError
-from edgecsi.report.compare import Compared, compare, text
+from edgecsi.report.compare import BeforeAfter, compare, text
 from edgecsi.report.read import Shown
 from edgecsi.report.trend import steps
 from tests import _results
@@ -24,7 +24,9 @@ def shown(found: Result, name: str = "a") -> Shown:
     return Shown(name, found, samples)
 
 
-def verdicts(change: float, pairs: int, peer: float | None = None, wander: float = 0.003) -> list[Compared]:
+def verdicts(
+    change: float, pairs: int, peer: float | None = None, wander: float = 0.003
+) -> list[BeforeAfter]:
     """Pairs of runs, the second slower by ``change``; from run to run the machine wanders a little."""
     generator = np.random.default_rng(7)
     runs = [
