@@ -128,7 +128,7 @@ def test_outputs_are_chosen_from_python(tmp_path: Path) -> None:
         (lambda p: edgecsi.build("fullycon", "host", entry="middle"), "full"),
     ],
 )
-def test_errors_name_arguments_not_options(tmp_path: Path, call, words: str) -> None:  # type: ignore[no-untyped-def]
+def test_errors_name_arguments_not_options(tmp_path: Path, call, words: str) -> None:
     (tmp_path / "thesis.tex").write_text("precious")
     with pytest.raises(EdgecsiError) as caught:
         call(tmp_path)

@@ -195,7 +195,7 @@ def test_a_wrong_answer_is_never_written(
 
     gather = library.gather
 
-    def broken(entries):  # type: ignore[no-untyped-def]
+    def broken(entries):
         linked = gather(entries)
         linked.weights[0:4] = np.float32(1e3).tobytes()
         return linked

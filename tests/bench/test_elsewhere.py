@@ -45,7 +45,7 @@ def test_batches_on_several_threads(board: Sshd, bundle: Bundle, tmp_path: Path)
 @pytest.mark.needs("ssh", "sshd")
 def test_batches_go_to_the_largest_entries_and_a_failing_one_is_an_error(
     board: Sshd, bundle: Bundle, libraries, tmp_path: Path
-) -> None:  # type: ignore[no-untyped-def]
+) -> None:
     protocol = MeasuringProtocol(True, 200, 0.02, 1.0, 0.002, 5, 2, 5)
     x = np.ones((3, 8), np.float32)
     with closing(Remote.over_ssh(board.spec)) as device:

@@ -142,7 +142,7 @@ def test_a_batch_entry_itself_takes_multiples(marked: Loaded) -> None:
 @pytest.mark.parametrize("x", [samples(2, 7), samples(8)[0], np.zeros((2, 8), complex), None])
 def test_what_are_no_samples_is_refused(marked: Loaded, x: object) -> None:
     with pytest.raises(DataError, match="csi"):
-        marked.run_many(x)  # type: ignore[arg-type]
+        marked.run_many(x)
 
 
 @pytest.mark.parametrize("threads", [0, -1, 1.5, 10**6])
@@ -161,7 +161,7 @@ def test_entries_that_do_not_map_samples_to_samples_are_refused(bundle: Bundle) 
 
 def test_an_error_in_any_thread_is_raised(libraries: object, tmp_path: Path) -> None:
     about = _tiny.manifest()
-    library = libraries(_tiny.HOST, "-DFAIL")  # type: ignore[operator]
+    library = libraries(_tiny.HOST, "-DFAIL")
     loaded = edgecsi.load(_tiny.make_bundle(tmp_path / "b", library, about).path)
     with pytest.raises(DeviceError, match="code -2"):
         loaded.run_many(samples(4), threads=2)
@@ -172,7 +172,7 @@ def test_after_an_interruption_nobody_works_on_the_arrays(
     libraries: object, tmp_path: Path, presses: int
 ) -> None:
     """The caller may free or reuse them, so the threads must have ended first, however impatient the user is."""
-    library = libraries(_tiny.HOST, "-DSLOW")  # type: ignore[operator]
+    library = libraries(_tiny.HOST, "-DSLOW")
     loaded = edgecsi.load(_tiny.make_bundle(tmp_path / "b", library, _tiny.manifest()).path)
     active = ctypes.CDLL(str(loaded.bundle.library)).tiny_net_active
     x = samples(4)

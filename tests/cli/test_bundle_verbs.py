@@ -148,7 +148,7 @@ def test_the_only_entry_is_the_default(
     alone = tmp_path / "alone"
     shutil.copytree(bundle, alone)
 
-    def only_encoder(tree: dict) -> None:  # type: ignore[type-arg]
+    def only_encoder(tree: dict) -> None:
         tree["entries"] = {"encoder": tree["entries"]["encoder"]}
         tree["check"]["entries"] = {}
 

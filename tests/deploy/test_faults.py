@@ -73,7 +73,7 @@ def _counted(home: Path, work: Callable[[Simulated], object]) -> list[int]:
     counts: list[int] = []
 
     class Counting(Simulated):
-        def run(self, *arguments, **named):  # type: ignore[no-untyped-def]
+        def run(self, *arguments, **named):
             done = super().run(*arguments, **named)
             counts.append(self.commands)
             return done

@@ -95,7 +95,7 @@ def test_who_lost_the_lock_stops(bundles: list[Bundle], device: Device) -> None:
     home = device()
 
     class Interrupted(Simulated):
-        def run(self, argv, **named):  # type: ignore[no-untyped-def]
+        def run(self, argv, **named):
             if "verify" in argv:
                 (place(home) / "lock").unlink()
                 _locked(home)

@@ -111,7 +111,7 @@ def test_refused_by_the_device_before_activation(
     home = _checking(device, keys)
 
     class Tampering(Simulated):
-        def run(self, argv, **named):  # type: ignore[no-untyped-def]
+        def run(self, argv, **named):
             if "activate" in argv:
                 spoil(place(home) / "releases" / good.manifest.digest, wrong, bundles, keys)
             return super().run(argv, **named)

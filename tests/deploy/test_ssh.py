@@ -157,9 +157,9 @@ def test_the_network_goes_away_at_a_step(bundles: list[Bundle], sshd: Sshd, step
             threading.Timer(0.5, sshd.drop).start()
             # Nobody there knows: the step is done all the same, while the next deployment goes on.
             argv = ["sh", "-c", 'sleep 1.5; exec "$@"', "late", *argv]
-        return run(argv, **named)  # type: ignore[arg-type]
+        return run(argv, **named)
 
-    there.connection.run = dropping  # type: ignore[method-assign, assignment]
+    there.connection.run = dropping
     with pytest.raises(ConnectionLost):
         deploy(bundles[1], there.connection)
     assert active(sshd.home) in {bundle.manifest.digest for bundle in bundles[:2]}
@@ -215,7 +215,7 @@ def test_a_rollback_is_one_message(
 
     def counting(argv: list[str], **named: object) -> object:
         sent.append(argv)
-        return run(argv, **named)  # type: ignore[arg-type]
+        return run(argv, **named)
 
     monkeypatch.setattr(there.connection, "run", counting)
     assert rollback(there.connection, "tiny-net").digest == bundles[0].manifest.digest

@@ -116,8 +116,8 @@ def test_a_full_disk_while_the_library_is_made(
     before = _contents(previous)
     write_bytes, write_text = Path.write_bytes, Path.write_text
 
-    def full(original):  # type: ignore[no-untyped-def]
-        def write(self, content, **options):  # type: ignore[no-untyped-def]
+    def full(original):
+        def write(self, content, **options):
             if self.name == name:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self))
             return original(self, content, **options)

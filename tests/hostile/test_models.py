@@ -212,7 +212,7 @@ def test_strange_networks_are_compiled_all_the_same(tmp_path: Path, factory: str
         assert set(densities) == {1.0}
     scope: dict[str, object] = {}
     exec(STRANGE, scope)
-    module, x = scope[factory]()  # type: ignore[operator]
+    module, x = scope[factory]()
     wanted = pytorch(module, x.numpy())
     found = edgecsi.load(tmp_path / "out").run(x.numpy())
     assert np.abs(found - wanted).max() <= 1e-5 * max(np.abs(wanted).max(), np.finfo(np.float32).tiny)

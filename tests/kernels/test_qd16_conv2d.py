@@ -31,7 +31,7 @@ def int16(op: Conv2d, rng: np.random.Generator, steps: int = 8191) -> Conv2d:
     return replace(op, weight=weight, scale=scale, steps=steps)
 
 
-def kernel(form: str, target: str):  # type: ignore[no-untyped-def]
+def kernel(form: str, target: str):
     return KERNELS[form][0 if available(target).dot == "avx2" else 1]
 
 

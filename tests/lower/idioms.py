@@ -620,7 +620,7 @@ for _name, _module in {
     "hardswish": nn.Hardswish(),
     "inplace": nn.Sequential(nn.Conv2d(2, 2, 3), nn.ReLU(inplace=True), nn.LeakyReLU(0.1, inplace=True)),
 }.items():
-    add(_name, lambda s, x: s.a((x - 0.5) * 12), a=lambda m=_module: m)  # type: ignore[misc]
+    add(_name, lambda s, x: s.a((x - 0.5) * 12), a=lambda m=_module: m)
 add("snake", lambda s, x: x + torch.sin(s.a * x).square() / s.a, a=lambda: some(1, 2, 1, 1).abs() + 0.5)
 add("swish_beta", lambda s, x: x * torch.sigmoid(s.beta * x), beta=lambda: torch.tensor(1.5))
 add("maxout", lambda s, x: s.f(x.flatten(1)).view(1, 8, 3).max(-1)[0], f=dense(128, 24))

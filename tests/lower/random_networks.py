@@ -222,7 +222,7 @@ class _First(nn.Module):
         self.layer, self.times, self.options = layer, times, options
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.layer(*[x] * self.times, **self.options)[0]  # type: ignore[no-any-return]
+        return self.layer(*[x] * self.times, **self.options)[0]
 
 
 def _sequences(chance: random.Random, x: Tensor) -> Layer:

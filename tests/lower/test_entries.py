@@ -54,7 +54,7 @@ def test_tensors_are_named_in_manifest_header_and_python(tmp_path: Path) -> None
     assert "int32_t *best" in header
     scope: dict[str, object] = {}
     exec(NETWORK, scope)
-    module, (csi, gain) = scope["make"]()  # type: ignore[operator]
+    module, (csi, gain) = scope["make"]()
     with torch.no_grad():
         code, rest = module(csi, gain)
     found = dict(

@@ -36,5 +36,5 @@ def test_what_tvm_defines(tmp_path: Path) -> None:
     x[0, 6, 0], x[0, 7, 0] = np.inf, -np.inf
     names: dict[str, object] = {}
     exec(NETWORK, names)
-    want = pytorch(names["most"]()[0], x)  # type: ignore[operator]
+    want = pytorch(names["most"]()[0], x)
     np.testing.assert_array_equal(edgecsi.load(tmp_path / "bundle").run(x), want)

@@ -45,7 +45,7 @@ def test_fewer_samples_than_entries_of_the_codeword_will_do() -> None:
     model = network("csinet-cr16")
     assert model.start_linear(torch.from_numpy(shipped_set(9)))
     assert all(bool(value.isfinite().all()) for value in model.state_dict().values())
-    assert bool((model.encoder.fc.weight != 0).any(1).all())  # type: ignore[operator,union-attr]  # none is dead
+    assert bool((model.encoder.fc.weight != 0).any(1).all())  # none is dead
 
 
 def test_a_network_without_such_a_beginning_stays_as_it_is() -> None:

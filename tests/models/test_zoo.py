@@ -111,7 +111,7 @@ def test_every_family_cites_its_paper() -> None:
 
 @pytest.mark.parametrize("info", [info for info in list_models() if info.weights], ids=lambda info: info.name)
 def test_shipped_weights_say_how_they_were_made(info: object) -> None:
-    model = load_model(info.name)  # type: ignore[attr-defined]
+    model = load_model(info.name)
     assert model.sha256
     assert model.metadata["model"] == model.name
     assert model.metadata["command"].startswith(f"edgecsi train {model.name} --data ")

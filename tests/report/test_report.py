@@ -337,7 +337,7 @@ def test_a_long_run_is_drawn_with_what_the_board_said(tmp_path: Path, trend: str
     summary = _results.result().engines[0].warm
     found = dataclasses.replace(
         _results.result(),
-        sustained=Sustained(None, seconds, trend, 0.5, 12.0, None),  # type: ignore[arg-type]
+        sustained=Sustained(None, seconds, trend, 0.5, 12.0, None),
         periodic=Periodic(200.0, summary, summary, 3),
     )
     text = Page(page(tmp_path, found)).text

@@ -111,7 +111,7 @@ def test_fewer_instructions_that_take_no_fewer_cycles_are_no_gain(monkeypatch: p
         found = Found(fewest, Time(0.8), Time(1.0), tried)
         layer = Work(
             Choice(node=None, op=op, kernel=kernel, knobs=knobs, cost=cost, why=""), 0, ["fc"], found
-        )  # type: ignore[arg-type]
+        )
         answers = iter(rates)
         monkeypatch.setattr(cycles, "an_instruction", lambda *arguments, a=answers: next(a))
         _hold_against_cycles(layer, target)

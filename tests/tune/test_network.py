@@ -196,7 +196,7 @@ def test_a_device_that_was_throttled_is_said_to_be(model: str, tmp_path: Path) -
     """As a Raspberry Pi's ``vcgencmd`` says it; and progress says how far the search came."""
     board, told = Broken({}), []
     answers = iter(["throttled=0x0", "throttled=0x40004"])
-    board.state = lambda: {THROTTLED: next(answers)}  # type: ignore[method-assign]
+    board.state = lambda: {THROTTLED: next(answers)}
     result = quickly(model, tmp_path / "x86.jsonl", device=board, progress=lambda *now: told.append(now[2]))
     assert result.slowed == ("throttled while measuring",)
     assert any("measured; all layers" in words for words in told)

@@ -49,7 +49,7 @@ def record(number: int = 0, **changes: object) -> Record:
         "trial", f"{number:016x}", "fc", "f32_dense", {"unroll": number}, "c0de", X86.id, X86.mcpu,
         version("apache-tvm"), "measured", 1.5 + number, date="2026-11-29T00:00:00+00:00",
     )  # fmt: skip
-    return replace(made, **changes)  # type: ignore[arg-type]
+    return replace(made, **changes)
 
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
@@ -187,7 +187,7 @@ def test_a_layer_says_its_record_its_time_and_the_defaults() -> None:
     made, op = choice()
     made = replace(made, us=14.4, default_us=20.9)
     kernel, knobs, cost = candidates(op, X86)[0][0]
-    layer = Choice(node=None, op=op, kernel=kernel, knobs=knobs, cost=cost, why="predicted")  # type: ignore[arg-type]
+    layer = Choice(node=None, op=op, kernel=kernel, knobs=knobs, cost=cost, why="predicted")
     use_records([layer], X86, Records([made]))
     assert layer.why == f"14.40 µs measured, the default 20.90 (record {made.id})"
     assert layer.knobs == made.knobs
