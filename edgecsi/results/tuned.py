@@ -23,7 +23,7 @@ from pathlib import Path
 from edgecsi import disk
 from edgecsi import target as targets
 from edgecsi.bench.environment import judge, machine, snapshot
-from edgecsi.errors import CheckFailed, DeviceError, EdgecsiError
+from edgecsi.errors import CheckFailed, DeviceError, EdgecsiError, UsageError
 from edgecsi.kernels.records import SHIPPED, Record, current, own_file, read_records, write_records
 from edgecsi.models import registry
 from edgecsi.report.text import number
@@ -51,6 +51,9 @@ _ABOUT = """\
 Made by `python -m edgecsi.results.tuned`, target by target. Every network that ships is tuned (equal layers of different
 networks once), then timed as a whole with the choices and with the defaults, in turns, in one library. Where the choices
 together gain no more than noise in place, all are given up: such a network is the default's very bytes, ratio 1."""
+
+_COUNTED = """ Counted under QEMU, not measured on a board: a choice has to save instructions and cycles of its hot loop,
+as llvm-mca estimates them; layers that wait for memory keep their defaults."""
 
 
 @script.in_words
@@ -136,7 +139,7 @@ def tune_all(name: str, minutes: float, only: Sequence[str], again: bool, record
                 network, name, device=device, trials=TRIALS, minutes=max(share * searching / 60, LEAST_MINUTES),
                 records=records, settled=since, networks=lowered[network], progress=note,
             )  # fmt: skip
-        except (CheckFailed, DeviceError) as error:
+        except (CheckFailed, DeviceError, UsageError) as error:
             sys.stderr.write(f"{network} is left out: {error}\n")
             failed.add(network)
             continue
@@ -261,11 +264,12 @@ def summary(stored: Mapping[str, Json], folder: Path) -> str:
         }
         middle, low, high = geometric_mean(list(entries.values()))
         most = min(entries, key=lambda name: entries[name]["ratio"])
-        where = "by counted instructions" if first["means"] == "counted" else f"on {tree['machine']['cpu']}"
-        parts.append(
-            f"For {first['target']} {where}: {middle:.3f} of the defaults' time ({low:.3f} to {high:.3f}, geometric mean "
-            f"over {len(entries)} entries of {len(found)} networks), most for {most}: {entries[most]['ratio']:.3f}."
-        )
+        over = f"geometric mean over {len(entries)} entries of {len(found)} networks"
+        if first["means"] == "counted":
+            said = f", under emulation: {middle:.3f} of the defaults' instructions ({over})"
+        else:
+            said = f" on {tree['machine']['cpu']}: {middle:.3f} of the defaults' time ({low:.3f} to {high:.3f}, {over})"
+        parts.append(f"For {first['target']}{said}, most for {most}: {entries[most]['ratio']:.3f}.")
     link = f"../{folder.relative_to(DOCS).as_posix()}/tuned.md"
     return "\n".join([*parts, f"Entry by entry: [what tuning brings]({link})."])
 
@@ -293,7 +297,9 @@ def page(stored: Mapping[str, Json]) -> str:
         middle, low, high = geometric_mean(entries)
         worst = max(entry["high"] for entry in entries)
         states = [network["validity"]["state"] for network in found.values()]
-        valid = "" if counted else f" Of {len(states)} measurements {states.count('valid')} are valid."
+        valid = _COUNTED if counted else f" Of {len(states)} measurements {states.count('valid')} are valid."
+        if short := sum(not network["complete"] for network in found.values()):
+            valid += f" Of {short} networks the search was cut short."
         head = (
             "network",
             "entry",
