@@ -45,6 +45,7 @@ class Job:
         function: which of its functions.
         inputs, outputs: its tensors.
         what: run every call of the input; time ``repeats`` calls; or measure by the protocol.
+        others, turns: functions of the same tensors that are timed in so many turns with it.
         seconds: for that.
         repeats, flush: see :meth:`edgecsi.device.protocol.Device.time`.
         protocol: see :meth:`edgecsi.device.protocol.Device.measure`.
@@ -62,6 +63,8 @@ class Job:
     host: str = ""
     port: int = 0
     key: str = ""
+    others: tuple[str, ...] = ()
+    turns: int = 1
     repeats: int = 0
     flush: int = 0
     protocol: MeasuringProtocol | None = None
@@ -137,7 +140,13 @@ class _Work:
             return
         self._give(self.calls[0])
         if self.job.what == "time":
-            self._times(self.job.repeats, self.job.flush).tofile(self.folder / "out")
+            functions = (self.job.function, *self.job.others)
+            each = [
+                self._times(self.job.repeats, self.job.flush, function)
+                for _ in range(self.job.turns)
+                for function in functions
+            ]
+            np.concatenate(each).tofile(self.folder / "out")
             return
         protocol = self.job.protocol
         assert protocol is not None
@@ -159,9 +168,10 @@ class _Work:
         for tensor, part, one in zip(self.inputs, np.split(call, self.splits), self.job.inputs, strict=True):
             tensor.copyfrom(part.view(one.dtype).reshape(one.shape))
 
-    def _times(self, calls: int, flush: int) -> NDArray[np.float64]:
-        """Nanoseconds of single calls, TVM's way."""
-        return 1e9 * self._evaluate(self.module, self.job.function, calls, flush, *self.inputs, *self.outputs)
+    def _times(self, calls: int, flush: int, function: str = "") -> NDArray[np.float64]:
+        """Nanoseconds of single calls of the job's function or another, TVM's way."""
+        name = function or self.job.function
+        return 1e9 * self._evaluate(self.module, name, calls, flush, *self.inputs, *self.outputs)
 
     def _evaluate(self, module: Any, name: str, calls: int, flush: int, *tensors: Any) -> NDArray[np.float64]:
         """Seconds of single calls of a module's function."""

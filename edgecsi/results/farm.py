@@ -28,8 +28,8 @@ from typing import Any
 from edgecsi import disk
 from edgecsi import target as targets
 from edgecsi.bench.environment import judge, machine, snapshot
-from edgecsi.device import open_device
 from edgecsi.device.loopback import loopback
+from edgecsi.device.rpc_device import Rpc
 from edgecsi.errors import ToolchainError
 from edgecsi.kernels.records import Record, read_records
 from edgecsi.results import script
@@ -47,26 +47,17 @@ WAYS = LOCAL, SSH, ONE, TWO = "local", "ssh", "one server", "two servers"
 _NOTHING: Json = {"complete": False, "seconds": 0.0, "busy": 0.0}
 
 
-class Busy:
-    """A device that notes how long it measured, a server's CPU its own."""
+class Busy(Rpc):
+    """A board of a tracker that notes how long its sessions took."""
 
-    def __init__(self, spec: str) -> None:
-        self._device: Any = open_device(spec)
-        self.spec, self.seconds = spec, 0.0
+    seconds = 0.0
 
-    def __getattr__(self, name: str) -> Any:
-        method = getattr(self._device, name)
-        if name not in ("run", "time"):
-            return method
-
-        def noting(*arguments: Any, **options: Any) -> Any:
-            began = time.monotonic()
-            try:
-                return method(*arguments, **options)
-            finally:
-                self.seconds += time.monotonic() - began
-
-        return noting
+    def _watch(self, files: Path, subject: str) -> None:
+        began = time.monotonic()
+        try:
+            super()._watch(files, subject)
+        finally:
+            self.seconds += time.monotonic() - began
 
 
 @script.in_words

@@ -13,7 +13,7 @@ from edgecsi.bench.statistics import ratio
 from edgecsi.codegen.program import PlannedEntry
 from edgecsi.device.samples import some_call
 from edgecsi.target import Target
-from edgecsi.tune.isolated import Timer
+from edgecsi.tune.isolated import TakingTurns, Timer
 from edgecsi.tune.result import Compared
 from edgecsi.tune.trial_bundle import NAME, trial_bundle
 
@@ -41,6 +41,9 @@ def measure(
     if counted:
         counts = {name: device.count_instructions(bundle, name, x) or 0 for name in plans}
         return {name: [np.array([count / 1e6])] for name, count in counts.items()}
+    if isinstance(device, TakingTurns):
+        ns = device.time_in_turns(bundle, list(plans), x, TURNS, CALLS)[:, :, CALLS // 4 :] / 1e3
+        return {name: list(ns[:, number]) for number, name in enumerate(plans)}
     turns: dict[str, Turns] = {name: [] for name in plans}
     began = time.monotonic()
     for turn in range(TURNS):

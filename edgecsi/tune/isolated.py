@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.connection import Connection
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,22 @@ class Timer(Protocol):
     ) -> NDArray[np.float64]: ...
     def count_instructions(self, bundle: Bundle, entry: str, x: Samples | None = None) -> int | None: ...
     def close(self) -> None: ...
+
+
+@runtime_checkable
+class TakingTurns(Protocol):
+    """A device that times several entries in turns by one message, since its messages take long."""
+
+    def time_in_turns(
+        self,
+        bundle: Bundle,
+        entries: Sequence[str],
+        x: Samples,
+        turns: int,
+        repeats: int,
+        *,
+        flush_bytes: int = 0,
+    ) -> NDArray[np.float64]: ...
 
 
 class Devices:

@@ -206,6 +206,9 @@ def test_tvms_own_server(server: int, bundle: Bundle) -> None:
     device = Rpc.opened(f"rpc://127.0.0.1:{server}")
     np.testing.assert_array_equal(device.run(bundle, "full", X), Local().run(bundle, "full", X))
     assert device.time(bundle, "full", X[:1], 20).shape == (20,)
+    ns = device.time_in_turns(bundle, ["full", "full"], X[:1], 2, 5, flush_bytes=1000)
+    assert ns.shape == (2, 2, 5)
+    assert (ns > 0).all()
 
 
 @pytest.mark.parametrize("after", [0, 8, 600, 9000, -1500])

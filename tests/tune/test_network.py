@@ -192,6 +192,32 @@ def test_candidates_that_crash_or_hang_are_recorded_as_that_and_not_chosen(
     assert not failed & {r.setting for r in lines if r.kind == "choice"}
 
 
+class Turns(Broken):
+    """A device whose messages take long: it times all entries by one, unless one of them fails."""
+
+    def time_in_turns(
+        self, bundle: Any, entries: Any, x: Any, turns: int, repeats: int, *, flush_bytes: int = 0
+    ) -> Any:
+        self.calls += 1
+        if "together" in self.bad:
+            raise self.bad["together"]
+        return np.array([[self.inner.time(bundle, e, x, repeats) for e in entries] for _ in range(turns)])
+
+    def time(self, *arguments: Any, **options: Any) -> Any:
+        assert "together" in self.bad
+        return super().time(*arguments, **options)
+
+
+def test_where_a_message_takes_long_one_times_all() -> None:
+    op = Dense(x=Layout((1, 48)), y=Layout((1, 40)), weight=np.ones((40, 48), np.float32))
+    target = targets.load("x86")
+    kernel = all_kernels()["f32_dense"]
+    settings = [Setting.of(kernel.name, kernel.knobs(op, target) | {"unroll": unroll}) for unroll in (2, 4)]
+    for bad in ({}, {"together": DeviceError("one of them hangs", "no end", "")}):
+        bench = Bench(op, target, Devices([Turns(dict(bad))]))
+        assert all(time is not None and time.median > 0 for time in bench.quick(settings))
+
+
 def test_a_device_that_was_throttled_is_said_to_be(model: str, tmp_path: Path) -> None:
     """As a Raspberry Pi's ``vcgencmd`` says it; and progress says how far the search came."""
     board, told = Broken({}), []
