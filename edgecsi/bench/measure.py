@@ -8,12 +8,16 @@ from __future__ import annotations
 import gc
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from edgecsi.bench import statistics
+from edgecsi.bundle import Bundle
+from edgecsi.device import Device
 from edgecsi.device.protocol import EVICTION_BYTES, MeasuringProtocol, Nanoseconds, Series
 from edgecsi.progress import Progress
 
@@ -112,6 +116,43 @@ def cold_l2(
         if progress is not None:
             progress(done + 1, samples, "measuring with a cold L2")
     return {name: np.concatenate(parts) for name, parts in measured.items()}
+
+
+def c_calls_in_turns(
+    bundles: Sequence[Bundle],
+    entry: str,
+    device: Device,
+    samples: Sequence[NDArray[Any]],
+    calls: Sequence[int],
+    turns: int,
+    settle: int,
+    progress: Progress | None = None,
+) -> list[list[NDArray[np.float64]]]:
+    """C calls of several libraries on a device, A B B A.
+
+    Args:
+        bundles: the libraries; one of them may be there twice.
+        entry: of them all.
+        device: where.
+        samples: of one call.
+        calls: of a turn, for each library.
+        turns: how many.
+        settle: untimed calls at the start of a turn.
+        progress: told before every turn.
+
+    Returns:
+        For each library, nanoseconds of the calls of each turn.
+    """
+    rounds: list[list[NDArray[np.float64]]] = [[] for _ in bundles]
+    order = list(range(len(bundles)))
+    for turn in range(turns):
+        if progress is not None:
+            progress(turn, turns, "measuring in turns")
+        for which in order:
+            times = device.time(bundles[which], entry, samples, settle + calls[which])
+            rounds[which].append(times[settle:])
+        order.reverse()
+    return rounds
 
 
 def timed(call: Call, count: int) -> Nanoseconds:

@@ -13,7 +13,7 @@ from edgecsi import disk
 from edgecsi.bench import measure, statistics
 from edgecsi.bench.behaviour import SelfCheck
 from edgecsi.bench.peers import Array
-from edgecsi.bench.statistics import Floats, Ratio
+from edgecsi.bench.statistics import Ratio
 from edgecsi.bundle import Bundle, Loaded, TargetInfo, read_golden
 from edgecsi.codegen.zig import zig_cc
 from edgecsi.device import Device
@@ -92,15 +92,11 @@ def turns_against_itself(
     progress: Progress | None = None,
 ) -> Ratio:
     """The same on another device: A B B A, each turn a process of its own."""
-    rounds: tuple[list[Floats], list[Floats]] = ([], [])
-    turns = 6 if protocol.quick else 20
-    for turn in range(turns):
-        if progress is not None:
-            progress(turn, turns, "measuring it against itself")
-        for which in (0, 1) if turn % 2 == 0 else (1, 0):
-            times = device.time(bundle, entry, samples, WARM_CALLS + protocol.samples)
-            rounds[which].append(times[WARM_CALLS:])
-    return statistics.ratio(*rounds)
+    calls, turns = [protocol.samples] * 2, 6 if protocol.quick else 20
+    one, other = measure.c_calls_in_turns(
+        [bundle, bundle], entry, device, samples, calls, turns, WARM_CALLS, progress
+    )
+    return statistics.ratio(one, other)
 
 
 def compiled_program(bundle: Bundle, folder: Path, target: TargetInfo | None = None) -> Path:

@@ -7,7 +7,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -20,6 +20,8 @@ from edgecsi.results.scenarios import SCENARIOS, Scenario
 COMMAND_TIMEOUT = 600.0
 BUILDERS = 2
 """Builds at a time, before anything is timed."""
+CODE = Path(__file__).parents[2]
+"""The folder that holds this edgecsi."""
 EDGECSI = [sys.executable, "-m", "edgecsi"]
 CALIBRATION = "calibration.npy"
 
@@ -35,13 +37,19 @@ def library_of(scenario: Scenario, scratch: Path) -> str | None:
 
 def build_all(scenarios: Sequence[Scenario], scratch: Path, say: Callable[[str], None]) -> None:
     """Builds the bundles of all scenarios, each once, into ``scratch``; a failure is kept beside them."""
-    commands = {slug(scenario): build_command(scenario) for scenario in scenarios}
+    build_each({slug(scenario): build_command(scenario) for scenario in scenarios}, scratch, say)
+
+
+def build_each(
+    commands: Mapping[str, Sequence[str]], scratch: Path, say: Callable[[str], None], code: Path = CODE
+) -> None:
+    """As :func:`build_all`, by commands of edgecsi, each with the name of the bundle that it makes."""
     say(f"building {len(commands)} bundles ...")
 
-    def build(name: str, command: list[str]) -> None:
+    def build(name: str, command: Sequence[str]) -> None:
         begin = time.monotonic()
         try:
-            run_edgecsi(command, scratch, threads=1)
+            run_edgecsi(command, scratch, threads=1, code=code)
         except Exception as error:  # told by the scenarios that need this bundle
             write_json(scratch / f"{name}.error", {"error": words(error)})
         say(f"  {name}, {time.monotonic() - begin:.0f} s")
@@ -76,13 +84,18 @@ def slug(scenario: Scenario) -> str:
     return "-".join(part for part in (name, made, scenario.target, batch) if part)
 
 
-def run_edgecsi(arguments: Sequence[str], folder: Path, threads: int | None = None) -> None:
+def run_edgecsi(
+    arguments: Sequence[str], folder: Path, threads: int | None = None, code: Path = CODE
+) -> None:
     """Runs one edgecsi command in a fresh process; PyTorch keeps to ``threads`` in it, if given.
+
+    Args:
+        code: the folder that holds the edgecsi to run.
 
     Raises:
         ToolchainError: it failed; its own words are the reason.
     """
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = {**os.environ, "PYTHONPATH": str(code)}
     if threads is not None:
         environment["OMP_NUM_THREADS"] = str(threads)
     try:

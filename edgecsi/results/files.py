@@ -12,7 +12,7 @@ from typing import Any
 from edgecsi import disk
 from edgecsi.errors import DataError
 
-KINDS = ("scenario", "fact", "limits", "cycles", "shipped", "knobs", "self-check")
+KINDS = ("scenario", "fact", "limits", "cycles", "shipped", "knobs", "self-check", "before")
 Json = dict[str, Any]
 
 

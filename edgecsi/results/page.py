@@ -21,7 +21,7 @@ from edgecsi.results.bars import (
 )
 from edgecsi.results.files import Json
 from edgecsi.results.scenarios import FACTS, KERNELS, MAIN, NARROW, PAPERS, SCENARIOS, Scenario
-from edgecsi.results.tables import cycles_table, knobs_table, markdown, shipped_table, why_not
+from edgecsi.results.tables import before_table, cycles_table, knobs_table, markdown, shipped_table, why_not
 from edgecsi.verdict import OTHER_ENGINE
 
 PAGE = """\
@@ -87,6 +87,14 @@ The layers of each row timed alone, one after the other, with their default knob
 
 {knobs}
 
+## Against an earlier commit
+
+C calls of two libraries in turns, A B B A: the one built by the code of a commit, the other by today's, both with the
+packages that are installed now. *Today* names what is another recipe now. `python -m edgecsi.results.before COMMIT`
+measures it.
+
+{before}
+
 ## Shipped compressed networks
 
 Whether every compressed network that ships answers on every target what PyTorch's simulation of it answers:
@@ -139,6 +147,7 @@ def page(stored: Mapping[str, Json]) -> str:
         missed=_missed(stored),
         knobs=knobs_table(stored.get("knobs")),
         shipped=shipped_table(stored.get("shipped")),
+        before=before_table(stored.get("before")),
         tolerance=f"{stored.get('shipped', {}).get('tolerance_db', 0.01):g}",
         batches=_batches(stored),
         instructions=_instructions(stored),

@@ -299,3 +299,41 @@ FACTS: tuple[Fact, ...] = (
     Fact("estimates_off", "layers that a calibrated target predicts more than 1.3 times off", "of all", 0.1),
     Fact("program_memory_mb", "peak memory of the C example running CsiNet CR 1/16", "MB", 8.0),
 )
+
+
+@dataclass(frozen=True)
+class Change:
+    """A network as an earlier commit builds it, and as today's code does.
+
+    Attributes:
+        name, title: in the raw results, and in the table.
+        model: MODEL of ``edgecsi build`` then; ``workloads.py`` lies where it is built.
+        bar: largest ratio of today's time to the earlier one's.
+        today, recipe: MODEL and ``--recipe`` today, where they are others.
+        entry: which one is measured.
+    """
+
+    name: str
+    title: str
+    model: str
+    bar: float
+    today: str = ""
+    recipe: str = ""
+    entry: str = "full"
+
+
+_JOINT = "csinet-cr4+prune90-bsr16x4-int8-dynamic"
+CHANGES: tuple[Change, ...] = (
+    Change("joint-int16", "CsiNet CR 1/4, full, joint; today convolutions int16", _JOINT, 0.60, f"{_JOINT}+int16"),
+    Change("convolutions", "CsiNet, convolutions of the decoder alone, fp32", "workloads.py:csinet_convolutions", 0.70),
+    Change("cr16-decoder", "CsiNet CR 1/16, decoder, fp32", "csinet-cr16", 0.78, entry="decoder"),
+    Change("cr16", "CsiNet CR 1/16, full, fp32", "csinet-cr16", 0.82),
+    Change("cr4-int16", "CsiNet CR 1/4, full, fp32; today int16", "csinet-cr4", 0.62, recipe="int16"),
+    Change(
+        "transformer-int16", "Transformer codec, fp32; today int16", "workloads.py:transformer_codec", 0.60,
+        recipe="int16",
+    ),
+    Change("cr4", "CsiNet CR 1/4, full, fp32", "csinet-cr4", 1.02),
+    Change("joint", "CsiNet CR 1/4, full, joint", _JOINT, 1.02),
+    Change("joint-encoder", "CsiNet CR 1/4, encoder, joint", _JOINT, 1.02, entry="encoder"),
+)  # fmt: skip

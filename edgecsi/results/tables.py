@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from edgecsi.report.text import number
+from edgecsi.results.bars import held_against, stale
 from edgecsi.results.files import Json
+from edgecsi.results.scenarios import CHANGES
 
 
 def knobs_table(entry: Json | None) -> str:
@@ -19,6 +21,36 @@ def knobs_table(entry: Json | None) -> str:
         gain = 1 - row["best_us"] / row["default_us"]
         state = "; ".join([row["validity"]["state"], *row["validity"]["reasons"]])
         rows.append([row["title"], number(row["default_us"]), number(row["best_us"]), f"{gain:.0%}", state])
+    return markdown(rows)
+
+
+def before_table(entry: Json | None) -> str:
+    """Today's code against an earlier commit's."""
+    rows = [["what", "commit", "then µs", "today µs", "ratio (95 %)", "bar", "reached", "validity"]]
+    for change in CHANGES:
+        row = (entry or {"rows": {}})["rows"].get(change.name)
+        bar = f"≤ {change.bar:g}"
+        if row is None or "error" in row:
+            rows.append(
+                [change.title, "" if row is None else row["commit"][:7], "", "", why_not(row), bar, "", ""]
+            )
+            continue
+        found = row["ratio"]
+        words = [row["validity"]["state"], *row["validity"]["reasons"]]
+        words += ["quick"] if row["quick"] else []
+        words += ["measured before a change"] if stale(row) else []
+        rows.append(
+            [
+                change.title,
+                row["commit"][:7],
+                number(row["before_us"]),
+                number(row["today_us"]),
+                f"**{found['ratio']:.3f}** ({found['interval']['low']:.3f}-{found['interval']['high']:.3f})",
+                bar,
+                held_against(found["ratio"], change.bar, row),
+                "; ".join(words),
+            ]
+        )
     return markdown(rows)
 
 

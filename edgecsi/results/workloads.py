@@ -67,6 +67,12 @@ def crnet_cr4_block90() -> Workload:
     return _pruned(_zoo("crnet-cr4"), 16, 4, SPARSITY)
 
 
+def csinet_convolutions() -> Workload:
+    """The two RefineNets of CsiNet's decoder, six of its seven convolutions, input ``[1, 2, 32, 32]``."""
+    module, example = _zoo("csinet-cr4")
+    return module.get_submodule("decoder.refine"), example
+
+
 def transformer_codec() -> Workload:
     """A codec of two transformer layers on each side, 32 tokens of 128 numbers with 512 between them, and a codeword of
     512, input ``[1, 2, 32, 32]``."""
