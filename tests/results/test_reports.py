@@ -12,7 +12,7 @@ from edgecsi.bench.statistics import Interval, Ratio
 from edgecsi.cli import main
 from edgecsi.models import registry
 from edgecsi.results import reports, self_check
-from edgecsi.results.pictures import Picture, take
+from edgecsi.results.reports import Picture, take
 from tests import _results, _tiny
 
 
