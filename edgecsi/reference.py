@@ -95,19 +95,21 @@ def _listed(tensors: Sequence[Tensor]) -> str:
 
 
 def refuse_mixed_batches(entry: Part) -> None:
-    """Refuse an entry that answers a sample otherwise if others are beside it.
+    """Refuse an entry that answers a sample otherwise if others are beside it. Where the inputs have no axis of samples
+    in common, a batch is call after call.
 
     Raises:
         ModelError: it does, or takes only the batch of its example.
     """
     import torch
 
-    x = entry.example_input
-    if len(entry.inputs) > 1 or not x.ndim:  # of these a batch is call after call
+    if not _have_samples(entry):
         return
-    other = 1 - 2 * x.flip(-1) if x.is_floating_point() else x.flip(-1)  # with another sum, too
+    others = [
+        1 - 2 * x.flip(-1) if x.is_floating_point() else x.flip(-1) for x in entry.inputs
+    ]  # of other sums
     with torch.no_grad():
-        alike = _takes_any_batch(entry, [torch.cat([x, other])])
+        alike = _takes_any_batch(entry, [torch.cat(two) for two in zip(entry.inputs, others, strict=True)])
     if not alike:
         raise ModelError(
             f"{entry.name} mixes the samples of a batch, or takes only the batch of its example",
@@ -138,8 +140,7 @@ def answers(entry: Part, x: Sequence[NDArray[Any]], *, at_once: bool = True) -> 
 
 def calls_together(entry: Part, x: Sequence[NDArray[Any]], most: int = AT_ONCE) -> list[list[torch.Tensor]]:
     """The inputs of up to `most` calls at once, if the network takes them so; else call after call."""
-    alike = most > 1 and len({e.shape[:1] for e in entry.inputs}) == 1 and all(e.ndim for e in entry.inputs)
-    many = alike and _takes_any_batch(entry, next(calls_of(entry, x, 2), []))
+    many = most > 1 and _have_samples(entry) and _takes_any_batch(entry, next(calls_of(entry, x, 2), []))
     return list(calls_of(entry, x, most if many else 1))
 
 
@@ -162,6 +163,11 @@ def _call(entry: Part, x: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
     from torch.utils import _pytree
 
     return tuple(y for y in _pytree.tree_leaves(entry.module(*x)) if isinstance(y, torch.Tensor))
+
+
+def _have_samples(entry: Part) -> bool:
+    """Whether all inputs have an axis of samples, of one length."""
+    return all(e.ndim for e in entry.inputs) and len({e.shape[:1] for e in entry.inputs}) == 1
 
 
 def _takes_any_batch(entry: Part, two: Sequence[torch.Tensor]) -> bool:

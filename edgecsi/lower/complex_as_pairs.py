@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -295,16 +296,31 @@ def _product(x: Any, dim: int, keepdim: bool = False, **_options: Any) -> Any:
     return Pair(result.real.unsqueeze(dim), result.imag.unsqueeze(dim)) if keepdim else result
 
 
+def _cumulative_product(x: Any, dim: int) -> Any:
+    import torch
+
+    parts = [Pair(r, i) for r, i in zip(x.real.unbind(dim), x.imag.unbind(dim), strict=True)]
+    found = list(itertools.accumulate(parts, _multiply))
+    return Pair(torch.stack([p.real for p in found], dim), torch.stack([p.imag for p in found], dim))
+
+
+def _sigmoid(x: Any) -> Any:
+    return _divide(complex(1.0), _add(_exponential(Pair(-x.real, -x.imag)), 1.0))
+
+
 def _power(x: Any, exponent: Any) -> Any:
-    if exponent != int(exponent) or exponent < 1:
-        raise ModelError(
-            f"a complex tensor to the power of {exponent}", "only whole positive powers are known here",
-            "use torch.polar(x.abs() ** p, x.angle() * p)",
-        )  # fmt: skip
-    result = x
-    for _ in range(int(exponent) - 1):
-        result = _multiply(result, x)
-    return result
+    """Small whole powers are products; any other is ``exp(exponent log x)``."""
+    import torch
+
+    if isinstance(exponent, int | float) and exponent == int(exponent) and 0 < abs(exponent) <= 16:
+        result = x
+        for _ in range(int(abs(exponent)) - 1):
+            result = _multiply(result, x)
+        return result if exponent > 0 else _divide(complex(1.0), result)
+    if isinstance(exponent, int | float) and exponent == 0:
+        return Pair(torch.ones_like(x.real), torch.zeros_like(x.imag))
+    real, imag = (torch.as_tensor(part, dtype=torch.float32) for part in _parts(x))
+    return _exponential(_multiply(exponent, _logarithm(Pair(real, imag))))
 
 
 def _sign(x: Any) -> Any:
@@ -327,10 +343,12 @@ def _to_copy(x: Any, **options: Any) -> Any:
 
     dtype = options.get("dtype") or torch.complex64
     if not isinstance(x, Pair):
-        real = torch.float64 if dtype == torch.complex128 else torch.float32
+        real = dtype.to_real()
         return Pair(x.to(real), torch.zeros_like(x, dtype=real))
     if not dtype.is_complex:
         return x.real.to(dtype)
+    if dtype == torch.complex32:
+        return Pair(x.real.half(), x.imag.half())
     return x
 
 
@@ -406,6 +424,14 @@ OPERATORS: dict[str, Callable[..., Any]] = {
     "cos": lambda x: Pair(x.real.cos() * x.imag.cosh(), -(x.real.sin() * x.imag.sinh())),
     "isfinite": lambda x: x.real.isfinite() & x.imag.isfinite(), "isnan": lambda x: x.real.isnan() | x.imag.isnan(),
     "ne": lambda a, b: (_parts(a)[0] != _parts(b)[0]) | (_parts(a)[1] != _parts(b)[1]),
+    "log2": lambda x: _multiply(_logarithm(x), 1 / math.log(2)),
+    "log10": lambda x: _multiply(_logarithm(x), 1 / math.log(10)),
+    "log1p": lambda x: _logarithm(Pair(x.real + 1, x.imag)),
+    "expm1": lambda x: _add(_exponential(x), -1.0),
+    "sinh": lambda x: Pair(x.real.sinh() * x.imag.cos(), x.real.cosh() * x.imag.sin()),
+    "cosh": lambda x: Pair(x.real.cosh() * x.imag.cos(), x.real.sinh() * x.imag.sin()),
+    "rsqrt": lambda x: _divide(complex(1.0), _root(x)),
+    "sigmoid": _sigmoid, "silu": lambda x: _multiply(x, _sigmoid(x)), "cumprod": _cumulative_product,
     "exp": _exponential, "pow": _power, "sgn": _sign, "where": _where, "_to_copy": _to_copy,
     "reciprocal": lambda x: _divide(complex(1.0), x), "square": lambda x: _multiply(x, x),
     "eq": lambda a, b: (_parts(a)[0] == _parts(b)[0]) & (_parts(a)[1] == _parts(b)[1]),

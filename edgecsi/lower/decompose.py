@@ -54,6 +54,28 @@ def _own() -> dict[Any, Callable[..., Any]]:
 
     aten = torch.ops.aten
 
+    def widened(x: Tensor) -> Tensor:
+        """Half precision as single: PyTorch rounds once, behind the sum."""
+        return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+    def ends(x: Tensor) -> tuple[Any, Any]:
+        """The least and the largest number of a type."""
+        if x.is_floating_point():
+            return -math.inf, math.inf
+        return (
+            (False, True) if x.dtype == torch.bool else (torch.iinfo(x.dtype).min, torch.iinfo(x.dtype).max)
+        )
+
+    def exactly(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        """Through double precision: where the result is a whole number, people round it down."""
+
+        def computed(x: Tensor) -> Tensor:
+            if x.is_complex():
+                return function(x)
+            return function(x.double()).to(x.dtype if x.is_floating_point() else torch.float32)
+
+        return computed
+
     def layer_norm(x: Tensor, shape: list[int], weight: Any, bias: Any, eps: float) -> Any:
         """Over several axes: over one long one. The kernel's sums do not cancel, so nothing is lost."""
         if len(shape) == 1:
@@ -164,6 +186,8 @@ def _own() -> dict[Any, Callable[..., Any]]:
     ) -> Any:
         x = x.abs() if x.is_complex() else x
         x = x.to(dtype) if dtype is not None else x
+        if widened(x) is not x:
+            return vector_norm(widened(x), p, dim, keepdim).to(x.dtype)
         axes = list(range(x.dim())) if dim is None else list(dim) if isinstance(dim, list | tuple) else [dim]
         if p == 2:
             return (x * x).sum(axes, keepdim=keepdim).sqrt()
@@ -177,12 +201,17 @@ def _own() -> dict[Any, Callable[..., Any]]:
             return (x != 0).to(x.dtype).sum(axes, keepdim=keepdim)
         return x.abs().pow(p).sum(axes, keepdim=keepdim).pow(1 / p)
 
-    def variance(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+    def spread(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
+        """The variance, in single precision at least."""
+        x = widened(x)
         axes = list(range(x.dim())) if not dim else [d % x.dim() for d in dim]
         count = math.prod(x.shape[d] for d in axes)
         apart = x - x.mean(axes, keepdim=True)
-        total = (apart * apart).sum(axes, keepdim=keepdim)
-        return total / max(0.0, count - (1 if correction is None else correction))
+        apart = torch.view_as_real(apart).square().sum(-1) if x.is_complex() else apart * apart
+        return apart.sum(axes, keepdim=keepdim) / max(0.0, count - (1 if correction is None else correction))
+
+    def variance(x: Tensor, dim: Any = None, **options: Any) -> Any:
+        return spread(x, dim, **options).to(x.dtype.to_real())
 
     def one_hot(x: Tensor, classes: int = -1) -> Any:
         if classes < 0:
@@ -190,8 +219,11 @@ def _own() -> dict[Any, Callable[..., Any]]:
         return (x.unsqueeze(-1) == torch.arange(classes)).to(torch.int64)
 
     def logcumsumexp(x: Tensor, dim: int) -> Any:
-        most = x.amax(dim, keepdim=True)
-        return (x - most).exp().cumsum(dim).log() + most
+        """Each sum by its own largest term: by that of all, early sums would vanish."""
+        rows = x.movedim(dim, -1)
+        n = rows.shape[-1]
+        seen = torch.arange(n)[None, :] <= torch.arange(n)[:, None]
+        return torch.where(seen, rows.unsqueeze(-2), -math.inf).logsumexp(-1).movedim(-1, dim)
 
     def median(x: Tensor, dim: int, keepdim: bool = False) -> Any:
         """NaN, which sorts to the end, if there is one."""
@@ -254,14 +286,15 @@ def _own() -> dict[Any, Callable[..., Any]]:
             source = source[tuple(slice(n) for n in index.shape)]
         places, given, old = (t.movedim(dim, -1) for t in (index, source, x))
         here = places.unsqueeze(-2) == torch.arange(x.shape[dim]).unsqueeze(-1)
-        nothing = {"sum": 0, "mean": 0, "prod": 1, "amax": -math.inf, "amin": math.inf}[reduce]
+        nothing = {"sum": 0, "mean": 0, "prod": 1}.get(reduce, ends(x)[int(reduce == "amin")])
         taken = torch.where(here, given.unsqueeze(-2), nothing)
         found = getattr(taken, {"mean": "sum"}.get(reduce, reduce))(-1)
         if include_self:
             join = {"prod": torch.mul, "amax": torch.maximum, "amin": torch.minimum}.get(reduce, torch.add)
             found = join(found, old)
         if reduce == "mean":
-            found = found / (here.sum(-1) + int(include_self)).clamp(min=1)
+            count = (here.sum(-1) + int(include_self)).clamp(min=1)
+            found = found / count if x.is_floating_point() else found // count
         return (found if include_self else torch.where(here.any(-1), found, old)).movedim(-1, dim)
 
     def fake_quantize(x: Tensor, scale: Any, zero: Any, low: int, high: int) -> Any:
@@ -288,15 +321,15 @@ def _own() -> dict[Any, Callable[..., Any]]:
     def min_dim(x: Tensor, dim: int, keepdim: bool = False) -> Any:
         return x.amin(dim, keepdim=keepdim), x.argmin(dim, keepdim=keepdim)
 
-    def std(x: Tensor, dim: Any = None, *, correction: Any = None, keepdim: bool = False) -> Any:
-        return variance(x, dim, correction=correction, keepdim=keepdim).sqrt()
+    def std(x: Tensor, dim: Any = None, **options: Any) -> Any:
+        return spread(x, dim, **options).sqrt().to(x.dtype.to_real())
 
     def cumulative_most(x: Tensor, dim: int, pick: Any) -> Any:
         """Value and place of the largest so far: the triangle of what came before, and its largest."""
         rows = x.movedim(dim, -1)
         n = rows.shape[-1]
         seen = torch.arange(n)[None, :] <= torch.arange(n)[:, None]
-        limit = -math.inf if pick is torch.amax else math.inf
+        limit = ends(x)[int(pick is not torch.amax)]
         table = torch.where(seen, rows.unsqueeze(-2), limit)
         values = pick(table, -1)
         last = torch.where((table == values.unsqueeze(-1)) & seen, torch.arange(n), -1).amax(-1)
@@ -359,7 +392,7 @@ def _own() -> dict[Any, Callable[..., Any]]:
         aten.cummax.default: lambda x, dim: cumulative_most(x, dim, torch.amax),
         aten.cummin.default: lambda x, dim: cumulative_most(x, dim, torch.amin),
         aten.hypot.default: lambda a, b: (a * a + b * b).sqrt(),
-        aten.exp2.default: lambda x: (x * math.log(2)).exp(),
+        aten.exp2.default: exactly(lambda x: (x * math.log(2)).exp()),
         aten.addmm.default: addmm,
         aten.baddbmm.default: baddbmm,
         aten.addmv.default: addmv,
@@ -374,8 +407,8 @@ def _own() -> dict[Any, Callable[..., Any]]:
         aten.reciprocal.default: lambda x: torch.ones((), dtype=torch.result_type(x, 1.0)) / x,
         aten.max.default: lambda x: x.amax(list(range(x.dim()))),
         aten.min.default: lambda x: x.amin(list(range(x.dim()))),
-        aten.log2.default: lambda x: x.log() * (1 / math.log(2)),
-        aten.log10.default: lambda x: x.log() * (1 / math.log(10)),
+        aten.log2.default: exactly(lambda x: x.log() / math.log(2)),
+        aten.log10.default: exactly(lambda x: x.log() / math.log(10)),
     }
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from edgecsi.errors import EdgecsiError, ModelError
 from edgecsi.lower.complex_as_pairs import complex_as_pairs, is_complex
 from edgecsi.lower.decompose import decompositions
-from edgecsi.lower.refuse import is_effect, refuse_operators, refuse_state, where_in_source
+from edgecsi.lower.refuse import is_effect, line_of, refuse_operators, refuse_state, where_in_source
 
 if TYPE_CHECKING:
     import torch
@@ -75,13 +75,13 @@ def export(module: torch.nn.Module, example: Sequence[torch.Tensor]) -> Exported
         except EdgecsiError:
             raise
         except Exception as error:
-            if "TensorWrapper" in str(error):
+            if "TensorWrapper" in str(error) or "forward mode AD" in str(error):
                 raise ModelError(
                     f"the network takes gradients of itself{where_in_source(error)}",
                     "a compiled network has a forward pass only: torch.func.grad and its like cannot be exported",
                     "write the gradient as a formula",
                 ) from error
-            if "data-dependent" in str(error):
+            if "data-dependent" in str(error) or type(error).__name__ == "DataDependentOutputException":
                 raise ModelError(
                     f"the network decides by the values it computes{where_in_source(error)}",
                     f"an if, a loop or a shape depends on data: {first_line(error)}",
@@ -161,6 +161,12 @@ def fold_parameters(exported: Exported) -> None:
             value = _call(node, exported.constants)
         else:
             continue
+        if isinstance(value, torch.Tensor) and value.layout is not torch.strided:
+            raise ModelError(
+                f"the network computes with sparse tensors{f' ({line_of(node)})' * bool(line_of(node))}",
+                "PyTorch's sparse layouts have no form here; zeros are found in dense weights",
+                "leave to_sparse() away: kernels for zeros are chosen where they pay",
+            )
         exported.constants[node] = value.contiguous() if isinstance(value, torch.Tensor) else value
         named = [exported.names[s] for s in sources if s in exported.names]
         if named:

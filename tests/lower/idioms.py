@@ -962,6 +962,14 @@ add(
 add("through_numpy", lambda s, x: torch.from_numpy(x.numpy() * 2), refused="numpy")
 add("sort_of_many", lambda s, x: x.sort(-1)[0], torch.zeros(1, 100_000), refused="sort")
 add("cumsum_of_many", lambda s, x: x.cumsum(-1), torch.zeros(1, 100_000), refused="cumsum")
+add("branch_on_closeness", lambda s, x: x if torch.allclose(x, x.flip(-1)) else x * 2, refused="values")
+add("tangent_in_forward", lambda s, x: torch.func.jvp(torch.sin, (x,), (x,))[1], refused="gradients")
+add(
+    "sparse_weights",
+    lambda s, x: torch.sparse.mm(s.w.to_sparse(), x[0, 0]),
+    w=lambda: some(8, 8),
+    refused="sparse",
+)
 add("svd", lambda s, x: torch.linalg.svd(x[:, 0])[1], refused="svd")
 add("power_of_a_matrix", lambda s, x: torch.linalg.matrix_power(x[:, 0], 3))
 

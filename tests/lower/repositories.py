@@ -29,10 +29,12 @@ MENDED = {
     "interpolate_nearest_3_None", "nearest_scale_that_changes_nothing", "bilinear_scale_that_changes_nothing",
     "linear_scale_that_changes_nothing", "interpolate_bilinear_3_None", "mmse_detector", "triangular_solve_upper",
     "complex_inner", "complex_in_double", "correlation", "Prints", "fused_products", "distances", "all_pairs",
-    "mode_of_values", "batched_by_vmap", "dataclass_out", "numbers_out", "subtracts_in_place",
+    "mode_of_values", "batched_by_vmap", "dataclass_out", "numbers_out", "subtracts_in_place", "bools_compared",
+    "adaptive_pool_places", "unpooled_lines_and_volumes", "pairs_of_rows", "integers_scattered", "sums_of_exponents",
+    "whole_logarithms", "half_statistics", "complex_statistics", "complex_powers", "complex_functions",
 }  # fmt: skip
 RAISES_FOR_NAN = {"cholesky", "complex_cholesky", "cholesky_solve", "sparsemax"}
-HALF_A_NUMBER = {"complex_masked"}
+HALF_A_NUMBER = {"complex_masked", "complex_powers", "complex_functions"}
 """A real number times a complex one whose one part is NaN: PyTorch makes NaN of both parts."""
 
 _TOKENS = image(1, 8, 16)
@@ -469,6 +471,21 @@ def _dominant(h: Tensor) -> Tensor:
         v = v / torch.linalg.vector_norm(v, dim=1, keepdim=True)
     return _halves(v * torch.exp(-1j * v[:, :1].angle()))
 
+
+add(
+    "complex_statistics",
+    lambda s, x: (lambda h: (h.var(-1), h.std((1, 2)), torch.var_mean(h, 1)[0], h.var(unbiased=False)))(
+        _complex(x)
+    ),
+)
+add(
+    "complex_powers",
+    lambda s, x: (
+        lambda h: _halves((h + 0.3) ** 0.5 + (h + 1) ** -2 + h**0 + (h + 1) ** h + 2**h + 1j ** x[:, 0])
+    )(_complex(x)),
+)
+add("complex_functions", lambda s, x: (lambda h: _halves(h.log2() + h.log10() + h.log1p() + h.sinh() + h.cosh() + h.expm1() + h.sigmoid()
+    + (h + 1).rsqrt() + F.silu(h) + h.cumprod(1)))(_complex(x)))  # fmt: skip
 
 # ---- solving ---------------------------------------------------------------------------------------------------------
 
@@ -1174,6 +1191,30 @@ def _descended(s: Any, x: Tensor) -> Tensor:
         (g,) = torch.autograd.grad(((y @ s.a) ** 2).sum(), y)
     return x - 0.1 * g
 
+
+add("bools_compared", lambda s, x: (lambda a, b: (a == b, a != b, a > b, a <= b, a * b, torch.maximum(a, b), torch.minimum(a, b),
+    a.eq(1), (a == b).all(-1), a.masked_fill(b, False), a.amax(-1), b.amin(1), a.logical_not() == b))(x > 0.5, x.flip(-1) > 0.4))  # fmt: skip
+add("adaptive_pool_places", lambda s, x: (
+    F.adaptive_max_pool2d(x, (3, 5), return_indices=True), F.adaptive_max_pool2d((x * 4).round(), 3, return_indices=True),
+    F.adaptive_max_pool1d(x[0, :, 0], 3, return_indices=True), F.max_unpool2d(*F.adaptive_max_pool2d(x, 4, return_indices=True), 2)))  # fmt: skip
+add("unpooled_lines_and_volumes", lambda s, x: F.max_unpool1d(*F.max_pool1d(x.flatten(2), 2, return_indices=True), 2).view_as(x)
+    + F.max_unpool3d(*F.max_pool3d(x[:, None], (1, 2, 2), return_indices=True), (1, 2, 2))[:, 0])  # fmt: skip
+add("pairs_of_rows", lambda s, x: F.pdist(x[0, 0]))
+add("integers_scattered", lambda s, x: (lambda i: (
+    torch.zeros_like(i).scatter_reduce(-1, i % 8, i, "amax"), torch.ones_like(i).scatter_reduce(3, i % 8, i % 3 + 1, "prod"),
+    i.scatter_reduce(3, i % 8, i % 3 + 1, "mean"), i.scatter_reduce(3, i % 8, i % 3 + 1, "amin", include_self=False),
+    i.cummax(-1)[0], i.cummin(1)[0]))((x * 30).long().abs()))  # fmt: skip
+add(
+    "sums_of_exponents", lambda s, x: torch.logcumsumexp(x * 100, -1) - torch.logcumsumexp(x.flip(1) * 200, 1)
+)
+add("whole_logarithms", lambda s, x: (x.log2().floor().int(), x.log10().floor().int(), x.log2().floor().exp2().int(), x.log2()),
+    torch.tensor([[2.0**n for n in range(11)] + [10.0**n for n in range(7)]]))  # fmt: skip
+add(
+    "half_statistics",
+    lambda s, x: (lambda h: (h.norm(dim=-1), h.std(-1), h.var((2, 3)), F.normalize(h, dim=1)))(
+        x.half() * 300
+    ),
+)
 
 # ---- Python ----------------------------------------------------------------------------------------------------------
 

@@ -67,8 +67,12 @@ def _binary(name: str) -> Callable[[Call], Any]:
     def convert(call: Call) -> Any:
         from tvm import relax
 
-        (a, b), _ = operands(call, "self", "other")
-        return call.emit(getattr(relax.op, name)(a, b))
+        (a, b), dtype = operands(call, "self", "other")
+        if dtype != "bool":
+            return call.emit(getattr(relax.op, name)(a, b))
+        # LLVM takes the order of single bits for that of floating-point numbers
+        y = call.emit(getattr(relax.op, name)(call.cast(a, "int8"), call.cast(b, "int8")))
+        return call.cast(y, "bool")
 
     return convert
 

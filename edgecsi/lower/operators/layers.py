@@ -162,37 +162,50 @@ def _pool(kind: str, spatial: int) -> Callable[[Call], Any]:
 
     def both(call: Call) -> Any:
         y = convert(call)
-        if not any(user.target is operator.getitem and user.args[1] == 1 for user in call.node.users):
+        if not _wants_places(call):
             return (y, None)
         window = _each(call["kernel_size"], spatial)
         stride = _each(call["stride"], spatial) if call["stride"] else window
-        rest = [_each(call[n], spatial) for n in ("padding", "dilation")]
-        return (y, _where_largest(call, y, window, stride, *rest))
+        padding, dilation = (_each(call[n], spatial) for n in ("padding", "dilation"))
+        firsts = [
+            np.arange(m) * s - p for m, s, p in zip(call.shape[-spatial:], stride, padding, strict=True)
+        ]
+        lasts = [first + w * d for first, w, d in zip(firsts, window, dilation, strict=True)]
+        return (y, _where_largest(call, y, firsts, lasts, dilation))
 
     return both if kind == "max" else convert
 
 
-def _where_largest(
-    call: Call, y: Any, window: list[int], stride: list[int], padding: list[int], dilation: list[int]
-) -> Any:
-    """Where in the image the largest of every window stands, int64: the first of several, but the last NaN."""
+def _wants_places(call: Call) -> bool:
+    """Whether somebody takes the second answer of a maximum."""
+    return any(user.target is operator.getitem and user.args[1] == 1 for user in call.node.users)
+
+
+def _where_largest(call: Call, y: Any, firsts: list[Any], lasts: list[Any], dilation: list[int]) -> Any:
+    """Where in the image the largest of every window stands, int64: the first of several, but the last NaN.
+
+    Args:
+        firsts, lasts: along each axis, where every window begins, and the first place behind it.
+    """
     from tvm import te, tirx
 
-    spatial, size = len(window), call.shapes["self"][-len(window) :]
+    spatial, size = len(dilation), call.shapes["self"][-len(dilation) :]
+    window = [int(-(-(b - a).max() // d)) for a, b, d in zip(firsts, lasts, dilation, strict=True)]
     last = tirx.const(math.prod(size) - 1, "int64")
     lead = len(call.shape) - spatial
 
-    def define(t: Any, largest: Any) -> Any:
+    def define(t: Any, largest: Any, *edges: Any) -> Any:
         over = [te.reduce_axis((0, w), name=f"r{i}") for i, w in enumerate(window)]
 
         def value(*i: Any) -> Any:
-            places = [i[lead + k] * stride[k] + over[k] * dilation[k] - padding[k] for k in range(spatial)]
+            places = [edges[k](i[lead + k]) + over[k] * dilation[k] for k in range(spatial)]
             kept = [te.max(te.min(at, n - 1), 0) for at, n in zip(places, size, strict=True)]
             number: Any = 0
             for at, n in zip(kept, size, strict=True):
                 number = number * n + at
             here, best = t(*i[:lead], *kept), largest(*i)
             inside = [tirx.EQ(a, b) for a, b in zip(places, kept, strict=True)]
+            inside += [at < edges[spatial + k](i[lead + k]) for k, at in enumerate(places)]
             place, nobody = tirx.Cast("int64", number), tirx.const(-1, "int64")
             found = tirx.Select(tirx.all(tirx.EQ(here, best), *inside), last - place, nobody)
             if computed(call.dtype) in FLOATS:
@@ -206,7 +219,8 @@ def _where_largest(
             name="place",
         )
 
-    return call.te(define, call["self"], y, name="where_largest")
+    edges = [call.constant(edge.astype(np.int64)) for edge in (*firsts, *lasts)]
+    return call.te(define, call["self"], y, *edges, name="where_largest")
 
 
 def _antialiased(call: Call) -> Any:
@@ -340,7 +354,9 @@ def _adaptive(kind: str, spatial: int) -> Callable[[Call], Any]:
 
         edges = [call.constant(e.astype(np.int64)) for pair in zip(firsts, lasts, strict=True) for e in pair]
         y = call.te(define, call["self"], *edges, name=f"adaptive_{kind}_pool")
-        return (y, None) if kind == "max" else y
+        if kind == "avg":
+            return y
+        return (y, _where_largest(call, y, firsts, lasts, [1] * spatial) if _wants_places(call) else None)
 
     return convert
 

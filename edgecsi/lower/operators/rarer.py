@@ -229,10 +229,10 @@ def rarer(of_torch: Callable[[str], Callable[..., Any]]) -> dict[Any, Callable[.
             return y
         return torch.where(grid.isfinite().all(-1).unsqueeze(1), y, math.nan)
 
-    def max_unpool2d(x: Tensor, indices: Tensor, size: list[int]) -> Tensor:
-        flat = x.new_zeros([*x.shape[:-2], size[0] * size[1]])
-        flat = flat.scatter(x.dim() - 2, indices.flatten(-2), x.flatten(-2))
-        return flat.reshape([*x.shape[:-2], *size])
+    def max_unpool(x: Tensor, indices: Tensor, size: list[int], *_steps: Any) -> Tensor:
+        lead, axes = x.shape[: x.dim() - len(size)], len(size)
+        flat = x.new_zeros([*lead, math.prod(size)]).scatter(-1, indices.flatten(-axes), x.flatten(-axes))
+        return flat.reshape([*lead, *size])
 
     def nanmedian(x: Tensor, dim: int, keepdim: bool = False) -> Any:
         values, order = aten.sort.stable(x, stable=True, dim=dim, descending=False)
@@ -246,6 +246,10 @@ def rarer(of_torch: Callable[[str], Callable[..., Any]]) -> dict[Any, Callable[.
             axes, keepdim=keepdim
         )
 
+    def pdist(x: Tensor, p: float = 2) -> Any:
+        first, second = torch.triu_indices(x.shape[0], x.shape[0], 1)
+        return torch.linalg.vector_norm(x[first] - x[second], p, -1)
+
     def conv_tbc(x: Tensor, weight: Tensor, bias: Tensor, pad: int = 0) -> Tensor:
         image, taps = x.permute(1, 2, 0), weight.permute(2, 1, 0)
         y = aten.convolution(image, taps, bias, [1], [pad], [1], False, [0], 1)
@@ -254,11 +258,13 @@ def rarer(of_torch: Callable[[str], Callable[..., Any]]) -> dict[Any, Callable[.
     return {
         aten.grid_sampler_2d.default: grid_sampler_2d,
         aten.grid_sampler_3d.default: _grid_sampler_3d,
-        aten.max_unpool2d.default: max_unpool2d,
+        aten.max_unpool2d.default: max_unpool,
+        aten.max_unpool3d.default: max_unpool,
         aten.nanmedian.dim: nanmedian,
         aten.nanmedian.default: lambda x: nanmedian(x.reshape(-1), 0)[0],
         aten.var_mean.correction: var_mean,
         aten.conv_tbc.default: conv_tbc,
+        aten._pdist_forward.default: pdist,
         aten._embedding_bag.default: _embedding_bag,
         aten._embedding_bag_forward_only.default: _embedding_bag,
         aten.masked_scatter.default: _masked_scatter,
