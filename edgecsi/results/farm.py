@@ -34,8 +34,8 @@ from edgecsi.errors import ToolchainError
 from edgecsi.kernels.records import Record, read_records
 from edgecsi.results import script
 from edgecsi.results.files import Json, own_folder, write_between, write_json
-from edgecsi.tune.isolated import Devices, Isolated, Timer
-from edgecsi.tune.measure import Bench
+from edgecsi.tune.isolated import Devices, Isolated, TuningDevice
+from edgecsi.tune.measure import LayerBench
 from edgecsi.tune.network import tune
 from edgecsi.tune.search import Setting
 from edgecsi.tune.work import Work, works_of
@@ -169,23 +169,23 @@ def _choices(kept: Path, way: str) -> dict[str, Record]:
 def ratios(model: str, found: dict[str, dict[str, Record]]) -> dict[str, float]:
     """What the choices of every way take, all layers together, against those found here: measured here, in turns."""
     works = works_of(model, targets.load("host"))
-    timer: Timer = Isolated("local")
+    device: TuningDevice = Isolated("local")
     sums: dict[str, float] = dict.fromkeys(found, 0.0)
     try:
         for key, work in works.items():
             for way, us in _beside(
-                work, {way: choices[key] for way, choices in found.items()}, timer
+                work, {way: choices[key] for way, choices in found.items()}, device
             ).items():
                 sums[way] += us * len(work.names)
     finally:
-        timer.close()
+        device.close()
     return {way: sums[way] / sums["local"] for way in found if way != "local"}
 
 
-def _beside(work: Work, choices: dict[str, Record], timer: Timer) -> dict[str, float]:
+def _beside(work: Work, choices: dict[str, Record], device: TuningDevice) -> dict[str, float]:
     settings = {way: Setting.of(r.kernel, r.knobs) for way, r in choices.items()}
     different = list(dict.fromkeys(settings.values()))
-    bench = Bench(work.choice.op, targets.load("host"), Devices([timer]), work.beside)
+    bench = LayerBench(work.choice.op, targets.load("host"), Devices([device]), work.beside)
     times = dict(zip(different, bench.careful(different), strict=True))
     return {way: time.median for way, s in settings.items() if (time := times[s]) is not None}
 

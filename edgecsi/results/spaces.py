@@ -23,9 +23,9 @@ from edgecsi.kernels.workload import workload
 from edgecsi.results import script
 from edgecsi.results.files import write_json
 from edgecsi.target import Target
-from edgecsi.tune.isolated import Devices, Timer
-from edgecsi.tune.measure import TOGETHER, Bench
-from edgecsi.tune.network import open_timer
+from edgecsi.tune.isolated import Devices, TuningDevice
+from edgecsi.tune.measure import TOGETHER, LayerBench
+from edgecsi.tune.network import open_tuning_device
 from edgecsi.tune.search import Setting
 from edgecsi.tune.work import Work, works_of
 
@@ -50,21 +50,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     chosen = parser.parse_args(arguments)
     for name in chosen.targets.split(","):
         target = targets.load(name)
-        timer, counted = open_timer("emulate" if target.missing_on_this_cpu() else "local", target)
-        with closing(timer):
+        device, counted = open_tuning_device("emulate" if target.missing_on_this_cpu() else "local", target)
+        with closing(device):
             for layer in LAYERS:
                 if chosen.only in layer[0]:
-                    dump(layer, target, timer, counted, chosen.to)
+                    dump(layer, target, device, counted, chosen.to)
     return 0
 
 
-def dump(layer: tuple[str, str, str, str], target: Target, timer: Timer, counted: bool, folder: Path) -> None:
+def dump(
+    layer: tuple[str, str, str, str], target: Target, device: TuningDevice, counted: bool, folder: Path
+) -> None:
     """Measure what is not known of one layer's space, and write it down."""
     name, model, path, words = layer
     # The works are in order of predicted time: the longest of equal names.
     work = next(w for w in works_of(model, target).values() if w.names[0] == path)
     where = cpu.llvm_name() or target.mcpu if not counted else target.mcpu
-    bench = Bench(work.choice.op, target, Devices([timer]), work.beside, counted)
+    bench = LayerBench(work.choice.op, target, Devices([device]), work.beside, counted)
     grids = {
         kernel.name: (knobs, grid(kernel, work.choice.op, target))
         for kernel, knobs, _ in candidates(work.choice.op, target)[0]

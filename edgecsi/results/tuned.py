@@ -35,7 +35,7 @@ from edgecsi.schema import convert
 from edgecsi.target import Target
 from edgecsi.tune.network import tune
 from edgecsi.tune.result import TunedLayer, TuneResult
-from edgecsi.tune.work import Networks, Work, kinds_of, networks_of
+from edgecsi.tune.work import LoweredEntries, Work, kinds_of, lowered_entries
 
 DOCS = Path("docs")
 FOLDER = DOCS / "results"
@@ -102,7 +102,7 @@ def tune_all(name: str, minutes: float, only: Sequence[str], again: bool, record
     kept: Json = json.loads(file.read_text()) if file.exists() else {}
     done: Json = {} if again else kept.get("networks", {})
     deadline = time.monotonic() + 60 * minutes
-    lowered: dict[str, Networks] = {}
+    lowered: dict[str, LoweredEntries] = {}
     overhead: list[float] = []
     failed: set[str] = set()
     timed: Counter[str] = Counter()
@@ -118,7 +118,7 @@ def tune_all(name: str, minutes: float, only: Sequence[str], again: bool, record
         for network in left:
             if network not in lowered:
                 sys.stderr.write(f"reading {network}\n")
-                lowered[network] = networks_of(network, target, None, None, None, None, None, False)
+                lowered[network] = lowered_entries(network, target, None, None, None, None, None, False)
         first = [n for n in left if n not in done] or left
         network, share = next_of({n: kinds_of(lowered[n]) for n in first}, _chosen(done))
         seconds = deadline - time.monotonic()
@@ -137,7 +137,7 @@ def tune_all(name: str, minutes: float, only: Sequence[str], again: bool, record
         try:
             found = tune(
                 network, name, device=device, trials=TRIALS, minutes=max(share * searching / 60, LEAST_MINUTES),
-                records=records, settled=since, networks=lowered[network], progress=note,
+                records=records, settled=since, lowered=lowered[network], progress=note,
             )  # fmt: skip
         except (CheckFailed, DeviceError, UsageError) as error:
             sys.stderr.write(f"{network} is left out: {error}\n")

@@ -20,8 +20,8 @@ from edgecsi.ops.steps import curves
 from edgecsi.progress import Progress
 from edgecsi.target import Target
 from edgecsi.tune.isolated import Devices
-from edgecsi.tune.measure import Bench
-from edgecsi.tune.network import open_timer
+from edgecsi.tune.measure import LayerBench
+from edgecsi.tune.network import open_tuning_device
 from edgecsi.tune.search import Setting
 from edgecsi.tune.work import works_of
 
@@ -100,7 +100,7 @@ def measured_rows(
 ) -> list[Row]:
     """The kernels that compete for the layers of some networks, measured; arguments and errors as above. Estimates are
     the kernels' own, without what a target knows of an earlier calibration."""
-    timer, _ = open_timer(device, target)
+    opened, _ = open_tuning_device(device, target)
     plain = replace(target, factors=(), call_us=0.0, curve_ns=0.0)
     rows: list[Row] = []
     try:
@@ -115,7 +115,7 @@ def measured_rows(
                 for kernel, knobs, cost in found
                 if cost.seconds <= _CLOSE * found[0][2].seconds
             }
-            times = Bench(op, target, Devices([timer]), work.beside).quick(list(settings))
+            times = LayerBench(op, target, Devices([opened]), work.beside).quick(list(settings))
             rows += [
                 Row(
                     setting.kernel,
@@ -128,7 +128,7 @@ def measured_rows(
                 if time is not None
             ]
     finally:
-        timer.close()
+        opened.close()
     return rows
 
 

@@ -13,8 +13,8 @@ from edgecsi.bench.statistics import ratio
 from edgecsi.codegen.program import PlannedEntry
 from edgecsi.device.samples import some_call
 from edgecsi.target import Target
-from edgecsi.tune.isolated import TakingTurns, Timer
-from edgecsi.tune.result import Compared
+from edgecsi.tune.isolated import TakingTurns, TuningDevice
+from edgecsi.tune.result import InPlace
 from edgecsi.tune.trial_bundle import NAME, trial_bundle
 
 TURNS, CALLS = 40, 40
@@ -26,7 +26,7 @@ Turns = list[NDArray[np.float64]]
 
 
 def measure(
-    plans: Mapping[str, PlannedEntry], target: Target, device: Timer, folder: Path, counted: bool
+    plans: Mapping[str, PlannedEntry], target: Target, device: TuningDevice, folder: Path, counted: bool
 ) -> dict[str, Turns]:
     """Time planned networks in turns.
 
@@ -54,13 +54,13 @@ def measure(
     return turns
 
 
-def compare(default: Turns, tuned: Turns) -> Compared:
+def compare(default: Turns, tuned: Turns) -> InPlace:
     """The ratio of two networks measured in the same turns."""
     before, after = (float(np.median(np.concatenate(turns))) for turns in (default, tuned))
     if len(default) == 1:
-        return Compared(before, after, after / before, after / before, after / before)
+        return InPlace(before, after, after / before, after / before, after / before)
     found = ratio(tuned, default)
-    return Compared(before, after, found.ratio, found.interval.low, found.interval.high)
+    return InPlace(before, after, found.ratio, found.interval.low, found.interval.high)
 
 
 def faster(one: Turns, other: Turns) -> bool:

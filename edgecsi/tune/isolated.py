@@ -30,7 +30,7 @@ _START_SECONDS, _PATIENCE = 300.0, 15
 _REST = "the setting is left out; the search goes on"
 
 
-class Timer(Protocol):
+class TuningDevice(Protocol):
     """What tuning needs of a device; see :class:`edgecsi.device.Device`."""
 
     spec: str
@@ -64,20 +64,20 @@ class TakingTurns(Protocol):
 class Devices:
     """Equal devices, each of which measures for one at a time."""
 
-    def __init__(self, timers: Sequence[Timer]) -> None:
-        self.count = len(timers)
-        self._free: queue.SimpleQueue[Timer] = queue.SimpleQueue()
-        for timer in timers:
-            self._free.put(timer)
+    def __init__(self, devices: Sequence[TuningDevice]) -> None:
+        self.count = len(devices)
+        self._free: queue.SimpleQueue[TuningDevice] = queue.SimpleQueue()
+        for device in devices:
+            self._free.put(device)
 
     @contextmanager
-    def one(self) -> Iterator[Timer]:
+    def one(self) -> Iterator[TuningDevice]:
         """A device that nobody uses, as soon as there is one."""
-        timer = self._free.get()
+        device = self._free.get()
         try:
-            yield timer
+            yield device
         finally:
-            self._free.put(timer)
+            self._free.put(device)
 
 
 class Isolated:
@@ -181,10 +181,10 @@ class Isolated:
 
 
 @contextmanager
-def compiling_elsewhere(timers: Sequence[Timer]) -> Iterator[None]:
+def compiling_elsewhere(devices: Sequence[TuningDevice]) -> Iterator[None]:
     """What this thread does meanwhile, and threads and processes it starts, keeps off the CPUs that measure."""
     cpus = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, cpus - {timer.cpu for timer in timers if isinstance(timer, Isolated)} or cpus)
+    os.sched_setaffinity(0, cpus - {device.cpu for device in devices if isinstance(device, Isolated)} or cpus)
     try:
         yield
     finally:

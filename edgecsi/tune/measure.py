@@ -28,7 +28,7 @@ from edgecsi.kernels.variants import all_kernels
 from edgecsi.kernels.workload import code, workload
 from edgecsi.ops.operators import Op
 from edgecsi.target import Target
-from edgecsi.tune.isolated import Devices, TakingTurns, Timer
+from edgecsi.tune.isolated import Devices, TakingTurns, TuningDevice
 from edgecsi.tune.search import Setting, Time
 from edgecsi.tune.trial_bundle import NAME, trial_bundle
 
@@ -53,7 +53,7 @@ class Measured:
 
 
 @dataclass
-class Bench:
+class LayerBench:
     """Measures the settings of one layer on a device.
 
     Attributes:
@@ -133,7 +133,7 @@ class Bench:
                 else:
                     self._time(device, bundle, {s: entries[s].name for s in good}, turns, calls)
 
-    def _answers(self, device: Timer, bundle: bundles.Bundle, setting: Setting, entry: str) -> bool:
+    def _answers(self, device: TuningDevice, bundle: bundles.Bundle, setting: Setting, entry: str) -> bool:
         """Whether a candidate returns what the reference does; if not, that is its outcome."""
         try:
             raw = np.asarray(device.run(bundle, entry, self._given))
@@ -148,7 +148,12 @@ class Bench:
         return not reason
 
     def _time(
-        self, device: Timer, bundle: bundles.Bundle, entries: dict[Setting, str], turns: int, calls: int
+        self,
+        device: TuningDevice,
+        bundle: bundles.Bundle,
+        entries: dict[Setting, str],
+        turns: int,
+        calls: int,
     ) -> None:
         medians: dict[Setting, list[float]] = {setting: [] for setting in entries}
         flush = min(self.beside, EVICTION_BYTES)
@@ -182,7 +187,7 @@ class Bench:
             )  # of the median of so many turns
             self.outcomes[setting] = Measured(setting, "ok", Time(middle, float(noise)))
 
-    def _count(self, device: Timer, bundle: bundles.Bundle, setting: Setting, entry: str) -> None:
+    def _count(self, device: TuningDevice, bundle: bundles.Bundle, setting: Setting, entry: str) -> None:
         try:
             counted = device.count_instructions(bundle, entry, self._given) or 0
             self.outcomes[setting] = Measured(setting, "ok", Time(counted / 1e6))

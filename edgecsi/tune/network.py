@@ -38,18 +38,18 @@ from edgecsi.lower.select_kernels import Choice
 from edgecsi.progress import Progress
 from edgecsi.target import Target
 from edgecsi.tune import cycles, in_place
-from edgecsi.tune.isolated import Devices, Isolated, Timer, compiling_elsewhere
-from edgecsi.tune.measure import COMPILING, Bench
-from edgecsi.tune.result import Compared, TuneResult
+from edgecsi.tune.isolated import Devices, Isolated, TuningDevice, compiling_elsewhere
+from edgecsi.tune.measure import COMPILING, LayerBench
+from edgecsi.tune.result import InPlace, TuneResult
 from edgecsi.tune.search import AT_ONCE, FINALISTS, LEAST_GAIN, Found, Setting, Space, Time, decide, search
 from edgecsi.tune.work import (
-    Network,
-    Networks,
+    LoweredEntries,
+    LoweredEntry,
     Work,
     choice_record,
     give_up,
     kinds_of,
-    networks_of,
+    lowered_entries,
     so_far,
     tuned_layer,
     waits_for_memory,
@@ -68,7 +68,7 @@ def tune(
     model: str,
     target: str,
     *,
-    device: str | Timer | Sequence[str] = "local",
+    device: str | TuningDevice | Sequence[str] = "local",
     entry: str | None = None,
     weights: str | None = None,
     recipe: str | None = None,
@@ -81,7 +81,7 @@ def tune(
     records: Path | None = None,
     settled: bool | datetime = False,
     recheck: bool = False,
-    networks: Networks | None = None,
+    lowered: LoweredEntries | None = None,
     progress: Progress = lambda done, total, what: None,
 ) -> TuneResult:
     """Search the kernels and knobs of a network's layers on a device, and keep what is found.
@@ -97,7 +97,7 @@ def tune(
         records: file to keep them in; by default the user's own for this target and CPU.
         settled: what was chosen before for a kind of layer stays, unmeasured; with a time, what was chosen since.
         recheck: search nothing; what was chosen before is measured again, and dropped if it wins no more.
-        networks: the entries as they were lowered before, by :func:`edgecsi.tune.work.networks_of` for the same target.
+        lowered: the entries as :func:`edgecsi.tune.work.lowered_entries` gave them before, for the same target.
         progress: called with (layers done, layers, what is being done).
 
     Raises:
@@ -107,9 +107,9 @@ def tune(
     """
     began = time.monotonic()
     chosen_target = targets.load(target)
-    devices = [device] if isinstance(device, str) or not isinstance(device, Sequence) else list(device)
-    opens = [open_timer(one, chosen_target, number) for number, one in enumerate(devices)]
-    timers = [timer for timer, _ in opens]
+    wanted = [device] if isinstance(device, str) or not isinstance(device, Sequence) else list(device)
+    opens = [open_tuning_device(one, chosen_target, number) for number, one in enumerate(wanted)]
+    devices = [each for each, _ in opens]
     opened, counted = opens[0]
     if any(also != counted for _, also in opens):
         raise UsageError(
@@ -118,10 +118,10 @@ def tune(
     means: Means = "counted" if counted else "measured"
     cpu_name = _cpu_of(opened, chosen_target)
     path = records or own_file(chosen_target, cpu_name)
-    networks = networks or networks_of(
+    lowered = lowered or lowered_entries(
         model, chosen_target, entry, weights, recipe, calib, input_shape, allow_random, batches
     )
-    works = kinds_of(networks)
+    works = kinds_of(lowered)
     kept = known_records(chosen_target, [path], trials=True) if recheck else read_records([path])
     known = kept.trials(chosen_target, cpu_name, means)
     deadline = time.monotonic() + 60 * minutes if minutes else float("inf")
@@ -130,7 +130,7 @@ def tune(
 
     lock = threading.Lock()
     # An emulator measures no time, so it may do so on every CPU.
-    pool = Devices(timers * (len(os.sched_getaffinity(0)) if counted else 1))
+    pool = Devices(devices * (len(os.sched_getaffinity(0)) if counted else 1))
 
     ended = threading.Event()
 
@@ -167,24 +167,24 @@ def tune(
             total += found
 
     try:
-        before = [snapshot(timer.state()) for timer in timers]
-        with compiling_elsewhere(timers):
+        before = [snapshot(one.state()) for one in devices]
+        with compiling_elsewhere(devices):
             _each(works, search_one, pool.count + 1, ended)
         searched = [work for work in works.values() if work.found is not None]
         if not searched:
             raise _nothing_found(model, opened, path if recheck else None, None if complete else minutes)
         progress(len(works), len(works), "confirming in place")
-        entries = _confirm(networks, works, chosen_target, opened, counted)
+        entries = _confirm(lowered, works, chosen_target, opened, counted)
         append(
             path, [choice_record(work, chosen_target, cpu_name, means) for work in searched if work.changed]
         )
-        after = [snapshot(timer.state()) for timer in timers]
+        after = [snapshot(one.state()) for one in devices]
         slowed = {ground for pair in zip(before, after, strict=True) for ground in throttling(*pair)[0]}
     finally:
-        for one, timer in zip(devices, timers, strict=True):
+        for one, each in zip(wanted, devices, strict=True):
             if isinstance(one, str):
-                timer.close()
-    names = ", ".join(timer.spec for timer in timers)
+                each.close()
+    names = ", ".join(one.spec for one in devices)
     return TuneResult(
         model=model, target=chosen_target.id, cpu=cpu_name, device=names, means=means,
         date=datetime.now(UTC).isoformat(timespec="seconds"),
@@ -204,7 +204,9 @@ def _chosen_before(work: Work, kept: Records, target: Target, since: datetime | 
     return Found(best, default if best == work.default else Time(record.us), default)
 
 
-def _nothing_found(model: str, device: Timer, rechecked: Path | None, minutes: float | None) -> EdgecsiError:
+def _nothing_found(
+    model: str, device: TuningDevice, rechecked: Path | None, minutes: float | None
+) -> EdgecsiError:
     """Why there is nothing to confirm: no choice in a file that was to be measured again, or too few minutes."""
     if rechecked is not None:
         return UsageError(
@@ -239,10 +241,12 @@ def _each(
         pool.shutdown(cancel_futures=True)
 
 
-def open_timer(device: str | Timer, target: Target, number: int = 0) -> tuple[Timer, bool]:
+def open_tuning_device(
+    device: str | TuningDevice, target: Target, number: int = 0
+) -> tuple[TuningDevice, bool]:
     """The device, and whether it counts; of several on this machine, the one of that number."""
     if isinstance(device, str):
-        opened: Timer = Isolated(device, number=number) if device == "local" else open_device(device)
+        opened: TuningDevice = Isolated(device, number=number) if device == "local" else open_device(device)
     else:
         opened = device
     if opened.spec == "emulate":
@@ -260,7 +264,7 @@ def open_timer(device: str | Timer, target: Target, number: int = 0) -> tuple[Ti
     return opened, False
 
 
-def _cpu_of(device: Timer, target: Target) -> str:
+def _cpu_of(device: TuningDevice, target: Target) -> str:
     """LLVM's name of the CPU that is measured."""
     if device.spec == "local":
         return cpu.llvm_name() or target.mcpu
@@ -281,7 +285,7 @@ def _search(
     """Search one layer; returns how many of its trials were known."""
     op = work.choice.op
     found, _ = candidates(op, target)
-    work.bench = bench = Bench(op, target, devices, work.beside, counted)
+    work.bench = bench = LayerBench(op, target, devices, work.beside, counted)
 
     def predict(setting: Setting) -> float:
         kernel = all_kernels()[setting.kernel]
@@ -346,13 +350,13 @@ def _again(
     work: Work, best: Setting, target: Target, devices: Devices, counted: bool, ended: threading.Event
 ) -> Found | None:
     """An old choice held against the default again."""
-    work.bench = bench = Bench(work.choice.op, target, devices, work.beside, counted)
+    work.bench = bench = LayerBench(work.choice.op, target, devices, work.beside, counted)
     settings = [work.default, best]
     times = dict(zip(settings, _patiently(lambda: bench.careful(settings), ended), strict=True))
     return decide(work.default, times, times)
 
 
-def _still(record: Record, setting: Setting, bench: Bench) -> bool:
+def _still(record: Record, setting: Setting, bench: LayerBench) -> bool:
     """Whether a trial is of the code that the kernel emits today."""
     try:
         return bench.code(setting) == record.code
@@ -377,23 +381,25 @@ def _patiently(measure: Callable[[], list[Time | None]], ended: threading.Event)
 
 
 def _confirm(
-    networks: Networks,
+    lowered: LoweredEntries,
     works: Mapping[str, Work],
     target: Target,
-    device: Timer,
+    device: TuningDevice,
     counted: bool,
-) -> dict[str, Compared]:
+) -> dict[str, InPlace]:
     """Compare every entry with defaults and with choices; what loses in place becomes the default again."""
-    compared: dict[str, Compared] = {}
-    for name, network in networks.items():
-        keys = [workload(c.op) if isinstance(c, Choice) else "" for c in network.chosen]
+    compared: dict[str, InPlace] = {}
+    for name, entry in lowered.items():
+        keys = [workload(c.op) if isinstance(c, Choice) else "" for c in entry.chosen]
 
-        def planned(label: str, use: set[str], n: Network = network, k: Sequence[str] = keys) -> PlannedEntry:
+        def planned(
+            label: str, use: set[str], e: LoweredEntry = entry, k: Sequence[str] = keys
+        ) -> PlannedEntry:
             picked = [
                 with_found(choice, works[key].found) if key in use and isinstance(choice, Choice) else choice
-                for choice, key in zip(n.chosen, k, strict=True)
+                for choice, key in zip(e.chosen, k, strict=True)
             ]
-            return n.planned(label, target, picked)
+            return e.planned(label, target, picked)
 
         winners = {k for k in keys if k and (f := works[k].found) is not None and wins(f)}
         plans = {"default": planned("default", set()), "tuned": planned("tuned", winners)}

@@ -23,7 +23,7 @@ from edgecsi.names import suggestion
 from edgecsi.progress import Progress
 from edgecsi.tune.network import tune
 from edgecsi.tune.result import Precision, TuneResult
-from edgecsi.tune.work import networks_of
+from edgecsi.tune.work import lowered_entries
 
 if TYPE_CHECKING:
     import torch
@@ -233,7 +233,7 @@ def _times(network: _Network, target: str, result: TuneResult, recipe: Path | No
     board = targets.load(target)
     records = read_records([Path(result.records)])
     o = network.options
-    entries = networks_of(
+    entries = lowered_entries(
         network.model, board, o.get("entry"), o.get("weights"), None if recipe is None else str(recipe), o.get("calib"),
         o.get("input_shape"), o.get("allow_random", False),
     )  # fmt: skip

@@ -15,7 +15,7 @@ _FIX = "write one with edgecsi tune --json FILE"
 
 
 @dataclass(frozen=True)
-class Compared:
+class InPlace:
     """A network with the default choices and with those that were found.
 
     Attributes:
@@ -115,7 +115,7 @@ class TuneResult:
     means: Literal["measured", "counted"]
     date: str
     layers: tuple[TunedLayer, ...]
-    entries: Mapping[str, Compared]
+    entries: Mapping[str, InPlace]
     records: str
     measured: int
     known: int

@@ -21,13 +21,13 @@ from edgecsi.lower.select_kernels import Choice
 from edgecsi.names import batch_entry
 from edgecsi.ops.operators import Op
 from edgecsi.target import Target
-from edgecsi.tune.measure import Bench
+from edgecsi.tune.measure import LayerBench
 from edgecsi.tune.result import Candidate, TunedLayer
 from edgecsi.tune.search import Found, Setting, Time
 
 
 @dataclass(frozen=True)
-class Network:
+class LoweredEntry:
     """An entry: its graph and the default choice of every layer, for one input (`single`) and for `batch` at once."""
 
     graph: Graph
@@ -42,7 +42,7 @@ class Network:
         return Planner(self.graph, self.single, target).entry(label, self.batch, chosen)
 
 
-Networks = dict[str, Network]
+LoweredEntries = dict[str, LoweredEntry]
 """By the names of entries."""
 
 
@@ -54,7 +54,7 @@ class Work:
     beside: int
     names: list[str] = field(default_factory=list)
     found: Found | None = None
-    bench: Bench | None = None
+    bench: LayerBench | None = None
     given_up: bool = False
     cycles: dict[Setting, float] = field(default_factory=dict)
     """Of counted settings: the millions of cycles that they are estimated to take."""
@@ -79,7 +79,7 @@ class Work:
         return self.bench is not None or self.given_up
 
 
-def networks_of(
+def lowered_entries(
     model: str,
     target: Target,
     entry: str | None,
@@ -89,7 +89,7 @@ def networks_of(
     input_shape: Sequence[int] | None,
     allow_random: bool,
     batches: Sequence[int] = (),
-) -> Networks:
+) -> LoweredEntries:
     """The lowered entries to search, with the default choice of every layer, and those for batches."""
     from edgecsi.models.load import load_model
 
@@ -105,21 +105,21 @@ def networks_of(
         raise UsageError(
             f"{model} has no entry {unknown.pop()!r}", f"it has {', '.join(entries)}", "name one of these"
         )
-    found: Networks = {}
+    found: LoweredEntries = {}
     for name in names:
         graph, chosen = choose(entries[name].module, entries[name].inputs, name, target)
-        found[name] = Network(graph, chosen, chosen)
+        found[name] = LoweredEntry(graph, chosen, chosen)
         for count in batches:
             wide = Planner(graph, chosen, target).batched(count)
-            found[batch_entry(name, count)] = Network(graph, chosen, wide, count)
+            found[batch_entry(name, count)] = LoweredEntry(graph, chosen, wide, count)
     return found
 
 
-def kinds_of(networks: Networks) -> dict[str, Work]:
+def kinds_of(lowered: LoweredEntries) -> dict[str, Work]:
     """Equal layers once, those predicted to take longest first."""
     found: dict[str, Work] = {}
-    for network in networks.values():
-        choices = [c for c in network.chosen if isinstance(c, Choice)]
+    for entry in lowered.values():
+        choices = [c for c in entry.chosen if isinstance(c, Choice)]
         total = sum(c.cost.bytes for c in choices)
         for choice in choices:
             work = found.setdefault(workload(choice.op), Work(choice, int(total - choice.cost.bytes)))
@@ -147,7 +147,7 @@ def so_far(work: Work, works: Mapping[str, Work], counted: bool) -> str:
 
 def works_of(model: str, target: Target) -> dict[str, Work]:
     """The kinds of layers of a network that needs no more than its name."""
-    return kinds_of(networks_of(model, target, None, None, None, None, None, True))
+    return kinds_of(lowered_entries(model, target, None, None, None, None, None, True))
 
 
 def wins(found: Found) -> bool:

@@ -10,7 +10,7 @@ import pytest
 
 from edgecsi.cli import main
 from edgecsi.tune import network
-from edgecsi.tune.result import Candidate, Compared, TunedLayer, TuneResult
+from edgecsi.tune.result import Candidate, InPlace, TunedLayer, TuneResult
 from tests import _results
 from tests.report.test_report import Page, overlaps
 
@@ -25,7 +25,7 @@ DENSE = TunedLayer(
 )  # fmt: skip
 FOUND = TuneResult(
     "csinet-cr4", "host", "znver4", "local", "measured", "2026-11-01T00:00:00+00:00", (CONV, DENSE),
-    {"full": Compared(150.0, 137.0, 0.913, 0.91, 0.917)}, "/records/host.jsonl", 13, 5, 42.0, True,
+    {"full": InPlace(150.0, 137.0, 0.913, 0.91, 0.917)}, "/records/host.jsonl", 13, 5, 42.0, True,
 )  # fmt: skip
 
 

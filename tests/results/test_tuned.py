@@ -13,7 +13,7 @@ import pytest
 from edgecsi.kernels.records import Record, append
 from edgecsi.results import tuned
 from edgecsi.results.tuned import geometric_mean, networks, next_of, page, summary, worth_shipping
-from edgecsi.tune.result import Candidate, Compared, TunedLayer, TuneResult
+from edgecsi.tune.result import Candidate, InPlace, TunedLayer, TuneResult
 
 
 def layer(workload: str, default_us: float, best_us: float, others: int = 0) -> TunedLayer:
@@ -25,8 +25,8 @@ def layer(workload: str, default_us: float, best_us: float, others: int = 0) -> 
 
 def result(**changes: Any) -> TuneResult:
     entries = {
-        "encoder": Compared(20.0, 18.0, 0.9, 0.89, 0.91),
-        "decoder": Compared(80.0, 79.0, 0.99, 0.98, 1.0),
+        "encoder": InPlace(20.0, 18.0, 0.9, 0.89, 0.91),
+        "decoder": InPlace(80.0, 79.0, 0.99, 0.98, 1.0),
     }
     layers = (
         layer("large", 10.0, 6.0),
@@ -41,14 +41,14 @@ def result(**changes: Any) -> TuneResult:
 
 
 def test_only_what_gains_a_share_of_the_network_ships() -> None:
-    faster = {"full": Compared(100.0, 90.0, 0.9, 0.89, 0.91)}
+    faster = {"full": InPlace(100.0, 90.0, 0.9, 0.89, 0.91)}
     assert worth_shipping(result(entries=faster)) == {"large", "often"}
     assert worth_shipping(result()) == set()  # 1.8 of 100 is sure
-    assert worth_shipping(result(entries={"full": Compared(100.0, 90.0, 0.9, 0.79, 1.01)})) == set()
+    assert worth_shipping(result(entries={"full": InPlace(100.0, 90.0, 0.9, 0.79, 1.01)})) == set()
 
 
 def test_what_was_counted_ships_where_cycles_fall_too() -> None:
-    faster = {"full": Compared(100.0, 90.0, 0.9, 0.9, 0.9)}
+    faster = {"full": InPlace(100.0, 90.0, 0.9, 0.9, 0.9)}
     for cycles, ships in (((10.0, 6.0), {"large"}), ((10.0, 9.8), set()), ((None, None), set())):
         counted = replace(layer("large", 10.0, 6.0), default_cycles=cycles[0], best_cycles=cycles[1])
         assert worth_shipping(result(means="counted", layers=(counted,), entries=faster)) == ships
@@ -100,7 +100,7 @@ def test_all_are_tuned_in_one_go_and_again_where_a_choice_was_given_up(
     """The second network gives up what the first one had confirmed."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tuned, "networks", lambda: ["a", "b"])
-    monkeypatch.setattr(tuned, "networks_of", lambda *arguments: {})
+    monkeypatch.setattr(tuned, "lowered_entries", lambda *arguments: {})
     monkeypatch.setattr(tuned, "kinds_of", lambda lowered: works(w=1.0))
     file, order = tmp_path / "r.jsonl", []
 

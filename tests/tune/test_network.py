@@ -30,7 +30,7 @@ from edgecsi.report.read import read
 from edgecsi.results.reliability import tuning
 from edgecsi.tune import in_place, network
 from edgecsi.tune.isolated import Devices, Isolated, compiling_elsewhere
-from edgecsi.tune.measure import Bench
+from edgecsi.tune.measure import LayerBench
 from edgecsi.tune.network import tune
 from edgecsi.tune.result import TuneResult
 from edgecsi.tune.search import Found, Setting
@@ -214,7 +214,7 @@ def test_where_a_message_takes_long_one_times_all() -> None:
     kernel = all_kernels()["f32_dense"]
     settings = [Setting.of(kernel.name, kernel.knobs(op, target) | {"unroll": unroll}) for unroll in (2, 4)]
     for bad in ({}, {"together": DeviceError("one of them hangs", "no end", "")}):
-        bench = Bench(op, target, Devices([Turns(dict(bad))]))
+        bench = LayerBench(op, target, Devices([Turns(dict(bad))]))
         assert all(time is not None and time.median > 0 for time in bench.quick(settings))
 
 
@@ -266,7 +266,7 @@ def test_a_wrong_answer_is_no_record_to_choose(monkeypatch: pytest.MonkeyPatch) 
     op = Dense(x=Layout((1, 48)), y=Layout((1, 40)), weight=np.ones((40, 48), np.float32))
     target = targets.load("x86")
     kernel = all_kernels()["f32_dense"]
-    bench = Bench(op, target, Devices([open_device("local")]))
+    bench = LayerBench(op, target, Devices([open_device("local")]))
     bench._expected = bench._expected * np.float32(1.001)
     setting = Setting.of(kernel.name, kernel.knobs(op, target))
     assert bench.quick([setting]) == [None]

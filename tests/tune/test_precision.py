@@ -15,7 +15,7 @@ from edgecsi.compress import recipe as recipes
 from edgecsi.errors import Notice, UsageError
 from edgecsi.tune import precision
 from edgecsi.tune.precision import Option, choose, tune_with
-from edgecsi.tune.result import Compared, TuneResult
+from edgecsi.tune.result import InPlace, TuneResult
 
 NET = """
 import torch
@@ -56,7 +56,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         us = 10.0 if recipe is None else 6.0
         if recipe is not None and Path(recipe).name == "all.toml":  # what is only tried is not told
             warnings.warn(Notice("recipe all loses 12 dB"), stacklevel=1)
-        entries = {"full": Compared(us, us, 1.0, 1.0, 1.0)}
+        entries = {"full": InPlace(us, us, 1.0, 1.0, 1.0)}
         return TuneResult(
             model, target, "cpu", "local", "measured", "", (), entries, str(tmp_path / "r"), 0, 0, 0.0, True
         )
@@ -91,7 +91,7 @@ def test_nothing_is_written_where_nothing_is_gained(
     real = precision.tune
     monkeypatch.setattr(
         precision, "tune",
-        lambda *a, **o: replace(real(*a, **o), entries={"full": Compared(10.0, 10.0, 1.0, 1.0, 1.0)}),
+        lambda *a, **o: replace(real(*a, **o), entries={"full": InPlace(10.0, 10.0, 1.0, 1.0, 1.0)}),
     )  # fmt: skip
     out = tmp_path / "mine.toml"
     result = tune_with(

@@ -37,7 +37,7 @@ from edgecsi.lower.select_kernels import Choice
 from edgecsi.ops.layout import Layout
 from edgecsi.ops.operators import Dense
 from edgecsi.tune import in_place, network, work
-from edgecsi.tune.isolated import Timer
+from edgecsi.tune.isolated import TuningDevice
 from edgecsi.tune.search import Setting, Time
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
@@ -52,7 +52,7 @@ write to one file at once. Records of another target, CPU, TVM, kernel or code a
 
 @dataclass
 class _Fake:
-    """In the place of :class:`edgecsi.tune.measure.Bench`: half a millisecond a setting, times made of its knobs."""
+    """In the place of :class:`edgecsi.tune.measure.LayerBench`: half a millisecond a setting, times made of its knobs."""
 
     op: Any
     target: Any
@@ -88,9 +88,9 @@ class _Fake:
         )  # fmt: skip
 
 
-def nowhere() -> Timer:
+def nowhere() -> TuningDevice:
     """A device of which nothing is asked but how much was measured on it."""
-    return cast(Timer, SimpleNamespace(spec="nowhere", measured=0, state=lambda: {"uname": "Linux"}))
+    return cast(TuningDevice, SimpleNamespace(spec="nowhere", measured=0, state=lambda: {"uname": "Linux"}))
 
 
 def made_up(patch: Callable[[Any, str, Any], None] = setattr) -> None:
@@ -106,8 +106,8 @@ def made_up(patch: Callable[[Any, str, Any], None] = setattr) -> None:
         chosen.append(Choice(node, op, kernel, knobs, cost, "predicted"))
     whole = SimpleNamespace(chosen=chosen, planned=lambda label, *rest: label)
     fakes: dict[str, Any] = {
-        "Bench": _Fake,
-        "networks_of": lambda *arguments: {"full": whole},
+        "LayerBench": _Fake,
+        "lowered_entries": lambda *arguments: {"full": whole},
         "in_place": SimpleNamespace(
             measure=lambda plans, *rest: {
                 name: [np.full(9, 60.0 - (name != "default"))] * 9 for name in plans
