@@ -134,7 +134,7 @@ def answers(entry: Part, x: Sequence[NDArray[Any]], *, at_once: bool = True) -> 
     import torch
 
     with torch.no_grad():
-        parts = [_call(entry, call) for call in calls_together(entry, x, AT_ONCE if at_once else 1)]
+        parts = [outputs_of(entry, call) for call in calls_together(entry, x, AT_ONCE if at_once else 1)]
     return tuple(np.concatenate([np.atleast_1d(y.numpy()) for y in ys]) for ys in zip(*parts, strict=True))
 
 
@@ -158,11 +158,13 @@ def calls_of(entry: Part, x: Sequence[NDArray[Any]], at_once: int = 1) -> Iterat
         yield [a if e.ndim else a[0] for a, e in zip(some, entry.inputs, strict=True)]
 
 
-def _call(entry: Part, x: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+def outputs_of(entry: Part, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+    """The tensors that an entry's module returns of one call, however they are packed; what it writes on stays."""
     import torch
     from torch.utils import _pytree
 
-    return tuple(y for y in _pytree.tree_leaves(entry.module(*x)) if isinstance(y, torch.Tensor))
+    leaves = _pytree.tree_leaves(entry.module(*(x.clone() for x in inputs)))
+    return tuple(y for y in leaves if isinstance(y, torch.Tensor))
 
 
 def _have_samples(entry: Part) -> bool:
@@ -175,9 +177,9 @@ def _takes_any_batch(entry: Part, two: Sequence[torch.Tensor]) -> bool:
     import torch
 
     try:
-        together = _call(entry, two)
+        together = outputs_of(entry, two)
         apart = zip(
-            *(_call(entry, half) for half in zip(*(x.chunk(2) for x in two), strict=True)), strict=True
+            *(outputs_of(entry, half) for half in zip(*(x.chunk(2) for x in two), strict=True)), strict=True
         )
         return all(_same(y, torch.cat(parts)) for y, parts in zip(together, apart, strict=True))
     except Exception:  # the network may be the user's, and says in its own way that it takes one batch

@@ -69,7 +69,8 @@ def allowed(module: nn.Module, calls: Sequence[Sequence[Tensor]]) -> float:
 
 def moved(module: nn.Module, inputs: Sequence[Tensor]) -> list[NDArray[np.float64]]:
     """How far rounding alone moves every number that a network answers: the most of eight trials, in each of which
-    every result of an operator moves by up to a unit in its last place.
+    every result of an operator moves by up to a unit in its last place, or, of a network with quantisers, what they
+    read moves as for `allowed`.
 
     Args:
         inputs: of one call, as `module` takes them.
@@ -80,9 +81,15 @@ def moved(module: nn.Module, inputs: Sequence[Tensor]) -> list[NDArray[np.float6
     with torch.no_grad():
         wanted = _answers(module, inputs)
         most = [np.zeros(t.shape) for t in wanted]
+        quantisers = True
         for seed in range(_CALLS_TRIED):
-            with _LastPlaces(seed) as mode:
-                found = _answers(module, [mode.moved(x.clone()) for x in inputs])
+            if quantisers:
+                with _Noise(seed) as noise:
+                    found = _answers(module, inputs)
+                quantisers = noise.used
+            if not quantisers:
+                with _LastPlaces(seed) as mode:
+                    found = _answers(module, [mode.moved(x.clone()) for x in inputs])
             for number, (one, other) in enumerate(zip(wanted, found, strict=True)):
                 apart = (one.double() - other.double()).abs()
                 apart = torch.where(one.isfinite(), apart.nan_to_num(torch.inf), 0.0)

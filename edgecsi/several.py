@@ -17,17 +17,14 @@ if TYPE_CHECKING:
 def golden(model: LoadedModel, entry: str, count: int) -> tuple[list[NDArray[Any]], list[NDArray[Any]]]:
     """Inputs of `count` calls and PyTorch's outputs, one array a tensor, ``[count, *shape]``; float32 or int32."""
     import torch
-    from torch.utils import _pytree
 
-    def answers(name: str, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        leaves = _pytree.tree_leaves(model.entries[name].module(*(x.clone() for x in given)))
-        return tuple(leaf for leaf in leaves if isinstance(leaf, torch.Tensor))
+    from edgecsi.reference import outputs_of
 
     calls = []
     with torch.no_grad():
         for given in _calls(model, count):
-            x = answers("encoder", given) if entry == "decoder" else given
-            calls.append((x, answers(entry, x)))
+            x = outputs_of(model.entries["encoder"], given) if entry == "decoder" else given
+            calls.append((x, outputs_of(model.entries[entry], x)))
     inputs, outputs = ([list(call[side]) for call in calls] for side in (0, 1))
     return _stacked(inputs), _stacked(outputs)
 

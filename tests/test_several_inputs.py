@@ -59,6 +59,19 @@ class Strongest(nn.Module):
     def forward(self, x, gain):
         return (x * (1 - gain).clamp(min=0)).topk(5)[1]
 
+class Packed(nn.Module):
+    def __init__(self, pack):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.pack = nn.Linear(24, 8), pack
+
+    def forward(self, x):
+        y = self.first(x.mul_(2))
+        return {"tuple": (y,), "list": [y, None], "dictionary": {"y": {"inner": y}}}[self.pack]
+
+def packed(pack):
+    return Packed(pack), torch.randn(1, 24)
+
 def strongest():
     return Strongest(), (torch.randn(1, 24), torch.tensor(0.5))
 
@@ -107,6 +120,20 @@ def test_data_by_name_calibrate_and_evaluate_some_outputs(
     assert found.differences["full"].max_rel_diff < 1e-5
     assert found.nmse_db is not None
     assert found.nmse_db_fp32 == pytest.approx(found.nmse_db, abs=0.5)
+
+
+@pytest.mark.parametrize("pack", ["tuple", "list", "dictionary"])
+def test_one_output_may_be_packed_in_something(
+    given: tuple[str, str, Path], tmp_path: Path, pack: str
+) -> None:
+    """And the network writes on its input, which is none of its answer."""
+    model = f"{given[2]}/networks.py:packed(pack={pack!r})"
+    bundle = edgecsi.build(model, "host", batches=(2,), out=tmp_path / "b").bundle
+    assert bundle is not None
+    np.save(tmp_path / "x.npy", np.random.default_rng(0).standard_normal((9, 24), np.float32))
+    found, _ = evaluate_data(bundle, f"{tmp_path}/x.npy", open_device("local"), 20, model)
+    judge(bundle, found)
+    assert found.differences["full"].max_rel_diff < 1e-5
 
 
 @pytest.mark.parametrize("factory", ["denoiser", "halves"])

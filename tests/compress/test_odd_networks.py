@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from edgecsi import rounding, verdict
+from edgecsi.check import _explained
 from edgecsi.compress import apply_post_training, compress, recipe
 from edgecsi.errors import Notice
 from edgecsi.models.compressed.layers import CompressedLayer
@@ -93,3 +94,29 @@ def test_rounding_before_a_layer_of_two_planes_is_allowed_for() -> None:
     x = torch.randn(64, 10, 32)
     wide = apply_post_training(net, x[:1], "int8-wide", x)
     assert rounding.allowed(wide, [(x[:16],)]) > 2 * verdict.NARROW
+
+
+class Signs(nn.Module):
+    """A codeword of signs, of which one number in the first sample lies on the edge."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.edge = nn.Linear(32, 48), nn.Parameter(torch.zeros(48))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.first(x) > self.edge).float()
+
+
+def test_a_sign_on_the_edge_may_be_either_behind_a_quantiser() -> None:
+    torch.manual_seed(0)
+    net, x = Signs().eval(), torch.randn(4, 32)
+    small = apply_post_training(net, x[:1], "int8-dynamic", x)
+    with torch.no_grad():
+        small.edge[7] = small.first(x[:1])[0, 7]
+        calls = [(one,) for one in x.split(1)]
+        signs = np.stack([small(one).numpy() for (one,) in calls])
+    least = rounding.allowed(small, calls)
+    for other, right in ((7, True), (8, False)):
+        found = signs.copy()
+        found[0, 0, other] = 1 - found[0, 0, other]
+        assert (_explained(small, calls, [found], least) is not None) == right
