@@ -47,13 +47,17 @@ TIMES = 2
 """How often a network is timed in one run: two that share a kind of layer may give up each other's choice in turns."""
 WORTH = 0.03
 """A choice that gains less of a network's time does not ship."""
+WORTH_COUNTED = 0.01
+"""The same of a network's instructions, which have no noise, if all of its choices together gain `WORTH`."""
 _ABOUT = """\
 Made by `python -m edgecsi.results.tuned`, target by target. Every network that ships is tuned (equal layers of different
 networks once), then timed as a whole with the choices and with the defaults, in turns, in one library. Where the choices
 together gain no more than noise in place, all are given up: such a network is the default's very bytes, ratio 1."""
 
-_COUNTED = """ Counted under QEMU, not measured on a board: a choice has to save instructions and cycles of its hot loop,
-as llvm-mca estimates them; layers that wait for memory keep their defaults."""
+_COUNTED = (
+    " Counted under QEMU, not measured on a board: a choice has to save instructions and cycles of its hot loop, as "
+    "llvm-mca estimates them; layers that wait for memory keep their defaults."
+)
 
 
 @script.in_words
@@ -207,15 +211,17 @@ def ship(records: Path | None) -> None:
 
 
 def worth_shipping(result: TuneResult) -> set[str]:
-    """The workloads whose choices gain `WORTH` of their network's time, the network as a whole gaining that surely."""
+    """The workloads whose choices gain `WORTH` of their network's time, or `WORTH_COUNTED` of its instructions, the
+    network as a whole gaining `WORTH` surely."""
     total = sum(entry.default_us for entry in result.entries.values())
     sure = all(entry.high <= 1 for entry in result.entries.values())
     gains = sum(entry.default_us * (1 - entry.high) for entry in result.entries.values()) > WORTH * total
+    least = total * (WORTH if result.means == "measured" else WORTH_COUNTED)
     return {
         layer.workload
         for layer in result.layers
         if layer.kept and sure and gains and (result.means == "measured" or _sure_by_count(layer))
-        and (layer.default_us - layer.best_us) * (1 + len(layer.others)) > WORTH * total
+        and (layer.default_us - layer.best_us) * (1 + len(layer.others)) > least
     }  # fmt: skip
 
 
@@ -292,14 +298,14 @@ def page(stored: Mapping[str, Json]) -> str:
         found = tree["networks"]
         first = next(iter(found.values()))
         counted = first["means"] == "counted"
-        unit = "M instructions" if counted else "µs"
+        unit, scale = ("1000 instructions", 1e3) if counted else ("µs", 1.0)
         entries = [entry for network in found.values() for entry in network["entries"].values()]
         middle, low, high = geometric_mean(entries)
         worst = max(entry["high"] for entry in entries)
         states = [network["validity"]["state"] for network in found.values()]
         valid = _COUNTED if counted else f" Of {len(states)} measurements {states.count('valid')} are valid."
         if short := sum(not network["complete"] for network in found.values()):
-            valid += f" Of {short} networks the search was cut short."
+            valid += f" In {short} of them the search was cut short."
         head = (
             "network",
             "entry",
@@ -310,7 +316,7 @@ def page(stored: Mapping[str, Json]) -> str:
             "kinds of layers changed",
         )
         rows = [
-            (name, entry, number(c["default_us"]), number(c["tuned_us"]), f"{c['ratio']:.3f}",
+            (name, entry, number(scale * c["default_us"]), number(scale * c["tuned_us"]), f"{c['ratio']:.3f}",
              f"{c['low']:.3f} to {c['high']:.3f}", f"{sum(layer['kept'] for layer in network['layers'])}")
             for name, network in found.items()
             for entry, c in network["entries"].items()

@@ -52,6 +52,10 @@ def test_what_was_counted_ships_where_cycles_fall_too() -> None:
     for cycles, ships in (((10.0, 6.0), {"large"}), ((10.0, 9.8), set()), ((None, None), set())):
         counted = replace(layer("large", 10.0, 6.0), default_cycles=cycles[0], best_cycles=cycles[1])
         assert worth_shipping(result(means="counted", layers=(counted,), entries=faster)) == ships
+    parts = tuple(replace(layer(w, 10.0, 8.0), default_cycles=9.0, best_cycles=8.0) for w in ("one", "two"))
+    for ratio, all_ship in ((0.96, {"one", "two"}), (0.98, set())):  # 2 % each, of the whole
+        whole = {"full": InPlace(100.0, 100 * ratio, ratio, ratio, ratio)}
+        assert worth_shipping(result(means="counted", layers=parts, entries=whole)) == all_ship
 
 
 def test_the_mean_of_ratios() -> None:
