@@ -31,7 +31,7 @@ MENDED = {
     "complex_inner", "complex_in_double", "correlation", "Prints", "fused_products", "distances", "all_pairs",
     "mode_of_values", "batched_by_vmap", "dataclass_out", "numbers_out", "subtracts_in_place", "bools_compared",
     "adaptive_pool_places", "unpooled_lines_and_volumes", "pairs_of_rows", "integers_scattered", "sums_of_exponents",
-    "whole_logarithms", "half_statistics", "complex_statistics", "complex_powers", "complex_functions",
+    "whole_logarithms", "half_statistics", "norms_in_double", "complex_statistics", "complex_powers", "complex_functions",
 }  # fmt: skip
 RAISES_FOR_NAN = {"cholesky", "complex_cholesky", "cholesky_solve", "sparsemax"}
 HALF_A_NUMBER = {"complex_masked", "complex_powers", "complex_functions"}
@@ -1207,6 +1207,8 @@ add("integers_scattered", lambda s, x: (lambda i: (
 add(
     "sums_of_exponents", lambda s, x: torch.logcumsumexp(x * 100, -1) - torch.logcumsumexp(x.flip(1) * 200, 1)
 )
+add("norms_in_double", lambda s, x: (lambda d: [y.float() for y in (F.layer_norm(d, (8,)), F.group_norm(d, 2, s.w), F.instance_norm(d),
+    F.layer_norm(d, (8, 8), s.p, s.p))])(x.double()), w=lambda: (some(2).double(),), p=lambda: (some(8, 8).double(),))  # fmt: skip
 add("whole_logarithms", lambda s, x: (x.log2().floor().int(), x.log10().floor().int(), x.log2().floor().exp2().int(), x.log2()),
     torch.tensor([[2.0**n for n in range(11)] + [10.0**n for n in range(7)]]))  # fmt: skip
 add(

@@ -246,6 +246,13 @@ def rarer(of_torch: Callable[[str], Callable[..., Any]]) -> dict[Any, Callable[.
             axes, keepdim=keepdim
         )
 
+    def logcumsumexp(x: Tensor, dim: int) -> Any:
+        """Each sum by its own largest term: by that of all, early sums would vanish."""
+        rows = x.movedim(dim, -1)
+        n = rows.shape[-1]
+        seen = torch.arange(n)[None, :] <= torch.arange(n)[:, None]
+        return torch.where(seen, rows.unsqueeze(-2), -math.inf).logsumexp(-1).movedim(-1, dim)
+
     def pdist(x: Tensor, p: float = 2) -> Any:
         first, second = torch.triu_indices(x.shape[0], x.shape[0], 1)
         return torch.linalg.vector_norm(x[first] - x[second], p, -1)
@@ -265,6 +272,7 @@ def rarer(of_torch: Callable[[str], Callable[..., Any]]) -> dict[Any, Callable[.
         aten.var_mean.correction: var_mean,
         aten.conv_tbc.default: conv_tbc,
         aten._pdist_forward.default: pdist,
+        aten.logcumsumexp.default: logcumsumexp,
         aten._embedding_bag.default: _embedding_bag,
         aten._embedding_bag_forward_only.default: _embedding_bag,
         aten.masked_scatter.default: _masked_scatter,
