@@ -24,8 +24,8 @@ Layer = TypeVar("Layer", bound=nn.Module)
 
 
 def called(module: nn.Module, kinds: tuple[type[Layer], ...], example: Tensor) -> dict[str, Layer]:
-    """Layers of these kinds that can be replaced by others: called, with floating-point numbers, always of one size, and
-    nobody else reads their weights."""
+    """Layers of these kinds that can be replaced by others: of float32, called with floating-point numbers, always of one
+    size, and nobody else reads their weights."""
     return {name: layer for name, (layer, _) in with_outputs(module, kinds, example).items()}
 
 
@@ -34,7 +34,11 @@ def with_outputs(
     module: nn.Module, kinds: tuple[type[Layer], ...], example: Tensor
 ) -> dict[str, tuple[Layer, torch.Size]]:
     """As :func:`called`, each with the shape of what it gives, without the batch."""
-    found: dict[str, Layer] = {name: part for name, part in module.named_modules() if isinstance(part, kinds)}
+    found: dict[str, Layer] = {
+        name: part
+        for name, part in module.named_modules()
+        if isinstance(part, kinds) and part.weight.dtype == torch.float32
+    }
     sizes: dict[str, set[torch.Size]] = {name: set() for name in found}
     given: dict[str, torch.Size] = {}
     reads = _Reads(found)

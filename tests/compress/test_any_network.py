@@ -273,3 +273,30 @@ def test_rows_of_tensors_of_four_axes_take_whole_tensors_into_their_epilogue() -
     for made in (module, apply_post_training(module, x[:1], "int8-static", x)):
         library = Answers(made, (x[:1],))
         assert all(not library.wrong(sample) for sample in x.split(1)[:4])
+
+
+@pytest.mark.parametrize("name", ["int8-weights", "int8-dynamic"])
+def test_layers_of_other_precisions_stay_as_they_are(name: str) -> None:
+    """Beside one of float32, which is quantised: a network may compute a part in half or in double precision."""
+
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.image = nn.Sequential(nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4)).double()
+            self.recurrent = nn.LSTM(6, 8, batch_first=True).half()
+            self.attention = nn.MultiheadAttention(8, 2, batch_first=True).double()
+            self.line, self.last = nn.Conv1d(24, 24, 3, padding=1).double(), nn.Linear(8, 4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.recurrent(self.image(x.double()).flatten(1, 2).half())[0].double()
+            y = self.line(self.attention(y, y, y)[0])
+            return self.last(y.float())
+
+    torch.manual_seed(0)
+    module, x = Mixed().eval(), torch.randn(1, 2, 8, 8)
+    with pytest.warns(Notice, match="recurrent"):
+        compressed = apply_post_training(module, x, name)
+    assert isinstance(compressed.get_submodule("last"), CompressedLayer)
+    assert {type(compressed.get_submodule(n)) for n in ("recurrent", "line")} == {nn.LSTM, nn.Conv1d}
+    wanted = module(x)
+    assert (compressed(x) - wanted).abs().max() < 0.05 * wanted.abs().max()

@@ -64,7 +64,7 @@ def _pairs(module: nn.Module, example: Tensor) -> dict[str, nn.Conv2d]:
     hooks = [
         part.register_forward_hook(after_convolution)
         for part in module.modules()
-        if isinstance(part, nn.Conv2d)
+        if isinstance(part, nn.Conv2d) and part.weight.dtype == torch.float32
     ] + [
         part.register_forward_pre_hook(before_norm(name))
         for name, part in module.named_modules()

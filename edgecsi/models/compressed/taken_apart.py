@@ -283,6 +283,7 @@ def take_apart(module: nn.Module, example: Tensor, keep: Collection[str] = (), i
         if name
         and name not in keep
         and isinstance(part, nn.MultiheadAttention | nn.RNNBase | nn.Conv1d | nn.ConvTranspose1d)
+        and all(p.dtype == torch.float32 for p in part.parameters())
     }
     inputs = _inputs_of(module, example, found)
     for name, part in found.items():
