@@ -317,13 +317,14 @@ def _explained(
     from edgecsi import rounding
     from edgecsi.lower.export import tensors_of
 
+    coarse = rounding.coarseness(module, calls[0])
     bars: list[float] = []
     for number, given in enumerate(calls):
         with torch.no_grad():
             wanted = tensors_of(module(*(x.clone() for x in given)))
         for y, expected, moved in zip(ys, wanted, rounding.moved(module, given), strict=True):
             numbers = expected.float().numpy()
-            bar = verdict.within_rounding(y[number].reshape(numbers.shape), numbers, moved, least)
+            bar = verdict.within_rounding(y[number].reshape(numbers.shape), numbers, moved, least, coarse)
             if bar is None:
                 return None
             bars.append(bar)

@@ -216,8 +216,9 @@ def _but_for_rounding(
         if all(difference_but_ties(y, e).max_rel_diff <= bar for y, e in pairs):
             continue
         moved = _kept(entry, built, tuple(rounding.moved(entry.module, call)))
+        coarse = rounding.coarseness(entry.module, call)
         for (y, e), far in zip(pairs, moved, strict=True):
-            if verdict.within_rounding(y.reshape(far.shape), e.reshape(far.shape), far, bar) is None:
+            if verdict.within_rounding(y.reshape(far.shape), e.reshape(far.shape), far, bar, coarse) is None:
                 return settled, left
             y[...] = e
         left += 1

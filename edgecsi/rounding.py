@@ -97,6 +97,14 @@ def moved(module: nn.Module, inputs: Sequence[Tensor]) -> list[NDArray[np.float6
     return most
 
 
+def coarseness(module: nn.Module, inputs: Sequence[Tensor]) -> float:
+    """How far the bounds of `verdict.within_rounding` are to be moved for what a network computes with: two units in
+    the last place of half precision are two thousandths of a number, of bfloat16 sixteen; 1 for fp32."""
+    with torch.no_grad(), _Types() as types:
+        _answers(module, [types.seen(x.clone()) for x in inputs])
+    return max(_COARSENESS.get(dtype, 1.0) for dtype in types.met)
+
+
 def _answers(module: nn.Module, inputs: Sequence[Tensor]) -> list[Tensor]:
     return [t for t in torch.utils._pytree.tree_leaves(module(*inputs)) if isinstance(t, torch.Tensor)]
 
@@ -126,6 +134,23 @@ class _LastPlaces(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return torch.utils._pytree.tree_map(self.moved, result)
 
 
+class _Types(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Which types of numbers a network computes with."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.met: set[torch.dtype] = set()
+
+    def seen(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            self.met.add(value.dtype)
+        return value
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return torch.utils._pytree.tree_map(self.seen, func(*args, **(kwargs or {})))
+
+
+_COARSENESS = {torch.float16: 2.0, torch.bfloat16: 16.0}
 _PLACES = {torch.float32: 2.0**-23, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}
 
 

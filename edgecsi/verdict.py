@@ -123,21 +123,27 @@ def difference(y: NDArray[Any], expected: NDArray[Any]) -> Difference:
 
 
 def within_rounding(
-    y: NDArray[Any], expected: NDArray[Any], moved: NDArray[np.float64], least: float = FP32
+    y: NDArray[Any],
+    expected: NDArray[Any],
+    moved: NDArray[np.float64],
+    least: float = FP32,
+    coarseness: float = 1.0,
 ) -> float | None:
     """The bar that an answer passes if rounding explains its difference to the right one; None if it does not.
 
     Args:
         moved: how far rounding alone moves each number of `expected`. least: what is allowed where that is nothing.
+        coarseness: how much wider both bounds are, for networks that compute in less than fp32.
     """
     import numpy as np
 
     finite = np.isfinite(expected)
     reach = moved / (float(np.max(np.abs(expected[finite]), initial=0.0)) or 1.0)
-    edges = finite & (reach > DECIDED)
+    edges = finite & (reach > DECIDED * coarseness)
     if edges.sum() > UNDECIDED * edges.size:
         return None
-    bar = max(least, min(AMPLIFIED * float(np.max(reach[finite & ~edges], initial=0.0)), AMPLIFIED_MOST))
+    most = AMPLIFIED_MOST * coarseness
+    bar = max(least, min(AMPLIFIED * float(np.max(reach[finite & ~edges], initial=0.0)), most))
     return bar if difference(np.where(edges, expected, y), expected).max_rel_diff <= bar else None
 
 

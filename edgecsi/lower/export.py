@@ -370,7 +370,8 @@ def _rounding_explains(
         # A number on the border of two codes, or of two of half precision, may become the other.
         return verdict.difference(y, expected).max_rel_diff <= rounding.allowed(module, [given])
     moved = rounding.moved(module, given)[output]
-    return verdict.within_rounding(y, expected, moved, CLOSE) is not None
+    coarse = rounding.coarseness(module, given)
+    return verdict.within_rounding(y, expected, moved, CLOSE, coarse) is not None
 
 
 def first_line(error: BaseException) -> str:

@@ -83,9 +83,11 @@ def load_model(
             does not run.
     """
     from edgecsi.models.parametrised import make_plain
+    from edgecsi.models.state import keep_tensors_only
 
     files = [Path(part) for part in weights.split(",")] if weights else []
     name, module, examples, family, own_weights = _make(spec, has_weights=bool(weights))
+    keep_tensors_only(module, name)
     files = files or own_weights
     metadata: dict[str, str] = {}
     before: nn.Module | None = None

@@ -1424,6 +1424,8 @@ def main() -> None:
             except EdgecsiError as error:
                 named = name in REFUSED and REFUSED[name][1].lower() in str(error).lower()
                 found = "refused by name" if named else str(error)
+            except Exception as error:
+                found = f"crashed: {type(error).__name__}: {error}"
         counts[found if found in counts else "other"] += 1
         if found not in counts:
             print(f"{name}: {found}", flush=True)

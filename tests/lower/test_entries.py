@@ -166,6 +166,10 @@ def double():
 def half_inside():
     return Net(lambda conv, x: conv(x.half()).float(), nn.Conv2d(2, 4, 3).half()), channels()
 
+def bfloat_attention():
+    layer = nn.TransformerEncoderLayer(32, 4, 64, batch_first=True).bfloat16()
+    return Net(lambda f, x: f(x[:, 0].bfloat16()).float(), layer), channels()
+
 def one_number():
     return Net(lambda _, x: x.norm()), channels()
 
@@ -177,7 +181,9 @@ def mixed():
 """
 
 
-@pytest.mark.parametrize("factory", ["half", "double", "half_inside", "one_number", "ties", "mixed"])
+@pytest.mark.parametrize(
+    "factory", ["half", "double", "half_inside", "bfloat_attention", "one_number", "ties", "mixed"]
+)
 def test_networks_are_checked_in_their_own_types_and_by_what_rounding_leaves_to_them(
     tmp_path: Path, factory: str
 ) -> None:
@@ -206,6 +212,11 @@ def test_what_rounding_does_not_explain_is_wrong() -> None:
     amplified = np.full(50, 0.009)  # however much rounding moves: by a thousandth no answer may be off
     assert verdict.within_rounding(wanted + 3e-3, wanted, amplified) is None
     assert verdict.within_rounding(wanted + 1e-3, wanted, amplified) == verdict.AMPLIFIED_MOST
+    assert (
+        verdict.within_rounding(wanted + 1e-2, wanted, amplified, coarseness=16)
+        == 16 * verdict.AMPLIFIED_MOST
+    )
+    assert verdict.within_rounding(wanted + 4e-2, wanted, amplified, coarseness=16) is None
 
 
 LIMITS = """

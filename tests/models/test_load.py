@@ -44,6 +44,18 @@ def diverged():
     layer.bias.data[0] = float("nan")
     return layer, torch.zeros(1, WIDTH)
 
+class Counts(nn.Linear):
+    def get_extra_state(self):
+        return {"calls": 3}
+    def set_extra_state(self, state):
+        assert state["calls"] == 3
+
+def counts():
+    return nn.Sequential(Counts(WIDTH, 4)), torch.zeros(1, WIDTH)
+
+def quantized():
+    return torch.ao.quantization.quantize_dynamic(plain(), {nn.Linear}), torch.zeros(1, WIDTH)
+
 def nothing():
     return None
 
@@ -306,3 +318,19 @@ def test_a_file_of_a_users_network_runs_no_code_that_is_not_named(own: str, tmp_
         load_model(str(tmp_path / "small.safetensors"))
     assert f"'{own}:split' --weights {tmp_path}/small.safetensors" in refused.value.fix
     assert load_model(f"{own}:split", str(tmp_path / "small.safetensors")).sha256
+
+
+def test_what_a_layer_keeps_beside_its_tensors_is_left_out(own: str, tmp_path: Path) -> None:
+    module = load_model(f"{own}:counts").module
+    assert set(module.state_dict()) == {"0.weight", "0.bias"}
+    theirs = {**module.state_dict(), "0._extra_state": {"calls": 3}}
+    torch.save(theirs, tmp_path / "theirs.pt")
+    loaded = load_model(f"{own}:counts", str(tmp_path / "theirs.pt")).module
+    assert torch.equal(loaded.state_dict()["0.weight"], theirs["0.weight"])
+    loaded.load_state_dict(module.state_dict())
+
+
+@pytest.mark.filterwarnings("ignore")  # PyTorch is about to give it up
+def test_layers_that_pytorch_quantized_are_refused_by_name(own: str) -> None:
+    with pytest.raises(ModelError, match=r"layers that PyTorch quantized\n.*: 0\n.*int8-dynamic"):
+        load_model(f"{own}:quantized")
