@@ -164,13 +164,7 @@ def _compare(draft: Draft, model: LoadedModel, device: Device) -> Draft:
                 _allowed(trial, name, difference, model, x, device), _known(found.nmse_db_fp32) if full else None,
             )  # fmt: skip
         golden = _settled(trial, device, entries)
-    off = 0.0
-    if (
-        found.nmse_db is not None
-        and found.nmse_db_pytorch is not None
-        and found.nmse_db != found.nmse_db_pytorch
-    ):
-        off = abs(found.nmse_db - found.nmse_db_pytorch)
+    off = verdict.decibels_apart(found.nmse_db, found.nmse_db_pytorch)
     if not off <= verdict.NMSE_DB:
         raise CheckFailed(
             f"{manifest.name} for {manifest.target.id} loses accuracy",

@@ -164,7 +164,7 @@ def outputs_of(entry: Part, inputs: Sequence[torch.Tensor]) -> tuple[torch.Tenso
     from torch.utils import _pytree
 
     leaves = _pytree.tree_leaves(entry.module(*(x.clone() for x in inputs)))
-    return tuple(y for y in leaves if isinstance(y, torch.Tensor))
+    return tuple(y.detach() for y in leaves if isinstance(y, torch.Tensor))  # it may be a parameter
 
 
 def _have_samples(entry: Part) -> bool:

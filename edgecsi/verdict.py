@@ -106,6 +106,15 @@ class Difference:
     max_rel_diff: float
 
 
+def decibels_apart(found: float | None, reference: float | None) -> float:
+    """How far two NMSE in dB are apart, 0 if one is not known. Below what rounding does to an answer both are the same: a
+    network that gives back its input is off by the last bit or two, and which ones is nobody's fault."""
+    if found is None or reference is None:
+        return 0.0
+    least = 20 * math.log10(FP32)
+    return abs(max(found, least) - max(reference, least))
+
+
 def difference(y: NDArray[Any], expected: NDArray[Any]) -> Difference:
     """Compare two arrays of one shape. NaN and infinity are right where the right answer has the same; anywhere else
     they are an infinite difference."""

@@ -43,3 +43,12 @@ def test_ties_are_taken_from_the_answer_and_everything_else_from_what_is_right()
     whole = verdict.with_ties_of(np.array([3, 7], np.int32), np.array([3, 6], np.int32), 1e-5)
     assert whole.dtype == np.int32
     assert whole.tolist() == [3, 7]
+
+
+def test_reconstruction_down_to_rounding_is_no_loss() -> None:
+    assert verdict.decibels_apart(-140.3, -140.9) == 0
+    assert verdict.decibels_apart(-np.inf, -138.0) == 0
+    assert verdict.decibels_apart(-np.inf, -np.inf) == 0
+    assert verdict.decibels_apart(None, -20.0) == 0
+    assert verdict.decibels_apart(-20.0, -20.5) == 0.5
+    assert not verdict.decibels_apart(float("nan"), -20.0) <= verdict.NMSE_DB

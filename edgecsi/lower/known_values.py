@@ -7,6 +7,7 @@ torch.export knows shapes and types only. But ``nn.TransformerDecoder`` asks whe
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import wraps
@@ -35,7 +36,7 @@ LARGEST = 1 << 20
 @contextmanager
 def known_values(module: torch.nn.Module) -> Iterator[None]:
     """While it is entered, `module` can be exported although it decides by values of its parameters and buffers."""
-    forward = module.forward
+    forward, own = module.forward, vars(module).get("forward")  # some choose theirs in __init__
     real = {name: tensor.detach() for name, tensor in _own(module)}
 
     @wraps(forward)
@@ -43,6 +44,7 @@ def known_values(module: torch.nn.Module) -> Iterator[None]:
         with _Knowing([(tensor, real[name]) for name, tensor in _own(module) if name in real]):
             return forward(*args, **kwargs)
 
+    knowing.__signature__ = inspect.signature(forward)  # type: ignore[attr-defined]  # without self
     module.forward = knowing
     at_once = vars(apis)["vmap_impl"]
     vars(apis)["vmap_impl"] = in_turns
@@ -56,6 +58,8 @@ def known_values(module: torch.nn.Module) -> Iterator[None]:
         torch.distributions.Distribution.set_default_validate_args(checks)
         vars(apis)["vmap_impl"] = at_once
         del module.forward
+        if own is not None:
+            module.forward = own
 
 
 def _own(module: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:

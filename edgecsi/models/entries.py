@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -70,11 +70,15 @@ def entries_of(name: str, module: nn.Module, example: Tensor, *more: Tensor) -> 
     if more:
         return {"full": full}
     children = dict(module.named_children())
-    if callable(getattr(module, "encode", None)) and callable(getattr(module, "decode", None)):
-        encoder, codewords = _entry(name, "encoder", _method(module, "encode"), (example,))
-        if any(t.is_complex() for t in codewords):
-            return {"full": replace(full, note=_COMPLEX)}
-        decoder, _ = _entry(name, "decoder", _method(module, "decode"), tuple(codewords))
+    if _has_method(module, "encode") and _has_method(module, "decode"):
+        try:
+            encoder, codewords = _entry(name, "encoder", _method(module, "encode"), (example,))
+            if any(t.is_complex() for t in codewords):
+                return {"full": replace(full, note=_COMPLEX)}
+            decoder, _ = _entry(name, "decoder", _method(module, "decode"), tuple(codewords))
+        except ModelError as error:
+            why = f"methods encode and decode are no halves of it, so it is built as one ({error.what}: {error.why})"
+            return {"full": replace(full, note="; ".join(filter(None, (full.note, why))))}
     elif "encoder" in children and "decoder" in children:
         try:
             encoder, codewords = _entry(name, "encoder", children["encoder"], (example,))
@@ -146,6 +150,12 @@ def _some_outputs(module: nn.Module, kept: Sequence[int]) -> nn.Module:
             return some if len(some) > 1 else some[0]
 
     return SomeOutputs().eval()
+
+
+def _has_method(module: nn.Module, name: str) -> bool:
+    """Whether there is one, without asking properties and ``__getattr__``, which may answer or raise anything."""
+    found = inspect.getattr_static(module, name, None)
+    return callable(getattr(found, "__func__", found)) or name in module._modules
 
 
 def _with_note(full: Part, why: str) -> Part:
@@ -224,7 +234,7 @@ def _tensors_only(value: Any) -> tuple[Any, list[str]]:
             return OrderedDict(found) if type(value) is OrderedDict else found
         if isinstance(value, tuple) and hasattr(value, "_fields"):
             return type(value)(*map(only, value))
-        if isinstance(value, list | tuple):
+        if isinstance(value, list | tuple | deque):
             return (list if type(value) is list else tuple)(map(only, value))
         others.append(type(value).__name__)
         return None

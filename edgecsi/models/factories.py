@@ -6,10 +6,12 @@ The function is the user's code and is executed, with its folder importable, as 
 from __future__ import annotations
 
 import ast
+import functools
 import hashlib
 import importlib
 import importlib.util
 import inspect
+import keyword
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -67,12 +69,22 @@ def make(spec: str) -> tuple[str, nn.Module, tuple[Tensor, ...]]:
     if isinstance(example, Mapping) and isinstance(module, torch.nn.Module):
         module, example = _by_position(module, [str(key) for key in example]), tuple(example.values())
     examples = tuple(example) if isinstance(example, list | tuple) else () if example is None else (example,)
-    if not isinstance(module, torch.nn.Module) or not all(isinstance(x, torch.Tensor) for x in examples):
+    strangers = [type(x).__name__ for x in examples if not isinstance(x, torch.Tensor)]
+    if not isinstance(module, torch.nn.Module) or strangers:
+        known = isinstance(module, torch.nn.Module)
         raise ModelError(
-            f"{spec} returned a {type(made).__name__}",
+            f"{spec} returned a {type(made).__name__}"
+            + (f" with an example input that is no tensor but of type {strangers[0]}" if known else ""),
             "a factory returns a torch.nn.Module, (module, example_input), (module, (input, input, …)), or "
             "(module, {name: input})",
             "change what it returns",
+        )
+    odd = [x for x in examples if x.layout != torch.strided or x.is_meta or x.is_quantized or 0 in x.shape]
+    if odd:
+        raise ModelError(
+            f"{spec}: an example input is of shape {list(odd[0].shape)}, {odd[0].layout}, on {odd[0].device}",
+            "inputs of a library are dense numbers, at least one of them",
+            "return a plain tensor, as torch.zeros gives it",
         )
     if any(x.is_complex() for x in examples):
         raise ModelError(
@@ -88,6 +100,8 @@ def _by_position(module: nn.Module, names: list[str]) -> nn.Module:
     one dictionary if that has no such arguments. Its weights keep their names."""
     kind = type(module)
     wanted = inspect.signature(module.forward)
+    if "forward" in vars(module):  # its own, chosen in __init__
+        module._forward_by_name = vars(module).pop("forward")
     try:
         wanted.bind(**dict.fromkeys(names))
         as_keywords = True
@@ -96,9 +110,15 @@ def _by_position(module: nn.Module, names: list[str]) -> nn.Module:
 
     def forward(self: nn.Module, *x: Tensor) -> Any:
         given = dict(zip(names, x, strict=True))
-        return kind.forward(self, **given) if as_keywords else kind.forward(self, given)
+        of_old = vars(self).get("_forward_by_name") or functools.partial(kind.forward, self)
+        return of_old(**given) if as_keywords else of_old(given)
 
-    positions = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in ("self", *names)]
+    arguments = ["self"]
+    for number, name in enumerate(names):
+        plain = re.sub(r"\W+", "_", name).strip("_")
+        free = plain.isidentifier() and not keyword.iskeyword(plain) and plain not in arguments
+        arguments.append(plain if free else f"x_{number}")
+    positions = [inspect.Parameter(n, inspect.Parameter.POSITIONAL_OR_KEYWORD) for n in arguments]
     forward.__signature__ = inspect.Signature(positions)  # type: ignore[attr-defined]
     module.__class__ = type(kind.__name__, (kind,), {"forward": forward})
     return module

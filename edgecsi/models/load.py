@@ -83,10 +83,13 @@ def load_model(
             does not run.
     """
     from edgecsi.models.parametrised import make_plain
-    from edgecsi.models.state import keep_tensors_only
+    from edgecsi.models.state import as_pytorch_means_it, keep_tensors_only
 
     files = [Path(part) for part in weights.split(",")] if weights else []
     name, module, examples, family, own_weights = _make(spec, has_weights=bool(weights))
+    as_pytorch_means_it(
+        module, examples or ((_example(input_shape),) if input_shape is not None else ()), name
+    )
     keep_tensors_only(module, name)
     files = files or own_weights
     metadata: dict[str, str] = {}
@@ -173,7 +176,13 @@ def _make(spec: str, has_weights: bool) -> tuple[str, nn.Module, tuple[Tensor, .
         )
     if ":" in spec:
         name, module, examples = factories.make(spec)
-        return name, getattr(module, "_orig_mod", module), examples, None, []  # what torch.compile wraps
+        return (
+            name,
+            dict(module.named_children()).get("_orig_mod", module),
+            examples,
+            None,
+            [],
+        )  # what torch.compile wraps
     if Path(spec).is_file():
         raise ModelError(
             f"{spec} is {file_kinds.describe(Path(spec)) or 'a file'}, and no network",

@@ -17,10 +17,15 @@ def make_plain(module: nn.Module) -> None:
     What the network's own ``forward`` computes from its weights is not touched.
     """
     for part in module.modules():
+        for path, parameter in part._parameters.items():
+            if parameter is not None and parameter.is_inference():  # which cannot be exported
+                part._parameters[path] = nn.Parameter(parameter.clone(), requires_grad=False)
         for held in (part._buffers, part.__dict__):
             for name, value in held.items():
                 if isinstance(value, torch.Tensor) and value.layout != torch.strided:
                     held[name] = value.to_dense()
+                elif isinstance(value, torch.Tensor) and value.is_inference():
+                    held[name] = value.clone()
         if parametrize.is_parametrized(part):
             _own_class(part)
             for name in list(part.parametrizations):  # type: ignore[arg-type]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ from edgecsi.lower.export import export
 from edgecsi.models import registry
 from edgecsi.models.checkpoints import write_weights
 from edgecsi.models.load import load_model
+from edgecsi.reference import outputs_of
 
 OWN = """
 import torch
@@ -334,3 +337,125 @@ def test_what_a_layer_keeps_beside_its_tensors_is_left_out(own: str, tmp_path: P
 def test_layers_that_pytorch_quantized_are_refused_by_name(own: str) -> None:
     with pytest.raises(ModelError, match=r"layers that PyTorch quantized\n.*: 0\n.*int8-dynamic"):
         load_model(f"{own}:quantized")
+
+
+SHELLS = """
+import torch
+from torch import nn
+
+X = torch.ones(1, 5)
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(5, 5)
+    def forward(self, x):
+        return self.fc(x)
+
+class Named(Plain):
+    def forward(self, *, x, gain):
+        return self.fc(x) * gain
+
+class Dictionary(Plain):
+    def forward(self, batch):
+        return self.fc(batch["a b"]) * batch["class"]
+
+class Chosen(Plain):
+    def __init__(self):
+        super().__init__()
+        self.forward = self.other
+    def other(self, x):
+        return self.fc(x) * 2
+
+class Raises(Plain):
+    @property
+    def encode(self):
+        raise RuntimeError("not now")
+
+class Anything(Plain):
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return lambda *x, **named: None
+
+class Text(Plain):
+    def encode(self, text, snr):
+        return text.split()
+    def decode(self, words):
+        return " ".join(words)
+
+class Saves(Plain):
+    def state_dict(self):
+        return {"model": super().state_dict(), "epoch": 3}
+
+class Refuses(Plain):
+    def state_dict(self, *given, **named):
+        raise NotImplementedError("call save()")
+
+class Adds(Plain):
+    def __init__(self):
+        super().__init__()
+        self._register_state_dict_hook(lambda module, state, prefix, local: state.update({prefix + "epoch": 3}))
+
+class Evaluates(Plain):
+    def train(self, mode=True):
+        super().train(mode)  # and returns nothing
+
+class Weight(Plain):
+    def forward(self, x):
+        return self.fc.weight
+
+NETWORKS = {
+    "named": lambda: (Named(), {"x": X, "gain": 2 * X}),
+    "dictionary": lambda: (Dictionary(), {"a b": X, "class": X}),
+    "chosen": lambda: (Chosen(), X),
+    "chosen and named": lambda: (Chosen(), {"x": X}),
+    "raises": lambda: (Raises(), X),
+    "anything": lambda: (Anything(), X),
+    "text": lambda: (Text(), X),
+    "saves": lambda: (nn.Sequential(Saves()), X),
+    "refuses": lambda: (Refuses(), X),
+    "adds": lambda: (nn.Sequential(Adds()), X),
+    "evaluates": lambda: (nn.Sequential(Evaluates()), X),
+    "weight": lambda: (Weight(), X),
+    "lazy": lambda: (nn.Sequential(nn.LazyLinear(4), nn.LazyBatchNorm1d()), X),
+    "exported": lambda: (torch.export.export(Plain(), (X,)).module(), X),
+    "inference": lambda: (torch.inference_mode()(lambda: nn.Sequential(Plain(), nn.BatchNorm1d(5)))(), X),
+    "meta": lambda: (Plain().to("meta"), X),
+    "unknown": lambda: nn.LazyLinear(4),
+    "script": lambda: (nn.Sequential(torch.jit.script(Plain())), X),
+    "numpy": lambda: (Plain(), X.numpy()),
+    "sparse": lambda: (Plain(), X.to_sparse()),
+    "no rows": lambda: (Plain(), X[:0]),
+}
+
+def shell(name):
+    torch.manual_seed(0)
+    return NETWORKS[name]()
+"""
+REFUSED = {
+    "meta": "without values", "unknown": "without values", "script": "TorchScript", "numpy": "ndarray",
+    "sparse": "sparse", "no rows": r"\[0, 5\]",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", re.findall(r'^    "(.+)": lambda', SHELLS, re.MULTILINE))
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_odd_shells_around_layers_are_exported_as_they_answer_or_refused_by_name(
+    name: str, tmp_path: Path
+) -> None:
+    (tmp_path / "net.py").write_text(SHELLS)
+    spec = f"{tmp_path}/net.py:shell({name!r})"
+    if name in REFUSED:
+        with pytest.raises(ModelError, match=REFUSED[name]):
+            load_model(spec)
+        return
+    model = load_model(spec)
+    assert list(model.entries) == ["full"]
+    assert ("no halves" in model.entries["full"].note) == (name == "text")
+    part = model.entries["full"]
+    (found,) = export(part.module, part.inputs).run(part.inputs)
+    (expected,) = outputs_of(part, part.inputs)
+    np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-5, atol=1e-6)
+    assert all(isinstance(value, torch.Tensor) for value in model.module.state_dict().values())
