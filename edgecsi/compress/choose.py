@@ -7,11 +7,12 @@ be replaced by others; what quantises takes these layers apart first.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -20,6 +21,7 @@ from edgecsi.errors import NoLayer, Notice
 from edgecsi.models.compressed.layers import CompressedLayer
 
 _MOST_NAMED = 5
+_ASKS = (Tensor.dtype.__get__, Tensor.device.__get__)  # type: ignore[attr-defined]
 Layer = TypeVar("Layer", bound=nn.Module)
 
 
@@ -56,7 +58,7 @@ def with_outputs(
     hooks += [part.register_forward_pre_hook(lambda part, _: reads.begin(part)) for part in found.values()]
     hooks += [part.register_forward_hook(lambda *_: reads.end()) for part in found.values()]
     try:
-        with reads:
+        with reads, _Asks(reads):
             module.eval()(example)
     finally:
         for hook in hooks:
@@ -88,11 +90,29 @@ class _Reads(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """The last one is done."""
         self._inside.pop()
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def read(self, tensors: Iterable[Any]) -> None:
+        """These are read now, by the layer that is being called or by others."""
         if not self._inside:
-            for given in tree_leaves((args, kwargs)):
+            for given in tensors:
                 if isinstance(given, Tensor) and given.dtype.is_floating_point:
                     self.elsewhere.update(self._owners.get(given.data_ptr(), ()))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.read(tree_leaves((args, kwargs)))
+        return func(*args, **(kwargs or {}))
+
+
+class _Asks(TorchFunctionMode):
+    """Has a weight read whose type or device is asked for: ``x.to(self.fc.weight.dtype)``, or
+    ``next(self.parameters()).device``, would ask that of codes."""
+
+    def __init__(self, reads: _Reads) -> None:
+        super().__init__()
+        self._reads = reads
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in _ASKS:
+            self._reads.read(args)
         return func(*args, **(kwargs or {}))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from edgecsi.compress.recipe import Halve, Quantize, Recipe
 from edgecsi.errors import RecipeError
 from edgecsi.models.compressed.taken_apart import in_parent
 from edgecsi.models.rows import as_it_was, in_rows
+from edgecsi.models.state import copy_of
 
 if TYPE_CHECKING:
     from edgecsi.models.load import LoadedModel
@@ -69,7 +69,7 @@ def apply_post_training(
             "a build applies recipes that only quantise; training takes hours and data",
             f"edgecsi compress MODEL --recipe {chosen.name} --data DATA -o OUT.safetensors, then build OUT",
         )
-    copied = in_parent(copy.deepcopy(module))
+    copied = in_parent(copy_of(module))
     inputs = calibration
     if inputs is None and tuple(example_input.shape[1:]) == SAMPLE:
         inputs = torch.from_numpy(test_set(_JUDGED_SAMPLES))

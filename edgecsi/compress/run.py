@@ -33,6 +33,7 @@ from edgecsi.compress.watch import Tell
 from edgecsi.errors import CheckFailed, DataError, ModelError, Notice, RecipeError
 from edgecsi.models.compressed.store import continued, rebuild, structure
 from edgecsi.models.rows import in_rows
+from edgecsi.models.state import copy_of
 from edgecsi.training.loop import Hooks, Plan, State, fit, frozen, keep_freed_memory, score
 from edgecsi.training.tasks import Task, first_inputs, make_task
 from edgecsi.verdict import WORTH_SAYING_DB
@@ -221,7 +222,7 @@ class _Run:
     ) -> None:
         self.module, self.example, self.recipe, self.task = module, example, recipe, task
         thaw(module)
-        self.started = copy.deepcopy(module)
+        self.started = copy_of(module)
         self.state_file, self.settings, self.progress = state_file, settings, progress
         self._blind = settings["data"] == _NO_DATA
         self._history: list[StepResult] = []

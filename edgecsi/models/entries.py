@@ -194,7 +194,7 @@ def _entry(
             "check --input-shape, or the factory's example input",
         ) from error
     writes = not all(map(torch.equal, given, examples))
-    answered, others = _tensors_only(y)
+    answered, others = tensors_only(y)
     leaves, _ = _pytree.tree_flatten_with_path(answered)
     tensors = [(path, leaf) for path, leaf in leaves if leaf is not None]
     if not tensors:
@@ -217,7 +217,7 @@ def _entry(
     return Part(entry, module, examples[0], examples[1:], takes, names, note), answers
 
 
-def _tensors_only(value: Any) -> tuple[Any, list[str]]:
+def tensors_only(value: Any) -> tuple[Any, list[str]]:
     """What a module returns, data classes and their like as dictionaries, and None in the place of what is no tensor;
     and the types of that."""
     import torch
@@ -260,7 +260,7 @@ def _at_the_border(module: nn.Module, types: Sequence[torch.dtype], writes: bool
 
         def forward(self, *x: Tensor) -> Any:
             given = (t.to(dtype, copy=writes) for t, dtype in zip(x, types, strict=True))
-            return _pytree.tree_map(single, _tensors_only(self.model(*given))[0])
+            return _pytree.tree_map(single, tensors_only(self.model(*given))[0])
 
     return AtTheBorder().eval()
 

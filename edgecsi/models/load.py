@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 import shlex
@@ -83,7 +82,7 @@ def load_model(
             does not run.
     """
     from edgecsi.models.parametrised import make_plain
-    from edgecsi.models.state import as_pytorch_means_it, keep_tensors_only
+    from edgecsi.models.state import as_pytorch_means_it, copy_of, keep_tensors_only
 
     files = [Path(part) for part in weights.split(",")] if weights else []
     name, module, examples, family, own_weights = _make(spec, has_weights=bool(weights))
@@ -96,7 +95,7 @@ def load_model(
     before: nn.Module | None = None
     if files:
         given = module
-        module, metadata = _with_weights(copy.deepcopy(module), files, family)
+        module, metadata = _with_weights(copy_of(module), files, family)
         before = _before_compression(given, name, family, metadata)
     elif family is not None:
         if not allow_random:

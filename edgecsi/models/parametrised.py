@@ -26,6 +26,8 @@ def make_plain(module: nn.Module) -> None:
                     held[name] = value.to_dense()
                 elif isinstance(value, torch.Tensor) and value.is_inference():
                     held[name] = value.clone()
+                elif isinstance(value, torch.Tensor) and not value.is_leaf:  # which cannot be copied
+                    held[name] = value.detach()
         if parametrize.is_parametrized(part):
             _own_class(part)
             for name in list(part.parametrizations):  # type: ignore[arg-type]

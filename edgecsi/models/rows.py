@@ -17,6 +17,7 @@ from edgecsi.channels import files
 from edgecsi.channels.named import has_samples, load_named, samples_of
 from edgecsi.errors import DataError, ModelError
 from edgecsi.models.compressed.taken_apart import in_parent
+from edgecsi.models.entries import tensors_only
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,8 +102,8 @@ def one_tensor(output: Any) -> Tensor:
 
 
 def _real(output: Any) -> list[Tensor]:
-    leaves = [leaf for leaf in _pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
-    return [leaf for leaf in leaves if leaf.is_floating_point()] or [leaf.float() for leaf in leaves]
+    leaves = [leaf for leaf in _pytree.tree_leaves(tensors_only(output)[0]) if leaf is not None]
+    return [leaf.float() for leaf in leaves if leaf.is_floating_point()] or [leaf.float() for leaf in leaves]
 
 
 def in_rows(model: LoadedModel) -> tuple[LoadedModel, Read]:
@@ -137,7 +138,7 @@ def in_rows(model: LoadedModel) -> tuple[LoadedModel, Read]:
     rows, batch = _Rows([*inputs], sampled), samples_of(shapes)
     if len(inputs) > 1 or not inputs[0].is_floating_point() or writes:
         module.register_forward_pre_hook(rows.before)
-    if not (isinstance(output, Tensor) and output.is_floating_point()):
+    if not (isinstance(output, Tensor) and output.dtype == torch.float32):
         module.register_forward_hook(rows.behind)
     if not _takes_any_batch(module, rows, batch):
         as_it_was(module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
 from types import MethodType
 from typing import Any
@@ -67,6 +68,22 @@ def as_pytorch_means_it(module: nn.Module, examples: Sequence[torch.Tensor], nam
     for part in () if plain else module.modules():
         if type(part).state_dict is not nn.Module.state_dict:
             part.state_dict = MethodType(nn.Module.state_dict, part)  # type: ignore[method-assign]
+
+
+def copy_of(module: nn.Module) -> nn.Module:
+    """A copy of a network.
+
+    Raises:
+        ModelError: it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(module)
+    except Exception as error:  # what it holds may be anything of the user's
+        raise ModelError(
+            "the network cannot be copied, which weights and recipes are put into",
+            f"copy.deepcopy: {type(error).__name__}: {error}"[:300],
+            "keep locks, files and generators outside of it; without --recipe and --weights it builds as it is",
+        ) from error
 
 
 def keep_tensors_only(module: nn.Module, name: str) -> None:

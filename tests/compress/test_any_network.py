@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import threading
 import warnings
+from collections import UserDict
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,13 +15,15 @@ from torch import Tensor, nn
 
 from edgecsi.compress import apply_post_training, recipe
 from edgecsi.compress.low_rank import factor_layers
+from edgecsi.compress.post_training import compressed
 from edgecsi.compress.prune import prunable
 from edgecsi.compress.recipe import LowRank, Prune
-from edgecsi.errors import Notice
+from edgecsi.errors import ModelError, Notice
 from edgecsi.models.compressed.layers import CompressedLayer
 from edgecsi.models.compressed.store import rebuild, structure
 from edgecsi.models.load import load_model
 from edgecsi.models.parametrised import make_plain
+from edgecsi.reference import outputs_of
 from tests.lower._answers import Answers
 
 RECIPES = [name for name in recipe.list_recipes() if recipe.load(name).post_training]
@@ -123,6 +128,45 @@ class InPlace(nn.Module):
 def weight_norm() -> nn.Module:
     layer = torch.nn.utils.parametrizations.weight_norm(nn.Linear(16, 32))
     return nn.Sequential(layer, nn.ReLU(inplace=True), nn.Linear(32, 4))
+
+
+class Asks(nn.Module):
+    """As people write code for any device and precision."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.typed, self.last = nn.Linear(16, 16), nn.Linear(16, 16), nn.Linear(16, 16)
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        x = self.first(x.to(next(self.parameters()).device))
+        return UserDict(y=self.last(self.typed(x.to(self.typed.weight.dtype))).bfloat16())  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("name", ["int8-weights", "int8-dynamic"])
+def test_layers_whose_type_or_device_the_network_asks_for_stay(name: str, tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom tests.compress.test_any_network import Asks\n"
+        "def make():\n    torch.manual_seed(0)\n    return Asks(), torch.randn(1, 16)\n"
+    )
+    model = load_model(f"{tmp_path}/net.py:make")
+    with pytest.warns(Notice, match="first, typed"):
+        made = compressed(model, name, None)
+    kinds = {key: type(part) for key, part in made.module.named_modules()}
+    assert kinds["first"] is kinds["typed"] is nn.Linear
+    assert issubclass(kinds["last"], CompressedLayer)
+    x = torch.randn(1, 16)
+    (found,), (wanted,) = outputs_of(made.entries["full"], [x]), outputs_of(model.entries["full"], [x])
+    assert (found - wanted).abs().max() < 0.05 * wanted.abs().max()
+
+
+def test_what_cannot_be_copied_is_refused_by_name() -> None:
+    class Locked(nn.Linear):
+        def __init__(self) -> None:
+            super().__init__(16, 16)
+            self.lock = threading.Lock()
+
+    with pytest.raises(ModelError, match="cannot be copied"):
+        apply_post_training(Locked(), torch.randn(1, 16), "int8-weights")
 
 
 def windows() -> nn.Module:
