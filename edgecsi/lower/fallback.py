@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -180,7 +181,48 @@ def vectorise(function: tvm.tirx.PrimFunc, lanes: int) -> tvm.tirx.PrimFunc:
                 schedule.decompose_reduction(block, reduce[0])
         except s_tir.ScheduleError:
             continue
-    return _keep_nan(schedule.mod["main"])
+    extents = {
+        v.var: int(v.dom.extent)
+        for block in schedule.get_child_blocks(schedule.get_sblock("root"))
+        for v in schedule.get(block).iter_vars
+    }
+    return _keep_nan(_read_what_is_chosen(schedule.mod["main"], extents))
+
+
+def _read_what_is_chosen(function: tvm.tirx.PrimFunc, extents: Mapping[Any, int]) -> tvm.tirx.PrimFunc:
+    """The function with a branch for every choice one side of which might read beyond its buffer.
+
+    Both sides of a `Select` are computed, and TVM drops a bound of an index (``min(i, n - 1)``) that the condition
+    implies. A read is safe where the condition makes the same one, or its indices are loops no longer than the buffer.
+
+    Args:
+        extents: of every loop, by its variable.
+    """
+    import tvm_ffi
+    from tvm import tirx
+    from tvm.ir.expr import TensorLoad
+
+    def within(index: Any, size: Any) -> bool:
+        if isinstance(index, tirx.IntImm):
+            return 0 <= int(index) < int(size)
+        return index in extents and extents[index] <= int(size)
+
+    def reads(*parts: Any) -> list[Any]:
+        found: list[Any] = []
+        for part in parts:
+            tvm_ffi.structural_walk(part, [(TensorLoad, lambda read: found.append(read))])
+        return found
+
+    def chosen(one: Any) -> Any:
+        known = reads(one.condition)
+        for read in reads(one.true_value, one.false_value):
+            if not all(map(within, read.indices, read.source.shape)) and not any(
+                tvm_ffi.structural_equal(read, other) for other in known
+            ):
+                return tirx.if_then_else(one.condition, one.true_value, one.false_value)
+        return one
+
+    return function.with_body(tvm_ffi.structural_map(function.body, [(tirx.Select, chosen)]))
 
 
 def _keep_nan(function: tvm.tirx.PrimFunc) -> tvm.tirx.PrimFunc:

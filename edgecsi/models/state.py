@@ -105,6 +105,8 @@ def keep_tensors_only(module: nn.Module, name: str) -> None:
             "give the network before quantize_dynamic or convert, and --recipe int8-dynamic or int8-static",
         )
     for part in module.modules():
+        if isinstance(part, torch.jit.ScriptModule):  # which takes no hooks
+            continue
         part.register_state_dict_post_hook(_leave_out)  # type: ignore[no-untyped-call]
         part.register_load_state_dict_post_hook(_miss_nothing)  # type: ignore[no-untyped-call]
 

@@ -26,6 +26,7 @@ from tests._cpu import skip_without
 FACTORIES = """
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 def odd():
     torch.manual_seed(0)
@@ -35,12 +36,25 @@ def odd():
 def wide():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(2, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 2, 5)).eval(), torch.rand(1, 2, 29, 31)
+
+class Writes(nn.Module):
+    def forward(self, x):
+        y = F.pad(x, (1, 1, 2, 0), mode="circular")
+        y[:, 0, 3:5] = x[:, 1, 1:3, :1]
+        y = y.index_add(3, torch.tensor([9, 0, 4]), x[:, :, :, :3].repeat(1, 1, 2, 1)[:, :, :10])
+        y = y.scatter(2, torch.tensor([[0, 9], [8, 1]]).expand(len(x), 1, 2, 2), x[:, :1, :2, :2])
+        places = (x[:, :, :3] * 9).long().clamp(0, 9)
+        back = F.max_unpool2d(*F.max_pool2d(y, 2, return_indices=True), 2)
+        return torch.cat([y.scatter(3, places, 2.0), y.roll(3, 2), back], 1)
+
+def writes():
+    return Writes(), torch.rand(1, 2, 8, 8)
 """
 INT8 = "csinet-cr16+prune75-bsr16x4-int8"
 PAIRS = [
     (INT8, "host"), (INT8, "x86"), (INT8, "rpi4"), (INT8, "rpi5"), ("crnet-cr16+int8-dynamic", "host"),
     ("fullycon", "x86"), ("odd", "host"), ("odd", "x86-64-v4"), ("odd", "x86"), ("odd", "rpi4"), ("odd", "rpi5"),
-    ("wide", "host"), ("wide", "x86"), ("wide", "rpi5"),
+    ("wide", "host"), ("wide", "x86"), ("wide", "rpi5"), ("writes", "x86"), ("writes", "rpi4"),
 ]  # fmt: skip
 
 

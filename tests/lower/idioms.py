@@ -2,12 +2,14 @@
 
     NETWORKS["name"]() -> module in eval mode, its inputs     REFUSED["name"] -> (the same, a word of the refusal)
 
-``python -m tests.lower.idioms`` builds every one by the public API and compares it with PyTorch.
+``python -m tests.lower.idioms`` builds every one by the public API, which compares it with
+PyTorch, and calls it between guard pages.
 """
 
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 import tempfile
 import warnings
@@ -1406,29 +1408,38 @@ def made(name: str) -> tuple[nn.Module, Tensor | tuple[Tensor, ...]]:
 
 
 def main() -> None:
-    """Build all of them, or those named, for the target named first; print what is not as it should be."""
+    """Build all of them, or those named, for the target named first, and call them between guard pages; print what is
+    not as it should be."""
     import edgecsi
+    from edgecsi import target as targets
     from edgecsi.errors import EdgecsiError
+    from edgecsi.results.reliability.memory import Found, compile_guarded, judge
     from tests.lower import repositories
     from tests.lower.idioms import NETWORKS, REFUSED  # those of this file and of the other
 
     target, *asked = sys.argv[1:] or ["host"]
     counts = dict.fromkeys(("right", "refused by name", "other"), 0)
-    for name in asked or [*NETWORKS, *REFUSED]:
-        with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as named:
+        folder = Path(named)
+        guarded = compile_guarded(targets.load(target).arch, folder)
+        for number, name in enumerate(asked or [*NETWORKS, *REFUSED]):
+            out = folder / f"net{number}"
             try:
-                edgecsi.build(
-                    f"{repositories.__name__}:made(name={name!r})", target, out=Path(folder) / "net"
+                bundle = edgecsi.build(f"{repositories.__name__}:made(name={name!r})", target, out=out).bundle
+                assert bundle is not None
+                touched = judge(guarded, bundle, Found())
+                found = "; ".join(touched) or (
+                    "right" if name in NETWORKS else "built, and should be refused"
                 )
-                found = "right" if name in NETWORKS else "built, and should be refused"
             except EdgecsiError as error:
-                named = name in REFUSED and REFUSED[name][1].lower() in str(error).lower()
-                found = "refused by name" if named else str(error)
+                named_so = name in REFUSED and REFUSED[name][1].lower() in str(error).lower()
+                found = "refused by name" if named_so else str(error)
             except Exception as error:
                 found = f"crashed: {type(error).__name__}: {error}"
-        counts[found if found in counts else "other"] += 1
-        if found not in counts:
-            print(f"{name}: {found}", flush=True)
+            shutil.rmtree(out, ignore_errors=True)
+            counts[found if found in counts else "other"] += 1
+            if found not in counts:
+                print(f"{name}: {found}", flush=True)
     print(f"{target}:", ", ".join(f"{n} {kind}" for kind, n in counts.items()))
 
 
