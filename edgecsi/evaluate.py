@@ -16,7 +16,7 @@ from edgecsi.channels import files, metrics
 from edgecsi.channels.named import has_samples, load_named, samples_of
 from edgecsi.device import Device
 from edgecsi.device.protocol import Samples
-from edgecsi.errors import CheckFailed, DataError, EdgecsiError, Notice, UsageError
+from edgecsi.errors import BundleError, CheckFailed, DataError, EdgecsiError, Notice, UsageError
 from edgecsi.models.entries import outputs_named
 from edgecsi.progress import Progress
 from edgecsi.reference import AT_ONCE, answers, calls_of, reference_model
@@ -280,7 +280,8 @@ def evaluate_data(
         What was found; and why PyTorch was not asked, if it was not.
 
     Raises:
-        DataError: no such data, or it does not fit the bundle. Others as for :func:`evaluate`.
+        DataError: no such data, or it does not fit the bundle.
+        BundleError: it was built from other weights than the network has. Others as for :func:`evaluate`.
     """
     note = ""
     tell = progress or (lambda done, total, what: None)
@@ -304,6 +305,8 @@ def evaluate_data(
         return _with_golden(found, bundle, device), note
     x = _read(bundle, reference, data, lambda done, total: tell(done, total, f"reading {data}"), samples)
     found = evaluate(bundle, x, data, device=device, reference=reference, fp32=fp32, progress=progress)
+    if reference is not None and bundle.manifest.model.sha256 is None and not _is_right(bundle, found):
+        _require_weights_of(reference, bundle)
     return _with_golden(found, bundle, device), note
 
 
@@ -323,14 +326,29 @@ def _compressed_again(bundle: Bundle, model: LoadedModel, calib: str | None) -> 
             if calib is None:  # it needs data
                 return None
             raise
-    for name, entry in again.entries.items():
+    return again if _has_weights_of(again, bundle) else None
+
+
+def _has_weights_of(model: LoadedModel, bundle: Bundle) -> bool:
+    """Whether a model answers what PyTorch answered when a bundle was built."""
+    for name, entry in model.entries.items():
         if name in bundle.manifest.entries and name != "decoder":
             x, y = ([a.reshape(-1, *a.shape[2:]) for a in side] for side in read_golden(bundle, name))
             found = _kept(entry, bundle.manifest.entries[name], answers(entry, x))
             apart = [difference(a, b).max_rel_diff for a, b in zip(found, y, strict=True)]
             if not max(apart) <= verdict.SAME_WEIGHTS:
-                return None
-    return again
+                return False
+    return True
+
+
+def _require_weights_of(model: LoadedModel, bundle: Bundle) -> None:
+    """Refuse a factory's network that is not the one a bundle was built from, which only its answers tell."""
+    if not _has_weights_of(model, bundle):
+        raise BundleError(
+            f"{bundle.manifest.name} was built from other weights than {model.name} has now",
+            "what makes the network gives it others each time, or has been changed since",
+            "call torch.manual_seed there; or save the weights, and give --weights FILE to build and to eval",
+        )
 
 
 def _with_golden(found: Evaluation, bundle: Bundle, device: Device) -> Evaluation:
@@ -396,6 +414,10 @@ def judge(bundle: Bundle, found: Evaluation) -> None:
                 "rounding",
                 "build it again; if that does not help, please report it with the output of `edgecsi doctor`",
             )
+
+
+def _is_right(bundle: Bundle, found: Evaluation) -> bool:
+    return all(apart.max_rel_diff <= _allowed(bundle, name) for name, apart in found.differences.items())
 
 
 def _allowed(bundle: Bundle, entry: str) -> float:

@@ -14,7 +14,7 @@ from edgecsi.bundle import read_bundle
 from edgecsi.channels.named import load_named
 from edgecsi.compress import compress
 from edgecsi.device import open_device
-from edgecsi.errors import DataError, ModelError
+from edgecsi.errors import BundleError, DataError, ModelError
 from edgecsi.evaluate import evaluate_data, judge
 from edgecsi.results.reliability.memory import Found, compile_guarded
 from edgecsi.results.reliability.memory import judge as judge_memory
@@ -71,6 +71,10 @@ class Packed(nn.Module):
 
 def packed(pack):
     return Packed(pack), torch.randn(1, 24)
+
+def unseeded():
+    torch.seed()
+    return nn.Linear(24, 8), torch.randn(1, 24)
 
 def strongest():
     return Strongest(), (torch.randn(1, 24), torch.tensor(0.5))
@@ -134,6 +138,17 @@ def test_one_output_may_be_packed_in_something(
     found, _ = evaluate_data(bundle, f"{tmp_path}/x.npy", open_device("local"), 20, model)
     judge(bundle, found)
     assert found.differences["full"].max_rel_diff < 1e-5
+
+
+def test_a_factory_that_makes_other_weights_each_time_is_told_so(
+    given: tuple[str, str, Path], tmp_path: Path
+) -> None:
+    model = f"{given[2]}/networks.py:unseeded"
+    bundle = edgecsi.build(model, "host", out=tmp_path / "b").bundle
+    assert bundle is not None
+    np.save(tmp_path / "x.npy", np.ones((3, 24), np.float32))
+    with pytest.raises(BundleError, match=r"other weights than .* has now\n.*\ncall torch.manual_seed"):
+        evaluate_data(bundle, f"{tmp_path}/x.npy", open_device("local"), 20, model)
 
 
 @pytest.mark.parametrize("factory", ["denoiser", "halves"])

@@ -30,6 +30,7 @@ NOT_FOR_IT = (
 )  # fmt: skip
 """What a network may lack for a recipe, and a target for a network."""
 STACK = 32 << 10
+ZOO_TARGETS = "x86", "rpi4", "rpi5"
 NETWORK = """
 import numpy
 
@@ -45,7 +46,7 @@ class Found:
     """What has been tried so far; the next run adds to it, and goes on with the next network.
 
     Attributes:
-        watched: entries that valgrind has watched. zoo: networks of the zoo that are done.
+        watched: entries that valgrind has watched. zoo: networks of the zoo that are done, ``NAME for TARGET``.
     """
 
     networks: int = 0
@@ -188,26 +189,31 @@ def random_networks(
 
 
 def whole_zoo(found: Found, save: Callable[[Found], None]) -> Found:
-    """Judge every network of the zoo for x86; those that are done stay so."""
+    """Judge every network of the zoo for `ZOO_TARGETS`; those that are done stay so."""
     from edgecsi.models import registry
     from edgecsi.pipeline import BuildOptions, build
     from edgecsi.results.zoo import computes
 
-    names = [info.name for info in registry.list_models()]
-    names += [name for name in registry.list_compressed() if computes(name, "x86")]
+    names = [info.name for info in registry.list_models()] + registry.list_compressed()
     with tempfile.TemporaryDirectory(prefix="edgecsi-memory-") as folder:
-        program, memcheck = compile_guarded("x86_64", Path(folder)), compile_memcheck(Path(folder))
-        for name in names:
-            if name in found.zoo:
-                continue
-            start = time.monotonic()
-            bundle = build(BuildOptions(name, "x86", out=Path(folder) / name, allow_random=True)).bundle
-            assert bundle is not None
-            found.libraries += 1
-            found.findings += [f"{name}: {text}" for text in judge(program, bundle, found, memcheck)]
-            found.zoo.append(name)
-            found.seconds = round(found.seconds + time.monotonic() - start, 1)
-            save(found)
+        programs = {arch: compile_guarded(arch, Path(folder)) for arch in targets.TRIPLES}
+        memcheck = compile_memcheck(Path(folder))
+        for target in ZOO_TARGETS:
+            program = programs[targets.load(target).arch]
+            for name in names:
+                if f"{name} for {target}" in found.zoo or not computes(name, target):
+                    continue
+                start = time.monotonic()
+                out = Path(folder) / f"{name}-{target}"
+                bundle = build(BuildOptions(name, target, out=out, allow_random=True)).bundle
+                assert bundle is not None
+                found.libraries += 1
+                wrong = judge(program, bundle, found, memcheck)
+                found.findings += [f"{name} for {target}: {text}" for text in wrong]
+                found.zoo.append(f"{name} for {target}")
+                found.seconds = round(found.seconds + time.monotonic() - start, 1)
+                save(found)
+                shutil.rmtree(out)
     return found
 
 

@@ -154,13 +154,14 @@ def _memory(found: Mapping[str, Any]) -> list[str]:
         ),
         "    python -m edgecsi.results.reliability memory --zoo",
         (
-            "The same for the networks of the zoo, compiled for x86. Where a library needs no AVX-512, which valgrind "
-            "lacks, valgrind's memcheck watches it as well, driver and kernels, with every array and the workspace a "
-            "block of the heap of exactly its size."
+            "The same for the networks of the zoo, compiled for x86, rpi4 and rpi5. A library for x86 that needs no "
+            "AVX-512, which valgrind lacks, valgrind's memcheck watches as well, driver and kernels, with every array "
+            "and the workspace a block of the heap of exactly its size."
         ),
         f"{found['networks']:,} networks, {found['libraries']:,} libraries, {found['entries']:,} entries, "
         f"{found['calls']:,} calls, {found.get('watched', 0):,} entries watched by valgrind; "
-        f"{len(found.get('zoo', [])):,} networks of the zoo; the deepest stack was {found['stack_bytes']:,} bytes; "
+        f"{len(found.get('zoo', [])):,} pairs of a network of the zoo and a target; "
+        f"the deepest stack was {found['stack_bytes']:,} bytes; "
         f"{found['seconds'] / 3600:.2f} hours on the clock. "
         + (f"Open:\n\n{open_}" if open_ else "Nothing is open."),
     ]
