@@ -97,7 +97,7 @@ def fake_edgecsi(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Stands for the command line: remembers what was called, and leaves the result that bench would."""
     called: list[list[str]] = []
 
-    def run(arguments: list[str], folder: Path, threads: int | None = None) -> None:
+    def run(arguments: list[str], folder: Path, threads: int | None = None, code: Path | None = None) -> None:
         called.append(list(arguments))
         if arguments[0] == "build":
             if "x86" in arguments:
