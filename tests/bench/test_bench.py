@@ -227,11 +227,12 @@ def test_emulation_counts_instructions_and_gives_no_latency(bundle: Bundle) -> N
 
 def test_a_result_survives_its_file(bundle: Bundle, tmp_path: Path) -> None:
     result = bench.run_bench(bundle.path, against=["torch"], load_module=twin, quick=True)
-    path = tmp_path / "result.json"
+    path = tmp_path / "results" / "result.json"
+    path.parent.mkdir()
     report.write_result(result, path)
     assert report.read_result(path) == result
     assert report.to_json(report.read_result(path)) == path.read_text()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["result.json"]
+    assert [entry.name for entry in path.parent.iterdir()] == ["result.json"]
     tree = json.loads(path.read_text())
     assert (tree["kind"], tree["schema"]) == ("edgecsi bench", 3)
     assert tree["engines"][0]["samples"] == list(result.engines[0].samples)
