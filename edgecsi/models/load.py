@@ -175,13 +175,8 @@ def _make(spec: str, has_weights: bool) -> tuple[str, nn.Module, tuple[Tensor, .
         )
     if ":" in spec:
         name, module, examples = factories.make(spec)
-        return (
-            name,
-            dict(module.named_children()).get("_orig_mod", module),
-            examples,
-            None,
-            [],
-        )  # what torch.compile wraps
+        compiled = dict(module.named_children()).get("_orig_mod")  # what torch.compile wraps
+        return name, compiled or module, examples, None, []
     if Path(spec).is_file():
         raise ModelError(
             f"{spec} is {file_kinds.describe(Path(spec)) or 'a file'}, and no network",

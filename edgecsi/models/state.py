@@ -1,4 +1,4 @@
-"""What a network's `state_dict` holds beside tensors: it is left out, or the network is refused."""
+"""A user's network as PyTorch means one: its modes, its values, and a `state_dict` of tensors; or it is refused."""
 
 from __future__ import annotations
 
@@ -24,14 +24,11 @@ def as_pytorch_means_it(module: nn.Module, examples: Sequence[torch.Tensor], nam
     Raises:
         ModelError: it is TorchScript, or weights have no values.
     """
-    scripted = [
-        path or "the network" for path, m in module.named_modules() if isinstance(m, torch.jit.ScriptModule)
-    ]
-    if scripted:
+    if isinstance(module, torch.jit.ScriptModule):  # as a part of a network, some can be looked into
         raise ModelError(
-            f"{name} has parts that are TorchScript: {', '.join(scripted)[:300]}",
-            "torch.export cannot look into them",
-            "take the Python modules they were made of, with the same weights",
+            f"{name} is TorchScript",
+            "torch.export cannot look into it",
+            "take the Python module that it was made of, with the same weights",
         )
     try:
         plain = module.eval() is module

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from edgecsi.bench.competitors import fp32_model
 from edgecsi.bundle import Check, Entry, ModelOrigin, Tensor, golden_npz, read_bundle, write_bundle
 from edgecsi.cli import main
 from edgecsi.device import Local
+from edgecsi.errors import CheckFailed
 from edgecsi.evaluate import evaluate as evaluate_bundle
+from edgecsi.evaluate import evaluate_data, judge
 from edgecsi.models.load import load_model
 from tests import _tiny
 
@@ -169,6 +172,15 @@ def test_values_on_an_edge_are_left_to_rounding(tmp_path: Path, capsys: pytest.C
     assert (
         found.differences["full"].max_rel_diff == 2
     )  # a build sees all, and keeps the library's answers to ties
+
+    class Wrong(Local):
+        def run(self, bundle: Any, entry: str, x: Any) -> Any:
+            y = np.array(super().run(bundle, entry, x))
+            y[0, 1] *= -1  # which nothing leaves to rounding
+            return y
+
+    with pytest.raises(CheckFailed, match="answers wrongly"):
+        judge(bundle, evaluate_data(bundle, str(data), Wrong(), model=network)[0])
     np.save(tmp_path / "weight.npy", weight.astype(np.float32)[::-1])  # the library is now another network's
     assert main(evaluate) == 3
     assert "was built from other weights" in capsys.readouterr().err

@@ -1192,8 +1192,9 @@ def _descended(s: Any, x: Tensor) -> Tensor:
     return x - 0.1 * g
 
 
-add("bools_compared", lambda s, x: (lambda a, b: (a == b, a != b, a > b, a <= b, a * b, torch.maximum(a, b), torch.minimum(a, b),
-    a.eq(1), (a == b).all(-1), a.masked_fill(b, False), a.amax(-1), b.amin(1), a.logical_not() == b))(x > 0.5, x.flip(-1) > 0.4))  # fmt: skip
+add("bools_compared", lambda s, x: (lambda a, b: (torch.stack([a == b, a != b, a > b, a <= b, a * b, torch.maximum(a, b),
+    torch.minimum(a, b), a.eq(1), a.masked_fill(b, False), a.logical_not() == b]), (a == b).all(-1), a.amax(-1), b.amin(1)))(
+    x > 0.5, x.flip(-1) > 0.4))  # fmt: skip
 add("adaptive_pool_places", lambda s, x: (
     F.adaptive_max_pool2d(x, (3, 5), return_indices=True), F.adaptive_max_pool2d((x * 4).round(), 3, return_indices=True),
     F.adaptive_max_pool1d(x[0, :, 0], 3, return_indices=True), F.max_unpool2d(*F.adaptive_max_pool2d(x, 4, return_indices=True), 2)))  # fmt: skip

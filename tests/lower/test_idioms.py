@@ -15,6 +15,7 @@ from edgecsi.errors import EdgecsiError
 from edgecsi.lower import lower
 from edgecsi.lower.export import tensors_of
 from edgecsi.models.entries import entries_of
+from edgecsi.models.load import load_model
 from tests.lower import idioms, repositories
 from tests.lower._answers import Answers
 
@@ -111,3 +112,14 @@ def test_what_cannot_be_compiled_is_refused_by_its_name(name: str) -> None:
         lower(full.module, full.inputs, "full", targets.host())
     assert word.lower() in str(refusal.value).lower()
     assert "bug in edgecsi" not in str(refusal.value)
+
+
+def test_every_one_is_loaded_as_a_user_gives_it() -> None:
+    """Those that a build takes are taken by what comes before lowering, which the others here go past."""
+    refused = {}
+    for name in idioms.NETWORKS:
+        try:
+            load_model(f"{repositories.__name__}:made(name={name!r})")
+        except EdgecsiError as error:
+            refused[name] = str(error)
+    assert not refused

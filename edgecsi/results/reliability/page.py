@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -141,6 +142,8 @@ def _memory(found: Mapping[str, Any]) -> list[str]:
     if not found:
         return []
     open_ = "\n".join(f"- {text}" for text in found["findings"])
+    done = Counter(pair.rpartition(" for ")[2] for pair in found.get("zoo", []))
+    zoo = ", ".join(f"{count} for {target}" for target, count in done.items()) or "none yet"
     return [
         "## Memory",
         "    python -m edgecsi.results.reliability memory --minutes 60",
@@ -154,13 +157,13 @@ def _memory(found: Mapping[str, Any]) -> list[str]:
         ),
         "    python -m edgecsi.results.reliability memory --zoo",
         (
-            "The same for the networks of the zoo, compiled for x86, rpi4 and rpi5. A library for x86 that needs no "
+            "The same for the networks of the zoo, compiled for ARM too. A library for x86 that needs no "
             "AVX-512, which valgrind lacks, valgrind's memcheck watches as well, driver and kernels, with every array "
             "and the workspace a block of the heap of exactly its size."
         ),
         f"{found['networks']:,} networks, {found['libraries']:,} libraries, {found['entries']:,} entries, "
         f"{found['calls']:,} calls, {found.get('watched', 0):,} entries watched by valgrind; "
-        f"{len(found.get('zoo', [])):,} pairs of a network of the zoo and a target; "
+        f"networks of the zoo: {zoo}; "
         f"the deepest stack was {found['stack_bytes']:,} bytes; "
         f"{found['seconds'] / 3600:.2f} hours on the clock. "
         + (f"Open:\n\n{open_}" if open_ else "Nothing is open."),
