@@ -136,7 +136,10 @@ class Emulated:
         if x is None:
             x = some_call(described.inputs)
         calls = to_calls(described, x)
-        few, many = 1, 9  # as many digits: reading the argument costs the same
+        few, many = (
+            10,
+            30,
+        )  # as many digits: reading the argument costs the same; what starting costs varies a little
         with _Job(bundle, entry, calls, self.deadline) as job:
             difference = job.count(many) - job.count(few)
         return round(difference / ((many - few) * len(calls[0])))

@@ -92,8 +92,8 @@ def test_a_program_builds_against_the_unpacked_archive_with_cmake(
     packed: Callable[..., Bundle], tmp_path: Path
 ) -> None:
     archive = write_package(packed(), "tar", tmp_path)
-    with tarfile.open(archive) as tar:
-        tar.extractall(tmp_path / "there", filter="data")
+    (tmp_path / "there").mkdir()
+    subprocess.run(["tar", "-xf", archive, "-C", tmp_path / "there"], check=True)
     (prefix,) = (tmp_path / "there").iterdir()
     source = tmp_path / "source"
     source.mkdir()
